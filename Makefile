@@ -1,0 +1,61 @@
+# The only commands to know. CI calls `make check` and `make test`.
+#
+#   make demo    watch a network learn handwritten digits on two worker processes
+#   make test    every test, the C ones under sanitizers included
+#   make check   ruff, mypy (strict) and the layering test
+#   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
+#   make soak    the long variants of the tests
+#   make clean   remove what the others made
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test test-c check bench soak clean venv
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# The environment is made again when what it is built from has changed.
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "untorn needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@touch $@
+
+$(VENV)/.bench-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+venv: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/untorn train digits --workers 2
+
+test: test-c $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-c:
+	$(MAKE) -C tests/c
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layers.py
+
+bench: $(VENV)/.bench-installed
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/untorn/_core*.so
+	$(MAKE) -C tests/c clean
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

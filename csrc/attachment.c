@@ -1,0 +1,588 @@
+/* One process's side of a channel. See attachment.h for what it promises. */
+#include "attachment.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "futex.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static const int64_t WAIT_SPIN_NS = 20000;
+
+/* -- locks ------------------------------------------------------------------------------------------------------ */
+
+static struct flock byte_lock(short type, uint32_t byte)
+{
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+}
+
+/* Ask the kernel for byte `byte` of the control file; false if a living process has it. */
+static bool lock_take(int fd, uint32_t byte)
+{
+    struct flock lock = byte_lock(F_WRLCK, byte);
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+static void lock_drop(int fd, uint32_t byte)
+{
+    struct flock lock = byte_lock(F_UNLCK, byte);
+    fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+static bool lock_is_held_elsewhere(int fd, uint32_t byte)
+{
+    struct flock lock = byte_lock(F_WRLCK, byte);
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+/* -- rows ------------------------------------------------------------------------------------------------------- */
+
+static void commons_raise_high(struct reader_commons *commons, uint32_t row)
+{
+    uint32_t high = load_relaxed(&commons->high);
+    while (high < row && !atomic_compare_exchange_weak_explicit(&commons->high, &high, row, memory_order_release,
+                                                                memory_order_relaxed)) {
+    } /* pairs with channel_held; comes before the row's first bit */
+}
+
+/* Take a row whose lock is free, as the owner of `fd`. What a dead reader left in it is cleared under the lock. */
+static uint32_t row_take(const struct channel *channel, int fd, uint64_t held)
+{
+    for (uint32_t row = 1; row <= channel->max_readers; row++) {
+        if (!lock_take(fd, row))
+            continue;
+        struct reader_row *line = &channel->rows[row];
+        commons_raise_high(channel->commons, row);
+        line->attached_ns = clock_wall_ns();
+        store_relaxed(&line->pid, (uint32_t)getpid());
+        store_release(&line->held, held); /* pairs with channel_held */
+        return row;
+    }
+    return 0;
+}
+
+unsigned attachment_reclaim(struct attachment *attachment)
+{
+    const struct channel *channel = &attachment->channel;
+    unsigned reclaimed = 0;
+    uint32_t high = load_acquire(&channel->commons->high);
+    for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
+        struct reader_row *line = &channel->rows[row];
+        if (row == attachment->row || load_relaxed(&line->held) == 0 || !lock_take(attachment->control_fd, row))
+            continue;
+        store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
+        store_relaxed(&line->pid, 0);
+        lock_drop(attachment->control_fd, row);
+        reclaimed++;
+    }
+    return reclaimed;
+}
+
+/* -- fork ------------------------------------------------------------------------------------------------------- */
+
+/* A child shares its parent's open file descriptions, and so its locks: the child would keep a dead parent's row and
+ * publisher lock alive. So before a fork every attachment gets a second description with a row of its own, which holds
+ * what the parent holds; the child goes over to it. If there is no row left, the child gets copies of what it holds. */
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct attachment *registry;
+static pthread_once_t registry_once = PTHREAD_ONCE_INIT;
+
+static uint8_t *memory_copy(const struct slot_mapping *map)
+{
+    void *copy = mmap(NULL, map->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return NULL;
+    memcpy(copy, map->base, map->length);
+    return copy;
+}
+
+static int description_duplicate(int fd)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static void fork_prepare_one(struct attachment *a)
+{
+    pthread_mutex_lock(&a->lock);
+    a->fork_row = 0;
+    a->fork_fd = description_duplicate(a->control_fd);
+    if (a->row == 0)
+        return;
+    if (a->fork_fd >= 0)
+        a->fork_row = row_take(&a->channel, a->fork_fd, load_relaxed(&a->channel.rows[a->row].held));
+    if (a->fork_row != 0) {
+        add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
+        return;
+    }
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
+        a->fork_copies[slot] = a->pins[slot] != 0 ? memory_copy(&a->maps[slot]) : NULL;
+}
+
+static void fork_parent_one(struct attachment *a)
+{
+    if (a->fork_fd >= 0)
+        close(a->fork_fd); /* the child keeps the description, and with it the row, alive */
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        if (a->fork_copies[slot] != NULL)
+            munmap(a->fork_copies[slot], a->maps[slot].length);
+        a->fork_copies[slot] = NULL;
+    }
+    pthread_mutex_unlock(&a->lock);
+}
+
+static void fork_child_one(struct attachment *a)
+{
+    if (a->fork_fd >= 0) {
+        dup3(a->fork_fd, a->control_fd, O_CLOEXEC);
+        close(a->fork_fd);
+    } else {
+        close(a->control_fd);
+        a->control_fd = -1;
+    }
+    if (a->fork_row != 0)
+        store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
+    if (a->row != 0 && a->fork_row == 0) {
+        for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+            if (a->pins[slot] == 0)
+                continue;
+            if (a->fork_copies[slot] != NULL)
+                mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length,
+                       MREMAP_MAYMOVE | MREMAP_FIXED, a->maps[slot].base);
+            a->fork_copies[slot] = NULL;
+            a->maps[slot] = (struct slot_mapping){0}; /* the copy belongs to the views alone */
+            a->pins[slot] = 0;
+        }
+        a->generation++;
+    }
+    a->row = a->fork_row;
+    a->forked = a->role == ROLE_PUBLISHER;
+    pthread_mutex_unlock(&a->lock);
+}
+
+static void fork_prepare(void)
+{
+    pthread_mutex_lock(&registry_lock);
+    for (struct attachment *a = registry; a != NULL; a = a->next)
+        fork_prepare_one(a);
+}
+
+static void fork_parent(void)
+{
+    for (struct attachment *a = registry; a != NULL; a = a->next)
+        fork_parent_one(a);
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void fork_child(void)
+{
+    for (struct attachment *a = registry; a != NULL; a = a->next)
+        fork_child_one(a);
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void registry_start(void) { pthread_atfork(fork_prepare, fork_parent, fork_child); }
+
+static void registry_add(struct attachment *a)
+{
+    pthread_once(&registry_once, registry_start);
+    pthread_mutex_lock(&registry_lock);
+    a->next = registry;
+    if (registry != NULL)
+        registry->previous = a;
+    registry = a;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void registry_remove(struct attachment *a)
+{
+    pthread_mutex_lock(&registry_lock);
+    if (a->next != NULL)
+        a->next->previous = a->previous;
+    if (a->previous != NULL)
+        a->previous->next = a->next;
+    else if (registry == a)
+        registry = a->next;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+/* -- open and close --------------------------------------------------------------------------------------------- */
+
+static uint64_t page_round(uint64_t nbytes)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (nbytes + page - 1) / page * page;
+}
+
+uint64_t attachment_control_nbytes(uint32_t max_readers)
+{
+    return page_round(sizeof(struct control)) + page_round((uint64_t)(max_readers + 1) * CHANNEL_LINE);
+}
+
+enum status attachment_format(int control_fd, const uint8_t id[16], uint32_t max_readers, uint32_t max_slots,
+                              uint32_t keep_slots)
+{
+    struct control control = {
+        .layout = CHANNEL_LAYOUT,
+        .byte_order = CHANNEL_BYTE_ORDER,
+        .max_readers = max_readers,
+        .max_slots = max_slots,
+        .keep_slots = keep_slots,
+        .rows_offset = page_round(sizeof(struct control)),
+        .created_ns = clock_wall_ns(),
+    };
+    memcpy(control.magic, CHANNEL_MAGIC, sizeof control.magic);
+    memcpy(control.id, id, sizeof control.id);
+    return pwrite(control_fd, &control, sizeof control, 0) == (ssize_t)sizeof control ? STATUS_OK : STATUS_OS;
+}
+
+/* Read the identity with read(), not through a mapping: garbage of any length is then an answer, not a signal. */
+static enum status control_check(int fd, uint32_t *max_readers, uint32_t *max_slots, uint64_t *rows_offset)
+{
+    struct control control;
+    struct stat stat;
+    if (fstat(fd, &stat) != 0)
+        return STATUS_OS;
+    ssize_t got = pread(fd, &control, sizeof control, 0);
+    if (got < 0)
+        return STATUS_OS;
+    if (!S_ISREG(stat.st_mode) || got != (ssize_t)sizeof control || memcmp(control.magic, CHANNEL_MAGIC, 8) != 0)
+        return STATUS_FORMAT;
+    if (control.layout != CHANNEL_LAYOUT || control.byte_order != CHANNEL_BYTE_ORDER)
+        return STATUS_LAYOUT;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t rows_nbytes = ((uint64_t)control.max_readers + 1) * CHANNEL_LINE;
+    if (control.max_readers == 0 || control.max_readers > CHANNEL_MAX_READERS || control.max_slots < 2 ||
+        control.max_slots > CHANNEL_MAX_SLOTS || control.rows_offset < sizeof control ||
+        control.rows_offset % page != 0 || control.rows_offset > (uint64_t)stat.st_size ||
+        rows_nbytes > (uint64_t)stat.st_size - control.rows_offset)
+        return STATUS_FORMAT;
+    *max_readers = control.max_readers;
+    *max_slots = control.max_slots;
+    *rows_offset = control.rows_offset;
+    return STATUS_OK;
+}
+
+static enum status attachment_map_control(struct attachment *a)
+{
+    uint64_t rows_offset;
+    enum status status = control_check(a->control_fd, &a->channel.max_readers, &a->channel.max_slots, &rows_offset);
+    if (status != STATUS_OK)
+        return status;
+    int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
+    a->control_nbytes = page_round(sizeof(struct control));
+    a->rows_nbytes = page_round((uint64_t)(a->channel.max_readers + 1) * CHANNEL_LINE);
+    void *control = mmap(NULL, a->control_nbytes, protection, MAP_SHARED, a->control_fd, 0);
+    if (control == MAP_FAILED)
+        return STATUS_OS;
+    a->channel.control = control;
+    void *rows = mmap(NULL, a->rows_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->control_fd, (off_t)rows_offset);
+    if (rows == MAP_FAILED)
+        return STATUS_OS;
+    a->channel.commons = rows;
+    a->channel.rows = rows;
+    return STATUS_OK;
+}
+
+static enum status attachment_lock_role(struct attachment *a)
+{
+    if (a->role == ROLE_PUBLISHER) {
+        if (!lock_take(a->control_fd, 0))
+            return STATUS_BUSY;
+        store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
+        store_release(&a->channel.control->state, CHANNEL_OPEN);
+        return STATUS_OK;
+    }
+    a->row = row_take(&a->channel, a->control_fd, 0);
+    return a->row != 0 ? STATUS_OK : STATUS_NO_ROW;
+}
+
+enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, struct attachment **result)
+{
+    struct attachment *a = calloc(1, sizeof *a);
+    if (a == NULL) {
+        close(control_fd);
+        close(data_fd);
+        errno = ENOMEM;
+        return STATUS_OS;
+    }
+    a->role = role;
+    a->control_fd = control_fd;
+    a->data_fd = data_fd;
+    a->fork_fd = -1;
+    pthread_mutex_init(&a->lock, NULL);
+    enum status status = attachment_map_control(a);
+    if (status == STATUS_OK)
+        status = attachment_lock_role(a);
+    if (status != STATUS_OK) {
+        int cause = errno;
+        attachment_close(a);
+        errno = cause;
+        return status;
+    }
+    registry_add(a);
+    *result = a;
+    return STATUS_OK;
+}
+
+/* A mapping that is lent out is forgotten and not unmapped: somebody kept an array of an edit that is over. */
+static void mapping_drop(struct attachment *a, unsigned slot)
+{
+    struct slot_mapping *map = &a->maps[slot];
+    if (map->base != NULL && a->loans[slot] == 0)
+        munmap(map->base, map->length);
+    *map = (struct slot_mapping){0};
+    a->loans[slot] = 0;
+}
+
+void attachment_close(struct attachment *a)
+{
+    if (a->next != NULL || a->previous != NULL || registry == a)
+        registry_remove(a);
+    if (a->row != 0) {
+        store_release(&a->channel.rows[a->row].held, 0);
+        store_relaxed(&a->channel.rows[a->row].pid, 0);
+    }
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
+        mapping_drop(a, slot);
+    if (a->channel.rows != NULL)
+        munmap(a->channel.rows, a->rows_nbytes);
+    if (a->channel.control != NULL)
+        munmap(a->channel.control, a->control_nbytes);
+    if (a->control_fd >= 0)
+        close(a->control_fd); /* and the kernel releases the lock */
+    close(a->data_fd);
+    pthread_mutex_destroy(&a->lock);
+    free(a);
+}
+
+/* -- slots ------------------------------------------------------------------------------------------------------ */
+
+/* The extent cannot change: the caller holds the slot, or is its writer. */
+static enum status slot_map(struct attachment *a, unsigned slot)
+{
+    const struct slot_extent *extent = &a->channel.control->slots[slot];
+    uint64_t offset = load_acquire((shared_u64 *)&extent->offset);
+    uint64_t length = load_acquire((shared_u64 *)&extent->capacity);
+    struct slot_mapping *map = &a->maps[slot];
+    if (map->base != NULL && map->offset == offset && map->length == length && length != 0)
+        return STATUS_OK;
+    struct stat stat;
+    if (fstat(a->data_fd, &stat) != 0)
+        return STATUS_OS;
+    if (length < sizeof(struct slot_header) || offset > (uint64_t)stat.st_size ||
+        length > (uint64_t)stat.st_size - offset)
+        return STATUS_FORMAT;
+    mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
+    int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
+    void *base = mmap(NULL, length, protection, MAP_SHARED, a->data_fd, (off_t)offset);
+    if (base == MAP_FAILED)
+        return STATUS_OS;
+    *map = (struct slot_mapping){base, offset, length};
+    return STATUS_OK;
+}
+
+static enum status slot_check(const struct slot_mapping *map, uint64_t version)
+{
+    const struct slot_header *header = (const struct slot_header *)map->base;
+    if (header->version != version || header->nbytes > map->length || header->nbytes < sizeof *header ||
+        header->schema_nbytes > header->nbytes - sizeof *header)
+        return STATUS_FORMAT;
+    return STATUS_OK;
+}
+
+static enum status pin_locked(struct attachment *a, struct pin *pin)
+{
+    const struct channel *channel = &a->channel;
+    if (a->row == 0) { /* a forked child that found no row then may find one now */
+        a->row = a->control_fd >= 0 ? row_take(channel, a->control_fd, 0) : 0;
+        if (a->row == 0)
+            return STATUS_NO_ROW;
+    }
+    uint64_t latest = channel_latest(channel);
+    if (latest_version(latest) == 0)
+        return STATUS_FORMAT; /* a channel gets its name with its first version */
+    if (a->pins[latest_slot(latest)] == 0) /* else the bit is set, and the slot has still this version */
+        latest = channel_pin(channel, &channel->rows[a->row]);
+    unsigned slot = latest_slot(latest);
+    a->pins[slot]++;
+    enum status status = slot_map(a, slot);
+    if (status == STATUS_OK)
+        status = slot_check(&a->maps[slot], latest_version(latest));
+    if (status != STATUS_OK) {
+        if (--a->pins[slot] == 0)
+            channel_unpin(&channel->rows[a->row], slot);
+        return status;
+    }
+    const struct slot_header *header = (const struct slot_header *)a->maps[slot].base;
+    *pin = (struct pin){latest_version(latest), slot, a->generation, a->maps[slot].base, header->nbytes};
+    return STATUS_OK;
+}
+
+enum status attachment_pin(struct attachment *a, struct pin *pin)
+{
+    pthread_mutex_lock(&a->lock);
+    enum status status = pin_locked(a, pin);
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}
+
+/* A pin from before a fork that had to copy (see fork_child_one) holds nothing of the channel any more. */
+void attachment_unpin(struct attachment *a, unsigned slot, uint32_t generation)
+{
+    pthread_mutex_lock(&a->lock);
+    if (generation == a->generation && --a->pins[slot] == 0)
+        channel_unpin(&a->channel.rows[a->row], slot);
+    pthread_mutex_unlock(&a->lock);
+}
+
+enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout_ns)
+{
+    const shared_u32 *word = channel_futex(&a->channel);
+    uint64_t latest = channel_latest(&a->channel);
+    if (latest_version(latest) > seen)
+        return STATUS_OK;
+    int64_t spin_ns = timeout_ns < WAIT_SPIN_NS ? timeout_ns : WAIT_SPIN_NS;
+    if (!futex_spin(word, (uint32_t)latest, spin_ns) &&
+        futex_sleep(word, (uint32_t)latest, &a->channel.commons->sleepers, timeout_ns) == FUTEX_INTERRUPTED)
+        return STATUS_INTERRUPTED;
+    return latest_version(channel_latest(&a->channel)) > seen ? STATUS_OK : STATUS_TIMEOUT;
+}
+
+bool attachment_publisher_alive(struct attachment *a)
+{
+    if (a->role == ROLE_PUBLISHER)
+        return !a->forked;
+    return a->control_fd >= 0 && lock_is_held_elsewhere(a->control_fd, 0);
+}
+
+enum status attachment_map(struct attachment *a, unsigned slot, uint8_t **address, uint64_t *capacity)
+{
+    pthread_mutex_lock(&a->lock);
+    enum status status = slot_map(a, slot);
+    *address = a->maps[slot].base;
+    *capacity = a->maps[slot].length;
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}
+
+enum status attachment_lend(struct attachment *a, unsigned slot, uint8_t **address, uint64_t *capacity)
+{
+    enum status status = attachment_map(a, slot, address, capacity);
+    if (status == STATUS_OK)
+        a->loans[slot]++;
+    return status;
+}
+
+void attachment_return(struct attachment *a, unsigned slot, const uint8_t *address)
+{
+    pthread_mutex_lock(&a->lock);
+    if (a->maps[slot].base == address)
+        a->loans[slot]--;
+    pthread_mutex_unlock(&a->lock);
+}
+
+void attachment_retire(struct attachment *a)
+{
+    if (a->role != ROLE_PUBLISHER || a->forked)
+        return;
+    store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' load_acquire */
+    futex_wake(channel_futex(&a->channel), &a->channel.commons->sleepers);
+    lock_drop(a->control_fd, 0);
+    a->forked = true; /* from here on it may publish as little as a child */
+}
+
+bool attachment_row_alive(struct attachment *a, uint32_t row)
+{
+    return a->control_fd >= 0 && lock_is_held_elsewhere(a->control_fd, row);
+}
+
+static bool slot_find(const struct control *control, uint64_t free, uint64_t least, uint64_t most, unsigned *found)
+{
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        uint64_t capacity = load_acquire((shared_u64 *)&control->slots[slot].capacity);
+        if ((free & slot_bit(slot)) != 0 && capacity >= least && capacity <= most) {
+            *found = slot;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Give a free slot's space back. The capacity goes first: a publisher killed here leaves a slot without space. */
+static void slot_release(struct attachment *a, unsigned slot)
+{
+    struct slot_extent *extent = &a->channel.control->slots[slot];
+    uint64_t capacity = load_relaxed(&extent->capacity);
+    if (capacity == 0)
+        return;
+    store_release(&extent->capacity, 0);
+    mapping_drop(a, slot);
+    fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)load_relaxed(&extent->offset),
+              (off_t)capacity); /* a file system without holes keeps the space until the gap is used again */
+}
+
+static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
+{
+    struct control *control = a->channel.control;
+    uint64_t length = page_round(nbytes);
+    uint64_t offset = channel_find_gap(control, length);
+    int failure = posix_fallocate(a->data_fd, (off_t)offset, (off_t)length);
+    if (failure != 0) {
+        fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+        errno = failure;
+        return STATUS_NO_SPACE;
+    }
+    store_release(&control->slots[slot].offset, offset);
+    store_release(&control->slots[slot].capacity, length);
+    enum status status = slot_map(a, slot);
+    if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
+        (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);
+    return status;
+}
+
+enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigned *slot)
+{
+    uint64_t free = ~channel_taken(&a->channel);
+    return slot_find(a->channel.control, free, nbytes, UINT64_MAX, slot) ? STATUS_OK : STATUS_NO_SLOT;
+}
+
+static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *slot)
+{
+    struct control *control = a->channel.control;
+    if (a->role == ROLE_PUBLISHER && a->forked)
+        return STATUS_FORKED;
+    uint64_t free = ~channel_taken(&a->channel);
+    bool ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
+    if (!ready && attachment_reclaim(a) != 0) { /* the dead first: memory must not grow with kills */
+        free = ~channel_taken(&a->channel);
+        ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
+    }
+    for (unsigned other = 0; other < CHANNEL_MAX_SLOTS; other++) {
+        bool small = load_relaxed(&control->slots[other].capacity) < nbytes;
+        bool extra = other >= control->keep_slots && !(ready && other == *slot);
+        if ((free & slot_bit(other)) != 0 && (small || extra))
+            slot_release(a, other);
+    }
+    if (ready)
+        return STATUS_OK;
+    if (!slot_find(control, free, 0, 0, slot))
+        return STATUS_NO_SLOT;
+    return slot_reserve(a, *slot, nbytes);
+}
+
+enum status attachment_pick(struct attachment *a, uint64_t nbytes, unsigned *slot)
+{
+    pthread_mutex_lock(&a->lock);
+    enum status status = pick_locked(a, nbytes, slot);
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}

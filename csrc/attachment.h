@@ -1,0 +1,103 @@
+/* One process's side of a channel: its two descriptors, its mappings, its reader row, its locks, and fork.
+ *
+ * What it promises: a slot stays pinned while this process has any use for it, also across fork; the publisher is one
+ * process; space is reserved before it is written; only the kernel declares a process dead, by releasing its lock.
+ *
+ *     role        control descriptor   control page   rows   data     lock it holds while it lives
+ *     READER      O_RDWR               read           write  read     byte i of the control file: row i
+ *     WRITER      O_RDWR               write          write  write    byte i: a training worker reads and writes
+ *     PUBLISHER   O_RDWR               write          write  write    byte 0: the one publisher
+ *
+ * Locks are open-file-description locks: they belong to the descriptor that took them, so a publisher and a reader in
+ * one process are two owners, and they vanish when the last copy of the descriptor is closed, however the process ends.
+ */
+#ifndef UNTORN_ATTACHMENT_H
+#define UNTORN_ATTACHMENT_H
+
+#include <pthread.h>
+
+#include "channel.h"
+
+enum attachment_role { ROLE_READER = 0, ROLE_WRITER = 1, ROLE_PUBLISHER = 2 };
+
+/* The one table of what can go wrong. module.c turns it into exceptions. */
+enum status {
+    STATUS_OK = 0,
+    STATUS_OS,         /* a system call failed: errno says how */
+    STATUS_FORMAT,     /* the bytes are not a channel */
+    STATUS_LAYOUT,     /* a channel of another layout version */
+    STATUS_BUSY,       /* another process holds the publisher's lock */
+    STATUS_NO_ROW,     /* every reader row is taken */
+    STATUS_NO_SLOT,    /* every slot is held */
+    STATUS_NO_SPACE,   /* the file system has no room for the slot: errno says how */
+    STATUS_FORKED,     /* this process inherited the publisher by fork, and may not publish */
+    STATUS_TIMEOUT,
+    STATUS_INTERRUPTED,
+};
+
+struct slot_mapping {
+    uint8_t *base;
+    uint64_t offset, length;
+};
+
+struct attachment {
+    enum attachment_role role;
+    int control_fd, data_fd;
+    struct channel channel;
+    size_t control_nbytes, rows_nbytes;
+    uint32_t row;                                /* 0: none */
+    bool forked;                                 /* a publisher's copy in a child: it may do nothing */
+    pthread_mutex_t lock;                        /* guards all that follows and this process's row */
+    uint32_t generation;                         /* see attachment_unpin */
+    uint32_t pins[CHANNEL_MAX_SLOTS];            /* how many users in this process; the row has the bit while > 0 */
+    struct slot_mapping maps[CHANNEL_MAX_SLOTS];
+    uint32_t loans[CHANNEL_MAX_SLOTS];           /* writers: how many drafts point into maps[slot] */
+    /* fork, between its prepare and its child or parent handler */
+    int fork_fd;
+    uint32_t fork_row;
+    uint8_t *fork_copies[CHANNEL_MAX_SLOTS];
+    struct attachment *next, *previous;          /* all attachments of this process, guarded by the registry's lock */
+};
+
+struct pin {
+    uint64_t version;
+    unsigned slot;
+    uint32_t generation;
+    uint8_t *address;                            /* of the slot's header */
+    uint64_t nbytes;
+};
+
+/* Lay out a new, empty, already reserved control file. Its name must not exist yet. */
+enum status attachment_format(int control_fd, const uint8_t id[16], uint32_t max_readers, uint32_t max_slots,
+                              uint32_t keep_slots);
+uint64_t attachment_control_nbytes(uint32_t max_readers);
+
+/* Attach in a role. Takes both descriptors over, also when it fails. The result never moves. */
+enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, struct attachment **result);
+void attachment_close(struct attachment *attachment);
+
+/* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
+enum status attachment_pin(struct attachment *attachment, struct pin *pin);
+void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t generation);
+/* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
+enum status attachment_wait(struct attachment *attachment, uint64_t seen, int64_t timeout_ns);
+bool attachment_publisher_alive(struct attachment *attachment);
+
+/* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
+ * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. */
+enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
+/* The same among the slots that exist and have the room, without a system call. */
+enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
+/* Where the slot lies in this process. */
+enum status attachment_map(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
+/* The same, and the mapping stays where it is until the loan is returned. */
+enum status attachment_lend(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
+void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
+/* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
+void attachment_retire(struct attachment *attachment);
+/* Does a living process have this row? Says no for a row of this very attachment. */
+bool attachment_row_alive(struct attachment *attachment, uint32_t row);
+/* Clear the rows of dead readers; returns how many held something. */
+unsigned attachment_reclaim(struct attachment *attachment);
+
+#endif

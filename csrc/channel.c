@@ -1,0 +1,107 @@
+/* The channel's protocol. See channel.h for what it promises and how the memory is laid out. */
+#include "channel.h"
+
+#include "futex.h"
+
+enum { PIN_TRIES = 4 };
+
+/* Why a pinned slot is never written
+ * ----------------------------------
+ * Reader: R1 load latest -> L; R2 store bit of L; R3 fence; R4 load latest -> L'.  It keeps the pin if L' == L.
+ * Writer: W1 store latest; W2 fence; W3 load every held word; W4 write a slot that is not latest and not held.
+ *
+ * The fences R3 and W2 are in one order.
+ *   R3 before W2: the writer's W3 sees the bit, so this scan and all later ones leave the slot alone until R unpins.
+ *   W2 before R3: R4 sees the latest of W1 or a newer one. If that is still L, then L is what this scan calls the
+ *     latest, so W4 does not write it; and before the next scan comes another W2, which is then after R3.
+ * A slot may be pinned, published over and pinned again in between: the version is part of the word, so L' == L means
+ * that nothing was published between R1 and R4.
+ *
+ * The last resort needs no validation: with all bits set and fenced, any slot that a *later* scan could pick is held;
+ * a scan that went before picked one slot that was not latest then. R4 loads that scan's latest, or the very version
+ * that the scan's slot became, which is complete. Either way the loaded slot is whole, and its bit is already set.
+ */
+uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
+{
+    const uint64_t before = load_relaxed(&row->held); /* this reader is the only writer */
+    for (int attempt = 0; attempt < PIN_TRIES; attempt++) {
+        uint64_t latest = channel_latest(channel); /* pairs with channel_publish */
+        store_relaxed(&row->held, before | slot_bit(latest_slot(latest)));
+        fence_full();                              /* pairs with channel_held's */
+        if (channel_latest(channel) == latest)
+            return latest;
+    }
+    store_relaxed(&row->held, UINT64_MAX);
+    fence_full(); /* pairs with channel_held's */
+    uint64_t latest = channel_latest(channel);
+    store_release(&row->held, before | slot_bit(latest_slot(latest)));
+    return latest;
+}
+
+void channel_unpin(struct reader_row *row, unsigned slot)
+{
+    /* release: all reads of the slot come before; pairs with channel_held's load_acquire */
+    store_release(&row->held, load_relaxed(&row->held) & ~slot_bit(slot));
+}
+
+/* A fork copies the parent's held word into a row for the child, then counts a hand-off, and only then can the parent
+ * let go. A scan could pass the child's row before the copy and the parent's after the release, and miss both: it then
+ * sees the count change and looks again. */
+uint64_t channel_held(const struct channel *channel)
+{
+    fence_full(); /* pairs with channel_pin's; comes after the last publication in happens-before order */
+    for (;;) {
+        uint64_t handoffs = load_acquire(&channel->commons->handoffs);
+        uint32_t high = load_acquire(&channel->commons->high);
+        if (high > channel->max_readers) /* the commons are never trusted */
+            high = channel->max_readers;
+        uint64_t held = 0;
+        for (uint32_t i = 1; i <= high; i++)
+            held |= load_acquire(&channel->rows[i].held); /* pairs with channel_unpin */
+        if (load_acquire(&channel->commons->handoffs) == handoffs)
+            return held;
+    }
+}
+
+uint64_t channel_taken(const struct channel *channel)
+{
+    uint64_t taken = channel_held(channel) | slot_bit(latest_slot(channel_latest(channel)));
+    if (channel->max_slots < CHANNEL_MAX_SLOTS)
+        taken |= ~(slot_bit(channel->max_slots) - 1);
+    return taken;
+}
+
+void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)
+{
+    store_release(&channel->control->latest, latest_make(version, slot)); /* pairs with channel_latest */
+    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+}
+
+bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot)
+{
+    if (!swap_if(&channel->control->latest, expected, latest_make(version, slot))) /* pairs with channel_latest */
+        return false;
+    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+    return true;
+}
+
+static bool extent_overlaps(const struct control *control, uint64_t start, uint64_t nbytes, uint64_t *end)
+{
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        uint64_t offset = load_relaxed(&control->slots[slot].offset);
+        uint64_t capacity = load_relaxed(&control->slots[slot].capacity);
+        if (capacity != 0 && start < offset + capacity && offset < start + nbytes) {
+            *end = offset + capacity;
+            return true;
+        }
+    }
+    return false;
+}
+
+uint64_t channel_find_gap(const struct control *control, uint64_t nbytes)
+{
+    uint64_t start = 0; /* moves past one extent at a time: at most 64 rounds */
+    while (extent_overlaps(control, start, nbytes, &start)) {
+    }
+    return start;
+}

@@ -1,0 +1,38 @@
+"""The C extension: all that pyproject.toml cannot say.
+
+`UNTORN_SANITIZE=address,undefined pip install -e .` builds it under sanitizers.
+"""
+
+import os
+import sysconfig
+from glob import glob
+
+from setuptools import Extension, setup
+
+sanitizers = os.environ.get("UNTORN_SANITIZE")
+# The Limited API makes one build serve every CPython from 3.11 on. Free-threaded builds do not have it.
+limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+flags = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# One rounding per operation, on every processor: vector width must not change a single bit of the weights.
+flags += ["-ffp-contract=off", "-fno-math-errno"]
+link = ["-pthread"]
+if sanitizers:
+    flags += [f"-fsanitize={sanitizers}", "-g", "-O1", "-DUNTORN_NO_CLONES"]
+    link += [f"-fsanitize={sanitizers}"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "untorn._core",
+            sources=sorted(glob("csrc/*.c")),
+            depends=sorted(glob("csrc/*.h")),
+            include_dirs=["csrc"],
+            define_macros=[("_GNU_SOURCE", None)] + ([("Py_LIMITED_API", "0x030b0000")] if limited else []),
+            extra_compile_args=flags,
+            extra_link_args=link,
+            py_limited_api=limited,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited else {},
+)
