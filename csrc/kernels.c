@@ -1,0 +1,151 @@
+/* See kernels.h for what this promises.
+ *
+ *     kernel_step --> range_step, for each block of BLOCK_BYTES:
+ *                       tree_sum        gradient buffers --> one block that stays in the cache
+ *                       table[].step    that block, parameters and state --> new parameters and state
+ *
+ * An optimizer is one function over a block, in kernels_impl.h, and one line of the table below.
+ */
+#include "kernels.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#ifdef __FAST_MATH__
+#error "kernels.c promises bits: compile it without -ffast-math"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "kernels.c needs arithmetic in the element type itself, as on x86-64 and aarch64"
+#endif
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF /* gcc has no such pragma: there -ffp-contract=off, or any -std=c.., says it */
+#endif
+
+/* One function for several x86-64 generations, chosen by glibc when the library is loaded. Sanitizers cannot run that
+ * early, hence UNTORN_NO_CLONES. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(UNTORN_NO_CLONES) && defined(__has_attribute)
+#if __has_attribute(target_clones)
+#define CLONED __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#endif
+#ifndef CLONED
+#define CLONED
+#endif
+
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+#ifdef __clang__
+#define INDEPENDENT_ELEMENTS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT_ELEMENTS _Pragma("GCC ivdep")
+#endif
+
+/* Long enough to hide the calls, short enough that a tree of 16 shards' blocks fits the first-level cache. */
+#define BLOCK_BYTES 2048
+/* A counter of 2^31 pairs of shards, and the node just pushed. */
+#define TREE_LEVELS 32
+#define MAX_STATES 1
+
+/* One block of a step; the element type is the step's. */
+struct block {
+    size_t count;
+    const void *grad;
+    const void *params_in;
+    void *params_out;
+    const void *state_in[MAX_STATES];
+    void *state_out[MAX_STATES];
+};
+
+typedef void block_step(const struct kernel_hyper *hyper, const struct block *block);
+
+#define REAL float
+#define NAME(noun) noun##_f32
+#include "kernels_impl.h"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(noun) noun##_f64
+#include "kernels_impl.h"
+#undef REAL
+#undef NAME
+
+static unsigned sgd_state_count(const struct kernel_hyper *hyper) { return hyper->momentum != 0; }
+
+static const struct {
+    unsigned (*state_count)(const struct kernel_hyper *hyper);
+    block_step *step[2]; /* by dtype */
+} table[] = {
+    [KERNEL_SGD] = {sgd_state_count, {sgd_step_f32, sgd_step_f64}},
+};
+
+/* The thread's rounding and flush-to-zero mode. Moving arithmetic across a change of it would be a valid optimisation
+ * in C, so what depends on it lies in functions that are not inlined. */
+#if defined(__x86_64__)
+#define FLOAT_MODE_DEFAULT 0x1f80u /* every exception masked, round to nearest, subnormals kept */
+static uint64_t float_mode_load(void) { return __builtin_ia32_stmxcsr(); }
+static void float_mode_store(uint64_t mode) { __builtin_ia32_ldmxcsr((unsigned)mode); }
+#elif defined(__aarch64__)
+#define FLOAT_MODE_DEFAULT 0u
+static uint64_t float_mode_load(void)
+{
+    uint64_t mode;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+static void float_mode_store(uint64_t mode) { __asm__ __volatile__("msr fpcr, %0" : : "r"(mode) : "memory"); }
+#else
+#error "untorn runs on x86-64 and aarch64"
+#endif
+
+unsigned kernel_state_count(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper)
+{
+    return table[optimizer].state_count(hyper);
+}
+
+size_t kernel_itemsize(enum kernel_dtype dtype) { return dtype == KERNEL_F32 ? sizeof(float) : sizeof(double); }
+
+__attribute__((noinline)) static void step_take(enum kernel_optimizer optimizer, enum kernel_dtype dtype,
+                                                const struct kernel_hyper *hyper, const struct kernel_range *range)
+{
+    const unsigned states = kernel_state_count(optimizer, hyper);
+    block_step *step = table[optimizer].step[dtype];
+    if (dtype == KERNEL_F32)
+        range_step_f32(hyper, range, states, step);
+    else
+        range_step_f64(hyper, range, states, step);
+}
+
+void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const struct kernel_hyper *hyper,
+                 const struct kernel_range *range)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    step_take(optimizer, dtype, hyper, range);
+    float_mode_store(mode);
+}
+
+__attribute__((noinline)) static double scalars_sum(uint32_t count, const double *values)
+{
+    double node[TREE_LEVELS + 1]; /* single leaves, not pairs: one level more than a block's tree */
+    unsigned depth = 0;
+    for (uint32_t leaf = 0; leaf < count; leaf++) {
+        double sum = values[leaf];
+        for (uint32_t carry = leaf; carry & 1; carry >>= 1)
+            sum = node[--depth] + sum;
+        node[depth++] = sum;
+    }
+    if (depth == 0)
+        return 0;
+    double sum = node[--depth];
+    while (depth > 0)
+        sum = node[--depth] + sum;
+    return sum;
+}
+
+double kernel_tree_sum(uint32_t count, const double *values)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    const double sum = scalars_sum(count, values);
+    float_mode_store(mode);
+    return sum;
+}

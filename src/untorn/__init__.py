@@ -1,0 +1,84 @@
+"""untorn: consistent shared-memory snapshots, and data-parallel training on top of them, for Python processes.
+
+    >>> import numpy as np, untorn
+    >>> with untorn.publish({"w": np.zeros(3)}) as weights:     # any number of processes may read
+    ...     reader = weights.subscriber()                       # give this to them
+    ...     version = weights.update({"w": np.ones(3)})
+    ...     with reader.snapshot() as snap:                     # whole, zero-copy, read-only, never torn
+    ...         print(snap.version, snap.value["w"])
+    2 [1. 1. 1.]
+
+share (publish, subscribe) needs NumPy alone. train (Trainer, SGD) stands on it and is imported on first use.
+"""
+
+from __future__ import annotations
+
+import sys as _sys
+from typing import TYPE_CHECKING
+
+if _sys.platform != "linux" or _sys.maxsize < 2**32:
+    raise ImportError(
+        "untorn runs on 64-bit Linux (x86-64, aarch64) alone: it needs memfds, futexes and open-file-description "
+        f"locks; this is {_sys.platform}"
+    )
+
+from untorn.errors import (
+    BrokenChannelError,
+    BusyError,
+    CapacityError,
+    ChannelNotFoundError,
+    ClosedError,
+    FormatError,
+    NonFiniteLossError,
+    UnsupportedTypeError,
+    UntornError,
+    WorkerError,
+)
+from untorn.share import Publisher, ReaderInfo, Snapshot, Subscriber, publish, subscribe
+
+if TYPE_CHECKING:
+    from untorn.train import SGD, Callback, EarlyStopping, History, ProgressBar, Trainer
+
+__version__ = "0.1.0"
+
+_FROM_TRAIN = ("SGD", "Callback", "EarlyStopping", "History", "ProgressBar", "Trainer")
+
+__all__ = [
+    "SGD",
+    "BrokenChannelError",
+    "BusyError",
+    "Callback",
+    "CapacityError",
+    "ChannelNotFoundError",
+    "ClosedError",
+    "EarlyStopping",
+    "FormatError",
+    "History",
+    "NonFiniteLossError",
+    "ProgressBar",
+    "Publisher",
+    "ReaderInfo",
+    "Snapshot",
+    "Subscriber",
+    "Trainer",
+    "UnsupportedTypeError",
+    "UntornError",
+    "WorkerError",
+    "publish",
+    "subscribe",
+]
+
+
+def __getattr__(name: str) -> object:
+    """The names of the training layer, imported when first asked for."""
+    if name not in _FROM_TRAIN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from untorn import train
+
+    found: object = getattr(train, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FROM_TRAIN})

@@ -1,0 +1,385 @@
+"""Reading: subscribers and snapshots.
+
+::
+
+    Subscriber ──┐
+    Subscriber ──┴─> _Attached (one per channel and process) ──> _core.Attachment (a reader row, the mappings)
+    Snapshot ──> _core.Hold (a pinned version) <── base of every array of Snapshot.value
+
+A subscriber that was pickled finds its channel again by its identity; unpickled twice in one process it is one
+attachment. A version stays pinned while anything refers to its Hold, so views outlive snapshots, subscribers and
+channels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from untorn import _core
+from untorn.errors import BrokenChannelError, ChannelNotFoundError, ClosedError, FormatError
+from untorn.share import storage
+from untorn.share.layout import Decoder
+from untorn.share.storage import Address
+
+if TYPE_CHECKING:
+    from untorn.share.publisher import Publisher
+
+__all__ = ["Snapshot", "Subscriber", "subscribe"]
+
+#: how often a waiting reader asks the kernel whether its publisher lives
+LIVENESS_INTERVAL_S = 0.1
+_MAX_DECODERS = 64
+
+
+class _Attached:
+    """This process's reading side of one channel, shared by all its subscribers here."""
+
+    def __init__(self, attachment: _core.Attachment, address: Address) -> None:
+        self.attachment = attachment
+        self.address = address
+        self.hold: weakref.ref[Any] | None = None
+        self._decoders: dict[int, Decoder] = {}
+
+    def decoder(self, hold: _core.Hold) -> Decoder:
+        """The decoder of a pinned version; kept while the schema stays the same."""
+        known = self._decoders.get(hold.schema_id)
+        if known is not None and known.slot_nbytes <= hold.nbytes:
+            return known
+        start = _core.HEADER_NBYTES
+        schema = bytes(memoryview(hold)[start : start + hold.schema_nbytes])
+        try:
+            decoder = Decoder(schema, hold.nbytes)
+        except FormatError as error:
+            raise FormatError(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
+        while len(self._decoders) >= _MAX_DECODERS:
+            self._decoders.pop(next(iter(self._decoders)))
+        self._decoders[hold.schema_id] = decoder
+        return decoder
+
+    def pin(self) -> _core.Hold:
+        try:
+            return self.attachment.pin()
+        except _core.StatusError as error:
+            raise self._pin_error(error) from None
+
+    def _pin_error(self, error: _core.StatusError) -> Exception:
+        code, number = error.args
+        label = self.address.label
+        if code == "no_row":
+            return storage.CapacityError(
+                f"channel {label!r}: this process was forked when every reader row was taken, and none is free now; "
+                "close some subscribers, or publish with a larger max_readers"
+            )
+        if code == "format":
+            return FormatError(f"channel {label!r}: its newest version is damaged; publish again, or remove its files")
+        return OSError(number, os.strerror(number), label)
+
+
+_attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDictionary()
+_attached_lock = threading.Lock()
+os.register_at_fork(before=_attached_lock.acquire, after_in_parent=_attached_lock.release)
+os.register_at_fork(after_in_child=_attached_lock.release)
+
+
+def _attach(address: Address) -> _Attached:
+    with _attached_lock:
+        known = _attached.get(address.id)
+        if known is not None:
+            return known
+        files = storage.open_files(address.places, address.label, id=address.id or None)
+        attachment = storage.attach(*files, _core.READER, address.label)
+        known = _attached.get(attachment.id)  # the same channel under another address
+        if known is None:
+            known = _Attached(attachment, Address(attachment.id, address.places, address.label))
+            _attached[attachment.id] = known
+        return known
+
+
+class Snapshot:
+    """One published version, whole, for as long as anything refers to it.
+
+    Use it as a context manager, or just let it go. Views into ``value`` keep the version pinned on their own, also
+    after the block.
+
+    Example:
+        >>> import numpy as np, untorn
+        >>> with untorn.publish({"w": np.zeros(3)}) as weights:
+        ...     with weights.subscriber().snapshot() as snap:
+        ...         snap.version, snap.value["w"].sum()
+        (1, np.float64(0.0))
+    """
+
+    __slots__ = ("_attached", "_hold", "_value", "version")
+
+    #: the version's number: 1 for the first, one more for each published
+    version: int
+
+    def __init__(self, attached: _Attached, hold: _core.Hold) -> None:
+        self._attached = attached
+        self._hold: _core.Hold | None = hold
+        self._value: Any = _MISSING
+        self.version = hold.version
+
+    def _held(self) -> _core.Hold:
+        if self._hold is None:
+            raise ClosedError(
+                f"this snapshot of version {self.version} is closed; take a new one, or keep a view into its value"
+            )
+        return self._hold
+
+    @property
+    def value(self) -> Any:
+        """The published value. Arrays are read-only views of shared memory (no copy); everything else is a copy.
+
+        Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version.
+        """
+        if self._value is _MISSING:
+            hold = self._held()
+            self._value = self._attached.decoder(hold).value(hold)
+        elif self._hold is None:
+            self._held()
+        return self._value
+
+    @property
+    def extra(self) -> Any:
+        """What a trainer stores beside the value (its optimizer's state), as read-only views; None elsewhere."""
+        hold = self._held()
+        return self._attached.decoder(hold).extra(hold)
+
+    @property
+    def published_at(self) -> float:
+        """When this version was published, in seconds since the epoch (as time.time())."""
+        return self._held().published_ns / 1e9
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of shared memory of this version."""
+        return self._held().nbytes
+
+    def close(self) -> None:
+        """Let this version go; views into it that are still alive keep it. Closing twice is fine."""
+        self._hold = None
+        self._value = None
+
+    def __enter__(self) -> Snapshot:
+        self._held()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hold = None
+        self._value = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._hold is None else f"{self._hold.nbytes:,} bytes"
+        return f"<untorn.Snapshot of {self._attached.address.label!r}, version {self.version}, {state}>"
+
+
+_MISSING = object()
+
+
+class Subscriber:
+    """Reads a channel: snapshots of its newest version, and waiting for newer ones.
+
+    Made by untorn.subscribe() or Publisher.subscriber(). It pickles to a few hundred bytes (process arguments, pools,
+    queues); unpickled twice in one process it is one attachment. Threads may share it. It survives fork.
+    """
+
+    __slots__ = ("__weakref__", "_address", "_attached_or_none", "_closed")
+
+    def __init__(self, address: Address, attached: _Attached | None = None) -> None:
+        self._address = address
+        self._attached_or_none = attached
+        self._closed = False
+
+    @property
+    def _attached(self) -> _Attached:
+        if self._closed:
+            raise ClosedError(f"this subscriber of channel {self._address.label!r} is closed; subscribe again")
+        if self._attached_or_none is None:
+            self._attached_or_none = _attach(self._address)
+        return self._attached_or_none
+
+    @property
+    def version(self) -> int:
+        """The number of the newest published version."""
+        return self._attached.attachment.version
+
+    @property
+    def name(self) -> str:
+        """The channel's name, or its path, or ``anonymous``."""
+        return self._address.label
+
+    def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
+        """The newest version; cost does not depend on its size, and nothing is copied.
+
+        Args:
+            newer_than: wait until the newest version is greater than this one. Without it, does not block.
+            timeout_s: seconds to wait at most; None waits as long as a publisher lives.
+
+        Raises:
+            TimeoutError: nothing newer came in time.
+            BrokenChannelError: nothing newer can come: the publisher closed the channel or is dead.
+            ClosedError: this subscriber is closed.
+
+        Example:
+            >>> import untorn
+            >>> publisher = untorn.publish("first")
+            >>> reader = publisher.subscriber()
+            >>> reader.snapshot().value
+            'first'
+            >>> _ = publisher.update("second")
+            >>> reader.snapshot(newer_than=1, timeout_s=5).value
+            'second'
+            >>> publisher.close()
+        """
+        attached = self._attached_or_none
+        if attached is None or self._closed:
+            attached = self._attached
+        if newer_than is not None:
+            self.wait(newer_than, timeout_s)
+        try:
+            hold = attached.attachment.pin()
+        except _core.StatusError:
+            hold = attached.pin()
+        return Snapshot(attached, hold)
+
+    def wait(self, newer_than: int, timeout_s: float | None = None) -> int:
+        """Block until a version greater than ``newer_than`` is published; returns its number (or a later one).
+
+        Spins briefly, then sleeps; signals such as Ctrl-C are handled. Raises as snapshot() does: with ``timeout_s`` a
+        named channel is waited for to the end, since a new publisher may take it over; without, a dead or closed
+        publisher raises BrokenChannelError within a fraction of a second.
+        """
+        attachment = self._attached.attachment
+        if not isinstance(newer_than, int):
+            raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
+        if attachment.version > newer_than:
+            return attachment.version
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
+            if attachment.wait(newer_than, max(0.0, min(left, LIVENESS_INTERVAL_S))):
+                return attachment.version
+            lost = self._loss(attachment)
+            if attachment.version > newer_than:
+                return attachment.version
+            if lost and (deadline is None or not self._may_be_taken_over()):
+                raise BrokenChannelError(
+                    f"channel {self.name!r}: nothing newer than version {newer_than} can come, because {lost}; "
+                    f"version {attachment.version} can still be read"
+                )
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"channel {self.name!r}: nothing newer than version {newer_than} within {timeout_s} s"
+                    + (f" ({lost})" if lost else "")
+                )
+
+    def _loss(self, attachment: _core.Attachment) -> str:
+        """Why nothing newer can come, as the kernel sees it; empty while the publisher lives."""
+        if attachment.publisher_alive():
+            return ""
+        return "its publisher closed it" if attachment.closed else "its publisher is dead"
+
+    def _may_be_taken_over(self) -> bool:
+        return any(not control.startswith("/proc/") for control, _ in self._address.places)
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        """The newest version, then every time something newer is there the newest of it. Ends when the publisher
+        closes the channel; raises BrokenChannelError if it dies."""
+        seen = 0
+        while True:
+            try:
+                snapshot = self.snapshot(newer_than=seen)
+            except BrokenChannelError:
+                if self._attached.attachment.closed:
+                    return
+                raise
+            seen = snapshot.version
+            yield snapshot
+            del snapshot  # or the old version would stay pinned while we wait
+
+    def close(self) -> None:
+        """Stop using the channel. Snapshots and views that were taken stay valid. Closing twice is fine."""
+        self._closed = True
+        self._attached_or_none = None
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        attached = self._attached_or_none
+        address = self._address if attached is None else attached.address.here(attached.attachment)
+        return _unpickle, (address.id, address.places, address.label)
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<untorn.Subscriber of {self.name!r}, closed>"
+        return f"<untorn.Subscriber of {self.name!r}>"
+
+
+def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str) -> Subscriber:
+    address = Address(id, places, label)
+    return Subscriber(address, _attach(address))
+
+
+def subscribe(
+    channel: str | os.PathLike[str] | Subscriber | Publisher,
+    *,
+    timeout_s: float = 0,
+    allow_pickle: bool = False,
+) -> Subscriber:
+    """Attach to a channel for reading.
+
+    Args:
+        channel: a name ("policy"), a path (anything with a slash, or a Path: directory/name), or a Publisher or
+            Subscriber that was handed over.
+        timeout_s: seconds to wait for the channel to appear.
+        allow_pickle: load values that were published with pickle. Only from publishers that you trust.
+
+    Raises:
+        ChannelNotFoundError: there is none (within timeout_s).
+        FormatError: the file of that name is not a channel.
+        CapacityError: all its reader rows are taken.
+
+    Example:
+        >>> import untorn
+        >>> with untorn.publish([1, 2], name="doc-example") as publisher:
+        ...     untorn.subscribe("doc-example").snapshot().value
+        ...     publisher.unlink()
+        [1, 2]
+    """
+    from untorn.share.publisher import Publisher
+
+    if isinstance(channel, Publisher):
+        return channel.subscriber()
+    if isinstance(channel, Subscriber):
+        return Subscriber(channel._address, channel._attached)
+    if not isinstance(channel, str | os.PathLike):
+        raise TypeError(
+            f"channel: expected a name, a path, a Publisher or a Subscriber, found {type(channel).__name__}"
+        )
+    text = os.fspath(channel)
+    if "/" in text or not isinstance(channel, str):
+        files = storage.named(os.path.basename(text), os.path.dirname(text) or ".")
+    else:
+        files = storage.named(text)
+    address = Address(b"", ((files.control, files.data),), files.label)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return Subscriber(address, _attach(address))
+        except ChannelNotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
