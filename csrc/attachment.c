@@ -586,3 +586,23 @@ enum status attachment_pick(struct attachment *a, uint64_t nbytes, unsigned *slo
     pthread_mutex_unlock(&a->lock);
     return status;
 }
+
+static enum status grow_locked(struct attachment *a, uint64_t nbytes)
+{
+    unsigned slot;
+    uint64_t free = ~channel_taken(&a->channel);
+    if (slot_find(a->channel.control, free, nbytes, UINT64_MAX, &slot))
+        return STATUS_OK;
+    if (attachment_reclaim(a) != 0 &&
+        slot_find(a->channel.control, ~channel_taken(&a->channel), nbytes, UINT64_MAX, &slot))
+        return STATUS_OK;
+    return slot_find(a->channel.control, free, 0, 0, &slot) ? slot_reserve(a, slot, nbytes) : STATUS_NO_SLOT;
+}
+
+enum status attachment_grow(struct attachment *a, uint64_t nbytes)
+{
+    pthread_mutex_lock(&a->lock);
+    enum status status = grow_locked(a, nbytes);
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}

@@ -88,6 +88,8 @@ bool attachment_publisher_alive(struct attachment *attachment);
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
+/* Give space to one slot that has none; touches no other, so it may run while others pick. */
+enum status attachment_grow(struct attachment *attachment, uint64_t nbytes);
 /* Where the slot lies in this process. */
 enum status attachment_map(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
 /* The same, and the mapping stays where it is until the loan is returned. */

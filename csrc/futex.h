@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,6 +35,8 @@ static inline int64_t clock_wall_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+enum { SPIN_POLITE_NS = 20000 };
+
 /* True as soon as *word differs from `seen`; false after `spin_ns`. */
 static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spin_ns)
 {
@@ -41,14 +44,17 @@ static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spi
         return true;
     if (spin_ns <= 0)
         return false;
-    int64_t end = clock_monotonic_ns() + spin_ns;
+    int64_t start = clock_monotonic_ns(), now = start;
     do {
         for (int i = 0; i < 32; i++) {
             if (load_acquire((shared_u32 *)word) != seen)
                 return true;
             spin_hint();
         }
-    } while (clock_monotonic_ns() < end);
+        if (now - start > SPIN_POLITE_NS)
+            sched_yield(); /* whoever is to change the word may be waiting for this very processor */
+        now = clock_monotonic_ns();
+    } while (now - start < spin_ns);
     return false;
 }
 

@@ -1,25 +1,31 @@
-"""Sync training's board (`csrc/board.c`) as a model: tasks that workers claim, commit and move on by themselves.
+"""Sync training's board (`csrc/board.c`) as a model: tasks that workers claim, commit and move on.
 
     phase     (step, GRADIENT, -) -> (step, UPDATE, target slot) -> (step + 1, GRADIENT, -)
     gradient  one word per shard: (step, FREE | CLAIMED | DONE, worker, buffer)
     update    one word per range: (step, FREE | CLAIMED | DONE, worker)
     record    one word per row: which buffer is this worker's, or which two a commit is about to swap
 
-    worker    load phase; pin the weights; claim a shard (CAS); write half 0, half 1 of its scratch buffer;
-              store the intent (scratch, the shard's buffer) in its record; commit: one CAS puts the scratch
+    worker    load phase; pin the weights; claim a shard (CAS), but first resolve the record of the worker
+              whose commit that word still names; write half 0, half 1 of its scratch buffer; store in its
+              record the intent (scratch, the shard's buffer, shard, step); commit: one CAS puts the scratch
               into the shard's word, and the buffer that was there is the worker's scratch from now on
               all shards done: pick a slot, CAS the phase to UPDATE; claim a range; write it; CAS it done
               all ranges done: CAS latest to (step + 1, target), then CAS the phase to the next step
-    server    frees a dead worker's claims (CAS), finds out which buffer was its, starts another in its row;
-              gives up on a stopped worker: frees its gradient claim, no more
+    server    frees a dead worker's claims (CAS); finds out which buffer was its: if the shard's word names
+              the intent's scratch, the commit happened, and the other is its; else the scratch is;
+              writes that into the record (CAS; failed, look again); starts another worker in the row.
+              Gives up on a stopped worker: frees its gradient claim, no more
+
+Why claiming has to resolve the record: an intent can be told from a finished commit only as long as the
+shard's word still names what was committed. The next step's commit buries that: the word names neither.
 
 Memory is sequentially consistent and pinning is one step: the fences and the pin are the channel model's
 subject. A load and the compare-and-swap that depends on it are one step: were the word to change between,
 the swap would fail and be tried again.
 
 Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer's half
-contains the (shard, step) of which it is exactly the gradient, and 0 is anything else. So a result is right if
-and only if every gradient was computed on whole, right weights and was counted exactly once.
+contains the (shard, step) of which it is exactly the gradient, and 0 (-1 in a slot) is anything else. So a
+result is right if and only if every gradient was computed on whole, right weights and counted exactly once.
 """
 
 from __future__ import annotations
@@ -113,9 +119,9 @@ Step: TypeAlias = tuple[str, State, bool]
 class Board:
     """One configuration. `settle` to the end: the protocol, its rivals and its mutants.
 
-    settle: how a record's intent is resolved. "claim": whoever claims a shard first resolves the intent of the
-    worker whose commit it is about to bury. "self": the worker after its commit. "never": only the server, after
-    a death, by looking which of the two buffers the shard's word does not name.
+    settle: how a record's intent is resolved. "claim": whoever claims a shard first resolves the intent of
+    the worker whose commit it is about to bury. "self": the worker after its commit. "never": only the
+    server, after a death, by looking which of the two buffers the shard's word does not name.
     """
 
     workers: int = 2
@@ -131,8 +137,10 @@ class Board:
     gives_up_updates: bool = False  # a stopped worker's update claim is freed too
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
     server_settles: bool = True  # the server resolves a dead worker's intent with a CAS, or looks again
+    neither: Literal["scratch", "other"] = "scratch"  # the guess where the shard's word names neither buffer
+    server_frees: bool = True  # the server frees a dead worker's claims
 
-    # --- the model -----------------------------------------------------------------------------------------
+    # --- the model ------------------------------------------------------------------------------------------
 
     def initial(self) -> State:
         """Version 0 is in slot 0; nothing of step 0 is done."""
@@ -173,7 +181,7 @@ class Board:
                 yield from self._update(state, row)
 
     def key(self, state: State) -> Hashable:
-        """Buffers are interchangeable: number them in the order in which shards, workers, records name them."""
+        """Forget the names of buffers: number them as shards, then workers, then records name them."""
         order: dict[int, int] = {-1: -1}
         for shard in state.shards:
             order.setdefault(shard.buffer, len(order) - 1)
@@ -220,7 +228,9 @@ class Board:
                 return f"buffer {worker.scratch} belongs to {owner[worker.scratch]} and to worker {row}"
             owner[worker.scratch] = f"worker {row}"
             if worker.pinned >= 0 and state.slots[worker.pinned] != (worker.step,) * self.ranges:
-                return f"worker {row} has pinned version {worker.step}, and finds {state.slots[worker.pinned]}"
+                return (
+                    f"worker {row} has pinned version {worker.step}, and finds {state.slots[worker.pinned]}"
+                )
         step, kind, _ = state.phase
         if version != step and (version, kind) != (step + 1, UPDATE):
             return f"step {step} has version {version}"
@@ -237,7 +247,8 @@ class Board:
         parts["latest"] = f"version {state.latest[0]} in slot {state.latest[1]}"
         parts |= {f"slot {number}": f"ranges {ranges}" for number, ranges in enumerate(state.slots)}
         for number, shard in enumerate(state.shards):
-            parts[f"shard {number}"] = f"step {shard.step}, {shard.state}, worker {shard.worker}, buffer {shard.buffer}"
+            word = f"step {shard.step}, {shard.state}, worker {shard.worker}, buffer {shard.buffer}"
+            parts[f"shard {number}"] = word
         for number, task in enumerate(state.ranges):
             parts[f"range {number}"] = f"step {task.step}, {task.state}, worker {task.worker}"
         parts |= {f"buffer {number}": f"{a} {b}" for number, (a, b) in enumerate(state.buffers)}
@@ -247,7 +258,7 @@ class Board:
             parts[f"worker {row}"] = worker.pc + scratch + (", stopped" if worker.stopped else "")
         return parts
 
-    # --- a worker's turn: what to do next, and moving the job on ---------------------------------------------
+    # --- a worker's turn: what to do next, and moving the job on --------------------------------------------
 
     def _turn(self, state: State, row: int) -> Iterator[Step]:
         worker = state.workers[row]
@@ -264,8 +275,8 @@ class Board:
             elif all((task.step, task.state) == (step, DONE) for task in tasks):
                 pc = MOVE if kind == GRADIENT else PUBLISH
                 slot = self._free_slot(state) if kind == GRADIENT else target
-                after = worker._replace(pc=pc, step=step, slot=slot)
-                yield f"{label}, all done" + (f", picks slot {slot}" if pc == MOVE else ""), _put(state, row, after), False
+                label += ", all done" + (f", picks slot {slot}" if pc == MOVE else "")
+                yield label, _put(state, row, worker._replace(pc=pc, step=step, slot=slot)), False
             # Nothing to claim, nothing to move on: it sleeps until that changes.
         elif worker.pc == MOVE:
             moves = state.phase == (worker.step, GRADIENT, -1)
@@ -280,7 +291,11 @@ class Board:
             after = _put(state, row, worker._replace(pc=ADVANCE))
             if moves:
                 after = after._replace(latest=(worker.step + 1, worker.slot))
-            yield f"{name} publishes version {worker.step + 1} in slot {worker.slot}{_won(moves)}", after, False
+            yield (
+                f"{name} publishes version {worker.step + 1} in slot {worker.slot}{_won(moves)}",
+                after,
+                False,
+            )
         elif worker.pc == ADVANCE:
             moves = state.phase == (worker.step, UPDATE, worker.slot)
             after = _put(state, row, _idle(worker))
@@ -299,7 +314,7 @@ class Board:
         taken = {state.latest[1], *(worker.pinned for worker in state.workers)}
         return min(set(range(self.slots)) - taken)
 
-    # --- a gradient task --------------------------------------------------------------------------------------
+    # --- a gradient task ------------------------------------------------------------------------------------
 
     def _gradient(self, state: State, row: int) -> Iterator[Step]:
         worker = state.workers[row]
@@ -307,7 +322,8 @@ class Board:
         if worker.pc == PIN:
             version, slot = state.latest
             if version == step:
-                yield f"{name} pins version {version}", _put(state, row, worker._replace(pc=CLAIM, pinned=slot)), False
+                after = _put(state, row, worker._replace(pc=CLAIM, pinned=slot))
+                yield f"{name} pins version {version}", after, False
             else:
                 yield f"{name} pins version {version}: not its step's", _put(state, row, _idle(worker)), False
         elif worker.pc == CLAIM:
@@ -322,11 +338,12 @@ class Board:
             content = _with(state.buffers[worker.scratch], half, (task, step) if right else 0)
             after = _put(state, row, worker._replace(pc=self._after_half(half)))
             after = after._replace(buffers=_with(state.buffers, worker.scratch, content))
-            yield f"{name} writes shard {task}'s gradient, half {half}, into buffer {worker.scratch}", after, False
+            yield f"{name} writes half {half} of shard {task} into buffer {worker.scratch}", after, False
         elif worker.pc == INTENT:
             intent = Intent(worker.scratch, worker.other, task, step)
-            after = _put(state, row, worker._replace(pc=COMMIT))._replace(records=_with(state.records, row, intent))
-            yield f"{name} records: buffer {worker.scratch} or, once committed, {worker.other}", after, False
+            after = _put(state, row, worker._replace(pc=COMMIT))
+            after = after._replace(records=_with(state.records, row, intent))
+            yield f"{name} records that it swaps buffer {worker.scratch} for {worker.other}", after, False
         elif worker.pc == COMMIT:
             wins = state.shards[task] == Shard(step, CLAIMED, row, worker.other)
             mine = worker.other if wins else worker.scratch
@@ -336,10 +353,12 @@ class Board:
             # What a scratch buffer contains counts no more.
             after = _put(state, row, idle)._replace(buffers=_with(state.buffers, mine, (0, 0)))
             if wins:
-                after = after._replace(shards=_with(state.shards, task, Shard(step, DONE, row, worker.scratch)))
-            yield f"{name} commits shard {task} of step {step}{_won(wins)}: its scratch is buffer {mine}", after, False
+                done = Shard(step, DONE, row, worker.scratch)
+                after = after._replace(shards=_with(state.shards, task, done))
+            yield f"{name} commits shard {task}{_won(wins)}: its scratch is buffer {mine}", after, False
         else:
-            after = _put(state, row, _idle(worker))._replace(records=_with(state.records, row, worker.scratch))
+            after = _put(state, row, _idle(worker))
+            after = after._replace(records=_with(state.records, row, worker.scratch))
             yield f"{name} records that buffer {worker.scratch} is its scratch", after, False
 
     def _after_half(self, half: int) -> str:
@@ -350,18 +369,20 @@ class Board:
     def _claim_shard(self, state: State, row: int, number: int) -> Step:
         """Claim, or first resolve the intent of the worker whose commit the claim is about to bury."""
         shard = state.shards[number]
-        record = state.records[shard.worker] if shard.state == DONE and shard.worker >= 0 else -1
-        if self.settle == "claim" and isinstance(record, tuple):
-            if (record.scratch, record.shard, record.step) == (shard.buffer, number, shard.step):
+        if self.settle == "claim" and shard.state == DONE and shard.worker >= 0:
+            record = state.records[shard.worker]
+            buried = (shard.buffer, number, shard.step)
+            if isinstance(record, tuple) and (record.scratch, record.shard, record.step) == buried:
                 settled = state._replace(records=_with(state.records, shard.worker, record.other))
-                return f"worker {row} resolves row {shard.worker}'s intent: buffer {record.other}", settled, False
+                label = f"worker {row} resolves row {shard.worker}'s record: buffer {record.other}"
+                return label, settled, False
         worker = state.workers[row]
         claimed = Shard(worker.step, CLAIMED, row, shard.buffer)
         after = _put(state, row, worker._replace(pc=HALF_0, task=number, other=shard.buffer))
         after = after._replace(shards=_with(state.shards, number, claimed))
         return f"worker {row} claims shard {number} of step {worker.step}", after, False
 
-    # --- an update task ---------------------------------------------------------------------------------------
+    # --- an update task -------------------------------------------------------------------------------------
 
     def _update(self, state: State, row: int) -> Iterator[Step]:
         worker = state.workers[row]
@@ -395,37 +416,31 @@ class Board:
     def _write(self, state: State, slot: int, task: int, value: int) -> State:
         return state._replace(slots=_with(state.slots, slot, _with(state.slots[slot], task, value)))
 
-    # --- the server -------------------------------------------------------------------------------------------
+    # --- the server -----------------------------------------------------------------------------------------
 
     def _give_up(self, state: State, row: int) -> Iterator[Step]:
         """Free the claim of a worker that is stopped, not dead: it may go on at any time, or never."""
         worker = state.workers[row]
         stopped = worker._replace(stopped=True)
-        if worker.pc in GRADIENT_CLAIMED:
-            shard = state.shards[worker.task]
-            if (shard.step, shard.state, shard.worker) == (worker.step, CLAIMED, row):
-                freed = shard._replace(state=FREE, worker=-1)
-                after = _put(state, row, stopped)._replace(shards=_with(state.shards, worker.task, freed), stops=state.stops - 1)
-                yield f"worker {row} STOPS: the server frees its claim of shard {worker.task}", after, True
-        elif self.gives_up_updates and worker.pc in UPDATE_CLAIMED:
-            task = state.ranges[worker.task]._replace(state=FREE, worker=-1)
-            after = _put(state, row, stopped)._replace(ranges=_with(state.ranges, worker.task, task), stops=state.stops - 1)
-            yield f"worker {row} STOPS: the server frees its claim of range {worker.task}", after, True
+        name = "shard"
+        words: tuple[Shard | Range, ...] = state.shards if worker.pc in GRADIENT_CLAIMED else ()
+        if worker.pc in UPDATE_CLAIMED and self.gives_up_updates:
+            name, words = "range", state.ranges
+        if words and (words[worker.task][:3]) == (worker.step, CLAIMED, row):
+            after = _free(_put(state, row, stopped), name, worker.task)._replace(stops=state.stops - 1)
+            yield f"worker {row} STOPS: the server frees its claim of {name} {worker.task}", after, True
 
     def _server(self, state: State, row: int) -> Iterator[Step]:
         """A row whose lock the server has won: free its claims, find its buffer, start another worker."""
         worker = state.workers[row]
         if worker.pc == DEAD:
-            for number, shard in enumerate(state.shards):
-                if shard.state == CLAIMED and shard.worker == row:
-                    freed = state._replace(shards=_with(state.shards, number, shard._replace(state=FREE, worker=-1)))
-                    yield f"server frees dead worker {row}'s claim of shard {number}", freed, False
-                    return
-            for number, task in enumerate(state.ranges):
-                if task.state == CLAIMED and task.worker == row:
-                    freed = state._replace(ranges=_with(state.ranges, number, task._replace(state=FREE, worker=-1)))
-                    yield f"server frees dead worker {row}'s claim of range {number}", freed, False
-                    return
+            tasks: dict[str, tuple[Shard | Range, ...]] = {"shard": state.shards, "range": state.ranges}
+            for name, words in tasks.items():
+                for number, task in enumerate(words):
+                    if (task.state, task.worker) == (CLAIMED, row) and self.server_frees:
+                        freed = _free(state, name, number)
+                        yield f"server frees dead worker {row}'s claim of {name} {number}", freed, False
+                        return
             record = state.records[row]
             if isinstance(record, tuple):
                 after = _put(state, row, Worker(-1, LOAD_WORD, loaded=record))
@@ -438,12 +453,19 @@ class Board:
             assert isinstance(intent, tuple)
             named = state.shards[intent.shard].buffer
             mine = intent.other if named == intent.scratch else intent.scratch
+            if named not in intent[:2] and self.neither == "other":
+                mine = intent.other
             after = _put(state, row, worker._replace(pc=SETTLE, other=mine))
-            yield f"server finds buffer {named} in shard {intent.shard}'s word: {mine} was worker {row}'s", after, False
+            yield (
+                f"server finds buffer {named} in shard {intent.shard}'s word: {mine} was row {row}'s",
+                after,
+                False,
+            )
         elif self.server_settles and state.records[row] != worker.loaded:
             yield f"server finds row {row}'s record resolved", _put(state, row, Worker(-1, DEAD)), False
         else:
-            after = _put(state, row, Worker(worker.other))._replace(records=_with(state.records, row, worker.other))
+            after = _put(state, row, Worker(worker.other))
+            after = after._replace(records=_with(state.records, row, worker.other))
             yield f"server starts another worker {row} with buffer {worker.other}", after, False
 
 
@@ -454,6 +476,14 @@ def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type
 
 def _put(state: State, row: int, worker: Worker) -> State:
     return state._replace(workers=_with(state.workers, row, worker))
+
+
+def _free(state: State, name: str, number: int) -> State:
+    """Hand a claimed task back."""
+    if name == "shard":
+        free = state.shards[number]._replace(state=FREE, worker=-1)
+        return state._replace(shards=_with(state.shards, number, free))
+    return state._replace(ranges=_with(state.ranges, number, Range(state.ranges[number].step, FREE, -1)))
 
 
 def _idle(worker: Worker) -> Worker:

@@ -1,4 +1,4 @@
-"""The channel's protocol (docs/design, `csrc/channel.c`) as a model: who holds which slot, and who writes it.
+"""The channel's protocol (`csrc/channel.c`) as a model: who holds which slot, and who writes it.
 
     writer   FENCE; load every row's words, one at a time; pick a slot that is not latest and that no row
              holds; store half 1; store half 2; store latest (release)
@@ -111,7 +111,7 @@ class Channel:
     reclaim: Literal["lock", "ask", "stale"] = "lock"
     attach_zeroes: bool = True
 
-    # --- the model -----------------------------------------------------------------------------------------
+    # --- the model ------------------------------------------------------------------------------------------
 
     def initial(self) -> State:
         """Version 1 is in slot 0; every reader is attached and holds nothing."""
@@ -155,12 +155,7 @@ class Channel:
 
     def publishes(self, state: State) -> bool:
         """Whether a new version can become visible now: the writer's progress."""
-        return any(self.memory_location(store) == "latest" for store in state.writer.buffer[:1])
-
-    @staticmethod
-    def memory_location(store: Store) -> object:
-        """Name the word that a store goes to."""
-        return store[0]
+        return any(location == "latest" for location, _, _ in state.writer.buffer[:1])
 
     def key(self, state: State) -> Hashable:
         """Forget names: of versions keep the order, of slots who refers to them, of contents what counts.
@@ -226,7 +221,7 @@ class Channel:
         parts["writer"] = f"{writer.pc} row {writer.row}, to memory: {_stores(writer.buffer)}"
         return parts
 
-    # --- memory --------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------
 
     def _drains(self, buffer: tuple[Store, ...]) -> Iterator[tuple[str, Store, tuple[Store, ...]]]:
         """Every store that may reach memory next, and the buffer without it."""
@@ -255,7 +250,7 @@ class Channel:
     def _bits(self, word: int) -> str:
         return "".join("1" if word >> slot & 1 else "0" for slot in range(self.slots)) + " (slot 0 first)"
 
-    # --- a reader ------------------------------------------------------------------------------------------
+    # --- a reader -------------------------------------------------------------------------------------------
 
     def _reader(self, state: State, row: int) -> Iterator[tuple[str, State, bool]]:
         reader = state.readers[row]
@@ -351,7 +346,7 @@ class Channel:
         after = reader._replace(pc=IDLE, tries=0, seen=None, held=held, last=snapshot[0])
         return state._replace(readers=_with(state.readers, row, after), note=note)
 
-    # --- the writer ----------------------------------------------------------------------------------------
+    # --- the writer -----------------------------------------------------------------------------------------
 
     def _scan(self, writer: Writer) -> Writer:
         """Turn to the first row."""

@@ -215,6 +215,10 @@ class Subscriber:
         """The channel's name, or its path, or ``anonymous``."""
         return self._address.label
 
+    def publisher_alive(self) -> bool:
+        """Does the kernel say that the channel has a living publisher? One system call."""
+        return self._attached.attachment.publisher_alive()
+
     def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
         """The newest version; cost does not depend on its size, and nothing is copied.
 

@@ -1,0 +1,63 @@
+"""How much slower than a plain memcpy is publishing 40 MB?
+
+Timed in one process: ``np.copyto`` into a preallocated array; ``update()``; ``edit(copy=False)`` filled with one
+``np.copyto``; and the same bytes published by LMDB and iceoryx2. Everybody copies from the same source, and every
+page was touched before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import untorn
+from benchmarks import peers
+from benchmarks.measure import Row, interleaved, row, seconds
+
+NAME = "publish"
+QUESTION = "How much slower than a plain memcpy is publishing 10 million float32 (40 MB)?"
+
+ELEMENTS = 10_000_000
+TURNS = 60
+MEMCPY = "memcpy (np.copyto)"
+WARM_UP = 6  # more than the slots that a publisher takes turns with
+
+
+def run() -> list[Row]:
+    source = np.random.default_rng(0).random(ELEMENTS, dtype=np.float32)
+    target = np.zeros_like(source)
+    updated, edited = untorn.publish(source), untorn.publish(source)
+
+    def edit() -> None:
+        with edited.edit(copy=False) as values:
+            np.copyto(values, source)
+
+    calls = {
+        MEMCPY: lambda: np.copyto(target, source),
+        "untorn: update()": lambda: updated.update(source),
+        "untorn: edit(copy=False), filled": edit,
+    }
+    notes: dict[str, str] = {}
+    writers = []
+    absent = []
+    for peer in peers.ALL[1:]:
+        if peer.missing():
+            absent.append(Row(f"{peer.NAME}: publish", None, note=peer.missing()))
+            continue
+        writer = peer.Writer(source.view(np.uint8))
+        writers.append(writer)
+        calls[f"{peer.NAME}: publish"] = lambda writer=writer: writer.publish(source.view(np.uint8))
+        notes[f"{peer.NAME}: publish"] = peer.NOTE
+    try:
+        times = interleaved(
+            {what: lambda call=call: seconds(call) for what, call in calls.items()}, turns=TURNS, warm_up=WARM_UP
+        )
+    finally:
+        for closing in (updated, edited, *writers):
+            closing.close()
+
+    rows = [row(MEMCPY, times[MEMCPY])]
+    for what in list(times)[1:]:
+        aim = 1.1 if what.startswith("untorn") else None
+        note = notes.get(what, "")
+        rows.append(row(what, times[what], to=times[MEMCPY], ratio_to=MEMCPY, ratio_at_most=aim, note=note))
+    return rows + absent

@@ -1,0 +1,12 @@
+"""Engines: where the workers of a job run. One interface, no training logic.
+
+    base.py         what an engine is
+    serial.py       in this process: the reference that every other must equal, bit for bit
+    processes.py    worker processes, started, supervised and replaced
+"""
+
+from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.processes import ProcessEngine
+from untorn.engines.serial import SerialEngine
+
+__all__ = ["Death", "Engine", "ProcessEngine", "SerialEngine", "Turner"]

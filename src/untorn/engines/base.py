@@ -1,0 +1,62 @@
+"""What an engine is: it makes workers take turns at a board until the board has nothing to do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from untorn import _core
+
+__all__ = ["Death", "Engine", "Turner"]
+
+
+class Turner(Protocol):
+    """A worker as an engine sees it."""
+
+    def turn(self, wait_s: float) -> int:
+        """Do one thing; the kind of turn (``_core.TURN_...``) that it was."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that the kernel declared dead.
+
+    Attributes:
+        worker: its index.
+        exitcode: as multiprocessing gives it: negative for a signal.
+        shard: the shard whose gradient it was computing, or -1.
+        step: the step of that.
+    """
+
+    worker: int
+    exitcode: int
+    shard: int
+    step: int
+
+
+class Engine(ABC):
+    """Runs the workers of one job after another."""
+
+    #: how many workers take turns
+    workers: int
+    #: how many workers were replaced so far
+    restarts: int
+
+    @abstractmethod
+    def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
+        """Start a job: workers elsewhere get ``payload``, workers here are made by ``turner(index)``."""
+
+    @abstractmethod
+    def advance(self, until_step: int) -> list[Death]:
+        """Let the workers work for a moment (some tens of milliseconds at most), or until the board has finished
+        ``until_step`` or wants the server. Returns the workers that died meanwhile; they were replaced."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Stop the job; workers stay for the next."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers. Nothing is left when this returns."""

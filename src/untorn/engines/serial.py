@@ -1,0 +1,66 @@
+"""The serial engine: one worker, in this process. The reference."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from untorn import _core
+from untorn.engines.base import Death, Engine, Turner
+
+__all__ = ["SerialEngine"]
+
+_MOMENT_S = 0.05
+
+
+class SerialEngine(Engine):
+    """Takes every turn itself, with as many BLAS threads as a worker process would have."""
+
+    def __init__(self, threads_per_worker: int) -> None:
+        self.workers = 1
+        self.restarts = 0
+        self._threads = threads_per_worker
+        self._turner: Turner | None = None
+        self._board: _core.Board | None = None
+
+    def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
+        """See Engine."""
+        self._board, self._turner = board, turner(0)
+
+    def advance(self, until_step: int) -> list[Death]:
+        """See Engine."""
+        assert self._board is not None
+        assert self._turner is not None
+        end = time.monotonic() + _MOMENT_S
+        with _blas_threads(self._threads):
+            while self._board.step < until_step and time.monotonic() < end:
+                if self._turner.turn(0.0) in (_core.TURN_STOP, _core.TURN_NEED_SLOT):
+                    break
+        return []
+
+    def end(self) -> None:
+        """See Engine."""
+        self._turner = self._board = None
+
+    def close(self) -> None:
+        """See Engine."""
+        self.end()
+
+
+def _blas_threads(threads: int) -> contextlib.AbstractContextManager[Any]:
+    """The number of threads can change the last bit of a matrix product, so it must be that of the workers."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        warnings.warn(
+            "threadpoolctl is not installed, so the serial engine uses as many BLAS threads as the library likes; "
+            "the last bits of the weights may differ from the processes engine's: pip install 'untorn[train]'",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(limits=threads)
+    return limits

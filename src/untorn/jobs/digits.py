@@ -1,0 +1,166 @@
+"""Handwritten digits: a multi-layer perceptron in NumPy, with its own backward pass.
+
+The data is scikit-learn's bundled digits set (1,797 scans of 8 x 8 pixels, ten classes, after UCI's "Optical
+Recognition of Handwritten Digits"); nothing is downloaded. 80 % is trained on, 20 % is held out::
+
+    x (n, 64) ── w0, b0 ── relu ── w1, b1 ── relu ── w2, b2 ── softmax ── cross entropy with y (n,)
+
+A model function as every job has it: ``loss_and_grad(params, batch)`` knows nothing of processes or shared memory. It
+works in whatever float type the parameters have, so its gradient can be checked in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.jobs import Job
+
+__all__ = ["init_params", "job", "load_data", "loss_and_grad", "predict"]
+
+Array = NDArray[Any]
+Params = dict[str, Array]
+Pair = tuple[Array, Array]
+
+LAYERS = (64, 128, 64, 10)
+TEST_SHARE = 0.2
+#: the images' grey values go from 0 to 16
+_PIXEL_MAX = 16.0
+
+
+def init_params(seed: int, *, dtype: Any = np.float32) -> Params:
+    """Fresh parameters: weights after He et al. (2015), biases 0.
+
+    Args:
+        seed: equal seeds give equal bits.
+        dtype: float32 or float64.
+
+    Returns:
+        ``{"w0", "b0", "w1", "b1", "w2", "b2"}``, weights of shape (inputs, outputs).
+
+    """
+    rng = np.random.default_rng([seed, 0])
+    params: Params = {}
+    for layer, (inputs, outputs) in enumerate(zip(LAYERS, LAYERS[1:], strict=False)):
+        weights = rng.standard_normal((inputs, outputs)) * np.sqrt(2.0 / inputs)
+        params[f"w{layer}"] = weights.astype(dtype)
+        params[f"b{layer}"] = np.zeros(outputs, dtype)
+    return params
+
+
+def load_data(seed: int) -> tuple[Pair, Pair]:
+    """The digits, split into 80 % for training and 20 % for testing, shuffled, each class in the same proportion.
+
+    Args:
+        seed: equal seeds give the same split.
+
+    Returns:
+        ``((x, y), (x_test, y_test))``: x float32 of shape (n, 64) between 0 and 1, y int64 of shape (n,).
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits job takes its data from scikit-learn, which is not installed; pip install 'untorn[digits]'"
+        ) from error
+
+    bunch = load_digits()
+    x = np.ascontiguousarray(bunch.data / _PIXEL_MAX, dtype=np.float32)
+    y = np.ascontiguousarray(bunch.target, dtype=np.int64)
+    train, test = _stratified_split(y, seed)
+    return (x[train], y[train]), (x[test], y[test])
+
+
+def _stratified_split(y: Array, seed: int) -> tuple[Array, Array]:
+    """Indices of the training and of the test examples, each in random order."""
+    rng = np.random.default_rng([seed, 1])
+    train, test = [], []
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        n_test = round(TEST_SHARE * len(members))
+        test.append(members[:n_test])
+        train.append(members[n_test:])
+    return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(test))
+
+
+def loss_and_grad(params: Params, batch: Pair) -> tuple[float, Params, dict[str, float]]:
+    """Forward and backward: the mean cross entropy over the batch, its gradient, and the accuracy.
+
+    Args:
+        params: as ``init_params`` makes them; they are only read.
+        batch: ``(x, y)`` of shapes (n, 64) and (n,), n at least 1.
+
+    Returns:
+        ``(loss, grads, {"accuracy": ...})``; grads is a tree like params, of fresh arrays.
+
+    """
+    x, y = batch
+    n = len(y)
+    rows = np.arange(n)
+    inputs, scores = _forward(params, x)
+
+    # log softmax with the largest score taken out first: exp never overflows
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    totals = exponentials.sum(axis=1, keepdims=True)
+    loss = float(np.mean(np.log(totals[:, 0]) - shifted[rows, y]))
+    accuracy = float(np.mean(scores.argmax(axis=1) == y))
+
+    delta = exponentials / totals  # d loss / d scores, up to the mean
+    delta[rows, y] -= 1
+    delta /= n
+    grads: Params = {}
+    for layer in reversed(range(len(inputs))):
+        grads[f"w{layer}"] = inputs[layer].T @ delta
+        grads[f"b{layer}"] = delta.sum(axis=0)
+        if layer:
+            delta = (delta @ params[f"w{layer}"].T) * (inputs[layer] > 0)
+    return loss, {name: grads[name] for name in params}, {"accuracy": accuracy}
+
+
+def predict(params: Params, x: Array) -> Array:
+    """The most likely digit of each image.
+
+    Args:
+        params: as ``init_params`` makes them.
+        x: images, of shape (n, 64).
+
+    Returns:
+        int64 of shape (n,).
+
+    """
+    _, scores = _forward(params, x)
+    return scores.argmax(axis=1)
+
+
+def _forward(params: Params, x: Array) -> tuple[list[Array], Array]:
+    """The input of every layer, and the scores that the last one gives."""
+    depth = len(params) // 2
+    inputs = [x]
+    for layer in range(depth - 1):
+        inputs.append(np.maximum(inputs[layer] @ params[f"w{layer}"] + params[f"b{layer}"], 0))
+    return inputs, inputs[-1] @ params[f"w{depth - 1}"] + params[f"b{depth - 1}"]
+
+
+def job(seed: int) -> Job:
+    """The job that ``untorn train digits`` runs."""
+    from untorn.train.optimizers import SGD
+
+    data, validation_data = load_data(seed)
+    return Job(
+        name="digits",
+        model=loss_and_grad,
+        params=init_params,
+        data=data,
+        validation_data=validation_data,
+        optimizer=SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        epochs=20,
+        batch_size=64,
+        description="handwritten digits (scikit-learn), a perceptron of 64-128-64-10 in NumPy",
+    )

@@ -1,0 +1,189 @@
+"""How training goes, on stderr: a live bar on a terminal, a line per epoch everywhere else.
+
+On a terminal with rich installed, the running epoch is a bar with its step, the means so far, examples per second, the
+version of the weights and the restarts of workers. A finished epoch leaves one plain line behind, the same line that a
+pipe, a log file or a terminal without rich gets::
+
+    epoch  2/20  loss 0.3121  accuracy 0.9123  val_loss 0.2410  val_accuracy 0.9417  52,381 examples/s  version 46
+
+Nothing here may end training: when writing fails (the pipe is closed, the terminal is gone) it falls silent. There is
+no thread either: the bar is drawn from ``on_batch_end``, at most ten times a second.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from untorn.train.callbacks.base import Callback, Logs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+__all__ = ["ProgressBar"]
+
+_REDRAW_INTERVAL_S = 0.1
+# What is in the logs of a step or an epoch and is not a metric.
+_NOT_METRICS = frozenset(
+    {"examples", "version", "restarts", "examples_per_s", "seconds", "steps", "epochs", "step", "epoch"}
+)
+
+
+class ProgressBar(Callback):
+    """Show progress on stderr: a bar on a terminal (needs rich: ``untorn[cli]``), else one line per epoch.
+
+    Args:
+        file: where to write instead of ``sys.stderr`` as it is when training begins.
+        rich: True insists on bars (ImportError where rich is missing), False on lines; None decides by what is there.
+
+    Example:
+        >>> import sys
+        >>> bar = ProgressBar(file=sys.stdout, rich=False)
+        >>> bar.on_train_begin({})
+        >>> bar.on_epoch_begin(0, {"steps": 1, "examples": 64, "epochs": 20})
+        >>> bar.on_batch_end(0, {"loss": 2.5, "examples": 64, "version": 2, "restarts": 0})
+        >>> bar.on_epoch_end(0, {"loss": 2.5, "val_loss": 2.25, "examples_per_s": 5200.0, "seconds": 0.01})
+        epoch  1/20  loss 2.5000  val_loss 2.2500  5,200 examples/s  version 2
+
+    """
+
+    def __init__(self, *, file: TextIO | None = None, rich: bool | None = None) -> None:
+        self._file = file
+        self._rich = rich
+        self._out: TextIO | None = None
+        self._console: Console | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._begin_epoch({})
+        self._version: int | None = None
+        self._restarts = 0
+
+    def _begin_epoch(self, logs: Logs) -> None:
+        self._steps = int(logs.get("steps", 0))
+        self._epochs = int(logs.get("epochs", 0))
+        self._sums: dict[str, float] = {}
+        self._examples = 0
+        self._began_at = time.monotonic()
+        self._drawn_at = -math.inf
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Find out where to write, and how."""
+        self._version, self._restarts = None, 0
+        self._out = self._file if self._file is not None else sys.stderr
+        self._console = None if self._out is None else _console(self._out, wanted=self._rich)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Start a bar."""
+        self._begin_epoch(logs)
+        if self._console is not None:
+            self._safely(lambda: self._start_bar(epoch))
+
+    def on_batch_end(self, batch: int, logs: Logs) -> None:
+        """Count the step in, and draw the bar again when it is time."""
+        count = int(logs.get("examples", 1))
+        self._examples += count
+        for name in logs:
+            if name not in _NOT_METRICS:
+                self._sums[name] = self._sums.get(name, 0.0) + float(logs[name]) * count
+        self._version = logs.get("version", self._version)
+        self._restarts = int(logs.get("restarts", self._restarts))
+        now = time.monotonic()
+        if self._bar is not None and now - self._drawn_at >= _REDRAW_INTERVAL_S:
+            self._drawn_at = now
+            self._safely(lambda: self._draw(batch + 1, now))
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Take the bar away and leave the epoch's line."""
+        self.close()
+        self._safely(lambda: self._write_line(self._line(epoch, logs)))
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Leave the terminal as it was."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, if there is one, and give the terminal its cursor back. May be called at any time."""
+        bar, self._bar, self._task = self._bar, None, None
+        if bar is not None:
+            self._safely(bar.stop)
+
+    def _start_bar(self, epoch: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.close()
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task(self._title(epoch), total=self._steps or None, numbers="")
+        self._bar.start()
+        self._bar.refresh()
+
+    def _draw(self, steps_done: int, now: float) -> None:
+        if self._bar is None or self._task is None:
+            return
+        means = {name: total / max(self._examples, 1) for name, total in self._sums.items()}
+        speed = self._examples / max(now - self._began_at, 1e-9)
+        self._bar.update(self._task, completed=steps_done, numbers=self._numbers(means, speed))
+        self._bar.refresh()
+
+    def _line(self, epoch: int, logs: Logs) -> str:
+        metrics = {name: float(logs[name]) for name in logs if name not in _NOT_METRICS}
+        return f"{self._title(epoch)}  {self._numbers(metrics, float(logs.get('examples_per_s', math.nan)))}"
+
+    def _title(self, epoch: int) -> str:
+        if not self._epochs:
+            return f"epoch {epoch + 1}"
+        return f"epoch {epoch + 1:{len(str(self._epochs))}}/{self._epochs}"
+
+    def _numbers(self, metrics: dict[str, float], examples_per_s: float) -> str:
+        parts = [f"{name} {value:.4f}" for name, value in metrics.items()]
+        if math.isfinite(examples_per_s):
+            parts.append(f"{examples_per_s:,.0f} examples/s")
+        if self._version is not None:
+            parts.append(f"version {self._version}")
+        if self._restarts:
+            parts.append(f"restarts {self._restarts}")
+        return "  ".join(parts)
+
+    def _write_line(self, line: str) -> None:
+        if self._out is not None:
+            self._out.write(line + "\n")
+            self._out.flush()
+
+    def _safely(self, action: Callable[[], object]) -> None:
+        """Do it; when the stream is gone, fall silent for the rest of this training."""
+        try:
+            action()
+        except (OSError, ValueError):  # a broken pipe, a terminal that hung up, a closed file
+            self._out = self._console = self._bar = self._task = None
+
+
+def _console(out: TextIO, *, wanted: bool | None) -> Console | None:
+    """A rich console when bars are wanted and can be drawn, else None."""
+    if wanted is False or (wanted is None and not _is_terminal(out)):
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        if wanted:
+            raise ImportError("ProgressBar(rich=True) needs rich; pip install 'untorn[cli]'") from None
+        return None
+    console = Console(file=out, force_terminal=True if wanted else None)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+def _is_terminal(out: TextIO) -> bool:
+    try:
+        return out.isatty()
+    except (AttributeError, OSError, ValueError):
+        return False

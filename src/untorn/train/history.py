@@ -1,0 +1,204 @@
+"""What ``fit`` returns: the numbers of every epoch, as a table, a dictionary and a picture.
+
+``History.history`` has the shape that Keras taught people: a list per metric, one entry per epoch. How fast it went is
+kept beside it, so that nobody averages it with the losses::
+
+    History
+    ├── epoch                 [0, 1, 2, ...]
+    ├── history               {"loss": [...], "accuracy": [...], "val_loss": [...], "val_accuracy": [...]}
+    ├── seconds               [0.41, 0.40, ...]       how long each epoch took
+    └── examples_per_s        [3500.0, 3590.0, ...]   training examples per second
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["History"]
+
+_COLUMN_GAP = "  "
+# A line for training and one for validation, in one colour family per metric (dark and light).
+_COLOURS = (
+    ("#08519c", "#6baed6"),
+    ("#006d2c", "#74c476"),
+    ("#a63603", "#fd8d3c"),
+    ("#54278f", "#9e9ac8"),
+)
+
+
+class History:
+    """The metrics of a training run, epoch by epoch.
+
+    A metric that an epoch does not have is NaN there, so every list is as long as ``epoch``.
+
+    Attributes:
+        epoch: the numbers of the epochs, from 0.
+        history: for each metric its values, one per epoch. Those on validation data start with ``val_``.
+        seconds: how long each epoch took, in seconds.
+        examples_per_s: training examples per second in each epoch.
+
+    Example:
+        >>> history = History()
+        >>> history.append(0, {"loss": 2.25, "accuracy": 0.5}, seconds=0.5, examples_per_s=2874.0)
+        >>> history.append(1, {"loss": 0.75, "accuracy": 0.875}, seconds=0.25, examples_per_s=5748.0)
+        >>> history.history["loss"]
+        [2.25, 0.75]
+        >>> print(history)
+        epoch    loss  accuracy  seconds  examples/s
+            0  2.2500    0.5000     0.50       2,874
+            1  0.7500    0.8750     0.25       5,748
+
+    """
+
+    __slots__ = ("epoch", "examples_per_s", "history", "seconds")
+
+    epoch: list[int]
+    history: dict[str, list[float]]
+    seconds: list[float]
+    examples_per_s: list[float]
+
+    def __init__(self) -> None:
+        self.epoch = []
+        self.history = {}
+        self.seconds = []
+        self.examples_per_s = []
+
+    def append(
+        self, epoch: int, metrics: Mapping[str, float], *, seconds: float, examples_per_s: float
+    ) -> None:
+        """Add the numbers of one epoch.
+
+        Args:
+            epoch: its number.
+            metrics: its metrics by name; a new name is NaN in the epochs before, a missing one NaN in this epoch.
+            seconds: how long it took.
+            examples_per_s: training examples per second.
+
+        """
+        before = len(self.epoch)
+        self.epoch.append(int(epoch))
+        self.seconds.append(float(seconds))
+        self.examples_per_s.append(float(examples_per_s))
+        for name in metrics:
+            self.history.setdefault(name, [math.nan] * before)
+        for name, values in self.history.items():
+            values.append(float(metrics.get(name, math.nan)))
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __repr__(self) -> str:
+        if not self.epoch:
+            return "<History: no epochs>"
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        return f"<History: {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}; the last: {last}>"
+
+    def __str__(self) -> str:
+        """A table with a line per epoch."""
+        columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch) for epoch in self.epoch])]
+        columns += [(name, [_number(value) for value in values]) for name, values in self.history.items()]
+        columns.append(("seconds", [f"{value:.2f}" for value in self.seconds]))
+        columns.append(("examples/s", [f"{value:,.0f}" for value in self.examples_per_s]))
+        widths = [max(len(title), *map(len, cells), 0) for title, cells in columns]
+        rows = [[title for title, _ in columns], *zip(*(cells for _, cells in columns), strict=True)]
+        return "\n".join(
+            _COLUMN_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        )
+
+    def plot(
+        self, path: str | PathLike[str] | None = None, *, metrics: Sequence[str] | None = None
+    ) -> Figure:
+        """Draw the learning curves: one subplot per metric, training and validation in one colour family.
+
+        Needs matplotlib (``pip install 'untorn[plot]'``) but no display and no pyplot state.
+
+        Args:
+            path: where to write the picture; the ending gives the format (.png, .svg, .pdf). None writes nothing.
+            metrics: which metrics, without ``val_``, in this order. None takes all.
+
+        Returns:
+            The figure, to be shown or changed further.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there are no epochs yet, a metric is not there, or matplotlib does not know the format.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> history = History()
+            >>> history.append(0, {"loss": 2.0, "val_loss": 2.5}, seconds=1.0, examples_per_s=100.0)
+            >>> figure = history.plot()
+            >>> [axes.get_ylabel() for axes in figure.axes]
+            ['loss']
+
+        """
+        names = self._metrics_to_plot(metrics)
+        try:
+            from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as error:
+            raise ImportError(
+                "History.plot needs matplotlib, which is not installed; pip install 'untorn[plot]'"
+            ) from error
+
+        figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=150, layout="constrained")
+        figure.suptitle(f"Learning curve, {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}")
+        for index, (axes, name) in enumerate(
+            zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)
+        ):
+            self._draw(axes, name, _COLOURS[index % len(_COLOURS)])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _metrics_to_plot(self, metrics: Sequence[str] | None) -> list[str]:
+        known = list(dict.fromkeys(name.removeprefix("val_") for name in self.history))
+        if not self.epoch or not known:
+            raise ValueError("there is nothing to plot yet: the history has no epochs with metrics")
+        if metrics is None:
+            return known
+        if isinstance(metrics, str):
+            raise TypeError(f"metrics={metrics!r} is one string; expected a list of names: [{metrics!r}]")
+        chosen = [name.removeprefix("val_") for name in metrics]
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"there is no metric {name!r} in the history; there are {', '.join(known)}")
+        if not chosen:
+            raise ValueError(f"metrics is empty; choose from {', '.join(known)}")
+        return list(dict.fromkeys(chosen))
+
+    def _draw(self, axes: Any, name: str, colours: tuple[str, str]) -> None:
+        lines = (("training", name, "-", colours[0]), ("validation", f"val_{name}", "--", colours[1]))
+        marker = "o" if len(self.epoch) <= 30 else None  # a single epoch would be no line at all
+        for label, key, style, colour in lines:
+            if key in self.history:
+                axes.plot(
+                    self.epoch,
+                    self.history[key],
+                    style,
+                    color=colour,
+                    label=label,
+                    marker=marker,
+                    markersize=3.5,
+                    linewidth=1.8,
+                )
+        axes.set_title(name.replace("_", " ").capitalize(), fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.grid(visible=True, alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+
+
+def _number(value: float) -> str:
+    """Four decimals where they say something, three digits with an exponent elsewhere."""
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4f}"
+    return f"{value:.2e}"

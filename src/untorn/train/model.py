@@ -1,0 +1,162 @@
+"""What a model is to the trainer, and one shard's gradient: the only place where the user's function is called.
+
+A model is a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])``, or an object with such a
+method and, for Trainer.predict, a method ``predict(params, x)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.errors import NonFiniteLossError, UnsupportedTypeError
+from untorn.share.tree import CONTAINERS, Spec, flatten, path_of
+
+__all__ = ["Gradient", "ModelFunction", "take_examples"]
+
+
+def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
+    """The examples of these indices from every array of a tree of arrays; copies."""
+    if isinstance(data, np.ndarray):
+        return data.take(indices, axis=0)
+    if isinstance(data, dict):
+        return {key: take_examples(part, indices) for key, part in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(take_examples(part, indices) for part in data))
+    return type(data)(take_examples(part, indices) for part in data)
+
+
+class Gradient:
+    """What a model function returned for one batch, checked.
+
+    Attributes:
+        loss: mean over the batch.
+        leaves: one gradient per parameter, in the tree's order.
+        metrics: means over the batch, by name.
+    """
+
+    __slots__ = ("leaves", "loss", "metrics")
+
+    def __init__(self, loss: float, leaves: list[Any], metrics: Mapping[str, float]) -> None:
+        self.loss = loss
+        self.leaves = leaves
+        self.metrics = metrics
+
+
+class ModelFunction:
+    """A user's model behind one call that checks what comes back."""
+
+    def __init__(self, model: Any) -> None:
+        self.call: Callable[..., Any] = getattr(model, "loss_and_grad", model)
+        if not callable(self.call):
+            raise TypeError(
+                f"model: expected a function loss_and_grad(params, batch[, rng]) or an object with that method, "
+                f"found {type(model).__name__}"
+            )
+        self.takes_rng = _takes_rng(self.call)
+        self._params_spec: Spec | None = None  # the parameters' structure never changes
+        self._grads_spec: Spec | None = None
+
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """Call the model. Raises TypeError or ValueError naming what is wrong with its answer, NonFiniteLossError for
+        a loss that is not a number."""
+        answer = self.call(params, batch, rng) if self.takes_rng else self.call(params, batch)
+        if not isinstance(answer, tuple) or len(answer) not in (2, 3):
+            raise TypeError(
+                "the model must return (loss, grads) or (loss, grads, metrics), "
+                f"found {type(answer).__name__}{f' of length {len(answer)}' if isinstance(answer, tuple) else ''}"
+            )
+        loss = _scalar("the loss", answer[0])
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss is {loss}")
+        metrics = {}
+        if len(answer) == 3:
+            metrics = {str(name): _scalar(f"metric {name!r}", value) for name, value in answer[2].items()}
+        if len(metrics) > _core.BOARD_METRICS:
+            raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")
+        return Gradient(loss, self._gradient_leaves(params, answer[1]), dict(sorted(metrics.items())))
+
+    def _gradient_leaves(self, params: Any, grads: Any) -> list[Any]:
+        try:
+            spec, leaves = flatten(grads)
+        except UnsupportedTypeError as error:
+            raise TypeError(f"the gradient tree: {error}") from None
+        if self._params_spec is None:
+            self._params_spec = flatten(params)[0]
+        if self._grads_spec != spec:
+            _check_same_tree(self._params_spec, spec, ())
+            self._grads_spec = spec
+        return leaves
+
+
+def _takes_rng(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    return len(required) >= 3 or any(p.name == "rng" for p in positional[2:3])
+
+
+def _scalar(what: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a single number, found {_describe(value)}") from None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return type(value).__name__
+
+
+def _check_same_tree(expected: Spec, found: Spec, path: tuple[str, ...]) -> None:
+    """Gradients have the structure and shapes of the parameters; dtypes are converted."""
+    where = path_of(path)
+    if expected.kind in CONTAINERS or found.kind in CONTAINERS:
+        if expected.kind != found.kind or expected.detail != found.detail:
+            raise ValueError(
+                f"the gradient tree differs from the parameters at {where}: expected {_describe_spec(expected)}, "
+                f"found {_describe_spec(found)}"
+            )
+        for name, mine, other in zip(_child_names(expected), expected.children, found.children, strict=True):
+            _check_same_tree(mine, other, (*path, name))
+        return
+    if _leaf_shape(expected) != _leaf_shape(found):
+        raise ValueError(
+            f"the gradient of {where} has another shape: expected {_describe_spec(expected)}, "
+            f"found {_describe_spec(found)}"
+        )
+
+
+def _leaf_shape(spec: Spec) -> Any:
+    if spec.kind == "array":
+        dtype, shape, _ = spec.detail
+        return shape if dtype.kind in "fiub" else None
+    if spec.kind == "numpy":
+        return () if spec.detail.kind in "fiub" else None
+    return () if spec.kind in ("float", "int") else spec.kind
+
+
+def _child_names(spec: Spec) -> list[str]:
+    if spec.kind in ("dict", "odict"):
+        return [str(key) for _, key in spec.detail]
+    if spec.kind in ("namedtuple", "dataclass"):
+        return list(spec.detail[2])
+    return [str(i) for i in range(spec.detail)]
+
+
+def _describe_spec(spec: Spec) -> str:
+    if spec.kind == "array":
+        return f"{spec.detail[0]} array of shape {spec.detail[1]}"
+    if spec.kind in CONTAINERS:
+        return f"{spec.kind} of {', '.join(_child_names(spec)) or 'nothing'}"
+    return spec.kind

@@ -1,0 +1,41 @@
+"""Which examples go into which shard of which step: pure functions of seed, epoch, step and shard.
+
+Nothing here depends on the number of workers: that is what makes the result independent of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch"]
+
+# different uses of one seed draw from different streams
+_ORDER_STREAM = 2**63
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
+    """The order of the examples in one epoch, shape (examples,), drawn from Philox keyed by (seed, epoch)."""
+    key = np.array([seed, _ORDER_STREAM + epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(examples)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """The number of batches; the last may be smaller."""
+    return -(-examples // batch_size)
+
+
+def shard_bounds(step: int, shard: int, *, shards: int, examples: int, batch_size: int) -> tuple[int, int]:
+    """The [start, stop) positions in the epoch's order of one shard of one step of the epoch.
+
+    A batch is cut into parts whose sizes differ by one at most; a part of a small batch may be empty.
+    """
+    start = step * batch_size
+    size = min(batch_size, examples - start)
+    return start + size * shard // shards, start + size * (shard + 1) // shards
+
+
+def shard_rng(seed: int, step: int, shard: int, shards: int) -> np.random.Generator:
+    """The random numbers of one shard of one step since training began."""
+    key = np.array([seed, step * shards + shard], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

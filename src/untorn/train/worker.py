@@ -1,0 +1,209 @@
+"""One worker of a sync job: take a shard, compute its gradient, commit it. The same code in a process or in place.
+
+What a worker needs travels in a ``Job``: where the board is, how to reach the weights and the data, the model. Results
+travel through shared memory alone, so a killed worker leaves nothing half-sent behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from untorn import _core
+from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
+from untorn.share import storage
+from untorn.share.layout import Decoder
+from untorn.share.storage import Address
+from untorn.share.subscriber import Subscriber
+from untorn.train import sampler
+from untorn.train.model import Gradient, ModelFunction, take_examples
+from untorn.train.plan import ParameterPlan
+
+__all__ = ["Job", "ShardWorker", "worker_main"]
+
+#: how long a worker waits for work before it looks whether its server lives
+WAIT_S = 0.1
+_NAMES_NBYTES = 4096
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know to take part in one fit."""
+
+    number: int
+    board_path: str
+    weights: Address
+    data: Subscriber
+    model: Any
+    plan: ParameterPlan
+    seed: int
+    first_step: int
+    workers: int
+    spin_s: float
+
+
+class ShardWorker:
+    """Takes part in one job. ``turn`` does one thing and says what it was."""
+
+    def __init__(self, job: Job, index: int) -> None:
+        self.job = job
+        self.index = index
+        self.board = open_board(job.board_path)
+        self.first = index * self.board.shards // max(1, job.workers) % self.board.shards
+        files = storage.open_files(job.weights.places, job.weights.label, writable=True, id=job.weights.id)
+        self.weights = storage.attach(*files, _core.WRITER, job.weights.label)
+        self._data = job.data.snapshot()
+        self.data = self._data.value
+        self.model = ModelFunction(job.model)
+        self.order = np.ndarray(self.board.examples, np.int64, self.board, self.board.order_at)
+        self._decoder: Decoder | None = None
+        self._buffers: dict[int, tuple[Any, Any, list[Any]]] = {}
+        self._named = False
+
+    def turn(self, wait_s: float = WAIT_S) -> int:
+        """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
+        kind, step, shard, buffer_at = self.board.next(
+            self.weights, self.index, self.first, self.job.spin_s, wait_s
+        )
+        if kind != _core.TURN_GRADIENT:
+            return kind
+        try:
+            self._compute(step, shard, buffer_at)
+        except Exception as error:
+            self.report(error, step, shard)
+            return _core.TURN_STOP
+        self.board.commit(self.index)
+        return kind
+
+    def _compute(self, step: int, shard: int, buffer_at: int) -> None:
+        board = self.board
+        start, stop = sampler.shard_bounds(
+            step % board.steps, shard, shards=board.shards, examples=board.examples, batch_size=board.batch_size
+        )
+        if start == stop:
+            self._buffer(buffer_at)[0][0] = 0
+            return
+        hold = self.weights.pin()
+        if self._decoder is None:
+            schema = bytes(memoryview(hold)[_core.HEADER_NBYTES : _core.HEADER_NBYTES + hold.schema_nbytes])
+            self._decoder = Decoder(schema, hold.nbytes)
+        rng = None
+        if self.model.takes_rng:
+            rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, board.shards)
+        batch = take_examples(self.data, self.order[start:stop])
+        gradient = self.model(self._decoder.value(hold), batch, rng)
+        self._write(gradient, stop - start, buffer_at)
+
+    def _write(self, gradient: Gradient, examples: int, buffer_at: int) -> None:
+        count, measured, views = self._buffer(buffer_at)
+        count[0] = examples
+        measured[0] = gradient.loss
+        if not self._named:
+            self._name_metrics(tuple(gradient.metrics))
+        for index, value in enumerate(gradient.metrics.values()):
+            measured[1 + index] = value
+        for view, leaf in zip(views, gradient.leaves, strict=True):
+            np.copyto(view, leaf, casting="same_kind")
+
+    def _buffer(self, buffer_at: int) -> tuple[Any, Any, list[Any]]:
+        """(number of examples, loss and metrics, gradients) of a buffer, as writable views."""
+        views = self._buffers.get(buffer_at)
+        if views is None:
+            count = np.ndarray(1, np.uint64, self.board, buffer_at)
+            measured = np.ndarray(1 + _core.BOARD_METRICS, np.float64, self.board, buffer_at + 8)
+            views = (count, measured, self.job.plan.gradient_views(self.board, buffer_at))
+            self._buffers[buffer_at] = views
+        return views
+
+    def _name_metrics(self, names: tuple[str, ...]) -> None:
+        """Every worker writes the same names; whoever is first, the server finds them whole after a step."""
+        text = json.dumps(names).encode()
+        if len(text) >= _NAMES_NBYTES:
+            raise ValueError(f"the names of the metrics are too long: {names}")
+        _core.copy(self.board, self.board.names_at, text + b"\0")
+        self._named = True
+
+    def report(self, error: Exception, step: int, shard: int) -> None:
+        """Tell the server what went wrong, with the traceback as the user's own code would show it."""
+        trace = error.__traceback__
+        while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace)
+        report_failure(self.board, self.index, step, shard, error, "".join(lines))
+
+
+def _is_ours(filename: str) -> bool:
+    return os.path.dirname(os.path.abspath(filename)) == os.path.dirname(os.path.abspath(__file__))
+
+
+def report_failure(board: _core.Board, index: int, step: int, shard: int, error: Exception, text: str) -> None:
+    """Write the error where the server looks, newest lines last, and ring."""
+    room = _core.BOARD_ERROR_NBYTES - 1024
+    document = {
+        "non_finite": isinstance(error, NonFiniteLossError),
+        "summary": f"{type(error).__name__}: {error}"[:500],
+        "traceback": text[-room // 6 :],  # JSON may need six bytes for a character
+    }
+    data = json.dumps(document).encode()
+    _core.copy(board, board.errors_at + index * _core.BOARD_ERROR_NBYTES, data + b"\0")
+    board.fail(index, step, shard)
+
+
+def open_board(path: str) -> _core.Board:
+    """Attach to the board at this path."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return _core.Board(fd)
+    finally:
+        os.close(fd)
+
+
+def worker_main(index: int, jobs: Subscriber) -> None:
+    """The life of a worker process: take part in every job that the server publishes, until it is gone."""
+    done = 0
+    while True:
+        try:
+            snapshot = jobs.snapshot(newer_than=done)
+        except BrokenChannelError:
+            return  # the server closed, or is dead: the kernel says so
+        done = snapshot.version
+        payload = snapshot.value
+        snapshot.close()
+        if payload is not None:
+            _take_part(index, jobs, done, payload)
+
+
+def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any]) -> None:
+    try:
+        board = open_board(payload["board"])
+    except OSError:
+        return  # the job ended before we came to it
+    try:
+        worker = ShardWorker(pickle.loads(payload["job"]), index)
+    except Exception as error:
+        if not board.stopped and isinstance(error, UntornError | OSError) and jobs.version != number:
+            return
+        report_failure(board, index, board.step, 0, error, traceback.format_exc())
+        return
+    del board
+    _run(worker, jobs, number)
+
+
+def _run(worker: ShardWorker, jobs: Subscriber, number: int) -> None:
+    looked = time.monotonic()
+    with contextlib.suppress(BrokenChannelError):
+        while worker.turn() != _core.TURN_STOP:
+            now = time.monotonic()
+            if now - looked < WAIT_S:
+                continue
+            looked = now
+            if jobs.version != number or not jobs.publisher_alive():
+                return

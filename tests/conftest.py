@@ -1,0 +1,133 @@
+"""What every test gets: a printed seed, and the proof that it left nothing behind.
+
+A failing run is repeated with ``UNTORN_SEED=<the printed seed>``. Tests marked ``soak`` run with ``-m soak`` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import random
+import struct
+import time
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+
+import pytest
+from helpers import descriptors, untorn_mappings
+
+SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))
+SHM = Path(f"/dev/shm/untorn-{os.geteuid()}")
+RETRIES = 50
+
+
+def pytest_report_header() -> str:
+    return f"untorn: UNTORN_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in config.option.markexpr:
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """This test's own seed, from the run's seed and the test's name; shown when the test fails."""
+    own = random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32)
+    print(f"UNTORN_SEED={SEED}, seed of this test {own}")
+    return own
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """A random number generator of this test's own."""
+    return random.Random(seed)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A channel name that no other test, and no other run, uses."""
+    return f"test-{os.getpid()}-{random.SystemRandom().randrange(2**40):x}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """After each test: no child process, no new descriptor, no new mapping, no new channel file."""
+    before = _Traces()
+    yield
+    left = before.left()
+    for _ in range(RETRIES):
+        if not left:
+            return
+        gc.collect()
+        time.sleep(0.02)  # the kernel takes a moment with the dead; this waits for nothing that a test does
+        left = before.left()
+    if left:
+        pytest.fail("left behind:\n  " + "\n  ".join(left))
+
+
+class _Traces:
+    """What there is of this process's doings in the system."""
+
+    def __init__(self) -> None:
+        self.descriptors = descriptors()
+        self.mappings = len(untorn_mappings())
+        self.files = _channel_files()
+        self.children = _children()
+
+    def left(self) -> list[str]:
+        """What is there now and was not before."""
+        spared = _helpers_descriptors()
+        found = [
+            f"descriptor {fd} -> {target}"
+            for fd, target in descriptors().items()
+            if self.descriptors.get(fd) != target and fd not in spared
+        ]
+        if len(descriptors().keys() - spared) <= len(self.descriptors.keys() - spared):
+            found = []  # the same ones under other numbers
+        mappings = untorn_mappings()
+        if len(mappings) > self.mappings:
+            found += [f"mapping {line}" for line in mappings]
+        found += [f"process {pid}: {what}" for pid, what in (_children().items() - self.children.items())]
+        found += [f"file {file}" for file in sorted(_channel_files() - self.files) if not _is_in_use(file)]
+        return found
+
+
+def _helpers_descriptors() -> set[int]:
+    """multiprocessing keeps its resource tracker and its fork server for the life of the process."""
+    tracker, server = resource_tracker._resource_tracker, forkserver._forkserver
+    return {fd for fd in (tracker._fd, server._forkserver_alive_fd) if fd is not None}
+
+
+def _children() -> dict[int, str]:
+    """Processes that have this one as their parent, zombies too."""
+    spared = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
+    found = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid() and pid not in spared:
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200]
+    return found
+
+
+def _channel_files() -> set[Path]:
+    return set(SHM.iterdir()) if SHM.is_dir() else set()
+
+
+def _is_in_use(file: Path) -> bool:
+    """Does a living process have a lock on this channel? Then it is not ours: our children are dead by now, and our
+    own descriptors are closed. Other runs on this machine share the directory."""
+    control = file.with_suffix(".control")
+    try:
+        with open(control, "rb+") as opened:
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return struct.unpack("hhqqi4x", fcntl.fcntl(opened, fcntl.F_OFD_GETLK, lock))[0] != fcntl.F_UNLCK
+    except OSError:
+        return not file.exists()
