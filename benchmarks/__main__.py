@@ -24,14 +24,20 @@ from benchmarks.measure import table
 def registry() -> dict[str, ModuleType]:
     """The benchmarks of this folder by NAME, in the order of their files' names."""
     files = sorted(found.name for found in pkgutil.iter_modules(benchmarks.__path__) if not found.ispkg)
-    modules = [importlib.import_module(f"benchmarks.{name}") for name in files if name not in ("__main__", "measure")]
+    modules = [
+        importlib.import_module(f"benchmarks.{name}") for name in files if name not in ("__main__", "measure")
+    ]
     return {module.NAME: module for module in modules if hasattr(module, "run")}
 
 
 def machine() -> str:
     """One line: what the numbers come from."""
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     return ", ".join(

@@ -49,7 +49,9 @@ def run() -> list[Row]:
         notes[f"{peer.NAME}: publish"] = peer.NOTE
     try:
         times = interleaved(
-            {what: lambda call=call: seconds(call) for what, call in calls.items()}, turns=TURNS, warm_up=WARM_UP
+            {what: lambda call=call: seconds(call) for what, call in calls.items()},
+            turns=TURNS,
+            warm_up=WARM_UP,
         )
     finally:
         for closing in (updated, edited, *writers):

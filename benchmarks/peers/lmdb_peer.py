@@ -28,7 +28,13 @@ class Writer:
         self.address = tempfile.mkdtemp(prefix="untorn-benchmark-lmdb-", dir="/dev/shm")
         nbytes = max(64 << 20, 8 * array.nbytes)
         self._environment = lmdb.open(
-            self.address, map_size=nbytes, sync=False, metasync=False, writemap=True, readahead=False, meminit=False
+            self.address,
+            map_size=nbytes,
+            sync=False,
+            metasync=False,
+            writemap=True,
+            readahead=False,
+            meminit=False,
         )
         self.publish(array)
 

@@ -1,8 +1,8 @@
 """Engines: where the workers of a job run. One interface, no training logic.
 
-    base.py         what an engine is
-    serial.py       in this process: the reference that every other must equal, bit for bit
-    processes.py    worker processes, started, supervised and replaced
+base.py         what an engine is
+serial.py       in this process: the reference that every other must equal, bit for bit
+processes.py    worker processes, started, supervised and replaced
 """
 
 from untorn.engines.base import Death, Engine, Turner

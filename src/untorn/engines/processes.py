@@ -23,7 +23,9 @@ from typing import Any
 
 from untorn import _core
 from untorn.engines.base import Death, Engine, Turner
+from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
+from untorn.share.storage import Address
 
 __all__ = ["ProcessEngine"]
 
@@ -71,7 +73,10 @@ class ProcessEngine(Engine):
     def _start(self, index: int) -> SpawnProcess:
         assert self._jobs is not None
         process = multiprocessing.get_context("spawn").Process(
-            target=self._main, args=(index, self._jobs.subscriber()), name=f"untorn-worker-{index}", daemon=True
+            target=_worker,
+            args=(self._main, index, self._jobs.subscriber().address),
+            name=f"untorn-worker-{index}",
+            daemon=True,
         )
         with _environment(dict.fromkeys(_THREAD_VARIABLES, str(self._threads))), _interrupts_blocked():
             process.start()
@@ -116,6 +121,16 @@ class ProcessEngine(Engine):
                 process.join()
             process.close()
         self._processes.clear()
+
+
+def _worker(main: Callable[[int, Subscriber], None], index: int, address: Address) -> None:
+    """Attach and go; a server that closed or died while this process was starting is no error."""
+    jobs = Subscriber(address)
+    try:
+        jobs.attach()
+    except ChannelNotFoundError:
+        return
+    main(index, jobs)
 
 
 @contextmanager

@@ -167,15 +167,11 @@ def _job_in(module: ModuleType, name: str, *, spec: str, seed: int) -> Job:
     try:
         found = getattr(module, name)
     except AttributeError:
-        raise ValueError(
-            f"{module.__file__} has no {name!r}; {_names_of(module)}"
-        ) from None
+        raise ValueError(f"{module.__file__} has no {name!r}; {_names_of(module)}") from None
     if isinstance(found, Job):
         return found
     if not callable(found) or isinstance(found, type):
-        raise TypeError(
-            f"{spec}: expected an untorn.jobs.Job or a callable that returns one, found {_kind_of(found)}"
-        )
+        raise TypeError(f"{spec}: expected an untorn.jobs.Job or a callable that returns one, found {_kind_of(found)}")
     job = found(seed=seed) if _takes_seed(found) else found()
     if not isinstance(job, Job):
         raise TypeError(f"{spec}: calling it should have given an untorn.jobs.Job, but gave {_kind_of(job)}")

@@ -1,7 +1,9 @@
 """Handwritten digits: a multi-layer perceptron in NumPy, with its own backward pass.
 
 The data is scikit-learn's bundled digits set (1,797 scans of 8 x 8 pixels, ten classes, after UCI's "Optical
-Recognition of Handwritten Digits"); nothing is downloaded. 80 % is trained on, 20 % is held out::
+Recognition of Handwritten Digits"); nothing is downloaded. 80 % is trained on, each image also moved by one pixel up,
+down, left and right, since a perceptron does not know that a moved digit is the same digit. The other 20 %, as it is,
+is held out::
 
     x (n, 64) ── w0, b0 ── relu ── w1, b1 ── relu ── w2, b2 ── softmax ── cross entropy with y (n,)
 
@@ -18,13 +20,13 @@ from numpy.typing import NDArray
 
 from untorn.jobs import Job
 
-__all__ = ["init_params", "job", "load_data", "loss_and_grad", "predict"]
+__all__ = ["init_params", "job", "load_data", "loss_and_grad", "predict", "with_shifts"]
 
 Array = NDArray[Any]
 Params = dict[str, Array]
 Pair = tuple[Array, Array]
 
-LAYERS = (64, 128, 64, 10)
+LAYERS = (64, 256, 128, 10)
 TEST_SHARE = 0.2
 #: the images' grey values go from 0 to 16
 _PIXEL_MAX = 16.0
@@ -89,6 +91,23 @@ def _stratified_split(y: Array, seed: int) -> tuple[Array, Array]:
     return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(test))
 
 
+def with_shifts(x: Array, y: Array) -> Pair:
+    """The examples, and each of them moved by one pixel up, down, left and right; what comes in is empty.
+
+    Args:
+        x: images, of shape (n, 64).
+        y: their digits, of shape (n,).
+
+    Returns:
+        ``(x, y)`` of 5 n examples, copies.
+
+    """
+    padded = np.pad(x.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    corners = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+    moved = [padded[:, top : top + 8, left : left + 8].reshape(-1, 64) for top, left in corners]
+    return np.concatenate(moved), np.tile(y, len(corners))
+
+
 def loss_and_grad(params: Params, batch: Pair) -> tuple[float, Params, dict[str, float]]:
     """Forward and backward: the mean cross entropy over the batch, its gradient, and the accuracy.
 
@@ -136,7 +155,8 @@ def predict(params: Params, x: Array) -> Array:
 
     """
     _, scores = _forward(params, x)
-    return scores.argmax(axis=1)
+    labels: Array = scores.argmax(axis=1)
+    return labels
 
 
 def _forward(params: Params, x: Array) -> tuple[list[Array], Array]:
@@ -157,10 +177,10 @@ def job(seed: int) -> Job:
         name="digits",
         model=loss_and_grad,
         params=init_params,
-        data=data,
+        data=with_shifts(*data),
         validation_data=validation_data,
         optimizer=SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        epochs=20,
+        epochs=30,
         batch_size=64,
-        description="handwritten digits (scikit-learn), a perceptron of 64-128-64-10 in NumPy",
+        description="handwritten digits (scikit-learn), a perceptron of 64-256-128-10 in NumPy",
     )

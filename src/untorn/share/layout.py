@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.errors import FormatError
 from untorn.share.tree import CONTAINERS, Spec
+from untorn.share.views import array_over
 
 __all__ = ["Decoder", "Layout"]
 
@@ -105,7 +106,7 @@ class Layout:
         """A writable view of the array leaf in a slot that is being written."""
         spec, offset = self.leaves[index]
         dtype, shape, strides = spec.detail
-        return np.ndarray(shape, dtype, draft, offset, strides)
+        return array_over(draft, dtype, shape, offset, strides)
 
 
 def _leaf_size(spec: Spec) -> tuple[int, int]:
@@ -208,7 +209,12 @@ class Decoder:
 
     def value(self, exporter: Any) -> Any:
         """The value in a slot: a new tree around views of ``exporter``."""
-        return self._build(exporter)
+        try:
+            return self._build(exporter)
+        except (ValueError, OverflowError) as error:  # a shape that no array can have, text that is no text
+            raise FormatError(
+                f"a leaf of this version cannot be read ({error}); the channel's file is damaged"
+            ) from error
 
     def extra(self, exporter: Any) -> Any:
         """What the publisher stored beside the value, or None."""

@@ -23,6 +23,7 @@ from untorn.share.layout import Decoder, Layout, leaf_indices
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber
 from untorn.share.tree import Spec, flatten
+from untorn.share.views import array_over
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
 
@@ -262,7 +263,7 @@ class Publisher:
         edited = _Tree(tree)
         drafted = {id(leaf) for leaf in originals if isinstance(leaf, np.ndarray)}
         same_structure = edited.spec == layout.spec
-        space = np.frombuffer(draft, np.uint8)
+        space = array_over(draft, np.uint8, layout.nbytes, 0)
         for index, leaf in enumerate(edited.leaves):
             in_place = same_structure and leaf is originals[index]
             if isinstance(leaf, np.ndarray) and not in_place and np.may_share_memory(leaf, space):
@@ -331,7 +332,9 @@ class Publisher:
                     raise self._forked() from None
                 if code == "no_space":
                     raise storage.no_space(
-                        attachment.data_fd, nbytes, f"channel {self._label!r}: version {attachment.version + 1}"
+                        attachment.data_fd,
+                        nbytes,
+                        f"channel {self._label!r}: version {attachment.version + 1}",
                     ) from None
                 if code != "no_slot":
                     raise OSError(number, os.strerror(number), self._label) from None

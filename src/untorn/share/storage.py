@@ -247,7 +247,9 @@ def open_files(
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             if isinstance(error, PermissionError) and not control.startswith("/proc/"):
                 raise PermissionError(
-                    error.errno, "no right to open this channel; readers need to write its control file", control
+                    error.errno,
+                    "no right to open this channel; readers need to write its control file",
+                    control,
                 ) from None
             continue
         try:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from untorn import _core
-from untorn.errors import BrokenChannelError, ChannelNotFoundError, ClosedError, FormatError
+from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.layout import Decoder
 from untorn.share.storage import Address
@@ -72,7 +72,7 @@ class _Attached:
         code, number = error.args
         label = self.address.label
         if code == "no_row":
-            return storage.CapacityError(
+            return CapacityError(
                 f"channel {label!r}: this process was forked when every reader row was taken, and none is free now; "
                 "close some subscribers, or publish with a larger max_readers"
             )
@@ -204,6 +204,15 @@ class Subscriber:
         if self._attached_or_none is None:
             self._attached_or_none = _attach(self._address)
         return self._attached_or_none
+
+    @property
+    def address(self) -> Address:
+        """Where to find the channel: small, picklable, and attaches to nothing by itself."""
+        return self._address
+
+    def attach(self) -> None:
+        """Attach now rather than at first use. Raises ChannelNotFoundError if the channel is gone."""
+        _ = self._attached
 
     @property
     def version(self) -> int:

@@ -106,9 +106,7 @@ def _open_container(value: Any, path: tuple[str, ...]) -> tuple[str, Any, Iterat
 
 
 def _check_key(key: Any, path: tuple[str, ...]) -> None:
-    if type(key) not in _KEY_TYPES and not (
-        type(key) is tuple and all(type(part) in _KEY_TYPES for part in key)
-    ):
+    if type(key) not in _KEY_TYPES and not (type(key) is tuple and all(type(part) in _KEY_TYPES for part in key)):
         raise UnsupportedTypeError(
             f"{path_of(path)}: a dict key of type {type(key).__qualname__}; "
             "expected str, int, float, bool, bytes, None or a tuple of these"

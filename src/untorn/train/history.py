@@ -69,9 +69,7 @@ class History:
         self.seconds = []
         self.examples_per_s = []
 
-    def append(
-        self, epoch: int, metrics: Mapping[str, float], *, seconds: float, examples_per_s: float
-    ) -> None:
+    def append(self, epoch: int, metrics: Mapping[str, float], *, seconds: float, examples_per_s: float) -> None:
         """Add the numbers of one epoch.
 
         Args:
@@ -111,9 +109,7 @@ class History:
             _COLUMN_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         )
 
-    def plot(
-        self, path: str | PathLike[str] | None = None, *, metrics: Sequence[str] | None = None
-    ) -> Figure:
+    def plot(self, path: str | PathLike[str] | None = None, *, metrics: Sequence[str] | None = None) -> Figure:
         """Draw the learning curves: one subplot per metric, training and validation in one colour family.
 
         Needs matplotlib (``pip install 'untorn[plot]'``) but no display and no pyplot state.
@@ -149,9 +145,7 @@ class History:
 
         figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=150, layout="constrained")
         figure.suptitle(f"Learning curve, {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}")
-        for index, (axes, name) in enumerate(
-            zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)
-        ):
+        for index, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
             self._draw(axes, name, _COLOURS[index % len(_COLOURS)])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if path is not None:

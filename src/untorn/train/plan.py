@@ -20,6 +20,7 @@ import numpy as np
 from untorn import _core
 from untorn.share.layout import Layout
 from untorn.share.tree import CONTAINERS, Spec, flatten, path_of
+from untorn.share.views import array_over
 
 __all__ = ["ParameterPlan", "check_parameters"]
 
@@ -86,8 +87,7 @@ class ParameterPlan:
         """Writable views of one gradient buffer, one per parameter."""
         payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
         return [
-            np.ndarray(shape, dtype, board, payload + offset, strides)
-            for offset, dtype, shape, strides in self.arrays
+            array_over(board, dtype, shape, payload + offset, strides) for offset, dtype, shape, strides in self.arrays
         ]
 
 

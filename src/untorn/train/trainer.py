@@ -26,8 +26,10 @@ from untorn import _core
 from untorn.engines import Death, Engine, ProcessEngine, SerialEngine
 from untorn.errors import CapacityError, ClosedError, NonFiniteLossError, WorkerError
 from untorn.share import Publisher, Snapshot, Subscriber, publish
-from untorn.share.layout import Decoder
+from untorn.share.layout import Decoder, Layout
 from untorn.share.publisher import FREE_SLOT_TIMEOUT_S, publish_spec
+from untorn.share.tree import flatten
+from untorn.share.views import array_over
 from untorn.train import sampler
 from untorn.train.callbacks import Callback
 from untorn.train.cpus import available_cpus
@@ -251,7 +253,7 @@ class Trainer:
         return Job(
             number=self._job_number,
             board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
-            weights=running.weights.subscriber()._address,
+            weights=running.weights.subscriber().address,
             data=data,
             model=self._model,
             plan=running.plan,
@@ -272,9 +274,8 @@ class Trainer:
     ) -> None:
         examples, steps = board.examples, board.steps
         started = time.perf_counter()
-        order = np.ndarray(examples, np.int64, board, board.order_at)
-        order[:] = sampler.epoch_order(self.seed, self.epoch, examples)
-        np.ndarray(steps, np.float64, board, board.lr_at)[:] = self.optimizer.learning_rate
+        array_over(board, np.int64, examples, board.order_at)[:] = sampler.epoch_order(self.seed, self.epoch, examples)
+        array_over(board, np.float64, steps, board.lr_at)[:] = self.optimizer.learning_rate
         for callback in callbacks:
             callback.on_epoch_begin(self.epoch, {"steps": steps, "examples": examples, "epochs": epochs})
         first = board.limit
@@ -319,9 +320,13 @@ class Trainer:
         text = bytes(memoryview(board)[at : at + _core.BOARD_ERROR_NBYTES]).split(b"\0", 1)[0]
         report = json.loads(text)
         start, stop = sampler.shard_bounds(
-            step % board.steps, shard, shards=board.shards, examples=board.examples, batch_size=board.batch_size
+            step % board.steps,
+            shard,
+            shards=board.shards,
+            examples=board.examples,
+            batch_size=board.batch_size,
         )
-        indices = np.ndarray(board.examples, np.int64, board, board.order_at)[start:stop]
+        indices = array_over(board, np.int64, board.examples, board.order_at)[start:stop]
         where = (
             f"epoch {self.epoch}, step {step % board.steps}, shard {shard} "
             f"({len(indices)} examples: {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''})"
@@ -399,7 +404,7 @@ class _Open:
     """What a trainer holds while it is open: the channel of the weights, and the engine."""
 
     def __init__(self, params: Any, optimizer: SGD, name: str | None, engine: Engine) -> None:
-        state = {name: params for name in optimizer.state_names} or None
+        state = dict.fromkeys(optimizer.state_names, params) or None
         self.plan = ParameterPlan.of(params, state)
         self.weights: Publisher = publish_spec(
             params, _zeros(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES
@@ -466,7 +471,7 @@ class _Log:
 
     def __init__(self, board: _core.Board) -> None:
         self._board = board
-        self._rows = np.ndarray((board.steps, 2 + _core.BOARD_METRICS), np.float64, board, board.log_at)
+        self._rows = array_over(board, np.float64, (board.steps, 2 + _core.BOARD_METRICS), board.log_at)
         self._names: list[str] | None = None
 
     @property
@@ -511,20 +516,9 @@ def _zeros(params: Any, state: Any) -> Any:
     """Trees of zeros like the parameters, one for each buffer of state; None for none."""
     if state is None:
         return None
-    decoder, space = _Blank.of(params)
-    return {name: decoder.value(space) for name in state}
-
-
-class _Blank:
-    """The parameters' tree over zeroed memory."""
-
-    @staticmethod
-    def of(params: Any) -> tuple[Decoder, bytearray]:
-        from untorn.share.layout import Layout
-        from untorn.share.tree import flatten
-
-        layout = Layout(flatten(params)[0])
-        return Decoder(layout.schema, layout.nbytes), bytearray(layout.nbytes)
+    layout = Layout(flatten(params)[0])
+    zeros = Decoder(layout.schema, layout.nbytes).value(bytearray(layout.nbytes))
+    return dict.fromkeys(state, zeros)
 
 
 def _copy_value(snapshot: Snapshot) -> Any:

@@ -23,6 +23,7 @@ from untorn.share import storage
 from untorn.share.layout import Decoder
 from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber
+from untorn.share.views import array_over
 from untorn.train import sampler
 from untorn.train.model import Gradient, ModelFunction, take_examples
 from untorn.train.plan import ParameterPlan
@@ -63,16 +64,14 @@ class ShardWorker:
         self._data = job.data.snapshot()
         self.data = self._data.value
         self.model = ModelFunction(job.model)
-        self.order = np.ndarray(self.board.examples, np.int64, self.board, self.board.order_at)
+        self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         self._decoder: Decoder | None = None
         self._buffers: dict[int, tuple[Any, Any, list[Any]]] = {}
         self._named = False
 
     def turn(self, wait_s: float = WAIT_S) -> int:
         """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
-        kind, step, shard, buffer_at = self.board.next(
-            self.weights, self.index, self.first, self.job.spin_s, wait_s
-        )
+        kind, step, shard, buffer_at = self.board.next(self.weights, self.index, self.first, self.job.spin_s, wait_s)
         if kind != _core.TURN_GRADIENT:
             return kind
         try:
@@ -86,7 +85,11 @@ class ShardWorker:
     def _compute(self, step: int, shard: int, buffer_at: int) -> None:
         board = self.board
         start, stop = sampler.shard_bounds(
-            step % board.steps, shard, shards=board.shards, examples=board.examples, batch_size=board.batch_size
+            step % board.steps,
+            shard,
+            shards=board.shards,
+            examples=board.examples,
+            batch_size=board.batch_size,
         )
         if start == stop:
             self._buffer(buffer_at)[0][0] = 0
@@ -117,8 +120,8 @@ class ShardWorker:
         """(number of examples, loss and metrics, gradients) of a buffer, as writable views."""
         views = self._buffers.get(buffer_at)
         if views is None:
-            count = np.ndarray(1, np.uint64, self.board, buffer_at)
-            measured = np.ndarray(1 + _core.BOARD_METRICS, np.float64, self.board, buffer_at + 8)
+            count = array_over(self.board, np.uint64, 1, buffer_at)
+            measured = array_over(self.board, np.float64, 1 + _core.BOARD_METRICS, buffer_at + 8)
             views = (count, measured, self.job.plan.gradient_views(self.board, buffer_at))
             self._buffers[buffer_at] = views
         return views

@@ -1,0 +1,136 @@
+"""How long does a reader take to have the newest version as a usable array?
+
+::
+
+    this process: publishes  ── "now" (pipe) ──>  reader process: times its read  ── seconds (pipe) ──>  this process
+
+Unchanged version: asking again, the mean of many calls in a row per turn. New version: one single call right after
+one was published, timed alone, so with cold caches and with the clock's own 0.05 us inside. Timed is what ends in a
+NumPy array over shared memory (``snapshot().value``), and for untorn also ``snapshot()`` alone. The competitors do
+the same behind peers/; all take turns. Every page was touched before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import statistics
+import time
+from functools import partial
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.measure import Row, interleaved, row, seconds
+
+NAME = "snapshot"
+QUESTION = (
+    "How long does a reader take to get the newest version, unchanged or new, and does it depend on the size?"
+)
+
+SIZES = {"1 KB": 1_000, "40 MB": 40_000_000}
+CALLS = 2000
+TURNS = 60
+WARM_UP = 8
+AIM_US = {"unchanged": 1.0, "new": 10.0}
+
+
+def reader(pipe: Connection, addresses: dict[tuple[str, str], object]) -> None:
+    """The reader process: answer ("unchanged" or "new", a channel, with or without .value) with seconds."""
+    modules = {peer.NAME: peer for peer in peers.ALL}
+    readers = {key: modules[key[0]].Reader(address) for key, address in addresses.items()}
+    views = {key: each.read() for key, each in readers.items()}
+    for view in views.values():
+        view.sum()  # touches every page
+    pipe.send("ready")
+    while (task := pipe.recv()) is not None:
+        state, key, usable = task
+        read = readers[key].read if usable else readers[key].subscriber.snapshot
+        if state == "unchanged":
+            views.pop(key, None)
+            held = read()  # as in a loop that keeps the version that it works on
+            took = seconds(read, CALLS)
+            views[key] = held
+        else:
+            start = time.perf_counter()
+            held = read()
+            took = time.perf_counter() - start
+            views[key] = held  # and lets the version before go
+        del held
+        pipe.send(took)
+    views.clear()
+    for each in readers.values():
+        each.close()
+
+
+def run() -> list[Row]:
+    there = [peer for peer in peers.ALL if not peer.missing()]
+    with contextlib.ExitStack() as stack:
+        arrays = {size: np.ones(nbytes, np.uint8) for size, nbytes in SIZES.items()}
+        writers = {}
+        for peer in there:
+            for size, array in arrays.items():
+                writers[peer.NAME, size] = peer.Writer(array)
+                stack.callback(writers[peer.NAME, size].close)
+        times = _measure(writers, arrays)
+
+    rows = []
+    for state, aim_us in AIM_US.items():
+        for size in SIZES:
+            base = times[state, ("untorn", size), True]
+            rows.append(
+                row(
+                    f"untorn: snapshot(), {state}, {size}",
+                    times[state, ("untorn", size), False],
+                    at_most=aim_us,
+                )
+            )
+            rows.append(row(f"untorn: snapshot().value, {state}, {size}", base, at_most=aim_us))
+            for peer in there[1:]:
+                each = times[state, (peer.NAME, size), True]
+                what = f"{peer.NAME}: {state}, {size}"
+                rows.append(row(what, each, to=base, ratio_to="snapshot().value", note=peer.NOTE))
+        rows.append(_independence(state, times))
+    return rows + [Row(peer.NAME, None, note=peer.missing()) for peer in peers.ALL if peer.missing()]
+
+
+def _measure(writers, arrays):
+    """Seconds per turn of each (state, (peer, size), usable)."""
+    # spawn: LMDB forbids to use one environment on both sides of a fork
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(
+        target=reader, args=(theirs, {key: writer.address for key, writer in writers.items()}), daemon=True
+    )
+    process.start()
+    theirs.close()  # so that a reader that dies is an EOFError here
+    assert pipe.recv() == "ready"
+
+    def turn(state, key, usable):
+        if state == "new":
+            writers[key].publish(arrays[key[1]])
+        pipe.send((state, key, usable))
+        return pipe.recv()
+
+    contestants = {
+        (state, key, usable): partial(turn, state, key, usable)
+        for state in AIM_US
+        for key in writers
+        for usable in (True, False)
+        if usable or key[0] == "untorn"
+    }
+    times = interleaved(contestants, turns=TURNS, warm_up=WARM_UP)
+    pipe.send(None)
+    process.join()
+    return times
+
+
+def _independence(state: str, times) -> Row:
+    small, large = (times[state, ("untorn", size), True] for size in SIZES)
+    return row(
+        f"untorn: {state}, 40 MB against 1 KB",
+        [statistics.median(large) - statistics.median(small)] * len(large),
+        to=None,
+        note="the difference of the medians: what 40,000 times the size costs",
+    )

@@ -1,0 +1,24 @@
+"""Arrays over the core's objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+
+__all__ = ["array_over"]
+
+
+def array_over(
+    exporter: _core.Hold | _core.Draft | _core.Board | bytearray,
+    dtype: Any,
+    shape: int | tuple[int, ...],
+    offset: int,
+    strides: tuple[int, ...] | None = None,
+) -> NDArray[Any]:
+    """A view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is."""
+    buffer: Any = exporter  # NumPy's stubs know no user-defined buffers before Python 3.12
+    return np.ndarray(shape, dtype, buffer, offset, strides)
