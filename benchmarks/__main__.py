@@ -1,6 +1,6 @@
 """Run the benchmarks: ``python -m benchmarks [NAME ...] [--json FILE]``; without a name, all of them.
 
-A benchmark is a module of this folder with NAME, QUESTION and run() -> list[Row]; whatever has these is found.
+A benchmark is a module of this folder with NAME, QUESTION and run() -> list[Row]; what has these is found.
 """
 
 from __future__ import annotations
@@ -22,22 +22,16 @@ from benchmarks.measure import table
 
 
 def registry() -> dict[str, ModuleType]:
-    """The benchmarks of this folder by NAME, in the order of their files' names."""
+    """Find the benchmarks of this folder: NAME to module, in the order of the files."""
     files = sorted(found.name for found in pkgutil.iter_modules(benchmarks.__path__) if not found.ispkg)
-    modules = [
-        importlib.import_module(f"benchmarks.{name}") for name in files if name not in ("__main__", "measure")
-    ]
+    modules = [importlib.import_module(f"benchmarks.{name}") for name in files if name not in ("__main__", "measure")]
     return {module.NAME: module for module in modules if hasattr(module, "run")}
 
 
 def machine() -> str:
     """One line: what the numbers come from."""
     cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
     return ", ".join(

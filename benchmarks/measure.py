@@ -1,11 +1,12 @@
-"""How the benchmarks measure: contestants take turns in one run (A, B, A, B, ...), and ratios are taken per turn.
+"""How the benchmarks measure: contestants take turns in one run (A, B, B, A, ...); ratios are taken per turn.
 
-A shared machine changes its speed from minute to minute, so absolute times of two runs say little about each other.
-Two times from the same turn lie milliseconds apart: their ratio says something, and its quartiles say how much.
+A shared machine changes its speed from minute to minute, so absolute times of two runs say little about each
+other. Two times of one turn lie milliseconds apart: their ratio says something, and its quartiles say how much.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ class Row:
         aim: in words, for example ``ratio at most 1.1``; empty if there is none.
         reached: is the aim reached?
         note: what a reader has to know, for example that a competitor is not installed.
+
     """
 
     what: str
@@ -49,28 +51,28 @@ def seconds(call: Callable[[], object], number: int = 1) -> float:
     return (time.perf_counter() - start) / number
 
 
-def interleaved(
-    contestants: dict[str, Callable[[], float]], *, turns: int, warm_up: int
-) -> dict[str, list[float]]:
-    """Seconds of each contestant for each turn. Each is called ``warm_up`` times first, which touches its pages.
+def interleaved(contestants: dict[str, Callable[[], float]], *, turns: int, warm_up: int) -> dict[str, list[float]]:
+    """Let the contestants take turns; return the seconds of each for each turn.
 
-    A contestant returns the seconds that it took, so that it can leave out what does not count. The order is reversed
-    every other turn: nobody always comes right after the same neighbour.
+    Each is called ``warm_up`` times first, which touches its pages. A contestant returns the seconds that it took,
+    so that it can leave out what does not count. The order is shuffled every turn (seed 0): nobody always comes
+    right after the same neighbour, who may leave the caches cold.
     """
     for contestant in contestants.values():
         for _ in range(warm_up):
             contestant()
     times: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
+    dice = random.Random(0)
     for _ in range(turns):
+        dice.shuffle(order)
         for name in order:
             times[name].append(contestants[name]())
-        order.reverse()
     return times
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The median of the ratios turn by turn, and their quartiles."""
+    """Compute the median of the ratios turn by turn, and their quartiles."""
     each = [a / b for a, b in zip(of, to, strict=True)]
     low, median, high = statistics.quantiles(each, n=4)
     return median, (low, high)
@@ -87,7 +89,7 @@ def row(
     at_most: float | None = None,
     note: str = "",
 ) -> Row:
-    """A Row of measured times (in seconds), judged by ``at_most`` (in ``unit``) or ``ratio_at_most``."""
+    """Make a Row of measured times (in seconds), judged by ``at_most`` (in ``unit``) or ``ratio_at_most``."""
     median = statistics.median(times) * UNITS[unit]
     ratio, spread = ratios(times, to) if to is not None else (None, None)
     aim, reached = "", None
@@ -99,7 +101,7 @@ def row(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table that also reads well in a terminal."""
+    """Write the rows as a Markdown table that also reads well in a terminal."""
     head = ("what", "median", "ratio (quartiles)", "to", "aim", "reached", "note")
     cells = [head, *(_cells(each) for each in rows)]
     columns = [i for i in range(len(head)) if i < 2 or any(line[i] for line in cells[1:])]

@@ -1,8 +1,8 @@
 """How much slower than a plain memcpy is publishing 40 MB?
 
-Timed in one process: ``np.copyto`` into a preallocated array; ``update()``; ``edit(copy=False)`` filled with one
-``np.copyto``; and the same bytes published by LMDB and iceoryx2. Everybody copies from the same source, and every
-page was touched before.
+Timed in one process: ``np.copyto`` into a preallocated array; ``update()``; ``edit(copy=False)`` filled with
+one ``np.copyto``; and the same bytes published by LMDB and iceoryx2. Everybody copies from the same source, and
+every page was touched before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "publish"
 QUESTION = "How much slower than a plain memcpy is publishing 10 million float32 (40 MB)?"
 
 ELEMENTS = 10_000_000
-TURNS = 60
+TURNS = 200
 MEMCPY = "memcpy (np.copyto)"
 WARM_UP = 6  # more than the slots that a publisher takes turns with
 

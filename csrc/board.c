@@ -374,6 +374,8 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
         }
         if (!bell_wait(board, seen, spin_ns, end_ns))
             return (struct turn){.kind = TURN_IDLE};
+        if (load_acquire(&header->bell) == seen)
+            spin_ns = 0; /* nothing came while we spun, so it may take long: from here on only sleep */
     }
 }
 

@@ -85,8 +85,6 @@ struct board_header {
     shared_u32 stop;                         /* writer: the server */
     shared_u32 need_slot;                    /* raised by workers, lowered by the server */
     shared_u32 failed;                       /* 1 + the worker whose error text is complete; first one wins */
-    uint32_t pad;
-    shared_u64 failed_task;                  /* its step << 32 | shard */
 };
 _Static_assert(sizeof(struct board_task) == 64 && sizeof(struct board_worker) == 64, "one line each");
 _Static_assert(sizeof(struct board_buffer) == 256, "gradients stay aligned to lines");

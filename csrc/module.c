@@ -514,16 +514,14 @@ static PyObject *Board_commit(PyObject *self, PyObject *argument)
     return PyBool_FromLong(counts);
 }
 
-static PyObject *Board_fail(PyObject *self, PyObject *args)
+static PyObject *Board_fail(PyObject *self, PyObject *argument)
 {
     struct board_header *header = ((BoardObject *)self)->board.header;
-    unsigned worker, shard;
-    unsigned long long step;
-    if (!PyArg_ParseTuple(args, "IKI", &worker, &step, &shard))
+    unsigned long worker = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
         return NULL;
     uint32_t none = 0;
-    store_release(&header->failed_task, step << 32 | shard);
-    atomic_compare_exchange_strong(&header->failed, &none, worker + 1); /* pairs with the server's load_acquire */
+    atomic_compare_exchange_strong(&header->failed, &none, (uint32_t)worker + 1); /* pairs with the server's load_acquire */
     board_ring_server(&((BoardObject *)self)->board);
     Py_RETURN_NONE;
 }
@@ -579,7 +577,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 }
 
 enum board_field {
-    BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_FAILED_TASK, BOARD_LOG_AT, BOARD_LR_AT,
+    BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_LR_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
     BOARD_BATCH_SIZE, BOARD_STOPPED,
 };
@@ -594,7 +592,6 @@ static PyObject *Board_field(PyObject *self, void *which)
     case BOARD_LIMIT: value = load_acquire(&header->limit); break;
     case BOARD_NEED_SLOT: value = load_acquire(&header->need_slot); break;
     case BOARD_FAILED: value = load_acquire(&header->failed); break;
-    case BOARD_FAILED_TASK: value = load_acquire(&header->failed_task); break;
     case BOARD_STOPPED: value = load_acquire(&header->stop); break;
     case BOARD_LOG_AT: value = header->log_at; break;
     case BOARD_LR_AT: value = header->lr_at; break;
@@ -625,7 +622,7 @@ static PyMethodDef Board_methods[] = {
     {"next", Board_next, METH_VARARGS,
      "next(weights, worker, first, spin_s, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
     {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
-    {"fail", Board_fail, METH_VARARGS, "fail(worker, step, shard): the worker's error text is complete."},
+    {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
     {"open", Board_open, METH_O, "open(limit): let steps below `limit` run."},
     {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
     {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
@@ -640,7 +637,6 @@ static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("limit", BOARD_LIMIT),
     BOARD_FIELD("need_slot", BOARD_NEED_SLOT),
     BOARD_FIELD("failed", BOARD_FAILED),
-    BOARD_FIELD("failed_task", BOARD_FAILED_TASK),
     BOARD_FIELD("stopped", BOARD_STOPPED),
     BOARD_FIELD("log_at", BOARD_LOG_AT),
     BOARD_FIELD("lr_at", BOARD_LR_AT),

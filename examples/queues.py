@@ -95,9 +95,7 @@ def serve(weights, tasks, results, *, examples, epochs, seed, report):
     checked = 0
     for _ in range(epochs):
         version = weights.version
-        batches = np.split(
-            shuffle.permutation(examples), range(EXAMPLES_PER_BATCH, examples, EXAMPLES_PER_BATCH)
-        )
+        batches = np.split(shuffle.permutation(examples), range(EXAMPLES_PER_BATCH, examples, EXAMPLES_PER_BATCH))
         for batch in batches:
             tasks.put((version, batch))
 
@@ -108,9 +106,7 @@ def serve(weights, tasks, results, *, examples, epochs, seed, report):
             for _ in batches:
                 *computed_on, loss, gradient = results.get(timeout=60)
                 if tuple(computed_on) != expected:
-                    raise RuntimeError(
-                        f"a gradient of version and checksum {computed_on}, expected {expected}"
-                    )
+                    raise RuntimeError(f"a gradient of version and checksum {computed_on}, expected {expected}")
                 total_loss += loss
                 gradients.append(gradient)
             for name in params:
@@ -138,10 +134,7 @@ def main():
         untorn.publish(new_network(np.random.default_rng(options.seed))) as weights,
     ):
         arguments = weights.subscriber(), data.subscriber(), tasks, results
-        clients = [
-            multiprocessing.Process(target=client, args=arguments, daemon=True)
-            for _ in range(options.clients)
-        ]
+        clients = [multiprocessing.Process(target=client, args=arguments, daemon=True) for _ in range(options.clients)]
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the server hears Ctrl-C
         for process in clients:
             process.start()

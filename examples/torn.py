@@ -44,9 +44,7 @@ def measure(read, shared, write, options):
     ready = multiprocessing.Barrier(options.readers + 1)
     results = multiprocessing.Queue()
     readers = [
-        multiprocessing.Process(
-            target=count_torn, args=(read, shared, ready, options.seconds, results), daemon=True
-        )
+        multiprocessing.Process(target=count_torn, args=(read, shared, ready, options.seconds, results), daemon=True)
         for _ in range(options.readers)
     ]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the writer alone
@@ -97,9 +95,7 @@ def positive(kind):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--seconds", type=positive(float), default=3.0, help="for each of the two (default: 3)"
-    )
+    parser.add_argument("--seconds", type=positive(float), default=3.0, help="for each of the two (default: 3)")
     parser.add_argument("--elements", type=positive(int), default=1000, help="of the array (default: 1000)")
     parser.add_argument("--readers", type=positive(int), default=2, help="processes (default: 2)")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ except ImportError:
     iox2 = None
 
 NAME = "iceoryx2"
-NOTE = "a message queue with one place: an unchanged version is 'nothing received', and the reader keeps its sample"
+NOTE = "unchanged is 'nothing received': the reader keeps its last sample"
 
 _opened = 0
 
@@ -52,11 +52,13 @@ class Writer:
         self.publish(array)
 
     def publish(self, array):
+        """Publish the next version, copied from the array."""
         loan = self._publisher.loan_slice_uninit(array.nbytes)
         ctypes.memmove(loan.payload_ptr, array.ctypes.data, array.nbytes)
         loan.assume_init().send()
 
     def close(self):
+        """Let go of everything."""
         self._publisher.delete()
         del self._service, self._node
 
@@ -72,6 +74,7 @@ class Reader:
         self._array = None
 
     def read(self):
+        """Return the newest version as an array that copies nothing."""
         sample = self._subscriber.receive()
         if sample is not None:
             self._array = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
@@ -79,6 +82,7 @@ class Reader:
         return self._array
 
     def close(self):
+        """Let go of everything."""
         self._sample = None
         self._subscriber.delete()
         del self._service, self._node

@@ -39,10 +39,12 @@ class Writer:
         self.publish(array)
 
     def publish(self, array):
+        """Publish the next version, copied from the array."""
         with self._environment.begin(write=True) as transaction:
             transaction.put(KEY, array.data)
 
     def close(self):
+        """Let go of everything."""
         self._environment.close()
         shutil.rmtree(self.address)
 
@@ -55,12 +57,14 @@ class Reader:
         self._transaction = None
 
     def read(self):
+        """Return the newest version as an array that copies nothing."""
         if self._transaction is not None:
             self._transaction.abort()
         self._transaction = self._environment.begin(buffers=True)
         return np.frombuffer(self._transaction.get(KEY), np.uint8)
 
     def close(self):
+        """Let go of everything."""
         if self._transaction is not None:
             self._transaction.abort()
         self._environment.close()

@@ -20,9 +20,11 @@ class Writer:
         self.address = self._publisher.subscriber()
 
     def publish(self, array):
+        """Publish the next version, copied from the array."""
         self._publisher.update(array)
 
     def close(self):
+        """Let go of everything."""
         self._publisher.close()
 
 
@@ -33,7 +35,9 @@ class Reader:
         self.subscriber = untorn.subscribe(address)
 
     def read(self):
+        """Return the newest version as an array that copies nothing."""
         return self.subscriber.snapshot().value
 
     def close(self):
+        """Let go of everything."""
         self.subscriber.close()

@@ -253,7 +253,7 @@ static void test_steps(enum kernel_dtype dtype, uint64_t count, uint32_t shards,
 
 static void test_sizes(enum kernel_dtype dtype)
 {
-    static const uint64_t counts[] = {0, 1, 2, 15, 17, 255, 256, 257, 511, 512, 513, 1000};
+    static const uint64_t counts[] = {0, 1, 2, 15, 17, 255, 256, 257, 511, 512, 513, 1000, 1023, 1025, 2500};
     uint64_t stream = check_stream(dtype);
     for (uint32_t shards = 0; shards <= 17; shards++)
         for (unsigned c = 0; c < sizeof counts / sizeof *counts; c++)
@@ -311,6 +311,20 @@ static void test_nan_passes(void)
     CHECK(!isnan(params[0]) && isnan(params[1]) && !isnan(params[2]));
     CHECK(!isnan(momentum[0]) && isnan(momentum[1]) && !isnan(momentum[2]));
     step_free(&step);
+}
+
+/* As in torch.optim, no decay is no operation, rather than the addition of 0 * inf. */
+static void test_infinity_stays(void)
+{
+    uint64_t stream = check_stream(10);
+    for (unsigned h = 0; h < HYPERS; h++) {
+        struct step step;
+        step_make(&step, KERNEL_F64, hypers[h], 3, 2, false, &stream);
+        element_set(KERNEL_F64, (void *)step.params, 1, INFINITY);
+        step_run(&step, 0, step.count);
+        CHECK(isinf(element_get(KERNEL_F64, step.params_out, 1)) == (hypers[h].weight_decay == 0));
+        step_free(&step);
+    }
 }
 
 #if defined(__x86_64__)
@@ -383,6 +397,7 @@ int main(void)
         test_float_mode(dtype);
     }
     test_nan_passes();
+    test_infinity_stays();
     test_tree_sum();
     return check_end();
 }

@@ -243,8 +243,13 @@ class Publisher:
             self._copy_newest(attachment, layout, draft, everything=copy)
             tree = Decoder(layout.schema, layout.nbytes).value(draft)
             originals = flatten(tree)[1]
-            yield tree
-            self._finish_edit(tree, originals, layout, slot, draft, timeout_s)
+            try:
+                yield tree
+                self._finish_edit(tree, originals, layout, slot, draft, timeout_s)
+            finally:
+                for leaf in originals:
+                    if isinstance(leaf, np.ndarray):
+                        leaf.flags.writeable = False
 
     def _copy_newest(
         self, attachment: _core.Attachment, layout: Layout, draft: _core.Draft, *, everything: bool
@@ -261,7 +266,6 @@ class Publisher:
         self, tree: Any, originals: list[Any], layout: Layout, slot: int, draft: _core.Draft, timeout_s: float
     ) -> None:
         edited = _Tree(tree)
-        drafted = {id(leaf) for leaf in originals if isinstance(leaf, np.ndarray)}
         same_structure = edited.spec == layout.spec
         space = array_over(draft, np.uint8, layout.nbytes, 0)
         for index, leaf in enumerate(edited.leaves):
@@ -275,14 +279,12 @@ class Publisher:
             self._make_latest(layout, slot, draft)
         else:
             self._publish(edited, timeout_s)
-        for leaf in originals:
-            if id(leaf) in drafted:
-                leaf.flags.writeable = False
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
         """One thread writes at a time; a second waits, but the same thread may not begin twice."""
-        self._open()
+        if self._open().forked:
+            raise self._forked()
         if self._writer == threading.get_ident():
             raise BusyError(
                 f"channel {self._label!r}: {what}() inside edit(); end the block first: it publishes on exit"

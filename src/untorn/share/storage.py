@@ -21,7 +21,6 @@ from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, Format
 __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "open_files"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
-_OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True)
@@ -183,11 +182,11 @@ def take_over(files: Files) -> _core.Attachment | None:
     Raises BusyError while another publisher lives, FormatError if the file is not a channel.
     """
     try:
-        control_fd = os.open(files.control, os.O_RDWR | _OPEN_FLAGS)
+        control_fd = _open(files.control, os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
-        data_fd = os.open(files.data, os.O_RDWR | _OPEN_FLAGS)
+        data_fd = _open(files.data, os.O_RDWR)
         whole = True
     except FileNotFoundError:
         data_fd, whole = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), False
@@ -201,6 +200,20 @@ def take_over(files: Files) -> _core.Attachment | None:
         files.unlink()  # a creation that was killed half-way
         return None
     return attachment
+
+
+def _open(path: str, flags: int) -> int:
+    """Open one file of a channel. A name in a directory must not be a link; descriptors in /proc are safe ones."""
+    if path.startswith("/proc/"):
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise FormatError(
+            f"{path!r} is a symbolic link, which a channel's file never is; remove it, or choose another name"
+        ) from None
 
 
 def attach(control_fd: int, data_fd: int, role: int, label: str) -> _core.Attachment:
@@ -237,32 +250,32 @@ def open_files(
 ) -> tuple[int, int]:
     """Open (control, data) at the first place that has the channel; data read-only unless ``writable``.
 
-    Raises ChannelNotFoundError.
+    Raises ChannelNotFoundError, or PermissionError for a named channel of another user.
     """
     for control, data in places:
-        # descriptors in /proc are links, and safe ones; a name in a directory must not be a link
-        extra = os.O_CLOEXEC if control.startswith("/proc/") else _OPEN_FLAGS
-        try:
-            control_fd = os.open(control, os.O_RDWR | extra)
-        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-            if isinstance(error, PermissionError) and not control.startswith("/proc/"):
-                raise PermissionError(
-                    error.errno,
-                    "no right to open this channel; readers need to write its control file",
-                    control,
-                ) from None
-            continue
-        try:
-            if id is not None and os.pread(control_fd, 16, 16) != id:
-                raise FileNotFoundError
-            return control_fd, os.open(data, (os.O_RDWR if writable else os.O_RDONLY) | extra)
-        except FileNotFoundError:
-            os.close(control_fd)
-        except BaseException:
-            os.close(control_fd)
-            raise
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id)
     where = places[0][0] if places else "nowhere"
     raise ChannelNotFoundError(
         f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
         "subscribe(..., timeout_s=10) waits for it"
     )
+
+
+def _open_pair(control: str, data: str, data_flags: int, id: bytes | None) -> tuple[int, int]:
+    """Both descriptors of one place; FileNotFoundError if it is not, or no longer, the place of this channel."""
+    try:
+        control_fd = _open(control, os.O_RDWR)
+    except PermissionError as error:
+        if control.startswith("/proc/"):
+            raise FileNotFoundError from None  # another process has that number now
+        raise PermissionError(
+            error.errno, "no right to open this channel; readers need to write its control file", control
+        ) from None
+    try:
+        if id is not None and os.pread(control_fd, 16, 16) != id:
+            raise FileNotFoundError
+        return control_fd, _open(data, data_flags)
+    except BaseException:
+        os.close(control_fd)
+        raise

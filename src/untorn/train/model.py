@@ -77,6 +77,8 @@ class ModelFunction:
             raise NonFiniteLossError(f"the loss is {loss}")
         metrics = {}
         if len(answer) == 3:
+            if not isinstance(answer[2], Mapping):
+                raise TypeError(f"the metrics must be a dict of numbers by name, found {type(answer[2]).__name__}")
             metrics = {str(name): _scalar(f"metric {name!r}", value) for name, value in answer[2].items()}
         if len(metrics) > _core.BOARD_METRICS:
             raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")

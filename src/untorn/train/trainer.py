@@ -315,10 +315,10 @@ class Trainer:
 
     def _failure(self, board: _core.Board) -> Exception:
         worker = board.failed - 1
-        step, shard = board.failed_task >> 32, board.failed_task & 0xFFFFFFFF
         at = board.errors_at + worker * _core.BOARD_ERROR_NBYTES
         text = bytes(memoryview(board)[at : at + _core.BOARD_ERROR_NBYTES]).split(b"\0", 1)[0]
         report = json.loads(text)
+        step, shard = report["step"], report["shard"]
         start, stop = sampler.shard_bounds(
             step % board.steps,
             shard,

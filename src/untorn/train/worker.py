@@ -68,10 +68,13 @@ class ShardWorker:
         self._decoder: Decoder | None = None
         self._buffers: dict[int, tuple[Any, Any, list[Any]]] = {}
         self._named = False
+        self._spin_s = job.spin_s
 
     def turn(self, wait_s: float = WAIT_S) -> int:
         """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
-        kind, step, shard, buffer_at = self.board.next(self.weights, self.index, self.first, self.job.spin_s, wait_s)
+        kind, step, shard, buffer_at = self.board.next(self.weights, self.index, self.first, self._spin_s, wait_s)
+        # whoever waited in vain has nothing to gain from spinning
+        self._spin_s = 0.0 if kind == _core.TURN_IDLE else self.job.spin_s
         if kind != _core.TURN_GRADIENT:
             return kind
         try:
@@ -151,13 +154,15 @@ def report_failure(board: _core.Board, index: int, step: int, shard: int, error:
     """Write the error where the server looks, newest lines last, and ring."""
     room = _core.BOARD_ERROR_NBYTES - 1024
     document = {
+        "step": step,
+        "shard": shard,
         "non_finite": isinstance(error, NonFiniteLossError),
         "summary": f"{type(error).__name__}: {error}"[:500],
         "traceback": text[-room // 6 :],  # JSON may need six bytes for a character
     }
     data = json.dumps(document).encode()
     _core.copy(board, board.errors_at + index * _core.BOARD_ERROR_NBYTES, data + b"\0")
-    board.fail(index, step, shard)
+    board.fail(index)
 
 
 def open_board(path: str) -> _core.Board:

@@ -1,0 +1,90 @@
+"""README's examples run as they stand, and every file that the documents link to is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+WATCHDOG_S = 120  # turns a hang into a failure; claims nothing about speed
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def python_blocks(text: str) -> list[str]:
+    return [block for language, block in _FENCE.findall(text) if language == "python"]
+
+
+def prose(text: str) -> str:
+    """The text without its code, where brackets mean other things."""
+    return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+
+
+def anchor(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+BLOCKS = python_blocks(README.read_text())
+
+
+def expected_output(block: str) -> list[str]:
+    """What a block says that it prints: the comment behind each print, up to a colon."""
+    said = re.findall(r"print\(.*\)\s+# (.+)$", block, re.MULTILINE)
+    return [comment.split(": ")[0].strip() for comment in said]
+
+
+def test_readme_shows_both_layers():
+    assert len(BLOCKS) == 2
+    assert "untorn.publish" in BLOCKS[0]
+    assert "Trainer" in BLOCKS[1]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["share", "train"])
+def test_examples_of_readme_print_what_it_says(block, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(block)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert expected_output(block), "an example shows what it prints"
+    assert done.stdout.splitlines() == expected_output(block)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document):
+    lost = []
+    for target in _LINK.findall(prose(document.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue  # another site
+        path, _, fragment = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        if not file.exists() or not file.is_relative_to(ROOT):
+            lost.append(target)
+        elif fragment and fragment not in map(anchor, _HEADING.findall(file.read_text())):
+            lost.append(target)
+    assert not lost, f"{document.relative_to(ROOT)} links to what is not there: {lost}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_a_document_names_exists(document):
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", document.read_text())
+    for file, function in named:
+        assert (ROOT / file).is_file(), file
+        if function:
+            assert f"def {function}(" in (ROOT / file).read_text(), f"{file}::{function}"
