@@ -139,8 +139,18 @@ static void fork_parent_one(struct attachment *a)
     pthread_mutex_unlock(&a->lock);
 }
 
-static void fork_child_one(struct attachment *a)
+/* Go over to the second description with the descriptor and with the mappings: these keep a description, and so its
+ * locks, alive as well. Without one (no descriptor was left) this attachment ends here. */
+static void fork_child_control(struct attachment *a)
 {
+    int flags = MAP_SHARED | MAP_FIXED, protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
+    off_t rows_offset = (off_t)a->channel.control->rows_offset;
+    if (a->fork_fd < 0)
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    void *control = mmap(a->channel.control, a->control_nbytes, protection, flags, a->fork_fd, 0);
+    void *rows = mmap(a->channel.rows, a->rows_nbytes, PROT_READ | PROT_WRITE, flags, a->fork_fd, rows_offset);
+    if (control == MAP_FAILED || rows == MAP_FAILED)
+        abort(); /* no memory for a mapping that replaces one: this child could only do harm */
     if (a->fork_fd >= 0) {
         dup3(a->fork_fd, a->control_fd, O_CLOEXEC);
         close(a->fork_fd);
@@ -148,6 +158,11 @@ static void fork_child_one(struct attachment *a)
         close(a->control_fd);
         a->control_fd = -1;
     }
+}
+
+static void fork_child_one(struct attachment *a)
+{
+    fork_child_control(a);
     if (a->fork_row != 0)
         store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
     if (a->row != 0 && a->fork_row == 0) {
@@ -333,14 +348,32 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
     return STATUS_OK;
 }
 
-/* A mapping that is lent out is forgotten and not unmapped: somebody kept an array of an edit that is over. */
+/* A mapping that is lent out stays until the last draft is gone: somebody kept an array of an edit that is over. */
 static void mapping_drop(struct attachment *a, unsigned slot)
 {
     struct slot_mapping *map = &a->maps[slot];
-    if (map->base != NULL && a->loans[slot] == 0)
+    struct orphan *orphan = a->loans[slot] != 0 ? malloc(sizeof *orphan) : NULL;
+    if (orphan != NULL) {
+        *orphan = (struct orphan){*map, a->loans[slot], a->orphans};
+        a->orphans = orphan;
+    } else if (map->base != NULL && a->loans[slot] == 0) {
         munmap(map->base, map->length);
+    }
     *map = (struct slot_mapping){0};
     a->loans[slot] = 0;
+}
+
+static void orphan_return(struct attachment *a, const uint8_t *address)
+{
+    for (struct orphan **link = &a->orphans; *link != NULL; link = &(*link)->next) {
+        struct orphan *orphan = *link;
+        if (orphan->map.base != address || --orphan->loans != 0)
+            continue;
+        munmap(orphan->map.base, orphan->map.length);
+        *link = orphan->next;
+        free(orphan);
+        return;
+    }
 }
 
 void attachment_close(struct attachment *a)
@@ -482,11 +515,29 @@ enum status attachment_lend(struct attachment *a, unsigned slot, uint8_t **addre
     return status;
 }
 
+enum status attachment_seal(struct attachment *a, unsigned slot, const uint8_t *address)
+{
+    enum status status = STATUS_OK;
+    pthread_mutex_lock(&a->lock);
+    struct slot_mapping *map = &a->maps[slot];
+    if (map->base == address) { /* else it was sealed before */
+        void *sealed = mmap(map->base, map->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->data_fd,
+                            (off_t)map->offset);
+        status = sealed == MAP_FAILED ? STATUS_OS : STATUS_OK;
+        if (status == STATUS_OK)
+            mapping_drop(a, slot);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}
+
 void attachment_return(struct attachment *a, unsigned slot, const uint8_t *address)
 {
     pthread_mutex_lock(&a->lock);
     if (a->maps[slot].base == address)
         a->loans[slot]--;
+    else
+        orphan_return(a, address);
     pthread_mutex_unlock(&a->lock);
 }
 

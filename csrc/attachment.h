@@ -9,7 +9,7 @@
  *     PUBLISHER   O_RDWR               write          write  write    byte 0: the one publisher
  *
  * Locks are open-file-description locks: they belong to the descriptor that took them, so a publisher and a reader in
- * one process are two owners, and they vanish when the last copy of the descriptor is closed, however the process ends.
+ * one process are two owners, and they vanish with the last descriptor and the last mapping of it, however the process ends.
  */
 #ifndef UNTORN_ATTACHMENT_H
 #define UNTORN_ATTACHMENT_H
@@ -40,6 +40,13 @@ struct slot_mapping {
     uint64_t offset, length;
 };
 
+/* A mapping that is no slot's any more, but that drafts still point into. */
+struct orphan {
+    struct slot_mapping map;
+    uint32_t loans;
+    struct orphan *next;
+};
+
 struct attachment {
     enum attachment_role role;
     int control_fd, data_fd;
@@ -52,6 +59,7 @@ struct attachment {
     uint32_t pins[CHANNEL_MAX_SLOTS];            /* how many users in this process; the row has the bit while > 0 */
     struct slot_mapping maps[CHANNEL_MAX_SLOTS];
     uint32_t loans[CHANNEL_MAX_SLOTS];           /* writers: how many drafts point into maps[slot] */
+    struct orphan *orphans;
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;
@@ -94,6 +102,8 @@ enum status attachment_grow(struct attachment *attachment, uint64_t nbytes);
 enum status attachment_map(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
 /* The same, and the mapping stays where it is until the loan is returned. */
 enum status attachment_lend(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
+/* Whatever is written to a lent mapping from here on lands in a private copy: the slot is about to be published. */
+enum status attachment_seal(struct attachment *attachment, unsigned slot, const uint8_t *address);
 void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
 /* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
 void attachment_retire(struct attachment *attachment);

@@ -308,12 +308,26 @@ static PyObject *Attachment_id(PyObject *self, void *unused)
     return PyBytes_FromStringAndSize((const char *)((AttachmentObject *)self)->attachment->channel.control->id, 16);
 }
 
+static PyObject *Attachment_seal(PyObject *self, PyObject *argument)
+{
+    if (!PyObject_TypeCheck(argument, DraftType) || ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
+        PyErr_SetString(PyExc_TypeError, "seal: expected a Draft of this attachment");
+        return NULL;
+    }
+    const DraftObject *draft = (const DraftObject *)argument;
+    enum status status = attachment_seal(((AttachmentObject *)self)->attachment, draft->slot, draft->address);
+    if (status != STATUS_OK)
+        return status_raise(status);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef Attachment_methods[] = {
     {"pin", Attachment_pin, METH_NOARGS, "Pin the newest version; the Hold exports its bytes, read-only."},
     {"wait", Attachment_wait, METH_VARARGS, "wait(seen, timeout_s) -> bool: is there a version newer than `seen`?"},
     {"pick", Attachment_pick, METH_O, "pick(nbytes) -> slot that nobody can read, with at least that room."},
     {"grow", Attachment_grow, METH_O, "grow(nbytes): one more slot of at least that room."},
     {"draft", Attachment_draft, METH_O, "draft(slot) -> Draft: the slot's bytes, writable."},
+    {"seal", Attachment_seal, METH_O, "seal(draft): later writes through it land in a private copy."},
     {"publish", Attachment_publish, METH_VARARGS, "publish(slot, version, nbytes, schema_nbytes, schema_id)."},
     {"publisher_alive", Attachment_publisher_alive, METH_NOARGS, "Does the kernel say that a publisher lives?"},
     {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},

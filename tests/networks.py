@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def mlp_params(sizes: tuple[int, ...], dtype=np.float32, seed: int = 1):
     rng = np.random.default_rng(seed)
     return [
         Layer((rng.normal(size=(n, m)) / np.sqrt(n)).astype(dtype), np.zeros(m, dtype))
-        for n, m in zip(sizes[:-1], sizes[1:], strict=True)
+        for n, m in itertools.pairwise(sizes)
     ]
 
 

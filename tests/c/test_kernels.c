@@ -14,7 +14,10 @@
 #define GUARD 8u        /* elements on either side of an output that must stay as they were */
 #define MISALIGNED 16u  /* ranges begin at a random element below this */
 
-static double rounded(enum kernel_dtype dtype, double value) { return dtype == KERNEL_F32 ? (double)(float)value : value; }
+static double rounded(enum kernel_dtype dtype, double value)
+{
+    return dtype == KERNEL_F32 ? (double)(float)value : value;
+}
 
 static double element_get(enum kernel_dtype dtype, const void *buffer, uint64_t i)
 {
@@ -210,8 +213,9 @@ static void step_check(const struct step *step, const char *what)
             !(stateless || element_is(step->dtype, step->momentum_out, i, momentum)))
             break;
     }
-    CHECK(i == step->count, "%s, dtype %d, element %" PRIu64 " of %" PRIu64 ", %u shards, momentum %g, decay %g, nesterov %u",
-          what, (int)step->dtype, i, step->count, step->shards, step->hyper.momentum, step->hyper.weight_decay,
+    CHECK(i == step->count,
+          "%s, dtype %d, element %" PRIu64 " of %" PRIu64 ", %u shards, momentum %g, decay %g, nesterov %u", what,
+          (int)step->dtype, i, step->count, step->shards, step->hyper.momentum, step->hyper.weight_decay,
           step->hyper.nesterov);
     CHECK(guards_untouched(step, step->params_out) && guards_untouched(step, step->momentum_out), "%s", what);
     CHECK(!stateless || bytes_are(step->momentum_out, nbytes, 0x5a), "state written without momentum");

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import networks
 import numpy as np
 import pytest
 
+import networks
 from untorn.train import SGD, Trainer, weights_sha256
 from untorn.train.sampler import epoch_order, shard_rng
 
@@ -162,9 +162,7 @@ def rebuilt(tree, leaves):
 
 
 def trained(case: Case, *, shards: int = SHARDS, seed: int = 3, **engine):
-    with Trainer(
-        case.model, case.params, optimizer=case.optimizer, shards=shards, seed=seed, **engine
-    ) as trainer:
+    with Trainer(case.model, case.params, optimizer=case.optimizer, shards=shards, seed=seed, **engine) as trainer:
         history = trainer.fit(case.data, epochs=case.epochs, batch_size=case.batch_size)
         return trainer.params, history
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from untorn.share.layout import Layout
+from untorn.share.tree import flatten
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -31,6 +35,14 @@ def prose(text: str) -> str:
 def anchor(heading: str) -> str:
     """A heading's anchor, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def leads_somewhere(document: Path, target: str) -> bool:
+    path, _, fragment = target.partition("#")
+    file = (document.parent / path).resolve() if path else document
+    if not file.exists() or not file.is_relative_to(ROOT):
+        return False
+    return not fragment or fragment in map(anchor, _HEADING.findall(file.read_text()))
 
 
 BLOCKS = python_blocks(README.read_text())
@@ -70,13 +82,7 @@ def test_examples_of_readme_print_what_it_says(block, tmp_path):
 def test_every_link_leads_somewhere(document):
     lost = []
     for target in _LINK.findall(prose(document.read_text())):
-        if re.match(r"[a-z]+:", target):
-            continue  # another site
-        path, _, fragment = target.partition("#")
-        file = (document.parent / path).resolve() if path else document
-        if not file.exists() or not file.is_relative_to(ROOT):
-            lost.append(target)
-        elif fragment and fragment not in map(anchor, _HEADING.findall(file.read_text())):
+        if not re.match(r"[a-z]+:", target) and not leads_somewhere(document, target):
             lost.append(target)
     assert not lost, f"{document.relative_to(ROOT)} links to what is not there: {lost}"
 
@@ -88,3 +94,32 @@ def test_every_test_that_a_document_names_exists(document):
         assert (ROOT / file).is_file(), file
         if function:
             assert f"def {function}(" in (ROOT / file).read_text(), f"{file}::{function}"
+
+
+SHOWN_IN_FORMAT = [
+    {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)},
+    {
+        "step": 7,
+        "lr": 0.1,
+        "ok": True,
+        "z": 1j,
+        "name": "net",
+        "raw": b"ab",
+        "none": None,
+        "big": 2**70,
+        "s": np.float32(1),
+    },
+    [
+        np.zeros((2, 3), order="F"),
+        np.zeros(3, [("a", "<i4"), ("b", "<f8", (2,))]),
+        np.zeros((0, 2)),
+        np.array(3.0),
+        np.zeros(2, "M8[ms]"),
+    ],
+]
+
+
+@pytest.mark.parametrize("value", SHOWN_IN_FORMAT, ids=["parameters", "scalars", "arrays"])
+def test_the_schemas_that_format_shows_are_real(value):
+    shown = "".join((ROOT / "docs" / "format.md").read_text().split())
+    assert Layout(flatten(value)[0]).schema.decode() in shown

@@ -1,11 +1,7 @@
-"""The ``untorn`` command.
+"""The command line: ``untorn COMMAND``, one file per command.
 
-    __init__.py     the entry point, which needs nothing but the standard library
-    group.py        the command group: where every command is registered, and where every error becomes a line
-    train.py        untorn train
-
-One file per command. This module stays small on purpose: worker processes import the script that started training,
-and with it this module.
+``main`` is the entry point. click and rich come with the extra ``untorn[cli]``; without click it says so in one line,
+so importing this package needs neither. The group and the list of commands are in ``group.py``.
 """
 
 from __future__ import annotations
@@ -15,24 +11,17 @@ import sys
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Run the command line. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted with Ctrl-C.
+def main() -> None:
+    """Run ``untorn`` with this process's arguments, and exit.
 
-    Returns:
-        1 when click is missing, after saying so; otherwise the command itself ends the process.
+    Raises:
+        SystemExit: always; 0 done, 1 an error (told on stderr), 2 wrong usage, 130 interrupted.
 
     """
     try:
-        import click  # noqa: F401 - only to see whether it is there
+        from untorn.cli.group import group
     except ModuleNotFoundError as error:
-        if error.name != "click":
+        if error.name not in ("click", "rich"):
             raise
-        print("error: the untorn command needs click and rich: pip install 'untorn[cli]'", file=sys.stderr)
-        return 1
-    try:
-        from untorn.cli.group import untorn
-
-        untorn(prog_name="untorn")
-    except KeyboardInterrupt:  # before the command began
-        return 130
-    return 0
+        sys.exit(f"error: the command line needs {error.name}, which is not installed: pip install 'untorn[cli]'")
+    group(prog_name="untorn")

@@ -1,33 +1,34 @@
-"""``untorn train JOB``: run a job, show how it goes, and say what came of it.
+"""``untorn train JOB``: run a job, show how it goes, and say what came out.
 
-Progress goes to stderr. What came of it goes to stdout, a line each, key and value with two spaces between, so that
-other programs can read it::
+Progress goes to stderr. Results go to stdout, a line each of a key, two spaces or more, and a value, so that
+``grep`` and ``awk`` can read them; keys and their order stay as they are::
 
-    test accuracy  0.9806
-    test loss  0.0713
-    examples/s  123,456
-    seconds  1.9
-    sha256  5b0c...
+    test accuracy  0.9778
+    test loss      0.0881
+    examples/s     123,456
+    seconds        1.74
+    sha256         c8a4...
+    plot           curve.png
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from untorn.jobs import Job
-    from untorn.train import History, Trainer
+from untorn.cli.failing import INTERRUPTED, reported
+from untorn.jobs import Job, load_job
+from untorn.train import Callback, History, ProgressBar, Trainer, weights_sha256
+from untorn.train.callbacks import Logs
 
 __all__ = ["train"]
 
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
-@click.command()
+@click.command(short_help="Train a network: a job by name, or FILE.py:NAME.")
 @click.argument("job", metavar="JOB")
 @click.option("--workers", type=_AT_LEAST_1, help="Worker processes.  [default: the processors there are]")
 @click.option(
@@ -35,152 +36,145 @@ _AT_LEAST_1 = click.IntRange(min=1)
     type=click.Choice(["serial", "processes"]),
     default="processes",
     show_default=True,
-    help="serial trains in this process, with the same result.",
+    help="Where gradients are computed: in this process, or in worker processes.",
 )
 @click.option("--epochs", type=_AT_LEAST_1, help="Passes over the data.  [default: the job's]")
-@click.option("--batch-size", type=_AT_LEAST_1, help="Examples per step, of all workers.  [default: the job's]")
 @click.option(
-    "--shards",
-    type=_AT_LEAST_1,
-    help="Parts that each batch is cut into; the result depends on it.  [default: the job's, else the workers]",
+    "--batch-size", type=_AT_LEAST_1, help="Examples per step, of all workers together.  [default: the job's]"
 )
 @click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of the split, the first weights and the order of the examples.",
+    "--shards", type=_AT_LEAST_1, help="Parts of a batch; decides the result.  [default: the job's, or --workers]"
 )
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the learning curves there (.png, .svg, .pdf).",
-)
-@click.option("--name", metavar="CHANNEL", help="Publish the weights under this name while training runs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
+@click.option("--name", metavar="CHANNEL", help="Publish the weights under this name while they change.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(
-    job: str,
     *,
+    job: str,
     workers: int | None,
     engine: str,
     epochs: int | None,
     batch_size: int | None,
     shards: int | None,
     seed: int,
-    plot: Path | None,
+    plot: str | None,
     name: str | None,
+    debug: bool,
 ) -> None:
-    r"""Train JOB: a name that untorn knows, or FILE.py:NAME.
+    """Train JOB and print its test accuracy, its speed and the SHA-256 of its weights.
 
-    The result depends on the job, --seed and --shards alone, not on how many workers there are: equal runs end with
-    the same sha256.
-
-    \b
-    untorn train digits --workers 2
-    untorn train digits --shards 4 --engine serial --plot curve.png
-    untorn train mine.py:job --name policy
+    JOB is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Job, or a function that returns one, in a file of
+    your own. Equal --seed and --shards give equal weights, whatever the number of workers and the engine.
     """
-    from untorn.jobs import load_job
-    from untorn.train import Trainer
+    with reported(debug=debug):
+        if plot is not None:
+            _check_plot(plot)
+        loaded = load_job(job, seed=seed)
+        trainer = Trainer(
+            loaded.model,
+            loaded.initial_params(seed),
+            optimizer=loaded.optimizer,
+            workers=workers,
+            engine=engine,
+            shards=shards if shards is not None else loaded.shards,
+            seed=seed,
+            name=name,
+        )
+        _run(
+            loaded,
+            trainer,
+            epochs=loaded.epochs if epochs is None else epochs,
+            batch_size=loaded.batch_size if batch_size is None else batch_size,
+            plot=plot,
+            name=name,
+        )
 
+
+def _run(job: Job, trainer: Trainer, *, epochs: int, batch_size: int, plot: str | None, name: str | None) -> None:
+    """Train and print; Ctrl-C ends it with exit status 130."""
+    where = _Where()
+    bar = ProgressBar()
     started = time.perf_counter()
-    if plot is not None:
-        _check_plot(plot)
-    found = load_job(job, seed=seed)
-    validation_data = found.load_validation_data()
-    epochs = found.epochs if epochs is None else epochs
-    batch_size = found.batch_size if batch_size is None else batch_size
-    with Trainer(
-        found.model,
-        found.initial_params(seed),
-        optimizer=found.optimizer,
-        workers=workers,
-        engine=engine,
-        shards=found.shards if shards is None else shards,
-        seed=seed,
-        name=name,
-    ) as trainer:
-        _announce(found, trainer, epochs=epochs, batch_size=batch_size, name=name)
-        history = _fit(trainer, found.load_data(), validation_data, epochs=epochs, batch_size=batch_size)
-        _summarise(trainer, history, validation_data)
-    if plot is not None:
-        history.plot(plot)
-        _say("plot", str(plot))
-    _say("seconds", f"{time.perf_counter() - started:.2f}")
-
-
-def _fit(trainer: Trainer, data: Any, validation_data: Any, *, epochs: int, batch_size: int) -> History:
-    """Train with progress on stderr. Ctrl-C says how far it came and exits with 130."""
-    from untorn.train import ProgressBar
-
-    progress = ProgressBar()
     try:
-        return trainer.fit(
-            data,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation_data=validation_data,
-            callbacks=[progress],
-        )
+        with trainer, contextlib.closing(bar):
+            _say(f"{job.name}: {job.description}" if job.description else job.name)
+            if name is not None:
+                _say(f'follow the weights from another process: untorn.subscribe("{name}")')
+            held_out = job.load_validation_data()
+            history = trainer.fit(
+                job.load_data(),
+                epochs=epochs,
+                batch_size=batch_size,
+                validation_data=held_out,
+                callbacks=[where, bar],
+            )
+            seconds = time.perf_counter() - started
+            tested = {} if held_out is None else trainer.evaluate(held_out)
+            digest = weights_sha256(trainer.params)
+        if plot is not None:
+            history.plot(plot)
     except KeyboardInterrupt:
-        progress.close()
-        where = f"in epoch {trainer.epoch + 1} of {epochs}, after {trainer.step:,} steps"
-        click.echo(f"stopped by Ctrl-C {where}", err=True)
-        raise click.exceptions.Exit(130) from None
-    finally:
-        progress.close()
+        _say(f"interrupted {where}")
+        raise SystemExit(INTERRUPTED) from None
+    _print_results(tested, history, seconds=seconds, digest=digest, plot=plot)
 
 
-def _announce(job: Job, trainer: Trainer, *, epochs: int, batch_size: int, name: str | None) -> None:
-    who = "in this process" if trainer.engine == "serial" else f"{_count(trainer.workers, 'worker')}"
-    what = f"{job.name}: {job.description}" if job.description else job.name
-    click.echo(what, err=True)
-    click.echo(
-        f"{_count(epochs, 'epoch')}, batches of {batch_size}, {who}, {_count(trainer.shards, 'shard')}, "
-        f"seed {trainer.seed}",
-        err=True,
-    )
-    if name is not None:
-        click.echo(
-            f"follow the weights from any other process while this runs:\n"
-            f"    for snap in untorn.subscribe({name!r}): print(snap.version, snap.value)",
-            err=True,
-        )
+def _print_results(
+    tested: dict[str, float], history: History, *, seconds: float, digest: str, plot: str | None
+) -> None:
+    order = sorted(tested, key=lambda metric: (metric != "accuracy", metric == "loss"))
+    rows = [(f"test {metric}", f"{tested[metric]:.4f}") for metric in order]
+    examples = sum(rate * each for rate, each in zip(history.examples_per_s, history.seconds, strict=True))
+    training_seconds = sum(history.seconds)
+    if training_seconds > 0:
+        rows.append(("examples/s", f"{examples / training_seconds:,.0f}"))
+    rows += [("seconds", f"{seconds:.2f}"), ("sha256", digest)]
+    if plot is not None:
+        rows.append(("plot", plot))
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        click.echo(f"{key:<{width}}  {value}")
 
 
-def _summarise(trainer: Trainer, history: History, validation_data: Any) -> None:
-    """The results, while the trainer still has the weights."""
-    from untorn.train import weights_sha256
+def _check_plot(plot: str) -> None:
+    """Find out before the training, not after it, that the picture cannot be drawn or written."""
+    from pathlib import Path
 
-    if validation_data is None:
-        results = {f"training {name}": values[-1] for name, values in history.history.items()}
-    else:
-        results = {f"test {name}": value for name, value in trainer.evaluate(validation_data).items()}
-    for name in sorted(results, key=lambda name: name.endswith(" loss")):  # what people look for comes first
-        _say(name, f"{results[name]:.4f}")
-    # Every epoch has the same number of examples, so the speed of the whole is the harmonic mean.
-    seconds_per_example = sum(1 / speed for speed in history.examples_per_s) / len(history.examples_per_s)
-    _say("examples/s", f"{1 / seconds_per_example:,.0f}")
-    _say("sha256", weights_sha256(trainer.params))
-
-
-def _say(key: str, value: str) -> None:
-    click.echo(f"{key}  {value}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _check_plot(path: Path) -> None:
-    """Fail before training rather than after it."""
+    folder = Path(plot).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--plot {plot}: there is no folder {str(folder)!r}")
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("--plot needs matplotlib, which is not installed; pip install 'untorn[plot]'") from None
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--plot {path}: there is no folder {folder}")
-    endings = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in endings:
-        raise ValueError(f"--plot {path}: expected an ending such as .png, .svg or .pdf")
+        raise ImportError("--plot needs matplotlib, which is not installed: pip install 'untorn[plot]'") from None
+    known = Figure().canvas.get_supported_filetypes()
+    ending = Path(plot).suffix.removeprefix(".").lower()
+    if ending and ending not in known:
+        raise ValueError(f"--plot {plot}: unknown format {ending!r}; expected one of {', '.join(sorted(known))}")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+class _Where(Callback):
+    """Remembers how far training has come, for the line that Ctrl-C leaves."""
+
+    def __init__(self) -> None:
+        self._epoch: int | None = None
+        self._epochs = 0
+        self._finished = False
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        self._epoch, self._epochs = epoch, int(logs["epochs"])
+
+    def on_train_end(self, logs: Logs) -> None:
+        self._finished = True
+
+    def __str__(self) -> str:
+        if self._finished:
+            return "after training"
+        if self._epoch is None:
+            return "before the first epoch"
+        return f"in epoch {self._epoch + 1} of {self._epochs}"

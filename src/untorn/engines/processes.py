@@ -18,6 +18,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -90,12 +91,13 @@ class ProcessEngine(Engine):
 
     def _replace(self, index: int) -> Death:
         assert self._board is not None
-        exitcode = self._processes[index].exitcode or 0
-        self._processes[index].close()
+        dead = self._processes[index]
+        exitcode = dead.exitcode or 0
         step = self._board.step
         shard = self._board.recover(index)
         self.restarts += 1
         self._processes[index] = self._start(index)
+        dead.close()  # after it was replaced: other threads may ask for the pids at any time
         return Death(index, exitcode, shard, step)
 
     def end(self) -> None:
@@ -151,6 +153,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Ctrl-C goes to every process of a terminal; workers inherit this mask, and leave it to the server."""
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and then unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -15,8 +15,9 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ __all__ = ["JOBS", "Job", "load_job"]
 JOBS: dict[str, str] = {"digits": "untorn.jobs.digits"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One training, ready to be run.
 
@@ -60,9 +61,9 @@ class Job:
     name: str
     model: Any
     params: Callable[[int], Any] | None
-    data: Any
+    data: Any = field(repr=False)
     optimizer: Any
-    validation_data: Any = None
+    validation_data: Any = field(default=None, repr=False)
     epochs: int = 20
     batch_size: int = 64
     shards: int | None = None
@@ -97,7 +98,7 @@ def load_job(spec: str, *, seed: int = 0) -> Job:
         FileNotFoundError: there is no such file.
         ValueError: an unknown name, a file that cannot be imported under its stem, or a NAME that it does not have.
         TypeError: NAME is neither a Job nor a callable that returns one.
-        ImportError: something that the job needs is not installed.
+        ImportError: something that the job needs is not installed, or the file failed while it was imported.
 
     Example:
         >>> load_job("digits", seed=0).batch_size
@@ -149,7 +150,18 @@ def _import_by_stem(path: Path) -> ModuleType:
     found = importlib.util.find_spec(stem)
     if found is None or not _is_file(found.origin, path):
         raise ValueError(_clash(path, None if found is None else found.origin))
-    return importlib.import_module(stem)
+    try:
+        return importlib.import_module(stem)
+    except Exception as error:
+        raise ImportError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}{_line_in(path, error)}"
+        ) from error
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """Where in the file an import failed; nothing for a syntax error, whose message says so."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_file(frame.filename, path)]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def _is_file(origin: str | None, path: Path) -> bool:

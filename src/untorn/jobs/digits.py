@@ -13,6 +13,7 @@ works in whatever float type the parameters have, so its gradient can be checked
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def init_params(seed: int, *, dtype: Any = np.float32) -> Params:
     """
     rng = np.random.default_rng([seed, 0])
     params: Params = {}
-    for layer, (inputs, outputs) in enumerate(zip(LAYERS, LAYERS[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(pairwise(LAYERS)):
         weights = rng.standard_normal((inputs, outputs)) * np.sqrt(2.0 / inputs)
         params[f"w{layer}"] = weights.astype(dtype)
         params[f"b{layer}"] = np.zeros(outputs, dtype)

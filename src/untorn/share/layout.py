@@ -10,7 +10,6 @@ side (built from a spec, writes leaves); ``Decoder`` is the reader's (built from
 
 from __future__ import annotations
 
-import importlib
 import json
 import struct
 import sys
@@ -325,20 +324,18 @@ def _compile_dataclass(detail: Any, children: list[_Build]) -> _Build:
 
 
 def _find_class(module: str, qualname: str, _: list[str]) -> type:
-    """The class under that name here. A child process may know the main module under its second name."""
+    """The class of that name in a module that this process has imported: reading a channel imports nothing, so that it
+    runs no code. A child process may know the main module under its second name."""
     candidates = ["__main__", "__mp_main__"] if module in ("__main__", "__mp_main__") else [module]
     for candidate in candidates:
-        try:
-            found: Any = sys.modules.get(candidate) or importlib.import_module(candidate)
-            for part in qualname.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError):
-            continue
+        found: Any = sys.modules.get(candidate)
+        for part in qualname.split("."):
+            found = getattr(found, part, None)
         if isinstance(found, type):
             return found
     raise FormatError(
-        f"the value contains a {module}.{qualname}, and this process cannot import that class; "
-        "put it into a module that both sides import, or share a dict"
+        f"the value contains a {module}.{qualname}, and this process has not imported that class; "
+        f"import {module} before reading, or share a dict"
     )
 
 

@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from untorn import _core
 from untorn.errors import BusyError, CapacityError, ClosedError
 from untorn.share import storage
-from untorn.share.layout import Decoder, Layout, leaf_indices
+from untorn.share.edit import Edit
+from untorn.share.layout import Layout
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber
 from untorn.share.tree import Spec, flatten
-from untorn.share.views import array_over
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
 
@@ -143,6 +141,13 @@ class _Tree:
             self.extra, more = flatten(extra)
             self.leaves += more
 
+    @classmethod
+    def of(cls, spec: Spec, leaves: list[Any]) -> _Tree:
+        """A value that was taken apart before."""
+        tree = cls.__new__(cls)
+        tree.spec, tree.leaves, tree.extra = spec, leaves, None
+        return tree
+
 
 class Publisher:
     """The one process that may change a channel. Made by untorn.publish().
@@ -239,46 +244,16 @@ class Publisher:
             attachment = self._open()
             layout = self._known_layout()
             slot = self._pick(layout.nbytes, timeout_s)
-            draft = attachment.draft(slot)
-            self._copy_newest(attachment, layout, draft, everything=copy)
-            tree = Decoder(layout.schema, layout.nbytes).value(draft)
-            originals = flatten(tree)[1]
+            edit = Edit(attachment, layout, slot, copy=copy)
             try:
-                yield tree
-                self._finish_edit(tree, originals, layout, slot, draft, timeout_s)
+                yield edit.tree
+                restructured = edit.collect()
             finally:
-                for leaf in originals:
-                    if isinstance(leaf, np.ndarray):
-                        leaf.flags.writeable = False
-
-    def _copy_newest(
-        self, attachment: _core.Attachment, layout: Layout, draft: _core.Draft, *, everything: bool
-    ) -> None:
-        newest = memoryview(attachment.draft(attachment.latest_slot))
-        if everything:
-            _core.copy(draft, 0, newest[: layout.nbytes])
-            return
-        for index in leaf_indices(layout, arrays=False):
-            _, start = layout.leaves[index]
-            _core.copy(draft, start, newest[start : layout.leaf_end(index)])
-
-    def _finish_edit(
-        self, tree: Any, originals: list[Any], layout: Layout, slot: int, draft: _core.Draft, timeout_s: float
-    ) -> None:
-        edited = _Tree(tree)
-        same_structure = edited.spec == layout.spec
-        space = array_over(draft, np.uint8, layout.nbytes, 0)
-        for index, leaf in enumerate(edited.leaves):
-            in_place = same_structure and leaf is originals[index]
-            if isinstance(leaf, np.ndarray) and not in_place and np.may_share_memory(leaf, space):
-                edited.leaves[index] = leaf.copy(order="K")  # it moved to another place in the tree
-        if same_structure:
-            for index, leaf in enumerate(edited.leaves):
-                if leaf is not originals[index]:
-                    layout.write_leaf(draft, index, leaf)
-            self._make_latest(layout, slot, draft)
-        else:
-            self._publish(edited, timeout_s)
+                edit.end()
+            if restructured is None:
+                self._make_latest(layout, slot)
+            else:
+                self._publish(_Tree.of(*restructured), timeout_s)
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -310,15 +285,15 @@ class Publisher:
         draft = attachment.draft(slot)
         for index, leaf in enumerate(tree.leaves):
             layout.write_leaf(draft, index, leaf)
-        return self._make_latest(layout, slot, draft)
+        layout.write_schema(draft)
+        return self._make_latest(layout, slot)
 
-    def _make_latest(self, layout: Layout, slot: int, draft: _core.Draft) -> int:
+    def _make_latest(self, layout: Layout, slot: int) -> int:
         attachment = self._open()
         version = attachment.version + 1
         if self._layout is None or self._layout.schema != layout.schema:
             self._schema_id = version
         self._layout = layout
-        layout.write_schema(draft)
         attachment.publish(slot, version, layout.nbytes, len(layout.schema), self._schema_id)
         return version
 

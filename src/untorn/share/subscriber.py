@@ -358,7 +358,7 @@ def subscribe(
         channel: a name ("policy"), a path (anything with a slash, or a Path: directory/name), or a Publisher or
             Subscriber that was handed over.
         timeout_s: seconds to wait for the channel to appear.
-        allow_pickle: load values that were published with pickle. Only from publishers that you trust.
+        allow_pickle: not available yet.
 
     Raises:
         ChannelNotFoundError: there is none (within timeout_s).
@@ -374,6 +374,8 @@ def subscribe(
     """
     from untorn.share.publisher import Publisher
 
+    if allow_pickle:
+        raise NotImplementedError("allow_pickle= is not available in this version of untorn")
     if isinstance(channel, Publisher):
         return channel.subscriber()
     if isinstance(channel, Subscriber):

@@ -56,8 +56,8 @@ class Trainer:
 
     Args:
         model: ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])``, means over the batch, or an object
-            with that method (and ``predict(params, x)``). params are read-only views of shared memory; grads is the same
-            tree. With engine="processes" it must be importable by, or picklable for, the workers.
+            with that method (and ``predict(params, x)``). params are read-only views of shared memory; grads is
+            the same tree. With engine="processes" it must be importable by, or picklable for, the workers.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.
         optimizer: SGD(...).
         workers: worker processes; by default the processors that this process may use.
@@ -431,9 +431,9 @@ class _Open:
             self._idle_deaths += 1
             if self._idle_deaths > max_restarts:
                 raise WorkerError(
-                    f"{self._idle_deaths} workers ended before they could take part (the last {_how(death)}); what they "
-                    "printed says why. A script that trains needs `if __name__ == '__main__':` around its start, because "
-                    "worker processes import it"
+                    f"{self._idle_deaths} workers ended before they could take part (the last {_how(death)}); what "
+                    "they printed says why. A script that trains needs `if __name__ == '__main__':` around its start, "
+                    "because worker processes import it"
                 )
 
     def find_slot(self, board: _core.Board) -> None:

@@ -32,7 +32,11 @@ def test_trees_of_arrays_are_data(data):
         ((X[:0], Y[:0]), ValueError, "data: no examples in it"),
         ((X, np.array(3.0)), ValueError, "data[1]: a single number"),
         ((X, [1, 2, 3]), TypeError, "data[1][0]: expected a NumPy array"),
-        ((X, "labels"), TypeError, "data[1]: expected a NumPy array, or a tuple, list or dict of them, found builtins.str"),
+        (
+            (X, "labels"),
+            TypeError,
+            "data[1]: expected a NumPy array, or a tuple, list or dict of them, found builtins.str",
+        ),
         (None, TypeError, "found builtins.NoneType"),
     ],
 )

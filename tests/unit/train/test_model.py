@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-from networks import Layer
 
+from networks import Layer
 from untorn.errors import NonFiniteLossError
 from untorn.train.model import ModelFunction
 

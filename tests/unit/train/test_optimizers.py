@@ -52,7 +52,7 @@ def bowl(params, batch):
 
 
 def trained(optimizer, dtype):
-    """200 steps by the serial engine, one example and one shard each; no shuffling, as all steps of an epoch are one."""
+    """200 steps of the serial engine: epochs of one step, of one example, in one shard."""
     params = {"w": np.zeros(1000, dtype)}
     with Trainer(bowl, params, optimizer=optimizer, engine="serial", shards=1) as trainer:
         trainer.fit((target_of(dtype)[None],), epochs=STEPS, batch_size=1)

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 import pytest
-from networks import Layer
 
+from networks import Layer
 from untorn.train.plan import ParameterPlan, check_parameters
 
 
@@ -23,7 +23,10 @@ TREES = {
     "scalar": {"w": np.zeros(())},
     "two dtypes": {"a": np.zeros(3, np.float32), "b": np.zeros(5), "c": np.zeros(7, np.float32)},
     "empty among others": [np.zeros((0, 3)), np.zeros(4), np.zeros(0, np.float32)],
-    "nested": {"head": [Layer(np.zeros((3, 5)), np.zeros(5)), Layer(np.zeros((5, 1)), np.zeros(1))], "t": (np.zeros(2),)},
+    "nested": {
+        "head": [Layer(np.zeros((3, 5)), np.zeros(5)), Layer(np.zeros((5, 1)), np.zeros(1))],
+        "t": (np.zeros(2),),
+    },
     "fortran": {"w": np.asfortranarray(np.zeros((30, 20), np.float32))},
     "large": {"w": np.zeros((1000, 1001), np.float32), "b": np.zeros(1001, np.float32), "k": np.zeros(70_001)},
 }
@@ -84,7 +87,11 @@ def test_they_are_parameters(params):
     ("params", "error", "message"),
     [
         (None, TypeError, "params: (the value itself): expected an array of float32 or float64, found a none"),
-        ({"w": np.zeros(3, int)}, TypeError, "params: w: expected an array of float32 or float64, found an array of int"),
+        (
+            {"w": np.zeros(3, int)},
+            TypeError,
+            "params: w: expected an array of float32 or float64, found an array of int",
+        ),
         ({"w": np.zeros(3, np.float16)}, TypeError, "found an array of float16"),
         ({"w": np.zeros(3, ">f8")}, TypeError, "found an array of >f8"),
         ({"w": np.zeros(3, complex)}, TypeError, "found an array of complex128"),

@@ -1,0 +1,45 @@
+"""How a command fails: one line on stderr, an exit status, and a traceback only for who asks for it.
+
+======  ======================================================================
+status  meaning
+======  ======================================================================
+0       done
+1       an error that the input or the machine explains: ``error: ...``
+2       wrong usage (click's)
+130     interrupted by Ctrl-C (128 + SIGINT)
+======  ======================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import click
+
+from untorn.errors import UntornError
+
+__all__ = ["INTERRUPTED", "reported"]
+
+INTERRUPTED = 130
+_EXPLAINED = (UntornError, ValueError, TypeError, OSError, ImportError, NotImplementedError)
+
+
+@contextlib.contextmanager
+def reported(*, debug: bool) -> Iterator[None]:
+    """Turn an error that the input explains into a line on stderr and exit status 1.
+
+    Args:
+        debug: let it through, so that Python prints the traceback.
+
+    Raises:
+        SystemExit: 1, after the line was written.
+
+    """
+    try:
+        yield
+    except _EXPLAINED as error:
+        if debug:
+            raise
+        click.echo(f"error: {error or type(error).__name__}", err=True)
+        raise SystemExit(1) from None
