@@ -77,7 +77,6 @@ def fonts(tmp_path_factory):
 
 @pytest.mark.usefixtures("fonts")
 class TestPlot:
-
     def test_one_subplot_per_metric_with_training_and_validation(self):
         figure = history_of(5).plot()
         assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
