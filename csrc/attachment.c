@@ -217,6 +217,7 @@ static void registry_add(struct attachment *a)
     pthread_mutex_unlock(&registry_lock);
 }
 
+/* Of one that was never added, nothing. Asked under the lock: a neighbour may be coming or going. */
 static void registry_remove(struct attachment *a)
 {
     pthread_mutex_lock(&registry_lock);
@@ -378,8 +379,7 @@ static void orphan_return(struct attachment *a, const uint8_t *address)
 
 void attachment_close(struct attachment *a)
 {
-    if (a->next != NULL || a->previous != NULL || registry == a)
-        registry_remove(a);
+    registry_remove(a);
     if (a->row != 0) {
         store_release(&a->channel.rows[a->row].held, 0);
         store_relaxed(&a->channel.rows[a->row].pid, 0);
@@ -509,9 +509,13 @@ enum status attachment_map(struct attachment *a, unsigned slot, uint8_t **addres
 
 enum status attachment_lend(struct attachment *a, unsigned slot, uint8_t **address, uint64_t *capacity)
 {
-    enum status status = attachment_map(a, slot, address, capacity);
+    pthread_mutex_lock(&a->lock);
+    enum status status = slot_map(a, slot);
+    *address = a->maps[slot].base;
+    *capacity = a->maps[slot].length;
     if (status == STATUS_OK)
         a->loans[slot]++;
+    pthread_mutex_unlock(&a->lock);
     return status;
 }
 

@@ -198,8 +198,8 @@ static void shards_collect(const struct board *board, struct shards *shards)
         examples += shards->buffers[i]->examples;
     }
     shards->examples = (double)examples;
-    for (uint32_t i = 0; i < count; i++)
-        shards->weights[i] = (double)shards->buffers[i]->examples / shards->examples;
+    for (uint32_t i = 0; i < count; i++) /* a batch of nothing: every shard is absent, and nothing is not a number */
+        shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
 }
 
 static double shards_mean(const struct shards *shards, uint32_t count, const double *(*pick)(const struct board_buffer *, int),

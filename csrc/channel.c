@@ -21,20 +21,24 @@ enum { PIN_TRIES = 4 };
  * a scan that went before picked one slot that was not latest then. R4 loads that scan's latest, or the very version
  * that the scan's slot became, which is complete. Either way the loaded slot is whole, and its bit is already set.
  */
+/* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
+ * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
+static void hold(struct reader_row *row, uint64_t held) { store_release(&row->held, held); }
+
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 {
     const uint64_t before = load_relaxed(&row->held); /* this reader is the only writer */
     for (int attempt = 0; attempt < PIN_TRIES; attempt++) {
         uint64_t latest = channel_latest(channel); /* pairs with channel_publish */
-        store_relaxed(&row->held, before | slot_bit(latest_slot(latest)));
+        hold(row, before | slot_bit(latest_slot(latest)));
         fence_full();                              /* pairs with channel_held's */
         if (channel_latest(channel) == latest)
             return latest;
     }
-    store_relaxed(&row->held, UINT64_MAX);
+    hold(row, UINT64_MAX);
     fence_full(); /* pairs with channel_held's */
     uint64_t latest = channel_latest(channel);
-    store_release(&row->held, before | slot_bit(latest_slot(latest)));
+    hold(row, before | slot_bit(latest_slot(latest)));
     return latest;
 }
 
