@@ -56,11 +56,24 @@ def name(request: pytest.FixtureRequest) -> str:
     return f"test-{os.getpid()}-{random.SystemRandom().randrange(2**40):x}"
 
 
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left():
-    """After each test: no child process, no new descriptor, no new mapping, no new channel file."""
+def nothing_is_left(request: pytest.FixtureRequest):
+    """After each test that passed: no child process, no new descriptor, no new mapping, no new channel file."""
     before = _Traces()
     yield
+    if _FAILED in request.node.stash:
+        return  # its traceback keeps what its frames had
     left = before.left()
     for _ in range(RETRIES):
         if not left:

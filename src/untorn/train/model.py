@@ -60,8 +60,8 @@ class ModelFunction:
                 f"found {type(model).__name__}"
             )
         self.takes_rng = _takes_rng(self.call)
-        self._params_spec: Spec | None = None  # the parameters' structure never changes
-        self._grads_spec: Spec | None = None
+        self._params_spec: Spec | None = None
+        self._collect: _Collect | None = None
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Call the model. Raises TypeError or ValueError naming what is wrong with its answer, NonFiniteLossError for
@@ -85,16 +85,72 @@ class ModelFunction:
         return Gradient(loss, self._gradient_leaves(params, answer[1]), dict(sorted(metrics.items())))
 
     def _gradient_leaves(self, params: Any, grads: Any) -> list[Any]:
-        try:
-            spec, leaves = flatten(grads)
-        except UnsupportedTypeError as error:
-            raise TypeError(f"the gradient tree: {error}") from None
-        if self._params_spec is None:
+        if self._collect is None:  # the parameters' structure never changes
             self._params_spec = flatten(params)[0]
-        if self._grads_spec != spec:
-            _check_same_tree(self._params_spec, spec, ())
-            self._grads_spec = spec
+            self._collect = _collector(self._params_spec)
+        leaves: list[Any] = []
+        if not self._collect(grads, leaves):
+            assert self._params_spec is not None
+            raise _tree_error(self._params_spec, grads)
         return leaves
+
+
+_Collect = Callable[[Any, list[Any]], bool]
+
+
+def _collector(spec: Spec) -> _Collect:
+    """A function that appends the leaves of a gradient tree in the parameters' order; False if it is another tree.
+    It runs for every shard of every step, so what can be known beforehand is."""
+    if spec.kind == "array":
+        shape = spec.detail[1]
+
+        def collect_array(grad: Any, leaves: list[Any]) -> bool:
+            leaves.append(grad)
+            if type(grad) is np.ndarray:
+                return grad.shape == shape and grad.dtype.kind in "fiub"
+            return shape == () and isinstance(grad, float | int | np.floating | np.integer)
+
+        return collect_array
+    children = [_collector(child) for child in spec.children]
+    if spec.kind in ("dict", "odict"):
+        items = list(zip((key for _, key in spec.detail), children, strict=True))
+
+        def collect_dict(grads: Any, leaves: list[Any]) -> bool:
+            return (
+                isinstance(grads, dict)
+                and len(grads) == len(items)
+                and all(key in grads and collect(grads[key], leaves) for key, collect in items)
+            )
+
+        return collect_dict
+    if spec.kind == "dataclass":
+        members = list(zip(spec.detail[2], children, strict=True))
+        return lambda grads, leaves: all(
+            hasattr(grads, name) and collect(getattr(grads, name), leaves) for name, collect in members
+        )
+    kind = list if spec.kind == "list" else tuple
+    names = spec.detail[2] if spec.kind == "namedtuple" else None
+
+    def collect_sequence(grads: Any, leaves: list[Any]) -> bool:
+        return (
+            isinstance(grads, kind)
+            and getattr(grads, "_fields", None) == names
+            and len(grads) == len(children)
+            and all(collect(grad, leaves) for collect, grad in zip(children, grads, strict=True))
+        )
+
+    return collect_sequence
+
+
+def _tree_error(expected: Spec, grads: Any) -> Exception:
+    """What is wrong with a gradient tree that is not the parameters'."""
+    try:
+        _check_same_tree(expected, flatten(grads)[0], ())
+    except UnsupportedTypeError as error:
+        return TypeError(f"the gradient tree: {error}")
+    except ValueError as error:
+        return error
+    return ValueError("the gradient tree differs from the parameters; it must be the same tree, with the same shapes")
 
 
 def _takes_rng(function: Callable[..., Any]) -> bool:
@@ -124,13 +180,14 @@ def _check_same_tree(expected: Spec, found: Spec, path: tuple[str, ...]) -> None
     """Gradients have the structure and shapes of the parameters; dtypes are converted."""
     where = path_of(path)
     if expected.kind in CONTAINERS or found.kind in CONTAINERS:
-        if expected.kind != found.kind or expected.detail != found.detail:
+        if expected.kind != found.kind or set(_child_names(expected)) != set(_child_names(found)):
             raise ValueError(
                 f"the gradient tree differs from the parameters at {where}: expected {_describe_spec(expected)}, "
                 f"found {_describe_spec(found)}"
             )
-        for name, mine, other in zip(_child_names(expected), expected.children, found.children, strict=True):
-            _check_same_tree(mine, other, (*path, name))
+        others = dict(zip(_child_names(found), found.children, strict=True))
+        for name, mine in zip(_child_names(expected), expected.children, strict=True):
+            _check_same_tree(mine, others[name], (*path, name))
         return
     if _leaf_shape(expected) != _leaf_shape(found):
         raise ValueError(

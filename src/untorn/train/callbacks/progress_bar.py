@@ -178,7 +178,14 @@ def _console(out: TextIO, *, wanted: bool | None) -> Console | None:
         if wanted:
             raise ImportError("ProgressBar(rich=True) needs rich; pip install 'untorn[cli]'") from None
         return None
-    console = Console(file=out, force_terminal=True if wanted else None)
+
+    class BarConsole(Console):
+        """rich ends the process when nobody reads; here the error goes on to ProgressBar, which falls silent."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich calls this from its `except BrokenPipeError`
+
+    console = BarConsole(file=out, force_terminal=True if wanted else None)
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 

@@ -1,0 +1,168 @@
+"""``untorn train``: what it prints, how it fails, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("click")
+from click.testing import CliRunner, Result
+
+from untorn import cli
+from untorn.cli.group import group
+
+SOURCE = """
+import numpy as np
+from untorn.jobs import Job
+from untorn.train.optimizers import SGD
+
+def model(params, batch):
+    x, y = batch
+    error = x @ params["w"] - y
+    return float(np.mean(error**2)), {"w": 2 * x.T @ error / len(y)}, {"accuracy": float(np.mean(abs(error) < 0.5))}
+
+def failing(params, batch):
+    raise ArithmeticError("mine")
+
+def start(seed):
+    return {"w": np.zeros(3)}
+
+x = np.random.default_rng(0).normal(size=(96, 3))
+y = x @ np.ones(3)
+job = Job("line", model, start, (x, y), SGD(0.1), validation_data=(x, y), epochs=3, batch_size=32)
+endless = Job("endless", model, start, (x, y), SGD(0.1), epochs=10**6, batch_size=32)
+untested = Job("untested", model, start, (x, y), SGD(0.1), epochs=1, batch_size=32)
+broken = Job("broken", failing, start, (x, y), SGD(0.1), epochs=1, batch_size=32)
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "cli_job_of_mine.py"
+    path.write_text(SOURCE)
+    yield path
+    sys.modules.pop(path.stem, None)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(group, [str(arg) for arg in args])
+
+
+def values(result: Result) -> dict[str, str]:
+    return dict(re.split(r"  +", line, maxsplit=1) for line in result.stdout.splitlines())
+
+
+def test_help_and_version():
+    for args in (["--help"], ["train", "--help"], ["train", "-h"]):
+        result = run(*args)
+        assert result.exit_code == 0
+        assert "rain" in result.stdout
+    for option in "--workers --engine --epochs --batch-size --shards --seed --plot --name --debug".split():
+        assert option in run("train", "--help").stdout
+    assert re.fullmatch(r"untorn \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_it_trains_and_prints_lines_to_grep(file, tmp_path):
+    result = run("train", f"{file}:job", "--engine", "serial", "--shards", 2)
+    assert result.exit_code == 0, result.output
+    found = values(result)
+    assert list(found) == ["test accuracy", "test loss", "examples/s", "seconds", "sha256"]
+    assert re.fullmatch(r"[01]\.\d{4}", found["test accuracy"])
+    assert re.fullmatch(r"[\d,]+", found["examples/s"])
+    assert re.fullmatch(r"[0-9a-f]{64}", found["sha256"])
+    assert len(re.findall(r"^epoch [123]/3 ", result.stderr, re.MULTILINE)) == 3
+    again = run("train", f"{file}:job", "--engine", "serial", "--shards", 2, "--workers", 3)
+    assert values(again)["sha256"] == found["sha256"]
+    other = run("train", f"{file}:job", "--engine", "serial", "--shards", 2, "--seed", 1)
+    assert values(other)["sha256"] != found["sha256"]
+
+
+def test_worker_processes_give_the_same_weights(file):
+    serial = run("train", f"{file}:job", "--engine", "serial", "--shards", 2)
+    processes = run("train", f"{file}:job", "--workers", 2)
+    assert processes.exit_code == 0, processes.output
+    assert values(processes)["sha256"] == values(serial)["sha256"]
+
+
+def test_without_validation_data_there_is_no_test(file):
+    result = run("train", f"{file}:untested", "--engine", "serial", "--shards", 1)
+    assert result.exit_code == 0, result.output
+    assert list(values(result)) == ["examples/s", "seconds", "sha256"]
+
+
+def test_plot_and_name(file, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "curve.png"
+    result = run(
+        "train", f"{file}:job", "--engine", "serial", "--shards", 1, "--epochs", 2, "--plot", picture, "--name", name
+    )
+    assert result.exit_code == 0, result.output
+    assert values(result)["plot"] == str(picture)
+    assert picture.stat().st_size > 1000
+    assert f'untorn.subscribe("{name}")' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nothing"], "no job named 'nothing'"),
+        (["missing.py:job"], "no file 'missing.py'"),
+        (["FILE:other"], "no 'other'"),
+        (["FILE:model"], "missing|should|positional"),
+        (["FILE:job", "--name", "a/b"], "a/b"),
+        (["FILE:job", "--plot", "/nowhere/curve.png"], "/nowhere"),
+        (["FILE:job", "--plot", "curve.xyz"], "xyz"),
+        (["FILE:broken"], "mine"),
+    ],
+)
+def test_bad_input_is_one_error_and_status_1(file, args, words):
+    args = [arg.replace("FILE", str(file)) for arg in args]
+    result = run("train", *args, "--engine", "serial", "--shards", 1)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.search(rf"^error: .*({words})", result.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("args", [["--workers", "0"], ["--epochs", "x"], ["--engine", "gpu"], ["--nonsense"]])
+def test_wrong_usage_is_status_2(args):
+    assert run("train", "digits", *args).exit_code == 2
+
+
+def test_debug_lets_the_error_through():
+    assert isinstance(run("train", "nothing", "--debug").exception, ValueError)
+
+
+def test_without_click_one_line_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "untorn.cli.group")
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit, match=r"^error: .*pip install 'untorn\[cli\]'$"):
+        cli.main()
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_ctrl_c_says_where_it_stopped(file, engine):
+    """The whole foreground group gets SIGINT, as from a terminal; nothing prints a traceback."""
+    command = [sys.executable, "-c", "from untorn.cli import main; main()", "train", f"{file}:endless"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--engine", engine],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"^interrupted in epoch \d+ of 1000000$", err, re.MULTILINE)
+    assert "Traceback" not in err
+    assert out == ""
