@@ -5,6 +5,10 @@
 
 enum { PIN_TRIES = 4 };
 
+/* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
+ * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
+static void hold(struct reader_row *row, uint64_t held) { store_release(&row->held, held); }
+
 /* Why a pinned slot is never written
  * ----------------------------------
  * Reader: R1 load latest -> L; R2 store bit of L; R3 fence; R4 load latest -> L'.  It keeps the pin if L' == L.
@@ -21,10 +25,6 @@ enum { PIN_TRIES = 4 };
  * a scan that went before picked one slot that was not latest then. R4 loads that scan's latest, or the very version
  * that the scan's slot became, which is complete. Either way the loaded slot is whole, and its bit is already set.
  */
-/* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
- * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
-static void hold(struct reader_row *row, uint64_t held) { store_release(&row->held, held); }
-
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 {
     const uint64_t before = load_relaxed(&row->held); /* this reader is the only writer */

@@ -14,7 +14,7 @@
 
 enum { READERS = 4, OLD = 3, SLOTS = 16, WORDS = 97 };
 
-static const uint64_t VERSIONS = SANITIZED ? 8000 : 200000;
+static const uint64_t VERSIONS = SANITIZED ? 40000 : 200000;
 
 static _Atomic bool over;
 static _Atomic uint64_t pinned;        /* in all */

@@ -33,7 +33,7 @@ def reported(*, debug: bool) -> Iterator[None]:
         debug: let it through, so that Python prints the traceback.
 
     Raises:
-        SystemExit: 1, after the line was written.
+        SystemExit: 1, or 130 after Ctrl-C, when the line is written.
 
     """
     try:
@@ -43,3 +43,6 @@ def reported(*, debug: bool) -> Iterator[None]:
             raise
         click.echo(f"error: {error or type(error).__name__}", err=True)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise SystemExit(INTERRUPTED) from None

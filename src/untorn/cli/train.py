@@ -1,14 +1,14 @@
 """``untorn train JOB``: run a job, show how it goes, and say what came out.
 
-Progress goes to stderr. Results go to stdout, a line each of a key, two spaces or more, and a value, so that
-``grep`` and ``awk`` can read them; keys and their order stay as they are::
+Progress goes to stderr. Results go to stdout, a line each of a key, two spaces and a value, so that ``grep``
+and ``awk -F '  '`` can read them; keys and their order stay as they are::
 
     test accuracy  0.9778
-    test loss      0.0881
-    examples/s     123,456
-    seconds        1.74
-    sha256         c8a4...
-    plot           curve.png
+    test loss  0.0881
+    examples/s  123,456
+    seconds  1.74
+    sha256  c8a4...
+    plot  curve.png
 """
 
 from __future__ import annotations
@@ -132,9 +132,8 @@ def _print_results(
     rows += [("seconds", f"{seconds:.2f}"), ("sha256", digest)]
     if plot is not None:
         rows.append(("plot", plot))
-    width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        click.echo(f"{key:<{width}}  {value}")
+        click.echo(f"{key}  {value}")
 
 
 def _check_plot(plot: str) -> None:

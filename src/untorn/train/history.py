@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,13 +109,16 @@ class History:
             _COLUMN_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         )
 
-    def plot(self, path: str | PathLike[str] | None = None, *, metrics: Sequence[str] | None = None) -> Figure:
+    def plot(
+        self, path: str | PathLike[str] | IO[bytes] | None = None, *, metrics: Sequence[str] | None = None
+    ) -> Figure:
         """Draw the learning curves: one subplot per metric, training and validation in one colour family.
 
         Needs matplotlib (``pip install 'untorn[plot]'``) but no display and no pyplot state.
 
         Args:
-            path: where to write the picture; the ending gives the format (.png, .svg, .pdf). None writes nothing.
+            path: where to write the picture; the ending gives the format (.png, .svg, .pdf). An open binary
+                file gets a PNG; None writes nothing.
             metrics: which metrics, without ``val_``, in this order. None takes all.
 
         Returns:

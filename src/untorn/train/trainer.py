@@ -180,7 +180,7 @@ class Trainer:
             epochs: how many.
             batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller.
             validation_data: evaluated in this process after each epoch, as val_loss and val_... metrics.
-            callbacks: Callback objects, called in this process.
+            callbacks: Callback objects, called in this process; on_train_end after an error too.
 
         Returns:
             History: loss and metrics per epoch.
@@ -206,12 +206,14 @@ class Trainer:
         with self._job(running, data, examples, min(batch_size, examples)) as board:
             for callback in callbacks:
                 callback.on_train_begin({})
-            for _ in range(epochs):
-                self._fit_epoch(running, board, history, epochs, validation_data, callbacks)
-                if self.stop_training:
-                    break
-            for callback in callbacks:
-                callback.on_train_end({})
+            try:
+                for _ in range(epochs):
+                    self._fit_epoch(running, board, history, epochs, validation_data, callbacks)
+                    if self.stop_training:
+                        break
+            finally:
+                for callback in callbacks:
+                    callback.on_train_end({})
         return history
 
     @contextlib.contextmanager

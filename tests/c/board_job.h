@@ -1,0 +1,250 @@
+/* A small training job for the board's tests: parameters of both dtypes in three ranges, momentum, a learning rate
+ * that changes, and a made-up gradient that depends on the weights, the step and the shard. The reference takes the
+ * same steps one after the other, without board, channel or ranges in parallel.
+ */
+#ifndef UNTORN_TESTS_BOARD_JOB_H
+#define UNTORN_TESTS_BOARD_JOB_H
+
+#include <math.h>
+
+#include "board.h"
+#include "channel_files.h"
+
+enum { JOB_RANGES = 3, JOB_SCHEMA_NBYTES = 64, JOB_BASE_VERSION = 5 };
+
+struct job {
+    struct board_config config;
+    struct board_range ranges[JOB_RANGES];
+    uint64_t seed, slot_nbytes;
+    struct channel_files files;
+    struct attachment *publisher;
+    struct board board;
+    void *memory;
+};
+
+/* In [-1, 1), of the job's seed and these. */
+static inline double job_number(const struct job *job, uint64_t step, uint64_t shard, uint64_t i)
+{
+    uint64_t state = job->seed ^ step << 40 ^ shard << 28 ^ i;
+    return ldexp((double)(check_random(&state) >> 11), -52) - 1;
+}
+
+/* Some shards are empty in some steps; never all of them. */
+static inline uint64_t job_examples(const struct job *job, uint64_t step, uint32_t shard)
+{
+    uint64_t state = job->seed ^ step << 32 ^ shard;
+    return shard == step % job->config.shards ? 3 : check_random(&state) % 4;
+}
+
+static inline double job_param(const struct board_range *range, const uint8_t *slot, uint64_t i)
+{
+    const uint8_t *first = slot + range->slot_offset;
+    return range->dtype == KERNEL_F32 ? (double)((const float *)first)[i] : ((const double *)first)[i];
+}
+
+static inline void job_element_set(const struct board_range *range, uint8_t *first, uint64_t i, double value)
+{
+    if (range->dtype == KERNEL_F32)
+        ((float *)first)[i] = (float)value;
+    else
+        ((double *)first)[i] = value;
+}
+
+/* What a worker does with a task: read the weights in `slot`, fill `buffer`. */
+static inline void job_gradient(const struct job *job, uint64_t step, uint32_t shard, const uint8_t *slot,
+                                struct board_buffer *buffer)
+{
+    uint8_t *grads = (uint8_t *)(buffer + 1);
+    buffer->examples = job_examples(job, step, shard);
+    const bool absent = buffer->examples == 0; /* then nobody reads what is in the buffer */
+    buffer->loss = absent ? NAN : job_number(job, step, shard, 1u << 27);
+    for (unsigned metric = 0; metric < BOARD_METRICS; metric++)
+        buffer->metrics[metric] = absent ? NAN : job_number(job, step, shard, (1u << 26) + metric);
+    uint64_t number = 0;
+    for (unsigned r = 0; r < JOB_RANGES; r++)
+        for (uint64_t i = 0; i < job->ranges[r].count; i++) {
+            const double noise = job_number(job, step, shard, number++);
+            const double value = absent ? NAN : 0.5 * job_param(&job->ranges[r], slot, i) + noise;
+            job_element_set(&job->ranges[r], grads + job->ranges[r].grad_offset, i, value);
+        }
+}
+
+static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps)
+{
+    static const uint64_t counts[JOB_RANGES] = {37, 300, 5};
+    const uint64_t first = sizeof(struct slot_header) + JOB_SCHEMA_NBYTES;
+    uint64_t end = 0;
+    for (unsigned r = 0; r < JOB_RANGES; r++) {
+        const uint64_t dtype = r == 1 ? KERNEL_F64 : KERNEL_F32;
+        job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype};
+        end = (end + counts[r] * kernel_itemsize((enum kernel_dtype)dtype) + 63) / 64 * 64;
+    }
+    job->slot_nbytes = first + 2 * end; /* parameters and momentum */
+    job->config = (struct board_config){
+        .shards = shards,
+        .ranges = JOB_RANGES,
+        .workers = workers,
+        .optimizer = KERNEL_SGD,
+        .steps = steps,
+        .examples = 8,
+        .batch_size = 4,
+        .buffer_nbytes = end,
+        .state_stride = end,
+        .base_version = JOB_BASE_VERSION,
+        .hyper = {.momentum = 0.9, .weight_decay = 0.01, .nesterov = 1},
+    };
+}
+
+/* Version base: a slot as the server would publish it. */
+static inline void job_weights_begin(const struct job *job, uint8_t *slot)
+{
+    memset(slot, 0, job->slot_nbytes);
+    *(struct slot_header *)slot = (struct slot_header){
+        .version = JOB_BASE_VERSION, .nbytes = job->slot_nbytes, .schema_nbytes = JOB_SCHEMA_NBYTES, .schema_id = 1};
+    memset(slot + sizeof(struct slot_header), 's', JOB_SCHEMA_NBYTES);
+    for (unsigned r = 0; r < JOB_RANGES; r++)
+        for (uint64_t i = 0; i < job->ranges[r].count; i++)
+            job_element_set(&job->ranges[r], slot + job->ranges[r].slot_offset, i, job_number(job, UINT16_MAX, r, i));
+}
+
+static inline double job_lr(uint64_t step) { return 0.1 / (double)(step + 1); }
+
+static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots)
+{
+    struct job job = {.seed = seed};
+    job_lay_out(&job, shards, workers, steps);
+    job.files = files_make(workers + 2, max_slots, 2);
+    job.publisher = files_attach(job.files, ROLE_PUBLISHER);
+    uint8_t *address;
+    uint64_t capacity;
+    unsigned slot;
+    CHECK(attachment_pick(job.publisher, job.slot_nbytes, &slot) == STATUS_OK);
+    CHECK(attachment_map(job.publisher, slot, &address, &capacity) == STATUS_OK);
+    job_weights_begin(&job, address);
+    channel_publish(&job.publisher->channel, JOB_BASE_VERSION, slot);
+    const uint64_t nbytes = board_nbytes(&job.config);
+    job.memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
+    memset(job.memory, 0, nbytes);
+    board_format(&job.board, job.memory, &job.config, job.ranges);
+    for (uint64_t step = 0; step < steps; step++)
+        job.board.lr[step] = job_lr(step);
+    return job;
+}
+
+static inline void job_close(struct job *job)
+{
+    attachment_close(job->publisher);
+    files_close(job->files);
+    free(job->memory);
+}
+
+/* -- the reference ---------------------------------------------------------------------------------------------- */
+
+struct job_reference {
+    uint8_t *slot;             /* of the last step: the parts that ranges cover */
+    double *losses, *examples; /* per step */
+};
+
+static inline void reference_step(const struct job *job, uint64_t step, uint8_t *buffers, const uint8_t *from,
+                                  uint8_t *to, double *loss, double *examples)
+{
+    const uint32_t shards = job->config.shards;
+    const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
+    const void **grads = calloc(shards, sizeof *grads);
+    double *weights = calloc(shards, sizeof *weights), *terms = calloc(shards, sizeof *terms);
+    uint32_t present = 0;
+    *examples = 0;
+    for (uint32_t s = 0; s < shards; s++)
+        *examples += (double)job_examples(job, step, s);
+    for (uint32_t s = 0; s < shards; s++) {
+        struct board_buffer *buffer = (struct board_buffer *)(buffers + s * stride);
+        job_gradient(job, step, s, from, buffer);
+        weights[s] = (double)buffer->examples / *examples;
+        if (buffer->examples != 0)
+            terms[present++] = weights[s] * buffer->loss;
+    }
+    *loss = kernel_tree_sum(present, terms);
+    struct kernel_hyper hyper = job->config.hyper;
+    hyper.lr = job_lr(step);
+    for (unsigned r = 0; r < JOB_RANGES; r++) {
+        const struct board_range *range = &job->ranges[r];
+        for (uint32_t s = 0; s < shards; s++)
+            grads[s] = buffers + s * stride + sizeof(struct board_buffer) + range->grad_offset;
+        const void *state_in[] = {from + range->slot_offset + job->config.state_stride};
+        void *state_out[] = {to + range->slot_offset + job->config.state_stride};
+        const struct kernel_range work = {range->count, shards, grads, weights, from + range->slot_offset,
+                                          to + range->slot_offset, state_in, state_out};
+        kernel_step(KERNEL_SGD, (enum kernel_dtype)range->dtype, &hyper, &work);
+    }
+    free(grads);
+    free(weights);
+    free(terms);
+}
+
+static inline struct job_reference reference_run(const struct job *job)
+{
+    const uint64_t steps = job->config.steps;
+    struct job_reference reference = {calloc(1, job->slot_nbytes), calloc(steps, sizeof(double)),
+                                      calloc(steps, sizeof(double))};
+    uint8_t *from = calloc(1, job->slot_nbytes);
+    uint8_t *buffers = calloc(job->config.shards, sizeof(struct board_buffer) + job->config.buffer_nbytes);
+    job_weights_begin(job, reference.slot);
+    for (uint64_t step = 0; step < steps; step++) {
+        memcpy(from, reference.slot, job->slot_nbytes);
+        reference_step(job, step, buffers, from, reference.slot, &reference.losses[step], &reference.examples[step]);
+    }
+    free(from);
+    free(buffers);
+    return reference;
+}
+
+static inline void reference_free(struct job_reference *reference)
+{
+    free(reference->slot);
+    free(reference->losses);
+    free(reference->examples);
+}
+
+/* The job is over: the newest version is the reference's, bit for bit, and so is the log. */
+static inline bool job_equals(const struct job *job, const struct job_reference *reference)
+{
+    const uint64_t latest = channel_latest(&job->publisher->channel);
+    uint8_t *slot;
+    uint64_t capacity;
+    bool equal = CHECK(latest_version(latest) == JOB_BASE_VERSION + job->config.steps) &
+                 CHECK(board_step(&job->board) == job->config.steps);
+    if (!CHECK(attachment_map(job->publisher, latest_slot(latest), &slot, &capacity) == STATUS_OK))
+        return false;
+    const struct slot_header *header = (const struct slot_header *)slot;
+    equal &= CHECK(header->version == latest_version(latest) && header->nbytes == job->slot_nbytes &&
+                   header->schema_nbytes == JOB_SCHEMA_NBYTES && header->schema_id == 1);
+    for (unsigned r = 0; r < JOB_RANGES; r++)
+        for (unsigned part = 0; part < 2; part++) {
+            const uint64_t offset = job->ranges[r].slot_offset + part * job->config.state_stride;
+            const uint64_t nbytes = job->ranges[r].count * kernel_itemsize((enum kernel_dtype)job->ranges[r].dtype);
+            equal &= CHECK(memcmp(slot + offset, reference->slot + offset, nbytes) == 0, "range %u, part %u", r, part);
+        }
+    for (uint64_t step = 0; step < job->config.steps; step++)
+        equal &= CHECK(memcmp(&job->board.log[step].loss, &reference->losses[step], sizeof(double)) == 0 &&
+                           job->board.log[step].examples == reference->examples[step],
+                       "the log of step %" PRIu64, step);
+    return equal;
+}
+
+/* Every buffer has one owner: a shard's task word or a worker's scratch. */
+static inline bool job_buffers_are_owned_once(const struct job *job)
+{
+    const uint32_t shards = job->config.shards, count = shards + job->config.workers;
+    bool *owned = calloc(count, sizeof *owned), once = true;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint64_t buffer = i < shards ? atomic_load(&job->board.shard_tasks[i].word) & 0xffff
+                                           : atomic_load(&job->board.workers[i - shards].scratch);
+        once &= buffer < count && !owned[buffer];
+        if (buffer < count)
+            owned[buffer] = true;
+    }
+    free(owned);
+    return once;
+}
+
+#endif
