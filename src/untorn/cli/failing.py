@@ -41,7 +41,8 @@ def reported(*, debug: bool) -> Iterator[None]:
     except _EXPLAINED as error:
         if debug:
             raise
-        click.echo(f"error: {error or type(error).__name__}", err=True)
+        with contextlib.suppress(OSError):  # stderr itself may be what failed
+            click.echo(f"error: {str(error) or type(error).__name__}", err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

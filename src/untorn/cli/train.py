@@ -154,7 +154,8 @@ def _check_plot(plot: str) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    with contextlib.suppress(OSError):  # nobody listens: no reason not to train
+        click.echo(line, err=True)
 
 
 class _Where(Callback):

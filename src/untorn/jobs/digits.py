@@ -183,5 +183,6 @@ def job(seed: int) -> Job:
         optimizer=SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
         epochs=30,
         batch_size=64,
+        shards=4,  # one result, whatever the number of workers
         description="handwritten digits (scikit-learn), a perceptron of 64-256-128-10 in NumPy",
     )
