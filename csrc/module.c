@@ -769,6 +769,54 @@ static PyObject *core_copy(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Copy one leaf to its place if it is just the bytes that belong there: contiguous, of that format and size. */
+static int leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf)
+{
+    unsigned long long offset, nbytes;
+    const char *format;
+    Py_buffer source;
+    if (!PyArg_ParseTuple(place, "KKs", &offset, &nbytes, &format))
+        return -1;
+    if (offset > (uint64_t)target->len || nbytes > (uint64_t)target->len - offset) {
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: a place lies outside the target");
+        return -1;
+    }
+    if (PyObject_GetBuffer(leaf, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    bool same = (uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0;
+    if (same && nbytes >= 65536) {
+        Py_BEGIN_ALLOW_THREADS
+        memcpy((char *)target->buf + offset, source.buf, nbytes);
+        Py_END_ALLOW_THREADS
+    } else if (same) {
+        memcpy((char *)target->buf + offset, source.buf, nbytes);
+    }
+    PyBuffer_Release(&source);
+    return same;
+}
+
+static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
+{
+    PyObject *places, *leaves, *missed = NULL;
+    Py_buffer target;
+    if (!PyArg_ParseTuple(args, "w*O!O!", &target, &PyTuple_Type, &places, &PyList_Type, &leaves))
+        return NULL;
+    Py_ssize_t count = PyTuple_Size(places);
+    if (count == PyList_Size(leaves))
+        missed = PyList_New(0);
+    else
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: as many leaves as places are needed");
+    for (Py_ssize_t i = 0; missed != NULL && i < count; i++) {
+        int copied = leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i));
+        if (copied < 0 || (copied == 0 && !list_append_new(missed, PyLong_FromSsize_t(i))))
+            Py_CLEAR(missed);
+    }
+    PyBuffer_Release(&target);
+    return missed;
+}
+
 static PyMethodDef core_methods[] = {
     {"format_control", core_format_control, METH_VARARGS,
      "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
@@ -776,6 +824,8 @@ static PyMethodDef core_methods[] = {
     {"format_board", core_format_board, METH_VARARGS,
      "format_board(fd, (shards, workers, steps, examples, batch_size, buffer_nbytes, state_stride, base_version), "
      "(optimizer, momentum, weight_decay, nesterov), ranges): lay out a board in an empty file."},
+    {"copy_leaves", core_copy_leaves, METH_VARARGS,
+     "copy_leaves(target, ((offset, nbytes, format), ...), leaves) -> indices of leaves that are not such bytes."},
     {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
     {NULL, NULL, 0, NULL},
 };

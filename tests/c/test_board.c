@@ -21,6 +21,7 @@ static struct {
     bool armed;
     uint64_t left;             /* atomic operations until the kill */
     uint64_t spent;            /* while armed */
+    void (*stopped)(void);     /* instead of a kill: what the others do before it is continued */
     jmp_buf end;
 } fate;
 
@@ -31,7 +32,9 @@ static void hook(void)
     fate.spent++;
     if (fate.left-- == 0) {
         fate.armed = false;
-        longjmp(fate.end, 1);
+        if (fate.stopped == NULL)
+            longjmp(fate.end, 1);
+        fate.stopped();
     }
 }
 
@@ -387,9 +390,9 @@ static void recover_twice(struct team *team, uint32_t dead, uint64_t left)
 }
 
 /* Worker 0 is killed before its operation number `left`, counted over all its turns; false if it never was. */
-static bool job_with_one_kill(struct team *team, uint64_t left)
+static bool job_with_one_kill(struct team *team, unsigned first, uint64_t left)
 {
-    for (unsigned turns = 0; board_step(&team->job.board) < team->job.config.steps; turns++) {
+    for (unsigned turns = first; board_step(&team->job.board) < team->job.config.steps; turns++) {
         if (!CHECK(turns < 10000, "they come to a stop"))
             return false;
         if (turns % WORKERS == 0) {
@@ -406,17 +409,18 @@ static bool job_with_one_kill(struct team *team, uint64_t left)
     return false;
 }
 
-static void test_kill_before_every_operation(void)
+/* How many of the kills came in an update. `first`: who begins. */
+static uint64_t test_kill_before_every_operation(uint32_t shards, unsigned first)
 {
-    struct job_reference reference;
-    uint64_t kills = 0, stream = check_stream(1);
+    struct job_reference reference = {0};
+    uint64_t kills = 0, in_updates = 0, stream = check_stream(1);
     for (bool killed = true; killed; kills += killed) {
-        struct team team = team_open(10, 3, 2);
+        struct team team = team_open(10, shards, 3);
         if (kills == 0)
             reference = reference_run(&team.job);
-        killed = job_with_one_kill(&team, kills);
-        const bool recovered_late = killed && kills % 2 != 0;
-        for (unsigned i = 0; recovered_late && i < 20; i++) { /* the other goes on as far as it can by itself */
+        killed = job_with_one_kill(&team, first, kills);
+        in_updates += killed && phase_kind(phase_of(&team.job)) == PHASE_UPDATE;
+        for (unsigned i = 0; killed && kills % 2 != 0 && i < 20; i++) { /* the other goes on as far as it can alone */
             turn_run(&team, 1);
             slots_grow(&team);
         }
@@ -427,7 +431,49 @@ static void test_kill_before_every_operation(void)
             printf("killed before operation %" PRIu64 "\n", kills);
         team_close(&team);
     }
-    CHECK(kills > 100, "%" PRIu64, kills);
+    CHECK(kills > 40, "%" PRIu64, kills);
+    reference_free(&reference);
+    return in_updates;
+}
+
+/* Not killed but stopped, before every single operation, while the other goes on as far as it can, often by several
+ * steps; then it is continued with what it had loaded before. */
+static struct team *stopped_team;
+static void others_go_on(void)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        turn_run(stopped_team, 1);
+        slots_grow(stopped_team);
+        CHECK(version_of(&stopped_team->job) - JOB_BASE_VERSION - board_step(&stopped_team->job.board) <= 1);
+    }
+}
+
+static void test_stop_before_every_operation(uint32_t shards, unsigned first)
+{
+    struct job_reference reference = {0};
+    fate.stopped = others_go_on;
+    bool stopped = true;
+    for (uint64_t stops = 0; stopped; stops++) {
+        struct team team = team_open(11, shards, 4);
+        uint64_t version = 0;
+        stopped_team = &team;
+        if (stops == 0)
+            reference = reference_run(&team.job);
+        fate.left = stops;
+        for (unsigned turns = first; board_step(&team.job.board) < team.job.config.steps && turns < 1000; turns++) {
+            fate.armed = turns % WORKERS == 0 && fate.left != UINT64_MAX;
+            turn_run(&team, turns % WORKERS);
+            fate.armed = false;
+            slots_grow(&team);
+            CHECK(version_of(&team.job) >= version, "versions only grow");
+            version = version_of(&team.job);
+        }
+        stopped = fate.left == UINT64_MAX;
+        if (!job_equals(&team.job, &reference))
+            printf("stopped before operation %" PRIu64 "\n", stops);
+        team_close(&team);
+    }
+    fate.stopped = NULL;
     reference_free(&reference);
 }
 
@@ -470,7 +516,13 @@ int main(void)
     test_recover_claim();
     test_recover_commit();
     test_published_and_not_moved_on();
-    test_kill_before_every_operation();
+    uint64_t in_updates = 0;
+    for (uint32_t shards = 1; shards <= 4; shards++)
+        for (unsigned first = 0; first < WORKERS; first++) {
+            in_updates += test_kill_before_every_operation(shards, first);
+            test_stop_before_every_operation(shards, first);
+        }
+    CHECK(in_updates > 100, "%" PRIu64, in_updates);
     test_kills_at_random();
     return check_end();
 }

@@ -1,31 +1,27 @@
-"""Sync training's board (`csrc/board.c`) as a model: tasks that workers claim, commit and move on.
+"""Sync training's board (`csrc/board.c`) as a model: every atomic access of the code is one step.
 
     phase     (step, GRADIENT, -) -> (step, UPDATE, target slot) -> (step + 1, GRADIENT, -)
     gradient  one word per shard: (step, FREE | CLAIMED | DONE, worker, buffer)
     update    one word per range: (step, FREE | CLAIMED | DONE, worker)
-    record    one word per row: which buffer is this worker's, or which two a commit is about to swap
+    record    two words per worker: scratch (its buffer), intent (step, shard, the shard's old buffer) or none
 
-    worker    load phase; pin the weights; claim a shard (CAS), but first resolve the record of the worker
-              whose commit that word still names; write half 0, half 1 of its scratch buffer; store in its
-              record the intent (scratch, the shard's buffer, shard, step); commit: one CAS puts the scratch
-              into the shard's word, and the buffer that was there is the worker's scratch from now on
-              all shards done: pick a slot, CAS the phase to UPDATE; claim a range; write it; CAS it done
-              all ranges done: CAS latest to (step + 1, target), then CAS the phase to the next step
-    server    frees a dead worker's claims (CAS); finds out which buffer was its: if the shard's word names
-              the intent's scratch, the commit happened, and the other is its; else the scratch is;
-              writes that into the record (CAS; failed, look again); starts another worker in the row.
-              Gives up on a stopped worker: frees its gradient claim, no more
+    board_next      load the phase; task_claim: load a word, compare-and-swap it, load the next one
+    _compute        pin the weights; write half 0, half 1 of the scratch buffer
+    board_commit    store the intent; swap the shard's word; store scratch = old; clear the intent
+    phase_end_*     pick a slot, swap the phase; load latest, swap it, swap the phase
+    updates_run     load latest; load the shards' words; write the range; swap its word; claim the next one
+    board_recover   (the worker is dead) load its intent; load that shard's word: while its claim stands, the swap did
+                    not happen, otherwise scratch = old; clear the intent; then free its claims; start another
 
-Why claiming has to resolve the record: an intent can be told from a finished commit only as long as the
-shard's word still names what was committed. The next step's commit buries that: the word names neither.
+Only dead workers lose claims: a stopped worker is waited for, so it needs no step here, it is one that nobody
+schedules. `later_board_model.py` is the protocol that takes gradient tasks from stopped workers too.
 
-Memory is sequentially consistent and pinning is one step: the fences and the pin are the channel model's
-subject. A load and the compare-and-swap that depends on it are one step: were the word to change between,
-the swap would fail and be tried again.
+Memory is sequentially consistent, pinning is one step, and so is scanning the held words for a free slot: fences
+and pins are the channel model's subject. A load of a word that only its reader writes is part of the step after it.
 
-Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer's half
-contains the (shard, step) of which it is exactly the gradient, and 0 (-1 in a slot) is anything else. So a
-result is right if and only if every gradient was computed on whole, right weights and counted exactly once.
+Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer's half contains
+the (shard, step) of which it is exactly the gradient, and 0 (-1 in a slot) is anything else. So a result is right if
+and only if every gradient was computed on whole, right weights and counted exactly once.
 """
 
 from __future__ import annotations
@@ -37,64 +33,64 @@ from typing import Literal, NamedTuple, TypeAlias
 FREE, CLAIMED, DONE = "free", "claimed", "done"
 GRADIENT, UPDATE = "gradient", "update"
 
-IDLE, PIN, CLAIM, HALF_0, HALF_1, INTENT, COMMIT, RECORD = (
-    "idle", "pin", "claim", "half 0", "half 1", "intent", "commit", "record",
-)  # fmt: skip
-MOVE, TAKE, BEGIN, WRITE, FINISH, PUBLISH, ADVANCE = (
-    "move", "take", "begin", "write", "finish", "publish", "advance",
-)  # fmt: skip
-DEAD, LOAD_WORD, SETTLE = "dead", "dead, record loaded", "dead, buffer known"
+IDLE, SCAN, CLAIM = "idle", "scan", "claim"
+PIN, HALF_0, HALF_1 = "pin", "half 0", "half 1"
+INTENT, SWAP, SCRATCH, CLEAR = "intent", "swap", "scratch", "clear"
+PICK, MOVE, LATEST, PUBLISH, ADVANCE = "pick", "move", "latest", "publish", "advance"
+SOURCE, COLLECT, BEGIN, WRITE, FINISH = "source", "collect", "begin", "write", "finish"
+DEAD, SETTLE_WORD, SETTLE_SCRATCH, SETTLE_CLEAR = "dead", "settle: word", "settle: scratch", "settle: clear"
+FREE_LOAD, FREE_SWAP, START = "free: load", "free: swap", "start"
 
-GRADIENT_CLAIMED = (HALF_0, HALF_1, INTENT, COMMIT)
-UPDATE_CLAIMED = (BEGIN, WRITE, FINISH)
-
-
-class Shard(NamedTuple):
-    """A gradient task's word."""
-
-    step: int
-    state: str
-    worker: int
-    buffer: int
+SETTLE, FREE_CLAIMS = "settle", "free claims"
 
 
-class Range(NamedTuple):
-    """An update task's word."""
+class Task(NamedTuple):
+    """A task's word. A range's names no buffer."""
 
     step: int
     state: str
     worker: int
+    buffer: int = -1
 
 
 class Intent(NamedTuple):
-    """A record while a commit may be under way: the worker's buffer is one of these two."""
+    """What a commit is about to do: the shard's word gives up the buffer `old`."""
+
+    step: int
+    shard: int
+    old: int
+
+
+class Record(NamedTuple):
+    """A worker's two words."""
 
     scratch: int
-    other: int
-    shard: int
-    step: int
+    intent: Intent | None = None
 
-
-Record: TypeAlias = Intent | int
-"""What a row's record says: the buffer that is the worker's, or the intent to swap it."""
 
 Half: TypeAlias = tuple[int, int] | int
 """Half a gradient buffer: (shard, step), or 0."""
 
 
 class Worker(NamedTuple):
-    """A row: a worker's own state, or the server's business with a dead one."""
+    """What a process has in its registers; in a dead worker's row, what the server has."""
 
-    scratch: int
     pc: str = IDLE
-    step: int = -1  # the step that it is working for
-    task: int = -1  # a shard or a range
-    other: int = -1  # the buffer that the claimed shard's word names
+    step: int = -1  # the phase that was loaded
+    kind: str = GRADIENT
     slot: int = -1  # the target slot
-    pinned: int = -1  # the row's held word: stays when the worker dies
+    first: int = 0  # where a scan of words begins, how far it is, whether all were done
+    at: int = 0
+    done: bool = True
+    word: Task | None = None  # what a swap expects; a claim
+    task: int = -1
+    swapped: bool = False  # the commit's swap happened, and the scratch word does not say so yet
+    pinned: int = -1  # the held word: stays when the worker dies
+    latest: tuple[int, int] | None = None
+    buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
     source: int = -1  # what the range contained in the version before
-    stopped: bool = False
-    loaded: Record = -1  # the server's: the dead worker's record
+    intent: Intent | None = None  # the server's: the dead worker's
+    todo: tuple[str, ...] = ()  # the rest of a commit, or of a repair
 
 
 class State(NamedTuple):
@@ -103,8 +99,8 @@ class State(NamedTuple):
     phase: tuple[int, str, int]
     latest: tuple[int, int]
     slots: tuple[tuple[int, ...], ...]
-    shards: tuple[Shard, ...]
-    ranges: tuple[Range, ...]
+    shards: tuple[Task, ...]
+    ranges: tuple[Task, ...]
     buffers: tuple[tuple[Half, Half], ...]
     records: tuple[Record, ...]
     workers: tuple[Worker, ...]
@@ -117,12 +113,7 @@ Step: TypeAlias = tuple[str, State, bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """One configuration. `settle` to the end: the protocol, its rivals and its mutants.
-
-    settle: how a record's intent is resolved. "claim": whoever claims a shard first resolves the intent of
-    the worker whose commit it is about to bury. "self": the worker after its commit. "never": only the
-    server, after a death, by looking which of the two buffers the shard's word does not name.
-    """
+    """One configuration. `commit` to the end: the code, and its mutants."""
 
     workers: int = 2
     shards: int = 2
@@ -130,15 +121,13 @@ class Board:
     rounds: int = 2  # optimizer steps
     slots: int = 4
     kills: int = 1
-    stops: int = 1
-    settle: Literal["claim", "self", "never"] = "claim"
-    intent: bool = True  # the record says before the commit what the commit will do
+    looks_around: bool = False  # idle workers look at any time, not only when there is something to do
+    commit: tuple[str, ...] = (INTENT, SWAP, SCRATCH, CLEAR)
+    recover: tuple[str, ...] = (SETTLE, FREE_CLAIMS)
+    stands: Literal["exact", "any claim", "never"] = "exact"  # which word says that the swap did not happen
+    stops: int = 0  # live workers whose gradient claim the server takes away
     in_place: bool = False  # updates write into latest's slot
-    gives_up_updates: bool = False  # a stopped worker's update claim is freed too
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
-    server_settles: bool = True  # the server resolves a dead worker's intent with a CAS, or looks again
-    neither: Literal["scratch", "other"] = "scratch"  # the guess where the shard's word names neither buffer
-    server_frees: bool = True  # the server frees a dead worker's claims
 
     # --- the model ------------------------------------------------------------------------------------------
 
@@ -148,70 +137,57 @@ class Board:
             phase=(0, GRADIENT, -1),
             latest=(0, 0),
             slots=tuple((0 if slot == 0 else -1,) * self.ranges for slot in range(self.slots)),
-            shards=tuple(Shard(-1, DONE, -1, shard) for shard in range(self.shards)),
-            ranges=tuple(Range(-1, DONE, -1) for _ in range(self.ranges)),
+            shards=tuple(Task(0, FREE, -1, shard) for shard in range(self.shards)),
+            ranges=tuple(Task(0, FREE, -1) for _ in range(self.ranges)),
             buffers=((0, 0),) * (self.shards + self.workers),
-            records=tuple(self.shards + row for row in range(self.workers)),
-            workers=tuple(Worker(self.shards + row) for row in range(self.workers)),
+            records=tuple(Record(self.shards + row) for row in range(self.workers)),
+            workers=(Worker(),) * self.workers,
             kills=self.kills,
             stops=self.stops,
         )
 
     def steps(self, state: State) -> Iterator[Step]:
-        """Every step of every worker, and of the server for each dead one."""
+        """The next step of every worker, of the server for each dead one, and the faults."""
         for row, worker in enumerate(state.workers):
-            if worker.pc in (DEAD, LOAD_WORD, SETTLE):
-                yield from self._server(state, row)
+            if worker.pc in _SERVER:
+                yield (*self._server(state, row), False)
                 continue
             if state.kills:
-                dead = Worker(-1, DEAD, pinned=worker.pinned)
+                dead = Worker(DEAD, pinned=worker.pinned, todo=self.recover)
                 killed = _put(state, row, dead)._replace(kills=state.kills - 1)
                 yield f"KILL worker {row} at '{worker.pc}'", killed, True
-            if worker.stopped:
-                awake = _put(state, row, worker._replace(stopped=False))
-                yield f"stopped worker {row} goes on", awake, True
-                continue
-            if state.stops:
-                yield from self._give_up(state, row)
-            if worker.pc in (IDLE, MOVE, PUBLISH, ADVANCE):
-                yield from self._turn(state, row)
-            elif worker.pc in (PIN, CLAIM, RECORD, *GRADIENT_CLAIMED):
-                yield from self._gradient(state, row)
-            else:
-                yield from self._update(state, row)
+            if state.stops and worker.pc in (PIN, HALF_0, HALF_1, *self.commit):
+                task = state.shards[worker.task]
+                if task == worker.word:
+                    freed = task._replace(state=FREE, worker=-1)
+                    after = state._replace(shards=_with(state.shards, worker.task, freed), stops=state.stops - 1)
+                    yield f"server frees LIVE worker {row}'s claim of shard {worker.task}", after, True
+            if worker.pc != IDLE or self._wakes(state):
+                label, after = self._worker(state, row)
+                yield f"worker {row} {label}", after, False
 
     def key(self, state: State) -> Hashable:
-        """Forget the names of buffers: number them as shards, then workers, then records name them."""
-        order: dict[int, int] = {-1: -1}
-        for shard in state.shards:
-            order.setdefault(shard.buffer, len(order) - 1)
-        for worker in state.workers:
-            order.setdefault(worker.scratch, len(order) - 1)
-        for record in (*state.records, *(w.loaded for w in state.workers)):
-            for buffer in (record[0], record[1]) if isinstance(record, tuple) else (record,):
-                order.setdefault(buffer, len(order) - 1)
-        contents = tuple(state.buffers[buffer] for buffer in order if buffer >= 0)
+        """Forget the names of buffers: number them as shards, records, then registers name them."""
+        order = {-1: -1}
 
-        def renamed(record: Record) -> Hashable:
-            if isinstance(record, tuple):
-                return order[record[0]], order[record[1]], record[2], record[3]
-            return order[record]
+        def name(buffer: int) -> int:
+            return order.setdefault(buffer, len(order) - 1)
 
-        return (
-            state.phase,
-            state.latest,
-            state.slots,
-            tuple((s.step, s.state, s.worker, order[s.buffer]) for s in state.shards),
-            state.ranges,
-            contents,
-            tuple(map(renamed, state.records)),
-            tuple(
-                (order[w.scratch], *w[1:4], order.get(w.other, w.other), *w[5:9], renamed(w.loaded))
-                for w in state.workers
-            ),
-            state.kills,
-            state.stops,
+        def words(task: Task | None) -> Hashable:
+            return task and (*task[:3], name(task.buffer))
+
+        def intents(intent: Intent | None) -> Hashable:
+            return intent and (*intent[:2], name(intent.old))
+
+        shards = tuple(map(words, state.shards))
+        records = tuple((name(record.scratch), intents(record.intent)) for record in state.records)
+        workers = tuple(
+            worker._replace(word=None, buffers=(), intent=None)
+            + (words(worker.word), tuple(map(name, worker.buffers)), intents(worker.intent))
+            for worker in state.workers
         )
+        contents = tuple(state.buffers[buffer] for buffer in order if buffer >= 0)
+        return (*state[:3], shards, state.ranges, contents, records, workers, *state[8:])
 
     def broken(self, state: State) -> str | None:
         """Check the promises."""
@@ -222,23 +198,24 @@ class Board:
         if len(owner) < self.shards:
             return f"two shards name the same buffer: {[shard.buffer for shard in state.shards]}"
         for row, worker in enumerate(state.workers):
-            if worker.scratch < 0:
-                continue
-            if worker.scratch in owner:
-                return f"buffer {worker.scratch} belongs to {owner[worker.scratch]} and to worker {row}"
-            owner[worker.scratch] = f"worker {row}"
-            if worker.pinned >= 0 and state.slots[worker.pinned] != (worker.step,) * self.ranges:
-                return (
-                    f"worker {row} has pinned version {worker.step}, and finds {state.slots[worker.pinned]}"
-                )
+            if worker.pc in _SERVER and (worker.todo != () or state.records[row].intent is not None):
+                continue  # its record has still to be settled
+            mine = _buffer(state, row)
+            if mine in owner:
+                return f"buffer {mine} belongs to {owner[mine]} and to worker {row}"
+            owner[mine] = f"worker {row}"
+            if worker.pinned >= 0 and worker.pc not in _SERVER:
+                if state.slots[worker.pinned] != (worker.step,) * self.ranges:
+                    found = state.slots[worker.pinned]
+                    return f"worker {row} works on version {worker.step}, and has pinned {found}"
         step, kind, _ = state.phase
         if version != step and (version, kind) != (step + 1, UPDATE):
             return f"step {step} has version {version}"
         return None
 
     def finished(self, state: State) -> bool:
-        """Whether the last step's version is published and every worker alive is idle or stopped."""
-        return state.phase[0] == self.rounds and all(w.pc == IDLE or w.stopped for w in state.workers)
+        """Whether the last step's version is published and every worker is idle."""
+        return state.phase[0] == self.rounds and all(worker.pc == IDLE for worker in state.workers)
 
     def show(self, state: State) -> dict[str, str]:
         """Name the parts of a state, for a trace."""
@@ -246,227 +223,262 @@ class Board:
         parts = {"phase": f"step {step}, {kind}" + (f" into slot {slot}" if slot >= 0 else "")}
         parts["latest"] = f"version {state.latest[0]} in slot {state.latest[1]}"
         parts |= {f"slot {number}": f"ranges {ranges}" for number, ranges in enumerate(state.slots)}
-        for number, shard in enumerate(state.shards):
-            word = f"step {shard.step}, {shard.state}, worker {shard.worker}, buffer {shard.buffer}"
+        for number, task in enumerate(state.shards):
+            word = f"step {task.step}, {task.state}, worker {task.worker}, buffer {task.buffer}"
             parts[f"shard {number}"] = word
         for number, task in enumerate(state.ranges):
             parts[f"range {number}"] = f"step {task.step}, {task.state}, worker {task.worker}"
         parts |= {f"buffer {number}": f"{a} {b}" for number, (a, b) in enumerate(state.buffers)}
-        parts |= {f"record {row}": f"{record}" for row, record in enumerate(state.records)}
-        for row, worker in enumerate(state.workers):
-            scratch = f", scratch buffer {worker.scratch}" if worker.scratch >= 0 else ""
-            parts[f"worker {row}"] = worker.pc + scratch + (", stopped" if worker.stopped else "")
+        parts |= {f"record {row}": f"scratch {r.scratch}, {r.intent}" for row, r in enumerate(state.records)}
+        parts |= {f"worker {row}": f"next: {worker.pc}" for row, worker in enumerate(state.workers)}
         return parts
 
-    # --- a worker's turn: what to do next, and moving the job on --------------------------------------------
+    # --- a worker: board_next -------------------------------------------------------------------------------
 
-    def _turn(self, state: State, row: int) -> Iterator[Step]:
-        worker = state.workers[row]
-        step, kind, target = state.phase
-        name = f"worker {row}"
-        if worker.pc == IDLE:
-            if step == self.rounds:
-                return
-            tasks: tuple[Shard | Range, ...] = state.shards if kind == GRADIENT else state.ranges
-            label = f"{name} loads the phase: step {step}, {kind}"
-            if any(self._claimable(task, step) for task in tasks):
-                pc = PIN if kind == GRADIENT else TAKE
-                yield label, _put(state, row, worker._replace(pc=pc, step=step, slot=target)), False
-            elif all((task.step, task.state) == (step, DONE) for task in tasks):
-                pc = MOVE if kind == GRADIENT else PUBLISH
-                slot = self._free_slot(state) if kind == GRADIENT else target
-                label += ", all done" + (f", picks slot {slot}" if pc == MOVE else "")
-                yield label, _put(state, row, worker._replace(pc=pc, step=step, slot=slot)), False
-            # Nothing to claim, nothing to move on: it sleeps until that changes.
-        elif worker.pc == MOVE:
-            moves = state.phase == (worker.step, GRADIENT, -1)
-            after = _put(state, row, _idle(worker))
-            if moves:
-                after = after._replace(phase=(worker.step, UPDATE, worker.slot))
-                if not self.in_place:
-                    after = after._replace(slots=_with(state.slots, worker.slot, (-1,) * self.ranges))
-            yield f"{name} moves the phase to update into slot {worker.slot}{_won(moves)}", after, False
-        elif worker.pc == PUBLISH:
-            moves = state.latest[0] == worker.step
-            after = _put(state, row, worker._replace(pc=ADVANCE))
-            if moves:
-                after = after._replace(latest=(worker.step + 1, worker.slot))
-            yield (
-                f"{name} publishes version {worker.step + 1} in slot {worker.slot}{_won(moves)}",
-                after,
-                False,
-            )
-        elif worker.pc == ADVANCE:
-            moves = state.phase == (worker.step, UPDATE, worker.slot)
-            after = _put(state, row, _idle(worker))
-            if moves:
-                after = after._replace(phase=(worker.step + 1, GRADIENT, -1))
-            yield f"{name} moves the phase to step {worker.step + 1}{_won(moves)}", after, False
+    def _wakes(self, state: State) -> bool:
+        """Whether an idle worker looks at the board: it sleeps while it would find nothing to do."""
+        step, kind, _ = state.phase
+        if step == self.rounds or self.looks_around:
+            return step < self.rounds
+        words = state.shards if kind == GRADIENT else state.ranges
+        return any(self._claimable(word, step) for word in words) or all(
+            word[:2] == (step, DONE) for word in words
+        )
 
-    def _claimable(self, task: Shard | Range, step: int) -> bool:
+    def _claimable(self, task: Task, step: int) -> bool:
         if self.later_is_free:
             return not (task.step == step and task.state != FREE)
         return task.step < step or (task.step == step and task.state == FREE)
 
-    def _free_slot(self, state: State) -> int:
-        if self.in_place:
-            return state.latest[1]
-        taken = {state.latest[1], *(worker.pinned for worker in state.workers)}
-        return min(set(range(self.slots)) - taken)
+    def _worker(self, state: State, row: int) -> tuple[str, State]:
+        worker = state.workers[row]
+        if worker.pc == IDLE:
+            step, kind, slot = state.phase
+            first = row * (self.shards if kind == GRADIENT else self.ranges) // self.workers
+            scan = Worker(SCAN, step, kind, slot, first)
+            return f"loads the phase: step {step}, {kind}", _put(state, row, scan)
+        if worker.pc in (SCAN, CLAIM):
+            return self._claim(state, row)
+        if worker.pc in (PICK, MOVE, LATEST, PUBLISH, ADVANCE):
+            return self._end_phase(state, row)
+        if worker.kind == UPDATE:
+            return self._update(state, row)
+        if worker.pc in (PIN, HALF_0, HALF_1):
+            return self._compute(state, row)
+        return self._commit(state, row)
+
+    def _claim(self, state: State, row: int) -> tuple[str, State]:
+        """task_claim: one load, or one swap."""
+        worker = state.workers[row]
+        name, words = ("shard", state.shards) if worker.kind == GRADIENT else ("range", state.ranges)
+        number = (worker.first + worker.at) % len(words)
+        if worker.pc == SCAN:
+            word = words[number]
+            label = f"looks at {name} {number}: step {word.step}, {word.state}"
+            if self._claimable(word, worker.step):
+                return label, _put(state, row, worker._replace(pc=CLAIM, word=word, done=False))
+            done = worker.done and word[:2] == (worker.step, DONE)
+            return label, _put(state, row, self._look_on(worker._replace(done=done), len(words)))
+        label = f"claims {name} {number} of step {worker.step}"
+        if words[number] != worker.word:
+            return label + " (CAS fails)", _put(state, row, self._look_on(worker, len(words)))
+        claim = Task(worker.step, CLAIMED, row, worker.word.buffer)
+        pc = PIN if worker.kind == GRADIENT else BEGIN if worker.latest else SOURCE
+        after = _put(state, row, worker._replace(pc=pc, word=claim, task=number, first=0, at=0, done=True))
+        return label, _word(after, worker.kind, number, claim)
+
+    def _look_on(self, worker: Worker, count: int) -> Worker:
+        """After a word that could not be claimed: the next one, or the end of the scan."""
+        if worker.at + 1 < count:
+            return worker._replace(pc=SCAN, at=worker.at + 1, word=None)
+        if not worker.done:
+            return Worker()
+        return Worker(PICK if worker.kind == GRADIENT else LATEST, worker.step, worker.kind, worker.slot)
+
+    def _end_phase(self, state: State, row: int) -> tuple[str, State]:
+        worker = state.workers[row]
+        step, slot = worker.step, worker.slot
+        if worker.pc == PICK:
+            taken = {state.latest[1], *(other.pinned for other in state.workers)}
+            slot = state.latest[1] if self.in_place else min(set(range(self.slots)) - taken)
+            return f"picks slot {slot}", _put(state, row, worker._replace(pc=MOVE, slot=slot))
+        if worker.pc == MOVE:
+            after = _put(state, row, Worker())
+            moves = state.phase == (step, GRADIENT, -1)
+            if moves:
+                after = after._replace(phase=(step, UPDATE, slot))
+                if not self.in_place:
+                    after = after._replace(slots=_with(state.slots, slot, (-1,) * self.ranges))
+            return f"moves the phase to update into slot {slot}{_won(moves)}", after
+        if worker.pc == LATEST:
+            pc = PUBLISH if state.latest[0] == step else ADVANCE
+            after = _put(state, row, worker._replace(pc=pc, latest=state.latest if pc == PUBLISH else None))
+            return f"loads latest: version {state.latest[0]}", after
+        if worker.pc == PUBLISH:
+            after = _put(state, row, worker._replace(pc=ADVANCE, latest=None))
+            moves = state.latest == worker.latest
+            if moves:
+                after = after._replace(latest=(step + 1, slot))
+            return f"publishes version {step + 1} in slot {slot}{_won(moves)}", after
+        after = _put(state, row, Worker())
+        moves = state.phase == (step, UPDATE, slot)
+        if moves:
+            after = after._replace(phase=(step + 1, GRADIENT, -1))
+        return f"moves the phase to step {step + 1}{_won(moves)}", after
 
     # --- a gradient task ------------------------------------------------------------------------------------
 
-    def _gradient(self, state: State, row: int) -> Iterator[Step]:
+    def _compute(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
-        name, step, task = f"worker {row}", worker.step, worker.task
         if worker.pc == PIN:
             version, slot = state.latest
-            if version == step:
-                after = _put(state, row, worker._replace(pc=CLAIM, pinned=slot))
-                yield f"{name} pins version {version}", after, False
-            else:
-                yield f"{name} pins version {version}: not its step's", _put(state, row, _idle(worker)), False
-        elif worker.pc == CLAIM:
-            claimable = [n for n, shard in enumerate(state.shards) if self._claimable(shard, step)]
-            for number in claimable:
-                yield self._claim_shard(state, row, number)
-            if not claimable:
-                yield f"{name} finds no shard to claim", _put(state, row, _idle(worker)), False
-        elif worker.pc in (HALF_0, HALF_1):
-            half = int(worker.pc == HALF_1)
-            right = state.slots[worker.pinned] == (step,) * self.ranges
-            content = _with(state.buffers[worker.scratch], half, (task, step) if right else 0)
-            after = _put(state, row, worker._replace(pc=self._after_half(half)))
-            after = after._replace(buffers=_with(state.buffers, worker.scratch, content))
-            yield f"{name} writes half {half} of shard {task} into buffer {worker.scratch}", after, False
-        elif worker.pc == INTENT:
-            intent = Intent(worker.scratch, worker.other, task, step)
-            after = _put(state, row, worker._replace(pc=COMMIT))
-            after = after._replace(records=_with(state.records, row, intent))
-            yield f"{name} records that it swaps buffer {worker.scratch} for {worker.other}", after, False
-        elif worker.pc == COMMIT:
-            wins = state.shards[task] == Shard(step, CLAIMED, row, worker.other)
-            mine = worker.other if wins else worker.scratch
-            idle = _idle(worker)._replace(scratch=mine)
-            if wins and (self.settle == "self" or not self.intent):
-                idle = idle._replace(pc=RECORD)
-            # What a scratch buffer contains counts no more.
-            after = _put(state, row, idle)._replace(buffers=_with(state.buffers, mine, (0, 0)))
-            if wins:
-                done = Shard(step, DONE, row, worker.scratch)
-                after = after._replace(shards=_with(state.shards, task, done))
-            yield f"{name} commits shard {task}{_won(wins)}: its scratch is buffer {mine}", after, False
-        else:
-            after = _put(state, row, _idle(worker))
-            after = after._replace(records=_with(state.records, row, worker.scratch))
-            yield f"{name} records that buffer {worker.scratch} is its scratch", after, False
+            return f"pins version {version}", _put(state, row, worker._replace(pc=HALF_0, pinned=slot))
+        scratch = state.records[row].scratch
+        half = int(worker.pc == HALF_1)
+        right = state.slots[worker.pinned] == (worker.step,) * self.ranges
+        content = _with(state.buffers[scratch], half, (worker.task, worker.step) if right else 0)
+        worker = worker._replace(pc=HALF_1)
+        if half == 1:
+            worker = worker._replace(pc=self.commit[0], todo=self.commit[1:], pinned=-1)
+        after = _put(state, row, worker)._replace(buffers=_with(state.buffers, scratch, content))
+        return f"writes half {half} of shard {worker.task} into buffer {scratch}", after
 
-    def _after_half(self, half: int) -> str:
-        if half == 0:
-            return HALF_1
-        return INTENT if self.intent else COMMIT
-
-    def _claim_shard(self, state: State, row: int, number: int) -> Step:
-        """Claim, or first resolve the intent of the worker whose commit the claim is about to bury."""
-        shard = state.shards[number]
-        if self.settle == "claim" and shard.state == DONE and shard.worker >= 0:
-            record = state.records[shard.worker]
-            buried = (shard.buffer, number, shard.step)
-            if isinstance(record, tuple) and (record.scratch, record.shard, record.step) == buried:
-                settled = state._replace(records=_with(state.records, shard.worker, record.other))
-                label = f"worker {row} resolves row {shard.worker}'s record: buffer {record.other}"
-                return label, settled, False
+    def _commit(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
-        claimed = Shard(worker.step, CLAIMED, row, shard.buffer)
-        after = _put(state, row, worker._replace(pc=HALF_0, task=number, other=shard.buffer))
-        after = after._replace(shards=_with(state.shards, number, claimed))
-        return f"worker {row} claims shard {number} of step {worker.step}", after, False
+        step, shard = worker.step, worker.task
+        assert worker.word is not None
+        old, record = worker.word.buffer, state.records[row]
+        idle = worker._replace(pc=worker.todo[0], todo=worker.todo[1:]) if worker.todo else Worker()
+        if worker.pc == SWAP:
+            if state.shards[shard] != worker.word:
+                end = worker._replace(pc=CLEAR, todo=()) if CLEAR in self.commit else Worker()
+                return f"commits shard {shard} (CAS fails)", _put(state, row, end)
+            after = _put(state, row, idle._replace(swapped=True))
+            # What a scratch buffer contains counts no more.
+            after = after._replace(buffers=_with(state.buffers, old, (0, 0)))
+            label = f"commits shard {shard} with buffer {record.scratch}"
+            return label, _word(after, GRADIENT, shard, Task(step, DONE, row, record.scratch))
+        if worker.pc == INTENT:
+            label, record = f"stores its intent: buffer {old} out", record._replace(intent=Intent(step, shard, old))
+        elif worker.pc == SCRATCH:
+            label, record = f"stores that buffer {old} is its scratch", record._replace(scratch=old)
+            idle = idle._replace(swapped=False)
+        else:
+            label, record = "clears its intent", record._replace(intent=None)
+        return label, _put(state, row, idle)._replace(records=_with(state.records, row, record))
 
     # --- an update task -------------------------------------------------------------------------------------
 
-    def _update(self, state: State, row: int) -> Iterator[Step]:
+    def _update(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
-        name, step, task = f"worker {row}", worker.step, worker.task
-        if worker.pc == TAKE:
-            claimable = [n for n, word in enumerate(state.ranges) if self._claimable(word, step)]
-            for number in claimable:
-                after = _put(state, row, worker._replace(pc=BEGIN, task=number))
-                after = after._replace(ranges=_with(state.ranges, number, Range(step, CLAIMED, row)))
-                yield f"{name} claims range {number} of step {step}", after, False
-            if not claimable:
-                yield f"{name} finds no range to claim", _put(state, row, _idle(worker)), False
-        elif worker.pc == BEGIN:
-            source = state.slots[state.latest[1]][task]
-            after = self._write(state, worker.slot, task, -1)
-            after = _put(after, row, worker._replace(pc=WRITE, source=source))
-            yield f"{name} begins to write range {task} into slot {worker.slot}", after, False
-        elif worker.pc == WRITE:
-            gradients = [state.buffers[shard.buffer][task % 2] for shard in state.shards]
+        step, task, slot = worker.step, worker.task, worker.slot
+        if worker.pc == SOURCE:
+            after = _put(state, row, worker._replace(pc=COLLECT, latest=state.latest))
+            return f"loads latest: version {state.latest[0]}", after
+        assert worker.latest is not None
+        if worker.pc == COLLECT:
+            number = len(worker.buffers)
+            buffer = state.shards[number].buffer
+            pc = COLLECT if number + 1 < self.shards else BEGIN
+            after = _put(state, row, worker._replace(pc=pc, buffers=(*worker.buffers, buffer)))
+            return f"finds shard {number} in buffer {buffer}", after
+        if worker.pc == BEGIN:
+            source = state.slots[worker.latest[1]][task]
+            after = _put(self._write(state, slot, task, -1), row, worker._replace(pc=WRITE, source=source))
+            return f"begins to write range {task} into slot {slot}", after
+        if worker.pc == WRITE:
+            gradients = [state.buffers[buffer][task % 2] for buffer in worker.buffers]
             right = worker.source == step and gradients == [(shard, step) for shard in range(self.shards)]
-            after = self._write(state, worker.slot, task, step + 1 if right else -1)
-            after = _put(after, row, worker._replace(pc=FINISH))
-            yield f"{name} has written range {task} into slot {worker.slot}", after, False
-        else:
-            wins = state.ranges[task] == Range(step, CLAIMED, row)
-            after = _put(state, row, _idle(worker))
-            if wins:
-                after = after._replace(ranges=_with(state.ranges, task, Range(step, DONE, row)))
-            yield f"{name} commits range {task} of step {step}{_won(wins)}", after, False
+            after = self._write(state, slot, task, step + 1 if right else -1)
+            return f"has written range {task} into slot {slot}", _put(
+                after, row, worker._replace(pc=FINISH, source=-1)
+            )
+        scan = worker._replace(pc=SCAN, first=(task + 1) % self.ranges, word=None, task=-1)
+        after = _put(state, row, scan)
+        wins = state.ranges[task] == worker.word
+        if wins:
+            after = _word(after, UPDATE, task, Task(step, DONE, row))
+        return f"commits range {task} of step {step}{_won(wins)}", after
 
     def _write(self, state: State, slot: int, task: int, value: int) -> State:
         return state._replace(slots=_with(state.slots, slot, _with(state.slots[slot], task, value)))
 
-    # --- the server -----------------------------------------------------------------------------------------
+    # --- the server: board_recover --------------------------------------------------------------------------
 
-    def _give_up(self, state: State, row: int) -> Iterator[Step]:
-        """Free the claim of a worker that is stopped, not dead: it may go on at any time, or never."""
-        worker = state.workers[row]
-        stopped = worker._replace(stopped=True)
-        name = "shard"
-        words: tuple[Shard | Range, ...] = state.shards if worker.pc in GRADIENT_CLAIMED else ()
-        if worker.pc in UPDATE_CLAIMED and self.gives_up_updates:
-            name, words = "range", state.ranges
-        if words and (words[worker.task][:3]) == (worker.step, CLAIMED, row):
-            after = _free(_put(state, row, stopped), name, worker.task)._replace(stops=state.stops - 1)
-            yield f"worker {row} STOPS: the server frees its claim of {name} {worker.task}", after, True
+    def _server(self, state: State, row: int) -> tuple[str, State]:
+        """One step for a dead worker. `todo` is what is left of the repair; () once the record is settled."""
+        server, record, name = state.workers[row], state.records[row], f"dead worker {row}'s"
+        if server.pc == DEAD:
+            intent = record.intent
+            if server.todo[:1] == (SETTLE,):
+                if intent is None:
+                    return f"server finds {name} intent: none", _put(state, row, self._settled(server))
+                after = _put(state, row, server._replace(pc=SETTLE_WORD, intent=intent))
+                return f"server loads {name} intent: {intent}", after
+            pc = FREE_LOAD if server.todo else START
+            return f"server turns to {name} claims", _put(state, row, server._replace(pc=pc))
+        if server.pc == SETTLE_WORD:
+            intent = server.intent
+            assert intent is not None
+            word = state.shards[intent.shard]
+            stands = {
+                "exact": word[:3] == (intent.step, CLAIMED, row),
+                "any claim": word.state == CLAIMED,
+                "never": False,
+            }[self.stands]
+            label = f"server looks at shard {intent.shard}: " + ("claimed still" if stands else "the swap happened")
+            return label, _put(state, row, server._replace(pc=SETTLE_CLEAR if stands else SETTLE_SCRATCH))
+        if server.pc == SETTLE_SCRATCH:
+            assert server.intent is not None
+            settled = record._replace(scratch=server.intent.old)
+            after = _put(state, row, server._replace(pc=SETTLE_CLEAR))
+            label = f"server stores {name} scratch: buffer {settled.scratch}"
+            return label, after._replace(records=_with(state.records, row, settled))
+        if server.pc == SETTLE_CLEAR:
+            after = _put(state, row, self._settled(server))
+            settled = record._replace(intent=None)
+            return f"server clears {name} intent", after._replace(records=_with(state.records, row, settled))
+        if server.pc in (FREE_LOAD, FREE_SWAP):
+            return self._free(state, row)
+        # The dead worker's held word is zeroed. What its buffer contains counts no more.
+        after = _put(state, row, Worker())
+        after = after._replace(buffers=_with(state.buffers, record.scratch, (0, 0)))
+        return f"server starts another worker {row} with buffer {record.scratch}", after
 
-    def _server(self, state: State, row: int) -> Iterator[Step]:
-        """A row whose lock the server has won: free its claims, find its buffer, start another worker."""
-        worker = state.workers[row]
-        if worker.pc == DEAD:
-            tasks: dict[str, tuple[Shard | Range, ...]] = {"shard": state.shards, "range": state.ranges}
-            for name, words in tasks.items():
-                for number, task in enumerate(words):
-                    if (task.state, task.worker) == (CLAIMED, row) and self.server_frees:
-                        freed = _free(state, name, number)
-                        yield f"server frees dead worker {row}'s claim of {name} {number}", freed, False
-                        return
-            record = state.records[row]
-            if isinstance(record, tuple):
-                after = _put(state, row, Worker(-1, LOAD_WORD, loaded=record))
-                yield f"server zeroes row {row}'s held word, loads its record: {record}", after, False
-            else:
-                after = _put(state, row, Worker(record))
-                yield f"server starts another worker {row} with buffer {record}", after, False
-        elif worker.pc == LOAD_WORD:
-            intent = worker.loaded
-            assert isinstance(intent, tuple)
-            named = state.shards[intent.shard].buffer
-            mine = intent.other if named == intent.scratch else intent.scratch
-            if named not in intent[:2] and self.neither == "other":
-                mine = intent.other
-            after = _put(state, row, worker._replace(pc=SETTLE, other=mine))
-            yield (
-                f"server finds buffer {named} in shard {intent.shard}'s word: {mine} was row {row}'s",
-                after,
-                False,
-            )
-        elif self.server_settles and state.records[row] != worker.loaded:
-            yield f"server finds row {row}'s record resolved", _put(state, row, Worker(-1, DEAD)), False
-        else:
-            after = _put(state, row, Worker(worker.other))
-            after = after._replace(records=_with(state.records, row, worker.other))
-            yield f"server starts another worker {row} with buffer {worker.other}", after, False
+    def _settled(self, server: Worker) -> Worker:
+        after = server._replace(intent=None, todo=server.todo[1:])
+        return after._replace(pc=FREE_LOAD if after.todo else START)
+
+    def _free(self, state: State, row: int) -> tuple[str, State]:
+        """claims_free, for the shards' words and then the ranges': one load, or one swap."""
+        server = state.workers[row]
+        kind, number = (GRADIENT, server.at) if server.at < self.shards else (UPDATE, server.at - self.shards)
+        word = (state.shards if kind == GRADIENT else state.ranges)[number]
+        onward = server._replace(pc=FREE_LOAD, at=server.at + 1, word=None)
+        if onward.at == self.shards + self.ranges:
+            todo = server.todo[1:]
+            onward = onward._replace(pc=DEAD if todo else START, at=0, todo=todo)
+        name = f"{kind} task {number}"
+        if server.pc == FREE_LOAD:
+            if word[1:3] == (CLAIMED, row):
+                onward = server._replace(pc=FREE_SWAP, word=word)
+            return f"server looks at {name}: {word.state}", _put(state, row, onward)
+        after = _put(state, row, onward)
+        if word == server.word:
+            after = _word(after, kind, number, word._replace(state=FREE, worker=-1))
+        return f"server frees dead worker {row}'s claim of {name}{_won(word == server.word)}", after
+
+
+_SERVER = (DEAD, SETTLE_WORD, SETTLE_SCRATCH, SETTLE_CLEAR, FREE_LOAD, FREE_SWAP, START)
+
+
+def _buffer(state: State, row: int) -> int:
+    """The buffer that this worker may write into."""
+    worker, record = state.workers[row], state.records[row]
+    if worker.swapped:
+        assert worker.word is not None
+        return worker.word.buffer
+    return record.scratch
 
 
 def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]
@@ -478,17 +490,10 @@ def _put(state: State, row: int, worker: Worker) -> State:
     return state._replace(workers=_with(state.workers, row, worker))
 
 
-def _free(state: State, name: str, number: int) -> State:
-    """Hand a claimed task back."""
-    if name == "shard":
-        free = state.shards[number]._replace(state=FREE, worker=-1)
-        return state._replace(shards=_with(state.shards, number, free))
-    return state._replace(ranges=_with(state.ranges, number, Range(state.ranges[number].step, FREE, -1)))
-
-
-def _idle(worker: Worker) -> Worker:
-    """Done with a task: nothing is pinned, nothing remembered but the scratch buffer."""
-    return Worker(worker.scratch)
+def _word(state: State, kind: str, number: int, word: Task) -> State:
+    if kind == GRADIENT:
+        return state._replace(shards=_with(state.shards, number, word))
+    return state._replace(ranges=_with(state.ranges, number, word))
 
 
 def _won(wins: bool) -> str:

@@ -109,6 +109,7 @@ def _run(job: Job, trainer: Trainer, *, epochs: int, batch_size: int, plot: str 
                 validation_data=held_out,
                 callbacks=[where, bar],
             )
+            where.finished = True
             seconds = time.perf_counter() - started
             tested = {} if held_out is None else trainer.evaluate(held_out)
             digest = weights_sha256(trainer.params)
@@ -164,16 +165,14 @@ class _Where(Callback):
     def __init__(self) -> None:
         self._epoch: int | None = None
         self._epochs = 0
-        self._finished = False
+        #: fit has returned; on_train_end is no sign of that, for it runs after Ctrl-C too
+        self.finished = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch, self._epochs = epoch, int(logs["epochs"])
 
-    def on_train_end(self, logs: Logs) -> None:
-        self._finished = True
-
     def __str__(self) -> str:
-        if self._finished:
+        if self.finished:
             return "after training"
         if self._epoch is None:
             return "before the first epoch"

@@ -267,7 +267,7 @@ def _open_pair(control: str, data: str, data_flags: int, id: bytes | None) -> tu
     try:
         control_fd = _open(control, os.O_RDWR)
     except OSError as error:
-        if control.startswith("/proc/"):
+        if control.startswith("/proc/") and error.errno not in (errno.EMFILE, errno.ENFILE):
             raise FileNotFoundError from None  # another process, a pipe or a socket has that number now
         if not isinstance(error, PermissionError):
             raise
@@ -287,82 +287,3 @@ def _id_of(control_fd: int) -> bytes:
     with contextlib.suppress(OSError):  # what cannot be read at an offset is no channel
         return os.pread(control_fd, 16, 16)
     return b""
-
-
-def _open(path: str, flags: int) -> int:
-    """Open one file of a channel. A name in a directory must not be a link; descriptors in /proc are safe ones."""
-    if path.startswith("/proc/"):
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise FormatError(
-            f"{path!r} is a symbolic link, which a channel's file never is; remove it, or choose another name"
-        ) from None
-
-
-def attach(control_fd: int, data_fd: int, role: int, label: str) -> _core.Attachment:
-    """Attach, taking both descriptors over; the core's status becomes an error that names the channel."""
-    try:
-        return _core.Attachment(control_fd, data_fd, role)
-    except _core.StatusError as error:
-        code, number = error.args
-        if code == "busy":
-            raise BusyError(
-                f"channel {label!r} has a living publisher already; a channel has one "
-                "publisher at a time: close that one, or choose another name"
-            ) from None
-        if code == "format":
-            raise FormatError(
-                f"{label!r} is not an untorn channel: the file does not begin as one does; "
-                "remove the file, or choose another name"
-            ) from None
-        if code == "layout":
-            raise FormatError(
-                f"channel {label!r} has another layout than version {_core.LAYOUT}, which this untorn reads; "
-                "use the untorn that wrote it, or remove the file"
-            ) from None
-        if code == "no_row":
-            raise CapacityError(
-                f"channel {label!r} has no reader row left: every one is taken by a living process; "
-                "close some subscribers, or publish with a larger max_readers"
-            ) from None
-        raise OSError(number, os.strerror(number), label) from None
-
-
-def open_files(
-    places: tuple[tuple[str, str], ...], label: str, *, writable: bool = False, id: bytes | None = None
-) -> tuple[int, int]:
-    """Open (control, data) at the first place that has the channel; data read-only unless ``writable``.
-
-    Raises ChannelNotFoundError, or PermissionError for a named channel of another user.
-    """
-    for control, data in places:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id)
-    where = places[0][0] if places else "nowhere"
-    raise ChannelNotFoundError(
-        f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
-        "subscribe(..., timeout_s=10) waits for it"
-    )
-
-
-def _open_pair(control: str, data: str, data_flags: int, id: bytes | None) -> tuple[int, int]:
-    """Both descriptors of one place; FileNotFoundError if it is not, or no longer, the place of this channel."""
-    try:
-        control_fd = _open(control, os.O_RDWR)
-    except PermissionError as error:
-        if control.startswith("/proc/"):
-            raise FileNotFoundError from None  # another process has that number now
-        raise PermissionError(
-            error.errno, "no right to open this channel; readers need to write its control file", control
-        ) from None
-    try:
-        if id is not None and os.pread(control_fd, 16, 16) != id:
-            raise FileNotFoundError
-        return control_fd, _open(data, data_flags)
-    except BaseException:
-        os.close(control_fd)
-        raise

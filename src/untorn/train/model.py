@@ -72,17 +72,19 @@ class ModelFunction:
                 "the model must return (loss, grads) or (loss, grads, metrics), "
                 f"found {type(answer).__name__}{f' of length {len(answer)}' if isinstance(answer, tuple) else ''}"
             )
-        loss = _scalar("the loss", answer[0])
+        loss = answer[0] if type(answer[0]) is float else _scalar("the loss", answer[0])
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss}")
         metrics = {}
         if len(answer) == 3:
             if not isinstance(answer[2], Mapping):
                 raise TypeError(f"the metrics must be a dict of numbers by name, found {type(answer[2]).__name__}")
-            metrics = {str(name): _scalar(f"metric {name!r}", value) for name, value in answer[2].items()}
+            metrics = {str(name): _metric(name, value) for name, value in answer[2].items()}
         if len(metrics) > _core.BOARD_METRICS:
             raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")
-        return Gradient(loss, self._gradient_leaves(params, answer[1]), dict(sorted(metrics.items())))
+        if len(metrics) > 1:
+            metrics = dict(sorted(metrics.items()))  # every worker records them in the same order
+        return Gradient(loss, self._gradient_leaves(params, answer[1]), metrics)
 
     def _gradient_leaves(self, params: Any, grads: Any) -> list[Any]:
         if self._collect is None:  # the parameters' structure never changes
@@ -168,6 +170,10 @@ def _scalar(what: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{what} must be a single number, found {_describe(value)}") from None
+
+
+def _metric(name: Any, value: Any) -> float:
+    return value if type(value) is float else _scalar(f"metric {name!r}", value)
 
 
 def _describe(value: Any) -> str:

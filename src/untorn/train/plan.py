@@ -83,6 +83,15 @@ class ParameterPlan:
                 runs.append((offset, end, dtype))
         return [run for run in runs if run[1] > run[0]]
 
+    def gradient_places(self, buffer_at: int) -> tuple[tuple[int, int, str], ...]:
+        """(offset, bytes, buffer format) of each gradient in one buffer, as copy_leaves takes them. A parameter that
+        is not in C order has no such place: its bytes are 0."""
+        payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
+        return tuple(
+            (payload + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
+            for offset, dtype, shape, strides in self.arrays
+        )
+
     def gradient_views(self, board: _core.Board, buffer_at: int) -> list[Any]:
         """Writable views of one gradient buffer, one per parameter."""
         payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES

@@ -13,7 +13,7 @@ import pickle
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,15 @@ class Job:
     spin_s: float
 
 
+class _Buffer(NamedTuple):
+    """A gradient buffer: number of examples, loss and metrics, where the gradients go, and writable views of them."""
+
+    count: Any
+    measured: Any
+    places: tuple[tuple[int, int, str], ...]
+    views: list[Any]
+
+
 class ShardWorker:
     """Takes part in one job. ``turn`` does one thing and says what it was."""
 
@@ -58,6 +67,12 @@ class ShardWorker:
         self.job = job
         self.index = index
         self.board = open_board(job.board_path)
+        self.steps = self.board.steps
+        self.cut = {
+            "shards": self.board.shards,
+            "examples": self.board.examples,
+            "batch_size": self.board.batch_size,
+        }
         self.first = index * self.board.shards // max(1, job.workers) % self.board.shards
         files = storage.open_files(job.weights.places, job.weights.label, writable=True, id=job.weights.id)
         self.weights = storage.attach(*files, _core.WRITER, job.weights.label)
@@ -66,7 +81,7 @@ class ShardWorker:
         self.model = ModelFunction(job.model)
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         self._decoder: Decoder | None = None
-        self._buffers: dict[int, tuple[Any, Any, list[Any]]] = {}
+        self._buffers: dict[int, _Buffer] = {}
         self._named = False
         self._spin_s = job.spin_s
 
@@ -86,14 +101,7 @@ class ShardWorker:
         return kind
 
     def _compute(self, step: int, shard: int, buffer_at: int) -> None:
-        board = self.board
-        start, stop = sampler.shard_bounds(
-            step % board.steps,
-            shard,
-            shards=board.shards,
-            examples=board.examples,
-            batch_size=board.batch_size,
-        )
+        start, stop = sampler.shard_bounds(step % self.steps, shard, **self.cut)
         if start == stop:
             self._buffer(buffer_at)[0][0] = 0
             return
@@ -103,29 +111,32 @@ class ShardWorker:
             self._decoder = Decoder(schema, hold.nbytes)
         rng = None
         if self.model.takes_rng:
-            rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, board.shards)
+            rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, self.cut["shards"])
         batch = take_examples(self.data, self.order[start:stop])
         gradient = self.model(self._decoder.value(hold), batch, rng)
         self._write(gradient, stop - start, buffer_at)
 
     def _write(self, gradient: Gradient, examples: int, buffer_at: int) -> None:
-        count, measured, views = self._buffer(buffer_at)
+        count, measured, places, views = self._buffer(buffer_at)
         count[0] = examples
         measured[0] = gradient.loss
         if not self._named:
             self._name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
             measured[1 + index] = value
-        for view, leaf in zip(views, gradient.leaves, strict=True):
-            np.copyto(view, leaf, casting="same_kind")
+        for index in _core.copy_leaves(self.board, places, gradient.leaves):  # those that need conversion
+            np.copyto(views[index], gradient.leaves[index], casting="same_kind")
 
-    def _buffer(self, buffer_at: int) -> tuple[Any, Any, list[Any]]:
-        """(number of examples, loss and metrics, gradients) of a buffer, as writable views."""
+    def _buffer(self, buffer_at: int) -> _Buffer:
+        """The views of a buffer; made once."""
         views = self._buffers.get(buffer_at)
         if views is None:
             count = array_over(self.board, np.uint64, 1, buffer_at)
             measured = array_over(self.board, np.float64, 1 + _core.BOARD_METRICS, buffer_at + 8)
-            views = (count, measured, self.job.plan.gradient_views(self.board, buffer_at))
+            plan = self.job.plan
+            views = _Buffer(
+                count, measured, plan.gradient_places(buffer_at), plan.gradient_views(self.board, buffer_at)
+            )
             self._buffers[buffer_at] = views
         return views
 

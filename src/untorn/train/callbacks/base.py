@@ -68,4 +68,4 @@ class Callback:
         """Run after each epoch and its validation, with its means, ``val_`` ones, examples_per_s and seconds."""
 
     def on_train_end(self, logs: Logs) -> None:
-        """Run once, after the last epoch, with that epoch's logs."""
+        """Run once, after the last epoch, and after an error or Ctrl-C too. ``logs`` is empty."""

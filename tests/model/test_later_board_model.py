@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from board_model import Board
+from later_board_model import Board
 from explorer import Result, explore
 
 
