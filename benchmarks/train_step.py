@@ -14,13 +14,12 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from benchmarks.measure import Row, interleaved, row
+from untorn.engines.processes import environment, worker_variables
 
 NAME = "train_step"
 QUESTION = "A training step with 2 workers, against 2 workers without any communication"
@@ -62,18 +61,6 @@ def gradient_loop(width: int, share: int, steps: int, barrier: Any, seconds: Any
         seconds.put(taken)
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["OPENBLAS_NUM_THREADS"]
-        if before is not None:
-            os.environ["OPENBLAS_NUM_THREADS"] = before
-
-
 class Limit:
     """Two processes that sleep between turns, so that the contestants can take turns."""
 
@@ -82,7 +69,7 @@ class Limit:
         self.steps = steps
         self.barrier, self.seconds = context.Barrier(3), context.SimpleQueue()
         arguments = (width, batch // 2, steps, self.barrier, self.seconds)
-        with one_blas_thread():
+        with environment(worker_variables(1)):  # the same threads and the same malloc as untorn's workers
             self.processes = [context.Process(target=gradient_loop, args=arguments) for _ in range(2)]
             for process in self.processes:
                 process.start()

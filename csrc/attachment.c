@@ -411,7 +411,7 @@ static enum status slot_map(struct attachment *a, unsigned slot)
     struct stat stat;
     if (fstat(a->data_fd, &stat) != 0)
         return STATUS_OS;
-    if (length < sizeof(struct slot_header) || offset > (uint64_t)stat.st_size ||
+    if (!S_ISREG(stat.st_mode) || length < sizeof(struct slot_header) || offset > (uint64_t)stat.st_size ||
         length > (uint64_t)stat.st_size - offset)
         return STATUS_FORMAT;
     mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */

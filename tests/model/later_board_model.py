@@ -1,4 +1,7 @@
-"""Sync training's board (`csrc/board.c`) as a model: tasks that workers claim, commit and move on.
+"""NOT what the code does (that is `board_model.py`): the board of a later version, which does not wait for a stopped
+worker but gives its gradient task to another. Then "the claim is gone" says no more that the swap happened, so a dead
+worker's commit is told from what the shard's word names, and whoever claims a shard settles the record of the worker
+whose commit it is about to bury.
 
     phase     (step, GRADIENT, -) -> (step, UPDATE, target slot) -> (step + 1, GRADIENT, -)
     gradient  one word per shard: (step, FREE | CLAIMED | DONE, worker, buffer)

@@ -1,4 +1,5 @@
-"""The board's protocol, checked in every state that any order of steps, kills and stops can reach.
+"""Not the code's protocol but a later version's, which takes gradient tasks from stopped workers: in every state that
+any order of steps, kills and stops can reach. The code's is in `test_board_model.py`.
 
 Every run is also checked to end with the last version published, if nobody is killed any more: no deadlock,
 no going round for ever, and a stopped worker that was given up on is not needed.

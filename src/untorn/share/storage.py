@@ -204,10 +204,11 @@ def take_over(files: Files) -> _core.Attachment | None:
 
 def _open(path: str, flags: int) -> int:
     """Open one file of a channel. A name in a directory must not be a link; descriptors in /proc are safe ones."""
+    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last: a FIFO of that name must not hang us
     if path.startswith("/proc/"):
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
+        return os.open(path, flags)
     try:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
+        return os.open(path, flags | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
