@@ -305,6 +305,7 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
     uint64_t version = board->header->base_version + step + 1;
     if (latest_version(latest) + 1 == version) /* a second one that tries finds it done */
         channel_publish_if(&weights->channel, latest, version, phase_slot(phase));
+    channel_wake(&weights->channel); /* whoever published may have been killed before it woke the waiting */
     if (!swap_if(&board->header->phase, phase, phase_make(step + 1, PHASE_GRADIENT, 0)))
         return;
     board_ring(board);

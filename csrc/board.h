@@ -129,7 +129,9 @@ struct turn {
  * spins up to spin_ns, sleeps up to wait_ns in all, then returns TURN_IDLE. `first` is the shard to look at first. */
 struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, uint32_t first,
                        int64_t spin_ns, int64_t wait_ns);
-/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */
+/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing.
+ * (Today claims are taken from dead workers alone, so it is always true. Whoever takes them from stopped ones must
+ * change intent_settle as well: tests/model/later_board_model.py has a way.) */
 bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn);
 
 /* The server: let steps below `limit` run; stop everything; settle the affairs of a worker that is dead. */

@@ -75,17 +75,22 @@ uint64_t channel_taken(const struct channel *channel)
     return taken;
 }
 
+void channel_wake(const struct channel *channel)
+{
+    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+}
+
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)
 {
     store_release(&channel->control->latest, latest_make(version, slot)); /* pairs with channel_latest */
-    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+    channel_wake(channel);
 }
 
 bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot)
 {
     if (!swap_if(&channel->control->latest, expected, latest_make(version, slot))) /* pairs with channel_latest */
         return false;
-    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+    channel_wake(channel);
     return true;
 }
 

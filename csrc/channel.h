@@ -123,6 +123,9 @@ void channel_publish(const struct channel *channel, uint64_t version, unsigned s
 /* The same where several processes may try: only the first succeeds. */
 bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot);
 
+/* Wake who waits for a version; no system call when nobody does. */
+void channel_wake(const struct channel *channel);
+
 static inline uint64_t channel_latest(const struct channel *channel) { return load_acquire(&channel->control->latest); }
 static inline const shared_u32 *channel_futex(const struct channel *channel)
 {

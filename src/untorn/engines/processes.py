@@ -148,7 +148,7 @@ def worker_variables(threads: int) -> dict[str, str]:
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for processes that are started inside: BLAS libraries and malloc read theirs when they are loaded."""
+    """Set variables for processes started inside: BLAS libraries and malloc read theirs when they are loaded."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
