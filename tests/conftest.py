@@ -16,6 +16,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
+
 from helpers import descriptors, untorn_mappings
 
 SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))

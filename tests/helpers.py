@@ -52,6 +52,7 @@ class Child:
         """SIGKILL, and wait for the kernel to have taken everything back. Returns the exit code."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+        self.process.join()  # waits for the pid: a grandchild may keep all else of it open
         return self.join()
 
     def join(self) -> int:

@@ -241,9 +241,7 @@ class Board:
         if step == self.rounds or self.looks_around:
             return step < self.rounds
         words = state.shards if kind == GRADIENT else state.ranges
-        return any(self._claimable(word, step) for word in words) or all(
-            word[:2] == (step, DONE) for word in words
-        )
+        return any(self._claimable(word, step) for word in words) or all(word[:2] == (step, DONE) for word in words)
 
     def _claimable(self, task: Task, step: int) -> bool:
         if self.later_is_free:
@@ -390,9 +388,7 @@ class Board:
             gradients = [state.buffers[buffer][task % 2] for buffer in worker.buffers]
             right = worker.source == step and gradients == [(shard, step) for shard in range(self.shards)]
             after = self._write(state, slot, task, step + 1 if right else -1)
-            return f"has written range {task} into slot {slot}", _put(
-                after, row, worker._replace(pc=FINISH, source=-1)
-            )
+            return f"has written range {task} into slot {slot}", _put(after, row, worker._replace(pc=FINISH, source=-1))
         scan = worker._replace(pc=SCAN, first=(task + 1) % self.ranges, word=None, task=-1)
         after = _put(state, row, scan)
         wins = state.ranges[task] == worker.word

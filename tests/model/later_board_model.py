@@ -231,9 +231,7 @@ class Board:
                 return f"buffer {worker.scratch} belongs to {owner[worker.scratch]} and to worker {row}"
             owner[worker.scratch] = f"worker {row}"
             if worker.pinned >= 0 and state.slots[worker.pinned] != (worker.step,) * self.ranges:
-                return (
-                    f"worker {row} has pinned version {worker.step}, and finds {state.slots[worker.pinned]}"
-                )
+                return f"worker {row} has pinned version {worker.step}, and finds {state.slots[worker.pinned]}"
         step, kind, _ = state.phase
         if version != step and (version, kind) != (step + 1, UPDATE):
             return f"step {step} has version {version}"

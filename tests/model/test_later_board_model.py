@@ -53,9 +53,7 @@ TWO_OWNERS = "belongs to worker 0 and to worker 1"
 
 @pytest.mark.parametrize("settle", ["never", "self"])
 @pytest.mark.parametrize("neither", ["scratch", "other"])
-def test_an_intent_that_claims_do_not_resolve_gives_one_buffer_to_two_workers(
-    settle: Any, neither: Any
-) -> None:
+def test_an_intent_that_claims_do_not_resolve_gives_one_buffer_to_two_workers(settle: Any, neither: Any) -> None:
     """Killed after its commit (even before it could record it), and the shard's word names a newer commit.
 
     Then it names neither buffer of the intent, and neither guess is always right.
@@ -100,9 +98,7 @@ def test_mutant_dead_workers_claims_are_not_freed() -> None:
     [
         pytest.param({}, id="a kill and a stop"),
         pytest.param({"ranges": 1, "kills": 2, "stops": 0}, id="two kills"),
-        pytest.param(
-            {"shards": 1, "ranges": 1, "kills": 2, "rounds": 3}, id="two kills and a stop, three steps"
-        ),
+        pytest.param({"shards": 1, "ranges": 1, "kills": 2, "rounds": 3}, id="two kills and a stop, three steps"),
         pytest.param({"workers": 3, "ranges": 1, "kills": 0, "stops": 0, "slots": 5}, id="three workers"),
     ],
 )

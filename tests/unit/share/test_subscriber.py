@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import WATCHDOG_S, descriptors, start
 
 import untorn
+from helpers import WATCHDOG_S, descriptors, start
 from untorn import BrokenChannelError, ChannelNotFoundError, ClosedError
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -90,7 +90,7 @@ def test_a_snapshot_closes_and_its_views_live_on(weights):
         weights.update({"w": np.full(6, -1.0), "n": i})
     assert view.tolist() == [2, 3]
     assert weights.readers()[0].versions == (1,)
-    del view, snap
+    del view
     assert weights.readers()[0].versions == ()
 
 

@@ -1,0 +1,67 @@
+"""The public names are frozen: a change here is a change for every user, and belongs into CHANGELOG.md."""
+
+import inspect
+
+import pytest
+
+import untorn
+from untorn import errors
+
+NAMES = """
+    BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError EarlyStopping FormatError
+    History NonFiniteLossError ProgressBar Publisher ReaderInfo SGD Snapshot Subscriber Trainer UnsupportedTypeError
+    UntornError WorkerError publish subscribe
+"""
+
+MEMBERS = {
+    "Publisher": "close edit name nbytes readers subscriber unlink update version",
+    "Subscriber": "address attach close name publisher_alive snapshot version wait",
+    "Snapshot": "close extra nbytes published_at value version",
+    "ReaderInfo": "age_s pid versions",
+}
+
+SIGNATURES = {
+    "publish": "(value, *, name=None, directory=None, slots=4, max_slots=64, max_readers=256, durable=False, "
+    "allow_pickle=False)",
+    "subscribe": "(channel, *, timeout_s=0, allow_pickle=False)",
+    "Publisher.update": "(self, value, *, timeout_s=5.0)",
+    "Publisher.edit": "(self, *, copy=True, timeout_s=5.0)",
+    "Subscriber.snapshot": "(self, *, newer_than=None, timeout_s=None)",
+    "Subscriber.wait": "(self, newer_than, timeout_s=None)",
+}
+
+
+def test_exports():
+    assert sorted(untorn.__all__) == sorted(NAMES.split())
+    assert set(untorn.__all__) <= set(dir(untorn))
+
+
+def test_errors_are_all_exported():
+    assert set(errors.__all__) <= set(untorn.__all__)
+
+
+@pytest.mark.parametrize("cls", MEMBERS)
+def test_members(cls):
+    owner = getattr(untorn, cls)
+    public = {name for name in dir(owner) if not name.startswith("_")} | set(getattr(owner, "__annotations__", ()))
+    assert sorted(public) == sorted(MEMBERS[cls].split())
+
+
+@pytest.mark.parametrize("function", SIGNATURES)
+def test_signatures(function):
+    found = untorn
+    for part in function.split("."):
+        found = getattr(found, part)
+    signature = inspect.signature(found)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    assert str(inspect.Signature(bare)) == SIGNATURES[function]
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_every_public_name_is_documented(name):
+    assert inspect.getdoc(getattr(untorn, name))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        untorn.nothing  # noqa: B018 (the look is the test)
