@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from later_board_model import Board
 from explorer import Result, explore
+from later_board_model import Board
 
 
 def check(board: Board) -> Result:
