@@ -182,8 +182,12 @@ class Board:
         shards = tuple(map(words, state.shards))
         records = tuple((name(record.scratch), intents(record.intent)) for record in state.records)
         workers = tuple(
-            worker._replace(word=None, buffers=(), intent=None)
-            + (words(worker.word), tuple(map(name, worker.buffers)), intents(worker.intent))
+            (
+                *worker._replace(word=None, buffers=(), intent=None),
+                words(worker.word),
+                tuple(map(name, worker.buffers)),
+                intents(worker.intent),
+            )
             for worker in state.workers
         )
         contents = tuple(state.buffers[buffer] for buffer in order if buffer >= 0)
@@ -204,10 +208,10 @@ class Board:
             if mine in owner:
                 return f"buffer {mine} belongs to {owner[mine]} and to worker {row}"
             owner[mine] = f"worker {row}"
-            if worker.pinned >= 0 and worker.pc not in _SERVER:
-                if state.slots[worker.pinned] != (worker.step,) * self.ranges:
-                    found = state.slots[worker.pinned]
-                    return f"worker {row} works on version {worker.step}, and has pinned {found}"
+            pinned = worker.pinned >= 0 and worker.pc not in _SERVER
+            if pinned and state.slots[worker.pinned] != (worker.step,) * self.ranges:
+                found = state.slots[worker.pinned]
+                return f"worker {row} works on version {worker.step}, and has pinned {found}"
         step, kind, _ = state.phase
         if version != step and (version, kind) != (step + 1, UPDATE):
             return f"step {step} has version {version}"

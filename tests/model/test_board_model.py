@@ -15,10 +15,8 @@ from explorer import Result, explore
 
 
 def check(board: Board) -> Result:
-    if board.looks_around:  # looking around in vain is a way to go round for ever, so ask for the end in reach
-        result = explore(board, goal=board.finished)
-    else:
-        result = explore(board, ends=True)
+    # looking around in vain is a way to go round for ever, so ask for the end in reach
+    result = explore(board, goal=board.finished) if board.looks_around else explore(board, ends=True)
     print(f"\n{board}\n{result}")
     if result.counterexample is not None:
         print(result.counterexample)

@@ -272,6 +272,8 @@ class Subscriber:
         attachment = self._attached.attachment
         if not isinstance(newer_than, int):
             raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
+        if not 0 <= newer_than < 2**58:
+            raise ValueError(f"newer_than: expected a version number from 0 on, found {newer_than}")
         if attachment.version > newer_than:
             return attachment.version
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -415,3 +415,37 @@ def test_a_child_forked_while_another_thread_writes_gets_an_error_and_does_not_h
             assert "forked from its publisher" in child.get()
         leave.set()
         thread.join()
+
+
+def test_a_slice_kept_from_an_edit_changes_nothing_that_others_see():
+    with untorn.publish({"w": np.zeros(1000), "b": np.zeros(3)}) as publisher:
+        with publisher.edit() as tree:
+            kept = tree["w"][10:20]
+            tree["w"] += 1
+        kept[:] = 99
+        assert (read(publisher)["w"] == 1).all()
+        for version in (2.0, 3.0, 4.0):
+            publisher.update({"w": np.full(1000, version), "b": np.zeros(3)})
+            kept[:] = 98
+            assert (read(publisher)["w"] == version).all()
+
+
+def test_a_slice_kept_from_an_edit_that_raised_changes_nothing_that_others_see():
+    with untorn.publish({"w": np.zeros(1000)}) as publisher:
+        kept = []
+        with pytest.raises(RuntimeError), publisher.edit() as tree:
+            kept.append(tree["w"][10:20])
+            raise RuntimeError
+        for version in (2.0, 3.0, 4.0):
+            publisher.update({"w": np.full(1000, version)})
+            kept[0][:] = 99
+            assert (read(publisher)["w"] == version).all()
+
+
+def test_a_slice_kept_from_an_edit_of_a_single_array():
+    with untorn.publish(np.zeros(1000)) as publisher:
+        with publisher.edit() as array:
+            kept = array[5:]
+            array += 1
+        kept[:] = 99
+        assert (read(publisher) == 1).all()
