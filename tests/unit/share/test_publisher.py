@@ -157,7 +157,7 @@ def test_arrays_of_an_edit_stay_whole_when_their_slot_moved():
 
 
 def test_an_exception_drops_the_edit(weights):
-    with pytest.raises(KeyError), weights.edit() as params:  # noqa: PT012 (the block is the test)
+    with pytest.raises(KeyError), weights.edit() as params:
         params["w"] += 1
         kept = params["w"]
         raise KeyError
@@ -168,7 +168,7 @@ def test_an_exception_drops_the_edit(weights):
 
 
 def test_an_edit_to_something_unsharable_drops_it(weights):
-    with pytest.raises(UnsupportedTypeError, match=r"^w: "), weights.edit() as params:  # noqa: PT012 (the same)
+    with pytest.raises(UnsupportedTypeError, match=r"^w: "), weights.edit() as params:
         kept = params["b"]
         params["w"] = object()
     assert weights.version == 1
@@ -326,7 +326,7 @@ def test_close_twice_and_then_nothing_works(weights):
 def test_close_inside_edit_is_an_error_and_tears_nothing(weights):
     reader = weights.subscriber()
     before = reader.snapshot()
-    with pytest.raises(ClosedError), weights.edit() as params:  # noqa: PT012 (the block is the test)
+    with pytest.raises(ClosedError), weights.edit() as params:
         params["w"] += 1
         weights.close()
     assert (before.value["w"] == 0).all() and reader.version == 1

@@ -492,7 +492,7 @@ def test_a_full_file_system_is_a_capacity_error_and_nothing_is_lost(small):
             CapacityError, match=r"needs 8,0\d\d,\d\d\d bytes, and its file system has .* free of 524,288"
         ):
             publisher.update(np.zeros(1_000_000))
-        with pytest.raises(CapacityError), publisher.edit() as value:  # noqa: PT012 (the block is the test)
+        with pytest.raises(CapacityError), publisher.edit() as value:
             value[0] += 1
             value.append(np.zeros(1_000_000))
         assert publisher.version == 1 and (snap.value[0] == 0).all()
@@ -546,7 +546,7 @@ def test_a_limit_on_file_sizes_is_a_capacity_error(folder):
 def _open_too_many(pipe, folder):
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     publishers = []
-    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):  # noqa: PT012 (one of many calls)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         while len(publishers) < 100:
             publishers.append(untorn.publish(len(publishers)))
     assert [publisher.subscriber()._address.label for publisher in publishers[:2]] == ["anonymous"] * 2
