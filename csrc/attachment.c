@@ -169,7 +169,9 @@ static void fork_child_one(struct attachment *a)
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
             if (a->pins[slot] == 0)
                 continue;
-            if (a->fork_copies[slot] != NULL)
+            if (a->fork_copies[slot] == NULL) /* no memory: better a view that cannot be read than a torn one */
+                mprotect(a->maps[slot].base, a->maps[slot].length, PROT_NONE);
+            else
                 mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length,
                        MREMAP_MAYMOVE | MREMAP_FIXED, a->maps[slot].base);
             a->fork_copies[slot] = NULL;

@@ -63,10 +63,10 @@ class _Buffer(NamedTuple):
 class ShardWorker:
     """Takes part in one job. ``turn`` does one thing and says what it was."""
 
-    def __init__(self, job: Job, index: int) -> None:
+    def __init__(self, job: Job, index: int, board: _core.Board | None = None) -> None:
         self.job = job
         self.index = index
-        self.board = open_board(job.board_path)
+        self.board = open_board(job.board_path) if board is None else board
         self.steps = self.board.steps
         self.cut = {
             "shards": self.board.shards,
@@ -206,7 +206,9 @@ def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any
     except OSError:
         return  # the job ended before we came to it
     try:
-        worker = ShardWorker(pickle.loads(payload["job"]), index)
+        # The path names a descriptor, whose number the next job's board may get when this one is over. The data's channel
+        # is closed before that, so a worker that can still attach to the data has opened the right board.
+        worker = ShardWorker(pickle.loads(payload["job"]), index, board)
     except Exception as error:
         if not board.stopped and isinstance(error, UntornError | OSError) and jobs.version != number:
             return
