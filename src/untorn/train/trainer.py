@@ -282,6 +282,8 @@ class Trainer:
             callback.on_epoch_begin(self.epoch, {"steps": steps, "examples": examples, "epochs": epochs})
         first = board.limit
         log = _Log(board)
+        # a row per step costs this process time that the workers could use
+        listeners = [each for each in callbacks if type(each).on_batch_end is not Callback.on_batch_end]
         board.open(first + steps)
         seen = 0
         while seen < steps:
@@ -289,10 +291,10 @@ class Trainer:
             self._supervise(running, board, deaths)
             done = min(steps, board.step - first)
             self.step += done - seen
-            if callbacks:
+            if listeners:
                 for step in range(seen, done):
                     logs = log.row(step) | {"version": running.weights.version, "restarts": self.restarts}
-                    for callback in callbacks:
+                    for callback in listeners:
                         callback.on_batch_end(step, logs)
             seen = done
         seconds = time.perf_counter() - started

@@ -206,8 +206,8 @@ def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any
     except OSError:
         return  # the job ended before we came to it
     try:
-        # The path names a descriptor, whose number the next job's board may get when this one is over. The data's channel
-        # is closed before that, so a worker that can still attach to the data has opened the right board.
+        # The path names a descriptor, whose number the next job's board may get when this one is over. The data's
+        # channel is closed before that, so a worker that can still attach to the data has opened the right board.
         worker = ShardWorker(pickle.loads(payload["job"]), index, board)
     except Exception as error:
         if not board.stopped and isinstance(error, UntornError | OSError) and jobs.version != number:
