@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,16 +104,8 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
 
 def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
     """Two new memfds (control, data), the first laid out."""
-    descriptors = []
-    try:
-        for part in ("control", "data"):
-            descriptors.append(os.memfd_create(f"untorn-{part}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        _lay_out(descriptors[0], max_readers, max_slots, slots)
-    except BaseException:
-        for fd in descriptors:
-            os.close(fd)
-        raise
-    return descriptors[0], descriptors[1]
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    return _new_pair(lambda part: os.memfd_create(f"untorn-{part}", flags), max_readers, max_slots, slots)
 
 
 def seal(attachment: _core.Attachment) -> None:
@@ -126,10 +119,15 @@ def seal(attachment: _core.Attachment) -> None:
 def nameless(files: Files, max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
     """Two new files on the channel's file system that have no name yet: a kill leaves nothing behind."""
     folder = os.path.dirname(files.control) or "."
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    return _new_pair(lambda _: os.open(folder, flags, 0o600), max_readers, max_slots, slots)
+
+
+def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
     descriptors = []
     try:
-        for _ in range(2):
-            descriptors.append(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        for part in ("control", "data"):
+            descriptors.append(make(part))
         _lay_out(descriptors[0], max_readers, max_slots, slots)
     except BaseException:
         for fd in descriptors:
