@@ -147,16 +147,19 @@ class ProgressBar(Callback):
 
     def _numbers(self, metrics: dict[str, float], examples_per_s: float) -> str:
         parts = [f"{name} {value:.4f}" for name, value in metrics.items()]
+        if self._restarts:
+            parts.append(f"restarts {self._restarts}")
         if math.isfinite(examples_per_s):
             parts.append(f"{examples_per_s:,.0f} examples/s")
         if self._version is not None:
             parts.append(f"version {self._version}")
-        if self._restarts:
-            parts.append(f"restarts {self._restarts}")
         return "  ".join(parts)
 
     def _write_line(self, line: str) -> None:
         if self._out is not None:
+            if self._console is not None:  # a terminal would wrap: rather leave the last parts out
+                while len(line) > self._console.width and "  " in line:
+                    line = line.rpartition("  ")[0]
             self._out.write(line + "\n")
             self._out.flush()
 
