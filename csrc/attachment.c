@@ -336,6 +336,7 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
     a->control_fd = control_fd;
     a->data_fd = data_fd;
     a->fork_fd = -1;
+    a->inherited = role == ROLE_PUBLISHER ? UINT64_MAX : 0;
     pthread_mutex_init(&a->lock, NULL);
     enum status status = attachment_map_control(a);
     if (status == STATUS_OK)
@@ -479,6 +480,25 @@ void attachment_unpin(struct attachment *a, unsigned slot, uint32_t generation)
     pthread_mutex_unlock(&a->lock);
 }
 
+enum status attachment_map_private(struct attachment *a, const struct pin *pin, uint8_t **base)
+{
+    int protection = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_NORESERVE;
+    pthread_mutex_lock(&a->lock);
+    void *memory;
+    if (pin->generation == a->generation) {
+        memory = mmap(NULL, pin->nbytes, protection, flags, a->data_fd, (off_t)a->maps[pin->slot].offset);
+    } else { /* the pin is a copy already, see fork_child_one */
+        memory = mmap(NULL, pin->nbytes, protection, flags | MAP_ANONYMOUS, -1, 0);
+        if (memory != MAP_FAILED)
+            memcpy(memory, pin->address, pin->nbytes);
+    }
+    pthread_mutex_unlock(&a->lock);
+    if (memory == MAP_FAILED)
+        return STATUS_OS;
+    *base = memory;
+    return STATUS_OK;
+}
+
 enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout_ns)
 {
     const shared_u32 *word = channel_futex(&a->channel);
@@ -606,6 +626,71 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     return status;
 }
 
+static bool extent_is_inside(const struct slot_extent *extent, uint64_t file_nbytes)
+{
+    uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
+    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset <= file_nbytes && capacity <= file_nbytes - offset;
+}
+
+/* Give back whatever of the data file belongs to no slot. The extents lie inside the file. */
+static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
+{
+    const struct slot_extent *slots = a->channel.control->slots;
+    for (uint64_t start = 0, next; start < file_nbytes; start = next) {
+        bool covered = false;
+        next = file_nbytes;
+        for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS && !covered; slot++) {
+            uint64_t offset = load_relaxed(&slots[slot].offset), capacity = load_relaxed(&slots[slot].capacity);
+            covered = capacity != 0 && offset <= start && start < offset + capacity;
+            if (covered)
+                next = offset + capacity;
+            else if (capacity != 0 && offset > start && offset < next)
+                next = offset;
+        }
+        if (!covered)
+            fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(next - start));
+    }
+}
+
+/* Give up the extents that a publisher found when it came.
+ *
+ * After a crash of the machine the slot table may be a mixture of several moments: lines of it reach the disk in any
+ * order. Then entries overlap one another, or the latest. The latest's own entry is right, since it was on the disk
+ * before `latest` (a durable publisher saw to it), and so are those of slots that living readers hold: they pinned them
+ * since. All others are cleared, and nothing of them is written: what this publisher reserves overlaps with no entry
+ * that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a moment before
+ * the crash what it holds. An entry that leaves the file can be in nobody's use. */
+static void inherited_drop(struct attachment *a, uint64_t free)
+{
+    struct stat stat;
+    if (a->inherited == 0 || fstat(a->data_fd, &stat) != 0)
+        return;
+    bool dropped = false;
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        struct slot_extent *extent = &a->channel.control->slots[slot];
+        bool exists = slot < a->channel.max_slots && extent_is_inside(extent, (uint64_t)stat.st_size);
+        bool empty = load_relaxed(&extent->capacity) == 0;
+        if ((a->inherited & slot_bit(slot)) == 0 || (exists && !empty && (free & slot_bit(slot)) == 0))
+            continue;
+        a->inherited &= ~slot_bit(slot);
+        if (empty)
+            continue;
+        store_release(&extent->capacity, 0);
+        mapping_drop(a, slot);
+        dropped = true;
+    }
+    if (dropped)
+        gaps_punch(a, (uint64_t)stat.st_size);
+}
+
+/* The slots that this publisher may write, or give space to. */
+static uint64_t slots_free(struct attachment *a)
+{
+    uint64_t free = ~channel_taken(&a->channel);
+    inherited_drop(a, free);
+    return free & ~a->inherited;
+}
+
 enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigned *slot)
 {
     uint64_t free = ~channel_taken(&a->channel);
@@ -617,10 +702,12 @@ static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *
     struct control *control = a->channel.control;
     if (a->role == ROLE_PUBLISHER && a->forked)
         return STATUS_FORKED;
-    uint64_t free = ~channel_taken(&a->channel);
+    if (a->inherited == UINT64_MAX)
+        attachment_reclaim(a); /* a row may say what its owner held before a crash */
+    uint64_t free = slots_free(a);
     bool ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
     if (!ready && attachment_reclaim(a) != 0) { /* the dead first: memory must not grow with kills */
-        free = ~channel_taken(&a->channel);
+        free = slots_free(a);
         ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
     }
     for (unsigned other = 0; other < CHANNEL_MAX_SLOTS; other++) {

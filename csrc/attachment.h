@@ -60,6 +60,7 @@ struct attachment {
     struct slot_mapping maps[CHANNEL_MAX_SLOTS];
     uint32_t loans[CHANNEL_MAX_SLOTS];           /* writers: how many drafts point into maps[slot] */
     struct orphan *orphans;
+    uint64_t inherited;                          /* publisher: slots whose extents it did not write, see inherited_drop */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;
@@ -87,12 +88,15 @@ void attachment_close(struct attachment *attachment);
 /* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
 enum status attachment_pin(struct attachment *attachment, struct pin *pin);
 void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t generation);
+/* A mapping of its own of a pinned version: writes to it land in private copies of the pages. munmap ends it. */
+enum status attachment_map_private(struct attachment *attachment, const struct pin *pin, uint8_t **base);
 /* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
 enum status attachment_wait(struct attachment *attachment, uint64_t seen, int64_t timeout_ns);
 bool attachment_publisher_alive(struct attachment *attachment);
 
 /* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
- * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. */
+ * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. A publisher picks no space that it did
+ * not reserve itself: what it found is given back to the file system, as soon as it is neither the latest nor held. */
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);

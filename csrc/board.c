@@ -1,11 +1,14 @@
 /* The board. See board.h for what it promises and how a step goes. */
 #include "board.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB1"
+#define BOARD_MAGIC "untornB2"
+/* torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0. */
+#define CLIP_EPSILON 1e-6
 
 /* Waiting workers look around by themselves this often: a worker killed right after the last commit of a phase could
  * not move it on. */
@@ -48,9 +51,11 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->workers_at = section(&end, config->workers * sizeof(struct board_worker));
     header->shard_tasks_at = section(&end, config->shards * sizeof(struct board_task));
     header->range_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
+    header->norm_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
+    header->squares_at = section(&end, config->ranges * sizeof(double));
     header->ranges_at = section(&end, config->ranges * sizeof(struct board_range));
     header->log_at = section(&end, config->steps * sizeof(struct board_log));
-    header->lr_at = section(&end, config->steps * sizeof(double));
+    header->rates_at = section(&end, config->steps * sizeof(struct kernel_rates));
     header->order_at = section(&end, config->examples * sizeof(int64_t));
     header->names_at = section(&end, 4096);
     header->errors_at = section(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
@@ -76,9 +81,11 @@ static void board_find(struct board *board, void *memory)
         .workers = (struct board_worker *)(base + header->workers_at),
         .shard_tasks = (struct board_task *)(base + header->shard_tasks_at),
         .range_tasks = (struct board_task *)(base + header->range_tasks_at),
+        .norm_tasks = (struct board_task *)(base + header->norm_tasks_at),
         .ranges = (struct board_range *)(base + header->ranges_at),
+        .squares = (double *)(base + header->squares_at),
         .log = (struct board_log *)(base + header->log_at),
-        .lr = (double *)(base + header->lr_at),
+        .rates = (struct kernel_rates *)(base + header->rates_at),
     };
 }
 
@@ -97,6 +104,7 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->buffer_nbytes = config->buffer_nbytes;
     header->state_stride = config->state_stride;
     header->base_version = config->base_version;
+    header->clip_norm = config->clip_norm;
     header->hyper = config->hyper;
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
@@ -180,7 +188,7 @@ bool board_commit(const struct board *board, uint32_t worker, const struct turn 
     return counts;
 }
 
-/* -- updates ---------------------------------------------------------------------------------------------------- */
+/* -- norms and updates -------------------------------------------------------------------------------------------- */
 
 /* The shards of a step whose gradients are all committed. */
 struct shards {
@@ -202,6 +210,62 @@ static void shards_collect(const struct board *board, struct shards *shards)
         shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
 }
 
+static enum kernel_dtype range_dtype(const struct board_range *range)
+{
+    return (enum kernel_dtype)(range->dtype & 0xff);
+}
+static enum merge_kind range_kind(const struct board_range *range) { return (enum merge_kind)(range->dtype >> 8); }
+
+/* One range's gradients; `grads` is room for their addresses. */
+static struct kernel_range shards_range(const struct board *board, const struct shards *shards, uint32_t index,
+                                        const void **grads)
+{
+    const struct board_range *range = &board->ranges[index];
+    for (uint32_t i = 0; i < board->header->shards; i++)
+        grads[i] = (const uint8_t *)(shards->buffers[i] + 1) + range->grad_offset;
+    return (struct kernel_range){
+        .count = range->count,
+        .shards = board->header->shards,
+        .grads = grads,
+        .weights = shards->weights,
+        .grad_scale = 1,
+    };
+}
+
+/* Do every norm task that nobody has; true if all are done. */
+static bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
+{
+    const struct board_header *header = board->header;
+    uint32_t index, first = worker * header->ranges / header->workers;
+    uint64_t claim;
+    struct shards shards;
+    const void *grads[BOARD_MAX_SHARDS];
+    bool collected = false, done;
+    while (task_claim(board->norm_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
+        if (!collected)
+            shards_collect(board, &shards);
+        collected = true;
+        const struct kernel_range work = shards_range(board, &shards, index, grads);
+        const struct board_range *range = &board->ranges[index];
+        board->squares[index] = range_kind(range) == MERGE_STEP ? kernel_square_sum(range_dtype(range), &work) : 0;
+        swap_if(&board->norm_tasks[index].word, claim, task_make(step, TASK_DONE, worker, 0));
+        first = index + 1;
+    }
+    return done;
+}
+
+/* The norm of the step's whole gradient; its norm tasks are done. */
+static double norm_collect(const struct board *board)
+{
+    return sqrt(kernel_tree_sum(board->header->ranges, board->squares));
+}
+
+static double clip_scale(double clip_norm, double norm)
+{
+    double scale = clip_norm / (norm + CLIP_EPSILON);
+    return scale > 1 ? 1 : scale; /* a norm that is not a number stays one, and every parameter shows it */
+}
+
 static double shards_mean(const struct shards *shards, uint32_t count, const double *(*pick)(const struct board_buffer *, int),
                           int which)
 {
@@ -216,12 +280,13 @@ static double shards_mean(const struct shards *shards, uint32_t count, const dou
 static const double *pick_loss(const struct board_buffer *buffer, int which) { return &buffer->loss; }
 static const double *pick_metric(const struct board_buffer *buffer, int which) { return &buffer->metrics[which]; }
 
-static void log_write(const struct board *board, uint64_t step, const struct shards *shards)
+static void log_write(const struct board *board, uint64_t step, const struct shards *shards, double norm)
 {
     uint32_t count = board->header->shards;
     struct board_log *log = &board->log[step % board->header->steps];
     log->examples = shards->examples;
     log->loss = shards_mean(shards, count, pick_loss, 0);
+    log->grad_norm = norm;
     for (int metric = 0; metric < BOARD_METRICS; metric++)
         log->metrics[metric] = shards_mean(shards, count, pick_metric, metric);
 }
@@ -237,33 +302,30 @@ static void version_begin(const struct board *board, uint64_t step, const uint8_
 }
 
 static void range_update(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index,
-                         const uint8_t *from, uint8_t *to)
+                         double grad_scale, const uint8_t *from, uint8_t *to)
 {
     const struct board_header *header = board->header;
     const struct board_range *range = &board->ranges[index];
-    const void *grads[BOARD_MAX_SHARDS], *state_in[4];
-    void *state_out[4];
-    for (uint32_t i = 0; i < header->shards; i++)
-        grads[i] = (const uint8_t *)(shards->buffers[i] + 1) + range->grad_offset;
+    const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
+    void *state_out[KERNEL_MAX_STATES];
     struct kernel_hyper hyper = header->hyper;
-    hyper.lr = board->lr[step % header->steps];
+    hyper.rates = board->rates[step % header->steps];
     unsigned states = kernel_state_count((enum kernel_optimizer)header->optimizer, &hyper);
     for (unsigned k = 0; k < states; k++) {
         uint64_t offset = range->slot_offset + (k + 1) * header->state_stride;
         state_in[k] = from + offset;
         state_out[k] = to + offset;
     }
-    struct kernel_range work = {
-        .count = range->count,
-        .shards = header->shards,
-        .grads = grads,
-        .weights = shards->weights,
-        .params_in = from + range->slot_offset,
-        .params_out = to + range->slot_offset,
-        .state_in = state_in,
-        .state_out = state_out,
-    };
-    kernel_step((enum kernel_optimizer)header->optimizer, (enum kernel_dtype)range->dtype, &hyper, &work);
+    struct kernel_range work = shards_range(board, shards, index, grads);
+    work.grad_scale = grad_scale;
+    work.params_in = from + range->slot_offset;
+    work.params_out = to + range->slot_offset;
+    work.state_in = state_in;
+    work.state_out = state_out;
+    if (range_kind(range) == MERGE_STEP)
+        kernel_step((enum kernel_optimizer)header->optimizer, range_dtype(range), &hyper, &work);
+    else
+        merge(range_kind(range), range_dtype(range), &work);
 }
 
 /* Do every update task that nobody has; true if all are done. */
@@ -275,6 +337,7 @@ static bool updates_run(const struct board *board, struct attachment *weights, u
     uint64_t claim, capacity;
     uint8_t *from = NULL, *to = NULL;
     struct shards shards;
+    double norm = 0;
     bool done;
     while (task_claim(board->range_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
         if (from == NULL) {
@@ -285,12 +348,14 @@ static bool updates_run(const struct board *board, struct attachment *weights, u
                 return false; /* no memory for a mapping: another worker may do better */
             }
             shards_collect(board, &shards);
+            norm = header->clip_norm != 0 ? norm_collect(board) : 0;
         }
         if (index == 0) {
             version_begin(board, step, from, to);
-            log_write(board, step, &shards);
+            log_write(board, step, &shards, norm);
         }
-        range_update(board, &shards, step, index, from, to);
+        double scale = header->clip_norm != 0 ? clip_scale(header->clip_norm, norm) : 1;
+        range_update(board, &shards, step, index, scale, from, to);
         swap_if(&board->range_tasks[index].word, claim, task_make(step, TASK_DONE, worker, 0));
         first = index + 1;
     }
@@ -313,7 +378,8 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
         board_ring_server(board);
 }
 
-static bool phase_end_gradient(const struct board *board, struct attachment *weights, uint64_t phase)
+/* Every shard's gradient is there, and the norm, where it is wanted. False if there is no free slot. */
+static bool phase_begin_update(const struct board *board, struct attachment *weights, uint64_t phase)
 {
     uint64_t latest = channel_latest(&weights->channel), capacity;
     uint8_t *from;
@@ -324,6 +390,15 @@ static bool phase_end_gradient(const struct board *board, struct attachment *wei
     if (attachment_pick_ready(weights, nbytes, &slot) != STATUS_OK)
         return false;
     if (swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_UPDATE, slot)))
+        board_ring(board);
+    return true;
+}
+
+static bool phase_end_gradient(const struct board *board, struct attachment *weights, uint64_t phase)
+{
+    if (board->header->clip_norm == 0)
+        return phase_begin_update(board, weights, phase);
+    if (swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_NORM, 0)))
         board_ring(board);
     return true;
 }
@@ -341,6 +416,13 @@ static bool bell_wait(const struct board *board, uint32_t seen, int64_t spin_ns,
            FUTEX_INTERRUPTED;
 }
 
+/* The server is asked for a free slot. */
+static void slot_ask(const struct board *board)
+{
+    store_release(&board->header->need_slot, 1);
+    board_ring_server(board);
+}
+
 struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, uint32_t first,
                        int64_t spin_ns, int64_t wait_ns)
 {
@@ -352,7 +434,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
             return (struct turn){.kind = TURN_STOP};
         uint64_t phase = load_acquire(&header->phase), step = phase_step(phase);
         struct turn turn = {.kind = TURN_GRADIENT, .step = step};
-        bool done = false;
+        bool done = false, has_slot = true;
         if (step >= load_acquire(&header->limit)) {
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_IDLE};
@@ -361,15 +443,20 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
                 phase_end_update(board, weights, phase);
                 continue;
             }
+        } else if (phase_kind(phase) == PHASE_NORM) {
+            done = norms_run(board, worker, step);
+            has_slot = !done || phase_begin_update(board, weights, phase);
         } else if (task_claim(board->shard_tasks, header->shards, first, step, worker, &turn.shard, &turn.claim,
                               &done)) {
             turn.buffer = (uint32_t)load_relaxed(&board->workers[worker].scratch);
             return turn;
         } else if (done) {
-            if (phase_end_gradient(board, weights, phase))
-                continue;
-            store_release(&header->need_slot, 1);
-            board_ring_server(board);
+            has_slot = phase_end_gradient(board, weights, phase);
+        }
+        if (done && has_slot)
+            continue;
+        if (!has_slot) {
+            slot_ask(board);
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_NEED_SLOT};
         }
@@ -384,7 +471,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
 
 void board_open(const struct board *board, uint64_t limit)
 {
-    store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and lr come before */
+    store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and rates come before */
     board_ring(board);
 }
 
@@ -427,6 +514,7 @@ int64_t board_recover(const struct board *board, uint32_t worker)
 {
     intent_settle(board, worker);
     int64_t shard = claims_free(board->shard_tasks, board->header->shards, worker);
+    claims_free(board->norm_tasks, board->header->ranges, worker);
     claims_free(board->range_tasks, board->header->ranges, worker);
     board_ring(board);
     return shard;

@@ -7,11 +7,18 @@
  * One step t, from version base+t of the weights to version base+t+1:
  *
  *     phase (t, GRADIENT)        one task per shard: claim, compute into a scratch buffer, commit with one swap
- *         | all shards done: whoever sees it picks a free slot, and moves the phase
+ *         | all shards done: whoever sees it moves the phase; with clipping to NORM, otherwise to UPDATE
+ *     phase (t, NORM)            one task per range: claim, sum the shards in tree order, write down the sum of the
+ *         |                      squares, commit
+ *         | all ranges done: whoever sees it picks a free slot, and moves the phase
  *     phase (t, UPDATE, slot)    one task per range: claim, sum the shards in tree order, step the optimizer out of
  *         |                      place into the slot, commit
  *         | all ranges done: whoever sees it publishes the slot, and moves the phase
  *     phase (t+1, GRADIENT)
+ *
+ * Clipping is by the norm of the whole gradient: every update adds up the ranges' sums of squares in the tree over the
+ * ranges, which the parameters alone fix, and so arrives at the same scale. Like an update, a norm task writes a place
+ * of its own and reads what stands still, so running it twice is harmless.
  *
  * A task is a word: step, state, worker, buffer. Words carry their step, so nothing is ever reset. Only the server
  * hands claims back, and only those of workers that the kernel declared dead; so a claimed range has one writer.
@@ -25,13 +32,14 @@
 
 #include "attachment.h"
 #include "kernels.h"
+#include "merge.h"
 
 enum { BOARD_METRICS = 16, BOARD_MAX_SHARDS = 1024, BOARD_MAX_WORKERS = 1024, BOARD_ERROR_NBYTES = 32768 };
 
 /* task = step << 32 | state << 30 | worker << 16 | buffer */
 enum task_state { TASK_FREE = 0, TASK_CLAIMED = 1, TASK_DONE = 2 };
 /* phase = step << 8 | kind << 6 | slot */
-enum phase_kind { PHASE_GRADIENT = 0, PHASE_UPDATE = 1 };
+enum phase_kind { PHASE_GRADIENT = 0, PHASE_UPDATE = 1, PHASE_NORM = 2 };
 
 struct board_task { shared_u64 word; uint8_t pad[56]; };
 
@@ -48,7 +56,7 @@ struct board_range {
     uint64_t slot_offset;      /* from the start of a slot; state buffer k lies (k + 1) * state_stride further */
     uint64_t grad_offset;      /* from the start of a buffer's payload */
     uint64_t count;            /* elements */
-    uint64_t dtype;            /* enum kernel_dtype */
+    uint64_t dtype;            /* enum kernel_dtype | enum merge_kind << 8 */
 };
 
 /* A gradient with what was measured on the way. Written by the owner of the buffer. */
@@ -60,21 +68,25 @@ struct board_buffer {
 };
 
 /* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
-struct board_log { double examples, loss, metrics[BOARD_METRICS]; };
+struct board_log {
+    double examples, loss, metrics[BOARD_METRICS];
+    double grad_norm;          /* before clipping; 0 without */
+};
 
 struct board_header {
     char magic[8];
     uint64_t nbytes;
     uint32_t shards, ranges, workers, optimizer;
-    uint64_t steps;            /* of an epoch: lr, log and order are the current epoch's */
+    uint64_t steps;            /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes;    /* of a gradient, without its header */
     uint64_t state_stride;
     uint64_t base_version;     /* of the weights of step 0 */
-    struct kernel_hyper hyper; /* but for the learning rate, which is lr[step] */
+    double clip_norm;          /* the greatest norm of a gradient; 0: no clipping */
+    struct kernel_hyper hyper; /* but for the step's rates, which are rates[step] */
     /* offsets of the sections */
-    uint64_t workers_at, shard_tasks_at, range_tasks_at, ranges_at, log_at, lr_at, order_at, buffers_at, buffer_stride,
-        errors_at, names_at;
+    uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, squares_at, log_at, rates_at,
+        order_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
     _Alignas(64) shared_u32 bell;            /* counts changes that waiting workers should look at */
@@ -93,15 +105,17 @@ _Static_assert(sizeof(struct board_header) <= 4096, "the first page");
 struct board {
     struct board_header *header; /* the start of the mapping */
     struct board_worker *workers;
-    struct board_task *shard_tasks, *range_tasks;
+    struct board_task *shard_tasks, *range_tasks, *norm_tasks;
     struct board_range *ranges;
+    double *squares;           /* of each range of the step; writer: the owner of its norm task */
     struct board_log *log;
-    double *lr;
+    struct kernel_rates *rates;
 };
 
 struct board_config {
     uint32_t shards, ranges, workers, optimizer;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
+    double clip_norm;
     struct kernel_hyper hyper;
 };
 
@@ -125,7 +139,7 @@ struct turn {
     uint64_t claim;            /* the task word as claimed */
 };
 
-/* Take the worker's next gradient task, doing on the way all updates and phase changes that are due. Waits for work:
+/* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for work:
  * spins up to spin_ns, sleeps up to wait_ns in all, then returns TURN_IDLE. `first` is the shard to look at first. */
 struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, uint32_t first,
                        int64_t spin_ns, int64_t wait_ns);

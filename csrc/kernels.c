@@ -2,12 +2,14 @@
  *
  *     kernel_step --> range_step, for each block of BLOCK_BYTES:
  *                       tree_sum        gradient buffers --> one block that stays in the cache
+ *                       grad_prepare    scale it, add the weight decay
  *                       table[].step    that block, parameters and state --> new parameters and state
  *
  * An optimizer is one function over a block, in kernels_impl.h, and one line of the table below.
  */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -44,7 +46,8 @@
 #define BLOCK_BYTES 4096
 /* A counter of 2^31 pairs of shards, and the node just pushed. */
 #define TREE_LEVELS 32
-#define MAX_STATES 1
+/* Sums of squares that go on side by side, whatever the vector width: element i goes into number i % SQUARE_SUMS. */
+#define SQUARE_SUMS 32
 
 /* One block of a step; the element type is the step's. */
 struct block {
@@ -52,30 +55,47 @@ struct block {
     const void *grad;
     const void *params_in;
     void *params_out;
-    const void *state_in[MAX_STATES];
-    void *state_out[MAX_STATES];
+    const void *state_in[KERNEL_MAX_STATES];
+    void *state_out[KERNEL_MAX_STATES];
 };
 
 typedef void block_step(const struct kernel_hyper *hyper, const struct block *block);
 
 #define REAL float
+#define SQRT sqrtf
 #define NAME(noun) noun##_f32
 #include "kernels_impl.h"
 #undef REAL
+#undef SQRT
 #undef NAME
 #define REAL double
+#define SQRT sqrt
 #define NAME(noun) noun##_f64
 #include "kernels_impl.h"
 #undef REAL
+#undef SQRT
 #undef NAME
 
 static unsigned sgd_state_count(const struct kernel_hyper *hyper) { return hyper->momentum != 0; }
+static unsigned adam_state_count(const struct kernel_hyper *hyper) { return 2 + (hyper->amsgrad != 0); }
+static unsigned rmsprop_state_count(const struct kernel_hyper *hyper)
+{
+    return 1 + (hyper->momentum != 0) + (hyper->centered != 0);
+}
+static unsigned adagrad_state_count(const struct kernel_hyper *hyper)
+{
+    (void)hyper;
+    return 1;
+}
 
 static const struct {
     unsigned (*state_count)(const struct kernel_hyper *hyper);
     block_step *step[2]; /* by dtype */
-} table[] = {
+} table[KERNEL_OPTIMIZERS] = {
     [KERNEL_SGD] = {sgd_state_count, {sgd_step_f32, sgd_step_f64}},
+    [KERNEL_ADAM] = {adam_state_count, {adam_step_f32, adam_step_f64}},
+    [KERNEL_RMSPROP] = {rmsprop_state_count, {rmsprop_step_f32, rmsprop_step_f64}},
+    [KERNEL_ADAGRAD] = {adagrad_state_count, {adagrad_step_f32, adagrad_step_f64}},
 };
 
 /* The thread's rounding and flush-to-zero mode. Moving arithmetic across a change of it would be a valid optimisation
@@ -147,6 +167,25 @@ double kernel_tree_sum(uint32_t count, const double *values)
     const uint64_t mode = float_mode_load();
     float_mode_store(FLOAT_MODE_DEFAULT);
     const double sum = scalars_sum(count, values);
+    float_mode_store(mode);
+    return sum;
+}
+
+__attribute__((noinline)) static double squares_sum(enum kernel_dtype dtype, const struct kernel_range *range)
+{
+    double sums[SQUARE_SUMS] = {0};
+    if (dtype == KERNEL_F32)
+        range_squares_f32(range, sums);
+    else
+        range_squares_f64(range, sums);
+    return scalars_sum(SQUARE_SUMS, sums);
+}
+
+double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    const double sum = squares_sum(dtype, range);
     float_mode_store(mode);
     return sum;
 }

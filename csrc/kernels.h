@@ -4,7 +4,9 @@
  *   - Every element is computed alone, with one rounding per operation, in an order that the number of shards fixes.
  *     So its bits do not depend on how a step is cut into ranges, on the vector width, on alignment, or on the
  *     caller's floating-point mode (a library built with -ffast-math may have set flush-to-zero in one process and
- *     not in another). Only a NaN's payload may differ.
+ *     not in another). Only a NaN's payload may differ. Square roots and divisions are correctly rounded on every
+ *     processor; powers and logarithms are not, so there are none: kernel_rates brings what needs them.
+ *   - The sum of squares of a range is no element's own: it has an order that the range's length fixes.
  *   - Inputs are only read: a step that is run twice, or killed half-way and run again, gives the same result.
  *   - No allocation, no system call, no lock, no global state; it may run in any number of threads.
  *
@@ -20,8 +22,19 @@
  *                           \           /
  *                                 +
  *
- * Optimizers: SGD as torch.optim.SGD defines it (Sutskever et al., "On the importance of initialization and momentum
- * in deep learning", 2013, with PyTorch's placement of the learning rate), with dampening 0.
+ * Before the optimizer sees it, the sum is multiplied by grad_scale, and weight_decay times the parameter is added.
+ *
+ * Optimizers, each as torch.optim defines it; m, v, ... are state, g the gradient, w the parameter:
+ *   SGD      (Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013; dampening 0)
+ *              m = momentum m + g;  w -= lr m                              Nesterov: w -= lr (g + momentum m)
+ *   Adam     (Kingma and Ba, 2015; AMSGrad: Reddi et al., 2018; AdamW: Loshchilov and Hutter, 2019)
+ *              m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;   AMSGrad: u = max(u, v), and u for v below
+ *              w = shrink w - lr m / (root_scale sqrt(v) + eps)
+ *   RMSprop  (Tieleman and Hinton, 2012; centered: Graves, 2013)
+ *              v = beta2 v + (1 - beta2) g^2;  d = g / (sqrt(v) + eps);    momentum: b = momentum b + d, and b for d
+ *              w -= lr d                             centered: a += (1 - beta2) (g - a), and max(v - a^2, 0) for v
+ *   Adagrad  (Duchi, Hazan and Singer, 2011)
+ *              v = v + g^2;  w -= lr g / (sqrt(v) + eps)
  */
 #ifndef UNTORN_KERNELS_H
 #define UNTORN_KERNELS_H
@@ -30,14 +43,25 @@
 #include <stdint.h>
 
 enum kernel_dtype { KERNEL_F32 = 0, KERNEL_F64 = 1 };
-enum kernel_optimizer { KERNEL_SGD = 0 };
+enum kernel_optimizer { KERNEL_SGD = 0, KERNEL_ADAM = 1, KERNEL_RMSPROP = 2, KERNEL_ADAGRAD = 3 };
+enum { KERNEL_OPTIMIZERS = 4, KERNEL_MAX_STATES = 3 };
 
-/* One step's hyperparameters, rounded to the element type before use. */
+/* What may change from step to step, computed in double by whoever makes the steps. */
+struct kernel_rates {
+    double lr;                 /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
+    double shrink;             /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
+    double root_scale;         /* Adam: 1 / sqrt(1 - beta2^t) */
+};
+
+/* One step's hyperparameters, rounded to the element type before use. An optimizer reads those that it has. */
 struct kernel_hyper {
-    double lr;
     double momentum;
-    double weight_decay;
+    double weight_decay;       /* added to the gradient, as an L2 penalty would */
+    double beta1, beta2;       /* RMSprop: beta2 is its alpha */
+    double eps;
     uint32_t nesterov;         /* 0 or 1; without momentum it means nothing */
+    uint32_t centered, amsgrad;
+    struct kernel_rates rates;
 };
 
 /* One range of one step. Every pointer is at the range's first element, aligned to one element. No output overlaps an
@@ -47,13 +71,16 @@ struct kernel_range {
     uint32_t shards;
     const void *const *grads;  /* [shards]; those of absent shards may be NULL */
     const double *weights;     /* [shards] examples of the shard / examples of the batch */
+    double grad_scale;         /* of the sum; 1 for none */
     const void *params_in;
     void *params_out;
-    const void *const *state_in; /* [kernel_state_count()] each shaped like the parameters; zeros before step one */
+    const void *const *state_in; /* [kernel_state_count()] each shaped like the parameters; before step one zeros,
+                                    * or for Adagrad any value */
     void *const *state_out;      /* both may be NULL where the count is 0 */
 };
 
-/* Buffers of state per parameter: for SGD 1 (momentum), or 0 where hyper->momentum is 0. */
+/* Buffers of state per parameter. SGD: m, if there is momentum. Adam: m, v, and u for AMSGrad. RMSprop: v, then b if
+ * there is momentum, then a if centered. Adagrad: v. */
 unsigned kernel_state_count(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper);
 
 /* Bytes of one element. */
@@ -62,6 +89,9 @@ size_t kernel_itemsize(enum kernel_dtype dtype);
 /* Take the step for one range. */
 void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const struct kernel_hyper *hyper,
                  const struct kernel_range *range);
+
+/* The sum over the range of the squares of the shards' sum, in double. Reads the gradients and weights alone. */
+double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range);
 
 /* The same tree over scalars (losses, metrics), every one of them present. 0 of none. */
 double kernel_tree_sum(uint32_t count, const double *values);

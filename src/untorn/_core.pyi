@@ -1,17 +1,34 @@
-"""The core in C: see csrc/module.c."""
+"""The core in C: see csrc/module.h."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_T = TypeVar("_T")
 
 READER: int
 WRITER: int
 PUBLISHER: int
 LAYOUT: int
+WATCH_WORDS: int
 HEADER_NBYTES: int
 TURN_GRADIENT: int
 TURN_IDLE: int
 TURN_STOP: int
 TURN_NEED_SLOT: int
+KERNEL_RATES: int
+KERNEL_SGD: int
+KERNEL_ADAM: int
+KERNEL_RMSPROP: int
+KERNEL_ADAGRAD: int
 BOARD_METRICS: int
 BOARD_ERROR_NBYTES: int
 BOARD_BUFFER_HEADER_NBYTES: int
+FROZEN_ARRAY: int
+FROZEN_SCALAR: int
+FROZEN_OTHER: int
+FROZEN_LARGE: int
 
 class StatusError(Exception):
     args: tuple[str, int]
@@ -23,6 +40,10 @@ class Hold:
     schema_id: int
     published_ns: int
     slot: int
+    def private(self) -> Private: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Private:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Draft:
@@ -49,12 +70,20 @@ class Attachment:
     def grow(self, nbytes: int, /) -> None: ...
     def draft(self, slot: int, /) -> Draft: ...
     def seal(self, draft: Draft, /) -> None: ...
-    def publish(self, slot: int, version: int, nbytes: int, schema_nbytes: int, schema_id: int, /) -> None: ...
+    def finish(self, slot: int, version: int, nbytes: int, schema_nbytes: int, schema_id: int, /) -> None: ...
+    def publish(self, slot: int, version: int, /) -> None: ...
     def publisher_alive(self) -> bool: ...
     def retire(self) -> None: ...
     def reclaim(self) -> int: ...
     def rows(self) -> list[tuple[int, int, int, int]]: ...
     def slots(self) -> list[tuple[int, int, int, int, int]]: ...
+
+class Watch:
+    polls: bool
+    def __new__(cls, polls: bool = False) -> Watch: ...
+    def wait(self, versions: dict[Attachment, int], timeout_s: float, /) -> list[Attachment]: ...
+    def ring(self) -> None: ...
+    def forget(self) -> None: ...
 
 class Board:
     step: int
@@ -63,7 +92,7 @@ class Board:
     failed: int
     stopped: int
     log_at: int
-    lr_at: int
+    rates_at: int
     order_at: int
     errors_at: int
     names_at: int
@@ -86,10 +115,42 @@ class Board:
     def slot_ready(self) -> None: ...
     def wait_server(self, seen: int, timeout_s: float, /) -> int: ...
 
+class FrozenMemory:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class FrozenTable(Generic[_K, _V]):
+    _parts: tuple[Any, ...]
+    def __new__(
+        cls,
+        parts: tuple[Any, ...],
+        count: int,
+        seed: int,
+        dtypes: tuple[Any, ...],
+        array: type,
+        other: Callable[[int, Any, int, int], Any],
+        /,
+    ) -> Self: ...
+    def __getitem__(self, key: _K, /) -> _V: ...
+    def __contains__(self, key: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    @overload
+    def get(self, key: _K, /) -> _V | None: ...
+    @overload
+    def get(self, key: _K, /, default: _V | _T) -> _V | _T: ...
+    def _iterate(self, what: int, /) -> Iterator[Any]: ...
+
+def frozen_build(
+    data: Iterable[Any],
+    spare_seed: int,
+    pack: Callable[[Any], tuple[int, int, int, Any, tuple[int, ...]]],
+    refuse: Callable[[list[Any], Any], NoReturn],
+    /,
+) -> tuple[FrozenMemory, FrozenMemory, FrozenMemory, int, int]: ...
 def format_board(
     fd: int,
     sizes: tuple[int, int, int, int, int, int, int, int],
-    optimizer: tuple[int, float, float, int],
+    hyper: tuple[int, float, float, float, float, float, int, int, int],
+    clip_norm: float,
     ranges: bytes,
     /,
 ) -> None: ...

@@ -1,6 +1,7 @@
-/* A small training job for the board's tests: parameters of both dtypes in three ranges, momentum, a learning rate
- * that changes, and a made-up gradient that depends on the weights, the step and the shard. The reference takes the
- * same steps one after the other, without board, channel or ranges in parallel.
+/* A small training job for the board's tests: parameters of both dtypes in three ranges, an optimizer with two buffers
+ * of state, rates that change, clipping if the seed is odd, and a made-up gradient that depends on the weights, the
+ * step and the shard. The reference takes the same steps one after the other, without board, channel or ranges in
+ * parallel.
  */
 #ifndef UNTORN_TESTS_BOARD_JOB_H
 #define UNTORN_TESTS_BOARD_JOB_H
@@ -10,7 +11,7 @@
 #include "board.h"
 #include "channel_files.h"
 
-enum { JOB_RANGES = 3, JOB_SCHEMA_NBYTES = 64, JOB_BASE_VERSION = 5 };
+enum { JOB_RANGES = 3, JOB_STATES = 2, JOB_SCHEMA_NBYTES = 64, JOB_BASE_VERSION = 5 };
 
 struct job {
     struct board_config config;
@@ -79,19 +80,20 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype};
         end = (end + counts[r] * kernel_itemsize((enum kernel_dtype)dtype) + 63) / 64 * 64;
     }
-    job->slot_nbytes = first + 2 * end; /* parameters and momentum */
+    job->slot_nbytes = first + (1 + JOB_STATES) * end;
     job->config = (struct board_config){
         .shards = shards,
         .ranges = JOB_RANGES,
         .workers = workers,
-        .optimizer = KERNEL_SGD,
+        .optimizer = KERNEL_ADAM,
         .steps = steps,
         .examples = 8,
         .batch_size = 4,
         .buffer_nbytes = end,
         .state_stride = end,
         .base_version = JOB_BASE_VERSION,
-        .hyper = {.momentum = 0.9, .weight_decay = 0.01, .nesterov = 1},
+        .clip_norm = job->seed % 2 ? 6 : 0, /* less than some of the norms */
+        .hyper = {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.01},
     };
 }
 
@@ -107,7 +109,11 @@ static inline void job_weights_begin(const struct job *job, uint8_t *slot)
             job_element_set(&job->ranges[r], slot + job->ranges[r].slot_offset, i, job_number(job, UINT16_MAX, r, i));
 }
 
-static inline double job_lr(uint64_t step) { return 0.1 / (double)(step + 1); }
+static inline struct kernel_rates job_rates(uint64_t step)
+{
+    const double part = 1 / (double)(step + 1);
+    return (struct kernel_rates){.lr = 0.1 * part, .shrink = 1 - 0.01 * part, .root_scale = 1.5};
+}
 
 static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots)
 {
@@ -127,7 +133,7 @@ static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t worke
     memset(job.memory, 0, nbytes);
     board_format(&job.board, job.memory, &job.config, job.ranges);
     for (uint64_t step = 0; step < steps; step++)
-        job.board.lr[step] = job_lr(step);
+        job.board.rates[step] = job_rates(step);
     return job;
 }
 
@@ -142,59 +148,95 @@ static inline void job_close(struct job *job)
 
 struct job_reference {
     uint8_t *slot;             /* of the last step: the parts that ranges cover */
-    double *losses, *examples; /* per step */
+    double *losses, *examples, *norms; /* per step */
 };
 
-static inline void reference_step(const struct job *job, uint64_t step, uint8_t *buffers, const uint8_t *from,
-                                  uint8_t *to, double *loss, double *examples)
+/* The shards of one step, as the kernels take them; the pointers are at the first range. */
+struct reference_shards {
+    uint8_t *buffers;
+    const void **grads;
+    double *weights, *terms;
+};
+
+static inline struct kernel_range reference_range(const struct job *job, const struct reference_shards *shards,
+                                                  unsigned r)
 {
-    const uint32_t shards = job->config.shards;
     const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
-    const void **grads = calloc(shards, sizeof *grads);
-    double *weights = calloc(shards, sizeof *weights), *terms = calloc(shards, sizeof *terms);
+    for (uint32_t s = 0; s < job->config.shards; s++)
+        shards->grads[s] = shards->buffers + s * stride + sizeof(struct board_buffer) + job->ranges[r].grad_offset;
+    return (struct kernel_range){.count = job->ranges[r].count, .shards = job->config.shards, .grads = shards->grads,
+                                 .weights = shards->weights, .grad_scale = 1};
+}
+
+/* As torch.nn.utils.clip_grad_norm_ does it. */
+static inline double reference_clip(const struct job *job, const struct reference_shards *shards, double *norm)
+{
+    double squares[JOB_RANGES];
+    *norm = 0;
+    if (job->config.clip_norm == 0)
+        return 1;
+    for (unsigned r = 0; r < JOB_RANGES; r++) {
+        const struct kernel_range work = reference_range(job, shards, r);
+        squares[r] = kernel_square_sum((enum kernel_dtype)job->ranges[r].dtype, &work);
+    }
+    *norm = sqrt(squares[0] + squares[1] + squares[2]);
+    return fmin(1, job->config.clip_norm / (*norm + 1e-6));
+}
+
+static inline void reference_step(const struct job *job, uint64_t step, const struct reference_shards *shards,
+                                  const uint8_t *from, struct job_reference *reference)
+{
+    const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
+    double *examples = &reference->examples[step];
     uint32_t present = 0;
     *examples = 0;
-    for (uint32_t s = 0; s < shards; s++)
+    for (uint32_t s = 0; s < job->config.shards; s++)
         *examples += (double)job_examples(job, step, s);
-    for (uint32_t s = 0; s < shards; s++) {
-        struct board_buffer *buffer = (struct board_buffer *)(buffers + s * stride);
+    for (uint32_t s = 0; s < job->config.shards; s++) {
+        struct board_buffer *buffer = (struct board_buffer *)(shards->buffers + s * stride);
         job_gradient(job, step, s, from, buffer);
-        weights[s] = (double)buffer->examples / *examples;
+        shards->weights[s] = (double)buffer->examples / *examples;
         if (buffer->examples != 0)
-            terms[present++] = weights[s] * buffer->loss;
+            shards->terms[present++] = shards->weights[s] * buffer->loss;
     }
-    *loss = kernel_tree_sum(present, terms);
+    reference->losses[step] = kernel_tree_sum(present, shards->terms);
+    const double scale = reference_clip(job, shards, &reference->norms[step]);
     struct kernel_hyper hyper = job->config.hyper;
-    hyper.lr = job_lr(step);
+    hyper.rates = job_rates(step);
     for (unsigned r = 0; r < JOB_RANGES; r++) {
-        const struct board_range *range = &job->ranges[r];
-        for (uint32_t s = 0; s < shards; s++)
-            grads[s] = buffers + s * stride + sizeof(struct board_buffer) + range->grad_offset;
-        const void *state_in[] = {from + range->slot_offset + job->config.state_stride};
-        void *state_out[] = {to + range->slot_offset + job->config.state_stride};
-        const struct kernel_range work = {range->count, shards, grads, weights, from + range->slot_offset,
-                                          to + range->slot_offset, state_in, state_out};
-        kernel_step(KERNEL_SGD, (enum kernel_dtype)range->dtype, &hyper, &work);
+        const uint64_t at = job->ranges[r].slot_offset, stride_of_state = job->config.state_stride;
+        const void *state_in[] = {from + at + stride_of_state, from + at + 2 * stride_of_state};
+        void *state_out[] = {reference->slot + at + stride_of_state, reference->slot + at + 2 * stride_of_state};
+        struct kernel_range work = reference_range(job, shards, r);
+        work.grad_scale = scale;
+        work.params_in = from + at;
+        work.params_out = reference->slot + at;
+        work.state_in = state_in;
+        work.state_out = state_out;
+        kernel_step(KERNEL_ADAM, (enum kernel_dtype)job->ranges[r].dtype, &hyper, &work);
     }
-    free(grads);
-    free(weights);
-    free(terms);
 }
 
 static inline struct job_reference reference_run(const struct job *job)
 {
     const uint64_t steps = job->config.steps;
+    const uint32_t count = job->config.shards;
     struct job_reference reference = {calloc(1, job->slot_nbytes), calloc(steps, sizeof(double)),
-                                      calloc(steps, sizeof(double))};
+                                      calloc(steps, sizeof(double)), calloc(steps, sizeof(double))};
     uint8_t *from = calloc(1, job->slot_nbytes);
-    uint8_t *buffers = calloc(job->config.shards, sizeof(struct board_buffer) + job->config.buffer_nbytes);
+    const struct reference_shards shards = {calloc(count, sizeof(struct board_buffer) + job->config.buffer_nbytes),
+                                            calloc(count, sizeof *shards.grads), calloc(count, sizeof(double)),
+                                            calloc(count, sizeof(double))};
     job_weights_begin(job, reference.slot);
     for (uint64_t step = 0; step < steps; step++) {
         memcpy(from, reference.slot, job->slot_nbytes);
-        reference_step(job, step, buffers, from, reference.slot, &reference.losses[step], &reference.examples[step]);
+        reference_step(job, step, &shards, from, &reference);
     }
     free(from);
-    free(buffers);
+    free(shards.buffers);
+    free(shards.grads);
+    free(shards.weights);
+    free(shards.terms);
     return reference;
 }
 
@@ -203,6 +245,7 @@ static inline void reference_free(struct job_reference *reference)
     free(reference->slot);
     free(reference->losses);
     free(reference->examples);
+    free(reference->norms);
 }
 
 /* The job is over: the newest version is the reference's, bit for bit, and so is the log. */
@@ -219,14 +262,15 @@ static inline bool job_equals(const struct job *job, const struct job_reference 
     equal &= CHECK(header->version == latest_version(latest) && header->nbytes == job->slot_nbytes &&
                    header->schema_nbytes == JOB_SCHEMA_NBYTES && header->schema_id == 1);
     for (unsigned r = 0; r < JOB_RANGES; r++)
-        for (unsigned part = 0; part < 2; part++) {
+        for (unsigned part = 0; part < 1 + JOB_STATES; part++) {
             const uint64_t offset = job->ranges[r].slot_offset + part * job->config.state_stride;
             const uint64_t nbytes = job->ranges[r].count * kernel_itemsize((enum kernel_dtype)job->ranges[r].dtype);
             equal &= CHECK(memcmp(slot + offset, reference->slot + offset, nbytes) == 0, "range %u, part %u", r, part);
         }
     for (uint64_t step = 0; step < job->config.steps; step++)
         equal &= CHECK(memcmp(&job->board.log[step].loss, &reference->losses[step], sizeof(double)) == 0 &&
-                           job->board.log[step].examples == reference->examples[step],
+                           job->board.log[step].examples == reference->examples[step] &&
+                           job->board.log[step].grad_norm == reference->norms[step],
                        "the log of step %" PRIu64, step);
     return equal;
 }

@@ -391,6 +391,153 @@ static void test_full(const char *how, struct channel_files files, int expected)
     files_close(files);
 }
 
+/* -- what a publisher finds ------------------------------------------------------------------------------------- */
+
+static bool extents_are_apart(const struct control *control)
+{
+    const struct slot_extent *slots = control->slots;
+    for (unsigned i = 0; i < CHANNEL_MAX_SLOTS; i++)
+        for (unsigned j = 0; j < i; j++)
+            if (slots[i].capacity != 0 && slots[j].capacity != 0 && slots[i].offset < slots[j].offset + slots[j].capacity &&
+                slots[j].offset < slots[i].offset + slots[i].capacity)
+                return false;
+    return true;
+}
+
+/* The slot table after a crash of the machine: every slot but the latest and the held ones lies just anywhere. */
+static void table_scramble(struct attachment *publisher, uint64_t keep, uint64_t pages, uint64_t *stream)
+{
+    struct control *control = publisher->channel.control;
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        if ((keep & slot_bit(slot)) != 0 || slot == latest_slot(control->latest))
+            continue;
+        control->slots[slot].offset = check_random(stream) % pages * page_nbytes();
+        control->slots[slot].capacity = check_random(stream) % pages * page_nbytes();
+        if (check_random(stream) % 16 == 0)
+            control->slots[slot].capacity = check_random(stream);
+    }
+}
+
+static void test_inherited_table(void)
+{
+    enum { SLOTS = 8 };
+    uint64_t stream = check_stream(1);
+    for (int round = 0; round < 40; round++) {
+        struct channel_files files = files_make(READERS, SLOTS, 4);
+        struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+        struct attachment *late = files_attach(files, ROLE_READER);
+        struct pin old, latest, newest;
+        for (int i = 0; i < 6; i++) {
+            CHECK(version_publish(publisher, WORDS << i % 3) == STATUS_OK);
+            if (i == 2)
+                CHECK(attachment_pin(reader, &old) == STATUS_OK);
+        }
+        CHECK(attachment_pin(reader, &latest) == STATUS_OK);
+        table_scramble(publisher, slot_bit(old.slot), 16, &stream);
+        if (round % 2 != 0) /* a row of before the crash, or a reader in its last resort: it says all slots */
+            store_relaxed(&late->channel.rows[late->row].held, UINT64_MAX);
+        const bool dead = round % 4 == 1;
+        if (dead) { /* its row stays as it is, and its lock goes */
+            late->row = 0;
+            attachment_close(late);
+        }
+        attachment_close(publisher);
+        publisher = files_attach(files, ROLE_PUBLISHER);
+        if (round % 4 == 3) {
+            CHECK(version_publish(publisher, WORDS) == STATUS_NO_SLOT || pin_is_whole(&latest));
+            store_release(&late->channel.rows[late->row].held, 0);
+        }
+        for (int i = 0; i < 12; i++) {
+            CHECK(version_publish(publisher, WORDS << (unsigned)(i + round) % 5) == STATUS_OK);
+            CHECK(attachment_pin(reader, &newest) == STATUS_OK && pin_is_whole(&newest) && pin_is_whole(&old));
+            CHECK(pin_is_whole(&latest), "round %d, version %d", round, i);
+            attachment_unpin(reader, newest.slot, newest.generation);
+        }
+        CHECK(extents_are_apart(publisher->channel.control), "round %d", round);
+        attachment_unpin(reader, old.slot, old.generation);
+        attachment_unpin(reader, latest.slot, latest.generation);
+        for (int i = 0; i < SLOTS; i++)
+            CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+        uint64_t reserved = 0;
+        for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
+            reserved += publisher->channel.control->slots[slot].capacity;
+        CHECK(file_used_nbytes(files.data) <= reserved + page_nbytes(), "what belongs to no slot is given back");
+        if (!dead)
+            attachment_close(late);
+        attachment_close(reader);
+        attachment_close(publisher);
+        files_close(files);
+    }
+}
+
+/* The latest points outside the file, or half out of it, or between two pages: the next version goes elsewhere. */
+static void test_inherited_latest_outside(void)
+{
+    static const struct { uint64_t offset, capacity; } wild[] = {
+        {UINT64_C(1) << 40, 4096}, {UINT64_MAX - 4095, 8192}, {0, UINT64_MAX}, {64, 4096}, {UINT64_MAX - 4095, 4096},
+    };
+    for (unsigned i = 0; i < sizeof wild / sizeof *wild; i++) {
+        struct channel_files files = files_make(READERS, 4, 2);
+        struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+        struct pin pin;
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+        struct slot_extent *extent = &publisher->channel.control->slots[latest_slot(channel_latest(&publisher->channel))];
+        extent->offset = wild[i].offset;
+        extent->capacity = wild[i].capacity;
+        attachment_close(publisher);
+        CHECK(attachment_pin(reader, &pin) != STATUS_OK);
+        publisher = files_attach(files, ROLE_PUBLISHER);
+        for (uint64_t version = 2; version < 8; version++) {
+            CHECK(version_publish(publisher, 2 * WORDS) == STATUS_OK);
+            CHECK(attachment_pin(reader, &pin) == STATUS_OK && pin.version == version && pin_is_whole(&pin), "case %u", i);
+            attachment_unpin(reader, pin.slot, pin.generation);
+        }
+        CHECK(extents_are_apart(publisher->channel.control));
+        attachment_close(reader);
+        attachment_close(publisher);
+        files_close(files);
+    }
+}
+
+/* That the test above can fail: a publisher that takes the table for its own writes over the latest. */
+static void test_inherited_mutant(void)
+{
+    for (int trusting = 0; trusting < 2; trusting++) {
+        struct channel_files files = files_make(READERS, 4, 2);
+        struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+        struct pin pin;
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
+        struct slot_extent *slots = publisher->channel.control->slots;
+        slots[(pin.slot + 1) % 4].offset = slots[pin.slot].offset;
+        slots[(pin.slot + 1) % 4].capacity = slots[pin.slot].capacity;
+        attachment_close(publisher);
+        publisher = files_attach(files, ROLE_PUBLISHER);
+        if (trusting)
+            publisher->inherited = 0;
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK && pin_is_whole(&pin) == !trusting);
+        attachment_close(reader);
+        attachment_close(publisher);
+        files_close(files);
+    }
+}
+
+/* Attaching as the publisher alone changes nothing: the caller may still find that these are not its files. */
+static void test_inherited_until_picked(void)
+{
+    struct channel_files files = files_make(READERS, 4, 3);
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER);
+    for (int i = 0; i < 5; i++)
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    struct slot_extent before[CHANNEL_MAX_SLOTS];
+    memcpy(before, publisher->channel.control->slots, sizeof before);
+    const uint64_t used = file_used_nbytes(files.data);
+    attachment_close(publisher);
+    publisher = files_attach(files, ROLE_PUBLISHER);
+    CHECK(memcmp(before, publisher->channel.control->slots, sizeof before) == 0 && file_used_nbytes(files.data) == used);
+    attachment_close(publisher);
+    files_close(files);
+}
+
 /* -- ends ------------------------------------------------------------------------------------------------------- */
 
 static void test_retire(void)
@@ -672,6 +819,10 @@ int main(void)
     test_lend();
     test_full("a limit", files_make(READERS, 4, 2), EFBIG);
     test_full("a seal", files_make(READERS, 4, 2), EPERM);
+    test_inherited_table();
+    test_inherited_latest_outside();
+    test_inherited_mutant();
+    test_inherited_until_picked();
     test_retire();
     test_wait();
     test_fork_keeps_pins();

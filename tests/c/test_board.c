@@ -122,8 +122,9 @@ static void test_words(void)
               task_buffer(task) == buffer);
         CHECK(task_is(task, step, state) && !task_is(task, step + 1, state) && !task_is(task, step, TASK_DONE));
         const unsigned slot = (unsigned)(bits & 63);
-        const uint64_t phase = phase_make(step, PHASE_UPDATE, slot);
-        CHECK(phase_step(phase) == step && phase_kind(phase) == PHASE_UPDATE && phase_slot(phase) == slot);
+        const enum phase_kind kind = (enum phase_kind)(bits >> 20 & 1 ? PHASE_UPDATE : PHASE_NORM);
+        const uint64_t phase = phase_make(step, kind, slot);
+        CHECK(phase_step(phase) == step && phase_kind(phase) == kind && phase_slot(phase) == slot);
     }
     const uint64_t most = task_make(1, TASK_DONE, BOARD_MAX_WORKERS - 1, BOARD_MAX_SHARDS + BOARD_MAX_WORKERS - 1);
     CHECK(task_worker(most) == BOARD_MAX_WORKERS - 1 && task_buffer(most) == BOARD_MAX_SHARDS + BOARD_MAX_WORKERS - 1);
@@ -166,7 +167,7 @@ static void test_claim_and_commit(void)
 
 static void test_step_by_hand(void)
 {
-    struct team team = team_open(3, 2, 1);
+    struct team team = team_open(14, 2, 1);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job);
     struct turn turns[2] = {turn_take(&team, 0), turn_take(&team, 1)};
@@ -185,6 +186,30 @@ static void test_step_by_hand(void)
     CHECK(job_equals(job, &reference));
     board_stop(&job->board);
     CHECK(turn_take(&team, 0).kind == TURN_STOP);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* The same with a norm task per range in between; the batch's gradient is longer than clip_norm. */
+static void test_clipped_step_by_hand(void)
+{
+    struct team team = team_open(3 + 2 * 7, 2, 1);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job);
+    CHECK(reference.norms[0] > job->config.clip_norm, "%g", reference.norms[0]);
+    CHECK(turn_run(&team, 0) == TURN_GRADIENT && turn_run(&team, 1) == TURN_GRADIENT);
+    CHECK(turn_take(&team, 0).kind == TURN_NEED_SLOT, "the norms are done, and there is no slot");
+    CHECK(phase_of(job) == phase_make(0, PHASE_NORM, 0));
+    for (uint32_t r = 0; r < JOB_RANGES; r++)
+        CHECK(atomic_load(&job->board.norm_tasks[r].word) == task_make(0, TASK_DONE, 0, 0));
+    CHECK(turn_take(&team, 1).kind == TURN_NEED_SLOT, "the other one finds them done");
+    atomic_store(&job->board.norm_tasks[1].word, task_make(0, TASK_CLAIMED, 1, 0));
+    job->board.squares[1] = NAN;
+    CHECK(turn_take(&team, 0).kind == TURN_IDLE, "one is missing");
+    CHECK(board_recover(&job->board, 1) == -1, "a norm is no shard's gradient");
+    slots_grow(&team);
+    team_finish(&team);
+    CHECK(job_equals(job, &reference));
     reference_free(&reference);
     team_close(&team);
 }
@@ -340,21 +365,26 @@ static void test_published_and_not_moved_on(void)
 
 /* -- kills everywhere -------------------------------------------------------------------------------------------- */
 
-/* What the dead may have been writing: its scratch, and the ranges that it had claimed. */
+/* What the dead may have been writing: its scratch, and the norms and ranges that it had claimed. */
 static void dead_scribble(struct team *team, uint32_t dead)
 {
     const struct job *job = &team->job;
     const uint64_t phase = phase_of(job);
     for (uint32_t r = 0; r < JOB_RANGES; r++) {
-        const uint64_t word = atomic_load(&job->board.range_tasks[r].word);
-        if (phase_kind(phase) != PHASE_UPDATE || !task_is(word, phase_step(phase), TASK_CLAIMED) || task_worker(word) != dead)
+        const bool norms = phase_kind(phase) == PHASE_NORM;
+        const uint64_t word = atomic_load(&(norms ? job->board.norm_tasks : job->board.range_tasks)[r].word);
+        if (!task_is(word, phase_step(phase), TASK_CLAIMED) || task_worker(word) != dead)
             continue;
+        if (norms) {
+            job->board.squares[r] = NAN;
+            continue;
+        }
         uint8_t *slot;
         uint64_t capacity;
         CHECK(attachment_map(job->publisher, phase_slot(phase), &slot, &capacity) == STATUS_OK);
         const uint64_t nbytes = job->ranges[r].count * kernel_itemsize((enum kernel_dtype)job->ranges[r].dtype);
-        memset(slot + job->ranges[r].slot_offset, 0xee, nbytes);
-        memset(slot + job->ranges[r].slot_offset + job->config.state_stride, 0xee, nbytes);
+        for (unsigned part = 0; part < 1 + JOB_STATES; part++)
+            memset(slot + job->ranges[r].slot_offset + part * job->config.state_stride, 0xee, nbytes);
         if (r == 0)
             memset(slot, 0xee, sizeof(struct slot_header) + JOB_SCHEMA_NBYTES);
     }
@@ -409,17 +439,17 @@ static bool job_with_one_kill(struct team *team, unsigned first, uint64_t left)
     return false;
 }
 
-/* How many of the kills came in an update. `first`: who begins. */
-static uint64_t test_kill_before_every_operation(uint32_t shards, unsigned first)
+/* How many of the kills came in each phase. `first`: who begins. */
+static void test_kill_before_every_operation(uint64_t seed, uint32_t shards, unsigned first, uint64_t in_phases[3])
 {
     struct job_reference reference = {0};
-    uint64_t kills = 0, in_updates = 0, stream = check_stream(1);
+    uint64_t kills = 0, stream = check_stream(1);
     for (bool killed = true; killed; kills += killed) {
-        struct team team = team_open(10, shards, 3);
+        struct team team = team_open(seed, shards, 3);
         if (kills == 0)
             reference = reference_run(&team.job);
         killed = job_with_one_kill(&team, first, kills);
-        in_updates += killed && phase_kind(phase_of(&team.job)) == PHASE_UPDATE;
+        in_phases[phase_kind(phase_of(&team.job))] += killed;
         for (unsigned i = 0; killed && kills % 2 != 0 && i < 20; i++) { /* the other goes on as far as it can alone */
             turn_run(&team, 1);
             slots_grow(&team);
@@ -433,7 +463,6 @@ static uint64_t test_kill_before_every_operation(uint32_t shards, unsigned first
     }
     CHECK(kills > 40, "%" PRIu64, kills);
     reference_free(&reference);
-    return in_updates;
 }
 
 /* Not killed but stopped, before every single operation, while the other goes on as far as it can, often by several
@@ -448,13 +477,13 @@ static void others_go_on(void)
     }
 }
 
-static void test_stop_before_every_operation(uint32_t shards, unsigned first)
+static void test_stop_before_every_operation(uint64_t seed, uint32_t shards, unsigned first)
 {
     struct job_reference reference = {0};
     fate.stopped = others_go_on;
     bool stopped = true;
     for (uint64_t stops = 0; stopped; stops++) {
-        struct team team = team_open(11, shards, 4);
+        struct team team = team_open(seed, shards, 4);
         uint64_t version = 0;
         stopped_team = &team;
         if (stops == 0)
@@ -510,19 +539,22 @@ int main(void)
     test_layout();
     test_claim_and_commit();
     test_step_by_hand();
+    test_clipped_step_by_hand();
     test_limit();
     test_no_examples();
     test_need_slot();
     test_recover_claim();
     test_recover_commit();
     test_published_and_not_moved_on();
-    uint64_t in_updates = 0;
+    uint64_t in_phases[3] = {0};
     for (uint32_t shards = 1; shards <= 4; shards++)
-        for (unsigned first = 0; first < WORKERS; first++) {
-            in_updates += test_kill_before_every_operation(shards, first);
-            test_stop_before_every_operation(shards, first);
-        }
-    CHECK(in_updates > 100, "%" PRIu64, in_updates);
+        for (unsigned first = 0; first < WORKERS; first++)
+            for (uint64_t seed = 10; seed < 12; seed++) { /* without clipping, and with */
+                test_kill_before_every_operation(seed, shards, first, in_phases);
+                test_stop_before_every_operation(seed + 2, shards, first);
+            }
+    for (unsigned kind = 0; kind < 3; kind++)
+        CHECK(in_phases[kind] > 100, "phase %u: %" PRIu64, kind, in_phases[kind]);
     test_kills_at_random();
     return check_end();
 }

@@ -1,0 +1,398 @@
+/* Frozen tables: see frozen.h. Little-endian only, as all of untorn. */
+#include "frozen.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { HEADER_NBYTES = 16, CACHE_LINE = 64, MAX_RESEEDS = 4 };
+
+/* While building, in a record's reserved field. */
+enum { FLAG_REPLACED = 1, FLAG_KEPT = 2 };
+
+struct header {
+    uint8_t key_kind;
+    uint8_t kind;
+    uint16_t flags;
+    uint32_t key_nbytes;
+    uint64_t word;
+};
+_Static_assert(sizeof(struct header) == HEADER_NBYTES, "the header is part of the format");
+
+static uint64_t padded(uint64_t nbytes)
+{
+    return (nbytes + 7) & ~UINT64_C(7);
+}
+
+/* -- Hash ------------------------------------------------------------------------------------------------------- */
+
+static uint64_t load_u64(const uint8_t *bytes)
+{
+    uint64_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+static uint64_t load_u32(const uint8_t *bytes)
+{
+    uint32_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+static uint64_t hash_mix(uint64_t a, uint64_t b)
+{
+    const unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static const uint64_t SECRET[2] = {UINT64_C(0x2d358dccaa6c78a5), UINT64_C(0x8bb84b93962eacc9)};
+
+uint64_t frozen_hash(uint64_t seed, const struct frozen_key *key)
+{
+    const uint8_t *bytes = key->bytes;
+    uint64_t left = key->nbytes, a = 0, b = 0;
+    seed ^= hash_mix(seed ^ SECRET[0], SECRET[1] ^ key->kind);
+    if (left > 16) {
+        for (; left > 16; left -= 16, bytes += 16)
+            seed = hash_mix(load_u64(bytes) ^ SECRET[1], load_u64(bytes + 8) ^ seed);
+        a = load_u64(bytes + left - 16); /* the last 16 bytes, some of them for the second time */
+        b = load_u64(bytes + left - 8);
+    } else if (left >= 4) {
+        const uint64_t middle = left >> 3 << 2;
+        a = load_u32(bytes) << 32 | load_u32(bytes + middle);
+        b = load_u32(bytes + left - 4) << 32 | load_u32(bytes + left - 4 - middle);
+    } else if (left > 0) {
+        a = (uint64_t)bytes[0] << 16 | (uint64_t)bytes[left >> 1] << 8 | bytes[left - 1];
+    }
+    return hash_mix(SECRET[1] ^ key->nbytes, hash_mix(a ^ SECRET[1], b ^ seed));
+}
+
+/* -- Looking up --------------------------------------------------------------------------------------------------- */
+
+bool frozen_fits(const struct frozen *table, uint64_t index_nbytes)
+{
+    const uint64_t slots = table->slots;
+    return index_nbytes == slots * FROZEN_SLOT_NBYTES && slots >= FROZEN_BUCKET && (slots & (slots - 1)) == 0 &&
+           table->count < slots && table->entries_nbytes % 8 == 0 &&
+           table->count <= table->entries_nbytes / HEADER_NBYTES;
+}
+
+bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct frozen_record *found)
+{
+    struct header header;
+    uint64_t at = *offset;
+    if (at > nbytes || nbytes - at < HEADER_NBYTES)
+        return false;
+    memcpy(&header, bytes + at, sizeof header);
+    at += HEADER_NBYTES;
+    if (padded(header.key_nbytes) > nbytes - at)
+        return false;
+    found->key = (struct frozen_key){bytes + at, header.key_nbytes, header.key_kind};
+    at += padded(header.key_nbytes);
+    found->kind = header.kind;
+    found->word = header.word;
+    found->content = bytes + at;
+    found->content_nbytes = header.kind > FROZEN_FLOAT ? header.word : 0;
+    if (found->content_nbytes > nbytes - at)
+        return false;
+    *offset = at + padded(found->content_nbytes); /* may be behind the end by less than 8: the next read sees it */
+    return true;
+}
+
+static bool key_equal(const struct frozen_key *one, const struct frozen_key *other)
+{
+    return one->kind == other->kind && one->nbytes == other->nbytes &&
+           memcmp(one->bytes, other->bytes, one->nbytes) == 0;
+}
+
+/* Where a search ended: at the slot of the key, or in the first bucket with room. */
+struct probe {
+    uint64_t bucket, slot, offset; /* slot and offset: of the key and its record, if it was found */
+    uint64_t full;                 /* buckets that were passed */
+};
+
+static inline uint64_t hash_tag(uint64_t hash)
+{
+    return (hash >> 56) + (hash >> 56 == 0);
+}
+
+/* The upper bit of each byte that has the tag: eight slots at once, so that the processor need not guess where the key
+ * is, and a lookup that misses the cache overlaps with the next (zero bytes: Warren, Hacker's Delight, 6-1). */
+static inline uint64_t tags_match(const uint8_t *tags, uint64_t tag)
+{
+    const uint64_t low = UINT64_C(0x7f7f7f7f7f7f7f7f), differ = load_u64(tags) ^ tag * UINT64_C(0x0101010101010101);
+    return ~(((differ & low) + low) | differ | low);
+}
+
+static inline enum frozen_answer index_search(const struct frozen *table, const struct frozen_key *key, uint64_t hash,
+                                              struct probe *probe, struct frozen_record *found)
+{
+    const uint64_t mask = table->slots / FROZEN_BUCKET - 1, tag = hash_tag(hash);
+    const uint8_t *places = table->index + table->slots;
+    for (uint64_t full = 0; full <= mask; full++) {
+        const uint64_t first = ((hash + full) & mask) * FROZEN_BUCKET;
+        __builtin_prefetch(places + first * 4);
+        for (uint64_t half = first; half < first + FROZEN_BUCKET; half += 8) {
+            for (uint64_t match = tags_match(table->index + half, tag); match != 0; match &= match - 1) {
+                const uint64_t slot = half + (unsigned)__builtin_ctzll(match) / 8;
+                uint64_t end = load_u32(places + slot * 4) * 8;
+                *probe = (struct probe){first, slot, end, full};
+                if (!frozen_read(table->entries, table->entries_nbytes, &end, found))
+                    return FROZEN_DAMAGED;
+                if (key_equal(key, &found->key))
+                    return FROZEN_FOUND;
+            }
+        }
+        *probe = (struct probe){first, 0, 0, full};
+        if (table->index[first + FROZEN_BUCKET - 1] == 0)
+            return FROZEN_MISSING;
+    }
+    return FROZEN_DAMAGED; /* some bucket always has room */
+}
+
+enum frozen_answer frozen_find(const struct frozen *table, const struct frozen_key *key, struct frozen_record *found)
+{
+    struct probe probe;
+    return index_search(table, key, frozen_hash(table->seed, key), &probe, found);
+}
+
+/* -- Buffers ------------------------------------------------------------------------------------------------------ */
+
+static bool buffer_resize(struct frozen_buffer *buffer, uint64_t capacity)
+{
+    uint8_t *allocated = realloc(buffer->allocated, capacity + CACHE_LINE);
+    if (allocated == NULL)
+        return false;
+    const uint64_t shift = -(uintptr_t)allocated & (CACHE_LINE - 1);
+    const uint64_t kept = buffer->nbytes < capacity ? buffer->nbytes : capacity;
+    if (shift != buffer->shift && kept != 0)
+        memmove(allocated + shift, allocated + buffer->shift, kept); /* rare: large blocks move by whole pages */
+    *buffer = (struct frozen_buffer){allocated + shift, buffer->nbytes, capacity, allocated, shift};
+    return true;
+}
+
+/* Room for as many bytes at the end, followed by zeros up to a multiple of 8; NULL without memory. */
+static uint8_t *buffer_extend(struct frozen_buffer *buffer, uint64_t nbytes)
+{
+    const uint64_t start = buffer->nbytes, room = padded(nbytes);
+    if (room < nbytes || room > UINT64_MAX / 4 - start)
+        return NULL;
+    if (start + room > buffer->capacity && !buffer_resize(buffer, (start + room) * 2))
+        return NULL;
+    if (room != nbytes)
+        memset(buffer->bytes + start + room - 8, 0, 8);
+    buffer->nbytes = start + room;
+    return buffer->bytes + start;
+}
+
+void frozen_buffer_free(struct frozen_buffer *buffer)
+{
+    free(buffer->allocated);
+    *buffer = (struct frozen_buffer){0};
+}
+
+/* -- The index while it is built -------------------------------------------------------------------------------- */
+
+static struct frozen builder_table(const struct frozen_builder *builder)
+{
+    return (struct frozen){builder->index.bytes, builder->entries.bytes, builder->index.nbytes / FROZEN_SLOT_NBYTES,
+                           builder->entries.nbytes, builder->count, builder->seed};
+}
+
+static bool index_clear(struct frozen_builder *builder, uint64_t slots)
+{
+    const uint64_t nbytes = slots * FROZEN_SLOT_NBYTES;
+    builder->index.nbytes = 0;
+    if (nbytes > builder->index.capacity && !buffer_resize(&builder->index, nbytes))
+        return false;
+    memset(builder->index.bytes, 0, nbytes);
+    builder->index.nbytes = nbytes;
+    return true;
+}
+
+static struct header *header_at(const struct frozen_builder *builder, uint64_t place)
+{
+    return (struct header *)(builder->entries.bytes + place); /* aligned: the buffer to 64, a place to 8 */
+}
+
+static bool index_rebuild(struct frozen_builder *builder, uint64_t slots);
+
+/* Let the index lead to the record at `place`. */
+static bool index_insert(struct frozen_builder *builder, uint64_t place, const struct frozen_key *key)
+{
+    const uint64_t hash = frozen_hash(builder->seed, key);
+    const struct frozen table = builder_table(builder);
+    struct frozen_record before;
+    struct probe probe;
+    if (index_search(&table, key, hash, &probe, &before) == FROZEN_FOUND) {
+        header_at(builder, probe.offset)->flags |= FLAG_REPLACED;
+        builder->replaced++;
+    } else {
+        for (probe.slot = probe.bucket; table.index[probe.slot] != 0;)
+            probe.slot++;
+        builder->count++;
+    }
+    const uint32_t unit = (uint32_t)(place / 8);
+    builder->index.bytes[probe.slot] = (uint8_t)hash_tag(hash);
+    memcpy(builder->index.bytes + table.slots + probe.slot * 4, &unit, sizeof unit);
+    if (probe.full < FROZEN_MAX_FULL || builder->reseeds == MAX_RESEEDS)
+        return true;
+    builder->seed = hash_mix(builder->spare_seed + ++builder->reseeds, SECRET[0]);
+    return index_rebuild(builder, table.slots);
+}
+
+/* Start the index again, from the records. Those that were replaced stay so. */
+static bool index_rebuild(struct frozen_builder *builder, uint64_t slots)
+{
+    const uint64_t seed = builder->seed;
+    struct frozen_record record;
+    if (!index_clear(builder, slots))
+        return false;
+    builder->count = 0;
+    for (uint64_t offset = 0, place = 0; offset < builder->entries.nbytes && builder->seed == seed; place = offset) {
+        frozen_read(builder->entries.bytes, builder->entries.nbytes, &offset, &record);
+        if (!(header_at(builder, place)->flags & FLAG_REPLACED) && !index_insert(builder, place, &record.key))
+            return false;
+    }
+    return true; /* with a changed seed: index_insert has done it all again */
+}
+
+/* -- Building ----------------------------------------------------------------------------------------------------- */
+
+static uint64_t slots_for(uint64_t count)
+{
+    uint64_t slots = FROZEN_BUCKET;
+    while (count * 3 > slots * 2)
+        slots *= 2;
+    return slots;
+}
+
+bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed)
+{
+    builder->seed = FROZEN_SEED;
+    builder->spare_seed = spare_seed;
+    return index_clear(builder, slots_for(expected)) && buffer_resize(&builder->entries, expected * 32) &&
+           buffer_resize(&builder->blob, 0);
+}
+
+void frozen_builder_free(struct frozen_builder *builder)
+{
+    frozen_buffer_free(&builder->index);
+    frozen_buffer_free(&builder->entries);
+    frozen_buffer_free(&builder->blob);
+}
+
+uint64_t frozen_entry_begin(struct frozen_builder *builder, const struct frozen_key *key)
+{
+    const uint64_t place = builder->entries.nbytes;
+    uint8_t *bytes = buffer_extend(&builder->entries, HEADER_NBYTES + key->nbytes);
+    if (bytes == NULL)
+        return FROZEN_NO_PLACE;
+    memcpy(bytes, &(struct header){.key_kind = key->kind, .key_nbytes = (uint32_t)key->nbytes}, HEADER_NBYTES);
+    if (key->nbytes != 0)
+        memcpy(bytes + HEADER_NBYTES, key->bytes, key->nbytes);
+    return place;
+}
+
+uint64_t frozen_node_begin(struct frozen_builder *builder)
+{
+    return frozen_entry_begin(builder, &(struct frozen_key){NULL, 0, FROZEN_NO_KEY});
+}
+
+bool frozen_entry_end(struct frozen_builder *builder, uint64_t place)
+{
+    const struct header *header = header_at(builder, place);
+    const uint64_t slots = slots_for(builder->count + 1);
+    if (slots * FROZEN_SLOT_NBYTES > builder->index.nbytes)
+        return index_rebuild(builder, slots); /* this record among them, as the last */
+    return index_insert(builder, place, &(struct frozen_key){(const uint8_t *)(header + 1), header->key_nbytes,
+                                                            header->key_kind});
+}
+
+void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word)
+{
+    header_at(builder, place)->kind = kind;
+    header_at(builder, place)->word = word;
+}
+
+bool frozen_put_bytes(struct frozen_builder *builder, uint64_t place, uint8_t kind, const void *bytes, uint64_t nbytes)
+{
+    uint8_t *content = buffer_extend(&builder->entries, nbytes);
+    if (content == NULL)
+        return false;
+    if (nbytes != 0)
+        memcpy(content, bytes, nbytes);
+    frozen_put_word(builder, place, kind, nbytes);
+    return true;
+}
+
+uint64_t frozen_content_begin(const struct frozen_builder *builder)
+{
+    return builder->entries.nbytes;
+}
+
+bool frozen_content_word(struct frozen_builder *builder, uint64_t word)
+{
+    uint8_t *bytes = buffer_extend(&builder->entries, sizeof word);
+    if (bytes != NULL)
+        memcpy(bytes, &word, sizeof word);
+    return bytes != NULL;
+}
+
+void frozen_content_end(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t start)
+{
+    frozen_put_word(builder, place, kind, builder->entries.nbytes - start);
+}
+
+uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint64_t nbytes, uint64_t alignment)
+{
+    const uint64_t gap = -builder->blob.nbytes & (alignment - 1);
+    uint8_t *place = buffer_extend(&builder->blob, gap);
+    if (place == NULL)
+        return FROZEN_NO_PLACE;
+    memset(place, 0, gap);
+    const uint64_t offset = builder->blob.nbytes;
+    place = buffer_extend(&builder->blob, nbytes);
+    if (place == NULL)
+        return FROZEN_NO_PLACE;
+    if (nbytes != 0)
+        memcpy(place, bytes, nbytes);
+    return offset;
+}
+
+/* Of each key the last record, at the place of the first. */
+static bool entries_compact(struct frozen_builder *builder)
+{
+    const struct frozen table = builder_table(builder);
+    struct frozen_buffer packed = {0};
+    struct frozen_record record, last;
+    struct probe probe;
+    for (uint64_t offset = 0; offset < table.entries_nbytes;) {
+        frozen_read(table.entries, table.entries_nbytes, &offset, &record);
+        index_search(&table, &record.key, frozen_hash(table.seed, &record.key), &probe, &last);
+        struct header *header = header_at(builder, probe.offset);
+        if (header->flags & FLAG_KEPT)
+            continue;
+        uint64_t end = probe.offset;
+        frozen_read(table.entries, table.entries_nbytes, &end, &last);
+        uint8_t *bytes = buffer_extend(&packed, end - probe.offset);
+        if (bytes == NULL) {
+            frozen_buffer_free(&packed);
+            return false;
+        }
+        memcpy(bytes, header, end - probe.offset);
+        header->flags |= FLAG_KEPT;
+    }
+    frozen_buffer_free(&builder->entries);
+    builder->entries = packed;
+    return index_rebuild(builder, slots_for(builder->count));
+}
+
+bool frozen_builder_end(struct frozen_builder *builder)
+{
+    if (builder->replaced != 0 && !entries_compact(builder))
+        return false;
+    return buffer_resize(&builder->index, builder->index.nbytes) &&
+           buffer_resize(&builder->entries, builder->entries.nbytes) &&
+           buffer_resize(&builder->blob, builder->blob.nbytes);
+}

@@ -1,0 +1,46 @@
+/* The Python face of the core: what the files module*.c share. They alone include Python.h.
+ *
+ *     module_channel.c   Attachment   one process's side of a channel (attachment.h)
+ *                        Hold         a pinned version; exports its bytes, read-only; unpins with its last view
+ *                        Private      a pinned version, writable: what is written stays with this object
+ *                        Draft        a slot being written; exports its bytes, writable
+ *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
+ *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
+ *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
+ *     module.c           StatusError  (code, errno): what went wrong, from the one table of attachment.h. The Python
+ *                                     layer above knows the names of things and turns it into messages for people.
+ *
+ * The buffer protocol carries lifetimes: NumPy keeps the object that exported the memory as an array's base, so a
+ * view of a view of a leaf still keeps its Hold. The GIL is released around every wait and every large copy.
+ */
+#ifndef UNTORN_MODULE_H
+#define UNTORN_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "attachment.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct attachment *attachment;
+} AttachmentObject;
+
+extern PyTypeObject *AttachmentType;
+
+/* Raise StatusError; returns NULL. */
+PyObject *status_raise(enum status status);
+/* tp_dealloc's last step: an object of a heap type owns a reference to it. */
+void object_free(PyObject *self);
+/* Append a new reference, which is taken over; false with an exception set, also if `item` is NULL. */
+bool list_append_new(PyObject *list, PyObject *item);
+/* Make a type and add it to the module; `keep`, if not NULL, gets a reference of its own. */
+bool type_add(PyObject *module, PyType_Spec *spec, PyTypeObject **keep);
+
+/* Each adds its types, functions and constants. */
+bool module_add_channel(PyObject *module);
+bool module_add_board(PyObject *module);
+bool module_add_frozen(PyObject *module);
+bool module_add_waiting(PyObject *module);
+
+#endif

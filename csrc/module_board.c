@@ -1,0 +1,318 @@
+/* Board: see module.h. */
+#include "module.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "board.h"
+#include "futex.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct board board;
+    void *memory;
+    uint64_t nbytes;
+    struct turn turn;
+} BoardObject;
+
+static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    int fd;
+    struct stat stat;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    if (fstat(fd, &stat) != 0)
+        return status_raise(STATUS_OS);
+    void *memory = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return status_raise(STATUS_OS);
+    struct board board;
+    BoardObject *self = NULL;
+    enum status status = board_attach(&board, memory, (uint64_t)stat.st_size);
+    if (status == STATUS_OK)
+        self = PyObject_New(BoardObject, type);
+    else
+        status_raise(status);
+    if (self == NULL) {
+        munmap(memory, (size_t)stat.st_size);
+        return NULL;
+    }
+    self->board = board;
+    self->memory = memory;
+    self->nbytes = (uint64_t)stat.st_size;
+    self->turn = (struct turn){.kind = TURN_IDLE};
+    return (PyObject *)self;
+}
+
+static void Board_dealloc(PyObject *self)
+{
+    munmap(((BoardObject *)self)->memory, ((BoardObject *)self)->nbytes);
+    object_free(self);
+}
+
+static int Board_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    BoardObject *board = (BoardObject *)self;
+    return PyBuffer_FillInfo(view, self, board->memory, (Py_ssize_t)board->nbytes, 0, flags);
+}
+
+static PyObject *Board_next(PyObject *self, PyObject *args)
+{
+    BoardObject *board = (BoardObject *)self;
+    PyObject *weights;
+    unsigned worker, first;
+    double spin_s, wait_s;
+    if (!PyArg_ParseTuple(args, "O!IIdd", AttachmentType, &weights, &worker, &first, &spin_s, &wait_s))
+        return NULL;
+    if (worker >= board->board.header->workers) {
+        PyErr_Format(PyExc_ValueError, "worker %u: the board has %u", worker, board->board.header->workers);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    board->turn = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, first,
+                             (int64_t)(spin_s * 1e9), (int64_t)(wait_s * 1e9));
+    Py_END_ALLOW_THREADS
+    const struct turn *turn = &board->turn;
+    const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, turn->buffer);
+    return Py_BuildValue("(iKIK)", (int)turn->kind, (unsigned long long)turn->step, turn->shard,
+                         (unsigned long long)(buffer - (const uint8_t *)board->memory));
+}
+
+static PyObject *Board_commit(PyObject *self, PyObject *argument)
+{
+    BoardObject *board = (BoardObject *)self;
+    unsigned long worker = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (board->turn.kind != TURN_GRADIENT || worker >= board->board.header->workers) {
+        PyErr_SetString(PyExc_ValueError, "commit: no gradient task was taken");
+        return NULL;
+    }
+    bool counts = board_commit(&board->board, (uint32_t)worker, &board->turn);
+    board->turn.kind = TURN_IDLE;
+    return PyBool_FromLong(counts);
+}
+
+static PyObject *Board_fail(PyObject *self, PyObject *argument)
+{
+    struct board_header *header = ((BoardObject *)self)->board.header;
+    unsigned long worker = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(&header->failed, &none, (uint32_t)worker + 1); /* pairs with the server's load_acquire */
+    board_ring_server(&((BoardObject *)self)->board);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Board_open(PyObject *self, PyObject *argument)
+{
+    unsigned long long limit = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    board_open(&((BoardObject *)self)->board, limit);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Board_stop(PyObject *self, PyObject *unused)
+{
+    board_stop(&((BoardObject *)self)->board);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Board_recover(PyObject *self, PyObject *argument)
+{
+    unsigned long worker = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    int64_t shard = -1;
+    if (worker < ((BoardObject *)self)->board.header->workers)
+        shard = board_recover(&((BoardObject *)self)->board, (uint32_t)worker);
+    return PyLong_FromLongLong(shard);
+}
+
+static PyObject *Board_slot_ready(PyObject *self, PyObject *unused)
+{
+    store_release(&((BoardObject *)self)->board.header->need_slot, 0);
+    board_ring(&((BoardObject *)self)->board);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Board_wait_server(PyObject *self, PyObject *args)
+{
+    struct board_header *header = ((BoardObject *)self)->board.header;
+    unsigned seen;
+    double timeout_s;
+    if (!PyArg_ParseTuple(args, "Id", &seen, &timeout_s))
+        return NULL;
+    enum futex_result result = FUTEX_CHANGED;
+    Py_BEGIN_ALLOW_THREADS
+    if (load_acquire(&header->server_bell) == seen)
+        result = futex_sleep(&header->server_bell, seen, &header->server_sleepers, (int64_t)(timeout_s * 1e9));
+    Py_END_ALLOW_THREADS
+    if (result == FUTEX_INTERRUPTED && PyErr_CheckSignals() != 0)
+        return NULL;
+    return PyLong_FromUnsignedLong(load_acquire(&header->server_bell));
+}
+
+enum board_field {
+    BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
+    BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
+    BOARD_BATCH_SIZE, BOARD_STOPPED,
+};
+
+static PyObject *Board_field(PyObject *self, void *which)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    struct board_header *header = board->header;
+    unsigned long long value = 0;
+    switch ((enum board_field)(intptr_t)which) {
+    case BOARD_STEP: value = board_step(board); break;
+    case BOARD_LIMIT: value = load_acquire(&header->limit); break;
+    case BOARD_NEED_SLOT: value = load_acquire(&header->need_slot); break;
+    case BOARD_FAILED: value = load_acquire(&header->failed); break;
+    case BOARD_STOPPED: value = load_acquire(&header->stop); break;
+    case BOARD_LOG_AT: value = header->log_at; break;
+    case BOARD_RATES_AT: value = header->rates_at; break;
+    case BOARD_ORDER_AT: value = header->order_at; break;
+    case BOARD_ERRORS_AT: value = header->errors_at; break;
+    case BOARD_NAMES_AT: value = header->names_at; break;
+    case BOARD_SHARDS: value = header->shards; break;
+    case BOARD_WORKERS: value = header->workers; break;
+    case BOARD_STEPS: value = header->steps; break;
+    case BOARD_EXAMPLES: value = header->examples; break;
+    case BOARD_BATCH_SIZE: value = header->batch_size; break;
+    }
+    return PyLong_FromUnsignedLongLong(value);
+}
+
+/* Gradients committed by each worker. */
+static PyObject *Board_commits(PyObject *self, void *unused)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list != NULL && i < board->header->workers; i++)
+        if (!list_append_new(list, PyLong_FromUnsignedLongLong(load_relaxed(&board->workers[i].commits))))
+            Py_CLEAR(list);
+    return list;
+}
+
+static PyMethodDef Board_methods[] = {
+    {"next", Board_next, METH_VARARGS,
+     "next(weights, worker, first, spin_s, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
+    {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
+    {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
+    {"open", Board_open, METH_O, "open(limit): let steps below `limit` run."},
+    {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
+    {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
+    {"slot_ready", Board_slot_ready, METH_NOARGS, "There is a free slot again."},
+    {"wait_server", Board_wait_server, METH_VARARGS, "wait_server(seen, timeout_s) -> the server's bell."},
+    {NULL, NULL, 0, NULL},
+};
+
+#define BOARD_FIELD(name, which) {name, Board_field, NULL, NULL, (void *)(intptr_t)(which)}
+static PyGetSetDef Board_getset[] = {
+    BOARD_FIELD("step", BOARD_STEP),
+    BOARD_FIELD("limit", BOARD_LIMIT),
+    BOARD_FIELD("need_slot", BOARD_NEED_SLOT),
+    BOARD_FIELD("failed", BOARD_FAILED),
+    BOARD_FIELD("stopped", BOARD_STOPPED),
+    BOARD_FIELD("log_at", BOARD_LOG_AT),
+    BOARD_FIELD("rates_at", BOARD_RATES_AT),
+    BOARD_FIELD("order_at", BOARD_ORDER_AT),
+    BOARD_FIELD("errors_at", BOARD_ERRORS_AT),
+    BOARD_FIELD("names_at", BOARD_NAMES_AT),
+    BOARD_FIELD("shards", BOARD_SHARDS),
+    BOARD_FIELD("workers", BOARD_WORKERS),
+    BOARD_FIELD("steps", BOARD_STEPS),
+    BOARD_FIELD("examples", BOARD_EXAMPLES),
+    BOARD_FIELD("batch_size", BOARD_BATCH_SIZE),
+    {"commits", Board_commits, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot Board_slots[] = {
+    {Py_tp_doc, "Board(fd): sync training's board, as format_board laid it out. Exports its bytes, writable."},
+    {Py_tp_new, Board_new},
+    {Py_tp_dealloc, Board_dealloc},
+    {Py_tp_methods, Board_methods},
+    {Py_tp_getset, Board_getset},
+    {Py_bf_getbuffer, Board_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, Py_TPFLAGS_DEFAULT, Board_slots};
+
+static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges)
+{
+    uint64_t nbytes = board_nbytes(config);
+    errno = posix_fallocate(fd, 0, (off_t)nbytes);
+    if (errno != 0)
+        return STATUS_NO_SPACE;
+    void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return STATUS_OS;
+    struct board board;
+    board_format(&board, memory, config, ranges);
+    munmap(memory, nbytes);
+    return STATUS_OK;
+}
+
+static PyObject *core_format_board(PyObject *module, PyObject *args)
+{
+    int fd;
+    struct board_config config = {0};
+    struct kernel_hyper *hyper = &config.hyper;
+    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
+    Py_buffer ranges;
+    if (!PyArg_ParseTuple(args, "i(IIKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &steps, &examples,
+                          &batch_size, &buffer_nbytes, &state_stride, &base_version, &config.optimizer,
+                          &hyper->momentum, &hyper->weight_decay, &hyper->beta1, &hyper->beta2, &hyper->eps,
+                          &hyper->nesterov, &hyper->centered, &hyper->amsgrad, &config.clip_norm, &ranges))
+        return NULL;
+    config.steps = steps;
+    config.examples = examples;
+    config.batch_size = batch_size;
+    config.buffer_nbytes = buffer_nbytes;
+    config.state_stride = state_stride;
+    config.base_version = base_version;
+    config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
+    PyObject *result = NULL;
+    if (config.shards == 0 || config.shards > BOARD_MAX_SHARDS || config.workers == 0 ||
+        config.workers > BOARD_MAX_WORKERS || config.ranges == 0) {
+        PyErr_Format(PyExc_ValueError, "a board has 1 to %d shards, 1 to %d workers and at least one range",
+                     BOARD_MAX_SHARDS, BOARD_MAX_WORKERS);
+    } else if (config.optimizer >= KERNEL_OPTIMIZERS) {
+        PyErr_Format(PyExc_ValueError, "optimizer %u: expected one below %d", config.optimizer, KERNEL_OPTIMIZERS);
+    } else {
+        enum status status = board_create(fd, &config, ranges.buf);
+        result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(status);
+    }
+    PyBuffer_Release(&ranges);
+    return result;
+}
+
+static PyMethodDef board_functions[] = {
+    {"format_board", core_format_board, METH_VARARGS,
+     "format_board(fd, (shards, workers, steps, examples, batch_size, buffer_nbytes, state_stride, base_version), "
+     "(optimizer, momentum, weight_decay, beta1, beta2, eps, nesterov, centered, amsgrad), clip_norm or 0, ranges): "
+     "lay out a board in an empty file."},
+    {NULL, NULL, 0, NULL},
+};
+
+bool module_add_board(PyObject *module)
+{
+    return type_add(module, &Board_spec, NULL) && PyModule_AddFunctions(module, board_functions) == 0 &&
+           PyModule_AddIntConstant(module, "TURN_GRADIENT", TURN_GRADIENT) == 0 &&
+           PyModule_AddIntConstant(module, "TURN_IDLE", TURN_IDLE) == 0 &&
+           PyModule_AddIntConstant(module, "TURN_STOP", TURN_STOP) == 0 &&
+           PyModule_AddIntConstant(module, "TURN_NEED_SLOT", TURN_NEED_SLOT) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_SGD", KERNEL_SGD) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_RMSPROP", KERNEL_RMSPROP) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_ADAGRAD", KERNEL_ADAGRAD) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_METRICS", BOARD_METRICS) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_ERROR_NBYTES", BOARD_ERROR_NBYTES) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_BUFFER_HEADER_NBYTES", sizeof(struct board_buffer)) == 0;
+}

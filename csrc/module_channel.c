@@ -1,0 +1,482 @@
+/* Attachment, Hold, Private and Draft: see module.h. */
+#include "module.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "futex.h"
+
+PyTypeObject *AttachmentType;
+static PyTypeObject *HoldType, *PrivateType, *DraftType;
+
+/* -- Attachment ------------------------------------------------------------------------------------------------- */
+
+static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"control_fd", "data_fd", "role", NULL};
+    int control_fd, data_fd, role;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iii", names, &control_fd, &data_fd, &role))
+        return NULL;
+    AttachmentObject *self = PyObject_New(AttachmentObject, type);
+    if (self == NULL)
+        return NULL;
+    self->attachment = NULL;
+    enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, &self->attachment);
+    if (status != STATUS_OK) {
+        status_raise(status);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void Attachment_dealloc(PyObject *self)
+{
+    struct attachment *attachment = ((AttachmentObject *)self)->attachment;
+    if (attachment != NULL)
+        attachment_close(attachment);
+    object_free(self);
+}
+
+typedef struct {
+    PyObject_HEAD
+    AttachmentObject *owner;
+    struct pin pin;
+    PyObject *writable; /* its living Private or NULL; borrowed: the Private refers to us */
+} HoldObject;
+
+static PyObject *Attachment_pin(PyObject *self, PyObject *unused)
+{
+    HoldObject *hold = PyObject_New(HoldObject, HoldType);
+    if (hold == NULL)
+        return NULL;
+    hold->owner = NULL;
+    hold->writable = NULL;
+    enum status status = attachment_pin(((AttachmentObject *)self)->attachment, &hold->pin);
+    if (status != STATUS_OK) {
+        status_raise(status);
+        Py_DECREF(hold);
+        return NULL;
+    }
+    Py_INCREF(self);
+    hold->owner = (AttachmentObject *)self;
+    return (PyObject *)hold;
+}
+
+static PyObject *Attachment_wait(PyObject *self, PyObject *args)
+{
+    unsigned long long seen;
+    double timeout_s;
+    if (!PyArg_ParseTuple(args, "Kd", &seen, &timeout_s))
+        return NULL;
+    enum status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = attachment_wait(((AttachmentObject *)self)->attachment, seen, (int64_t)(timeout_s * 1e9));
+    Py_END_ALLOW_THREADS
+    if (status == STATUS_INTERRUPTED && PyErr_CheckSignals() != 0)
+        return NULL;
+    return PyBool_FromLong(status == STATUS_OK);
+}
+
+static PyObject *Attachment_pick(PyObject *self, PyObject *argument)
+{
+    unsigned long long nbytes = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    unsigned slot = 0;
+    enum status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = attachment_pick(((AttachmentObject *)self)->attachment, nbytes, &slot);
+    Py_END_ALLOW_THREADS
+    return status == STATUS_OK ? PyLong_FromUnsignedLong(slot) : status_raise(status);
+}
+
+static bool slot_parse(PyObject *argument, unsigned *slot)
+{
+    unsigned long value = PyLong_AsUnsignedLong(argument);
+    if (!PyErr_Occurred() && value >= CHANNEL_MAX_SLOTS)
+        PyErr_Format(PyExc_ValueError, "slot %lu: expected 0 to %u", value, CHANNEL_MAX_SLOTS - 1);
+    *slot = (unsigned)value;
+    return !PyErr_Occurred();
+}
+
+typedef struct {
+    PyObject_HEAD
+    AttachmentObject *owner;
+    unsigned slot;
+    uint8_t *address;
+    uint64_t nbytes;
+} DraftObject;
+
+static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
+{
+    unsigned slot;
+    if (!slot_parse(argument, &slot))
+        return NULL;
+    DraftObject *draft = PyObject_New(DraftObject, DraftType);
+    if (draft == NULL)
+        return NULL;
+    draft->owner = NULL;
+    draft->slot = slot;
+    enum status status =
+        attachment_lend(((AttachmentObject *)self)->attachment, slot, &draft->address, &draft->nbytes);
+    if (status != STATUS_OK) {
+        status_raise(status);
+        Py_DECREF(draft);
+        return NULL;
+    }
+    Py_INCREF(self);
+    draft->owner = (AttachmentObject *)self;
+    return (PyObject *)draft;
+}
+
+static bool may_publish(const struct attachment *a, unsigned slot)
+{
+    return a->role == ROLE_PUBLISHER && !a->forked && slot < CHANNEL_MAX_SLOTS;
+}
+
+/* The slot's header; whatever else the version has is there already. */
+static PyObject *Attachment_finish(PyObject *self, PyObject *args)
+{
+    unsigned slot;
+    unsigned long long version, nbytes, schema_nbytes, schema_id;
+    if (!PyArg_ParseTuple(args, "IKKKK", &slot, &version, &nbytes, &schema_nbytes, &schema_id))
+        return NULL;
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    uint8_t *address;
+    uint64_t capacity;
+    if (!may_publish(a, slot))
+        return status_raise(STATUS_FORKED);
+    enum status status = attachment_map(a, slot, &address, &capacity);
+    if (status != STATUS_OK)
+        return status_raise(status);
+    if (nbytes > capacity || nbytes < sizeof(struct slot_header) || schema_nbytes > nbytes - sizeof(struct slot_header))
+        return status_raise(STATUS_FORMAT);
+    *(struct slot_header *)address = (struct slot_header){
+        .version = version,
+        .published_ns = clock_wall_ns(),
+        .nbytes = nbytes,
+        .schema_nbytes = schema_nbytes,
+        .schema_id = schema_id,
+    };
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_publish(PyObject *self, PyObject *args)
+{
+    unsigned slot;
+    unsigned long long version;
+    if (!PyArg_ParseTuple(args, "IK", &slot, &version))
+        return NULL;
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    if (!may_publish(a, slot))
+        return status_raise(STATUS_FORKED);
+    channel_publish(&a->channel, version, slot);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
+{
+    return PyBool_FromLong(attachment_publisher_alive(((AttachmentObject *)self)->attachment));
+}
+
+static PyObject *Attachment_retire(PyObject *self, PyObject *unused)
+{
+    attachment_retire(((AttachmentObject *)self)->attachment);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_reclaim(PyObject *self, PyObject *unused)
+{
+    return PyLong_FromUnsignedLong(attachment_reclaim(((AttachmentObject *)self)->attachment));
+}
+
+/* Writers in training: have one more slot with this room, changing none that others may have picked. */
+static PyObject *Attachment_grow(PyObject *self, PyObject *argument)
+{
+    unsigned long long nbytes = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    enum status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = attachment_grow(((AttachmentObject *)self)->attachment, nbytes);
+    Py_END_ALLOW_THREADS
+    if (status != STATUS_OK)
+        return status_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
+{
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    PyObject *list = PyList_New(0);
+    uint32_t high = load_acquire(&a->channel.commons->high);
+    for (uint32_t row = 1; list != NULL && row <= high && row <= a->channel.max_readers; row++) {
+        const struct reader_row *line = &a->channel.rows[row];
+        if (row != a->row && !attachment_row_alive(a, row))
+            continue;
+        PyObject *item = Py_BuildValue("(IILK)", row, load_relaxed((shared_u32 *)&line->pid), (long long)line->attached_ns,
+                                       (unsigned long long)load_acquire((shared_u64 *)&line->held));
+        if (!list_append_new(list, item))
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* (slot, offset, capacity, version) of the slots that have space. A version is a hint unless the slot is held. */
+static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
+{
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    PyObject *list = PyList_New(0);
+    for (unsigned slot = 0; list != NULL && slot < a->channel.max_slots; slot++) {
+        struct slot_extent *extent = &a->channel.control->slots[slot];
+        unsigned long long offset = load_acquire(&extent->offset), capacity = load_acquire(&extent->capacity);
+        struct slot_header header = {0};
+        if (capacity == 0)
+            continue;
+        if (pread(a->data_fd, &header, sizeof header, (off_t)offset) != (ssize_t)sizeof header)
+            header.version = 0;
+        if (!list_append_new(list, Py_BuildValue("(IKKKL)", slot, offset, capacity, (unsigned long long)header.version,
+                                                 (long long)header.published_ns)))
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+enum attachment_field {
+    FIELD_VERSION, FIELD_LATEST_SLOT, FIELD_CLOSED, FIELD_FORKED, FIELD_CONTROL_FD, FIELD_DATA_FD, FIELD_MAX_READERS,
+    FIELD_MAX_SLOTS, FIELD_ROW, FIELD_PUBLISHER_PID, FIELD_CREATED_NS, FIELD_ROLE,
+};
+
+static PyObject *Attachment_field(PyObject *self, void *which)
+{
+    const struct attachment *a = ((AttachmentObject *)self)->attachment;
+    struct control *control = a->channel.control;
+    switch ((enum attachment_field)(intptr_t)which) {
+    case FIELD_VERSION: return PyLong_FromUnsignedLongLong(latest_version(channel_latest(&a->channel)));
+    case FIELD_LATEST_SLOT: return PyLong_FromUnsignedLong(latest_slot(channel_latest(&a->channel)));
+    case FIELD_CLOSED: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_CLOSED);
+    case FIELD_FORKED: return PyBool_FromLong(a->forked);
+    case FIELD_CONTROL_FD: return PyLong_FromLong(a->control_fd);
+    case FIELD_DATA_FD: return PyLong_FromLong(a->data_fd);
+    case FIELD_MAX_READERS: return PyLong_FromUnsignedLong(a->channel.max_readers);
+    case FIELD_MAX_SLOTS: return PyLong_FromUnsignedLong(a->channel.max_slots);
+    case FIELD_ROW: return PyLong_FromUnsignedLong(a->row);
+    case FIELD_PUBLISHER_PID: return PyLong_FromUnsignedLong(load_relaxed(&control->publisher_pid));
+    case FIELD_CREATED_NS: return PyLong_FromLongLong(control->created_ns);
+    case FIELD_ROLE: return PyLong_FromLong(a->role);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_id(PyObject *self, void *unused)
+{
+    return PyBytes_FromStringAndSize((const char *)((AttachmentObject *)self)->attachment->channel.control->id, 16);
+}
+
+static PyObject *Attachment_seal(PyObject *self, PyObject *argument)
+{
+    if (!PyObject_TypeCheck(argument, DraftType) || ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
+        PyErr_SetString(PyExc_TypeError, "seal: expected a Draft of this attachment");
+        return NULL;
+    }
+    const DraftObject *draft = (const DraftObject *)argument;
+    enum status status = attachment_seal(((AttachmentObject *)self)->attachment, draft->slot, draft->address);
+    if (status != STATUS_OK)
+        return status_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef Attachment_methods[] = {
+    {"pin", Attachment_pin, METH_NOARGS, "Pin the newest version; the Hold exports its bytes, read-only."},
+    {"wait", Attachment_wait, METH_VARARGS, "wait(seen, timeout_s) -> bool: is there a version newer than `seen`?"},
+    {"pick", Attachment_pick, METH_O, "pick(nbytes) -> slot that nobody can read, with at least that room."},
+    {"grow", Attachment_grow, METH_O, "grow(nbytes): one more slot of at least that room."},
+    {"draft", Attachment_draft, METH_O, "draft(slot) -> Draft: the slot's bytes, writable."},
+    {"seal", Attachment_seal, METH_O, "seal(draft): later writes through it land in a private copy."},
+    {"finish", Attachment_finish, METH_VARARGS,
+     "finish(slot, version, nbytes, schema_nbytes, schema_id): write the header of a slot that is complete otherwise."},
+    {"publish", Attachment_publish, METH_VARARGS, "publish(slot, version): make a finished slot the latest."},
+    {"publisher_alive", Attachment_publisher_alive, METH_NOARGS, "Does the kernel say that a publisher lives?"},
+    {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},
+    {"reclaim", Attachment_reclaim, METH_NOARGS, "Clear the rows of dead readers; how many held something."},
+    {"rows", Attachment_rows, METH_NOARGS, "[(row, pid, attached_ns, held bits)] of living readers."},
+    {"slots", Attachment_slots, METH_NOARGS, "[(slot, offset, capacity, version, published_ns)] of slots with space."},
+    {NULL, NULL, 0, NULL},
+};
+
+#define FIELD(name, which) {name, Attachment_field, NULL, NULL, (void *)(intptr_t)(which)}
+static PyGetSetDef Attachment_getset[] = {
+    FIELD("version", FIELD_VERSION),         FIELD("latest_slot", FIELD_LATEST_SLOT),
+    FIELD("closed", FIELD_CLOSED),           FIELD("forked", FIELD_FORKED),
+    FIELD("control_fd", FIELD_CONTROL_FD),   FIELD("data_fd", FIELD_DATA_FD),
+    FIELD("max_readers", FIELD_MAX_READERS), FIELD("max_slots", FIELD_MAX_SLOTS),
+    FIELD("row", FIELD_ROW),                 FIELD("publisher_pid", FIELD_PUBLISHER_PID),
+    FIELD("created_ns", FIELD_CREATED_NS),   FIELD("role", FIELD_ROLE),
+    {"id", Attachment_id, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot Attachment_slots_[] = {
+    {Py_tp_doc, "Attachment(control_fd, data_fd, role): one process's side of a channel. Owns both descriptors."},
+    {Py_tp_new, Attachment_new},
+    {Py_tp_dealloc, Attachment_dealloc},
+    {Py_tp_methods, Attachment_methods},
+    {Py_tp_getset, Attachment_getset},
+    {0, NULL},
+};
+static PyType_Spec Attachment_spec = {"untorn._core.Attachment", sizeof(AttachmentObject), 0, Py_TPFLAGS_DEFAULT,
+                                      Attachment_slots_};
+
+/* -- Hold, Private and Draft --------------------------------------------------------------------------------------------- */
+
+static void Hold_dealloc(PyObject *self)
+{
+    HoldObject *hold = (HoldObject *)self;
+    if (hold->owner != NULL) {
+        attachment_unpin(hold->owner->attachment, hold->pin.slot, hold->pin.generation);
+        Py_DECREF(hold->owner);
+    }
+    object_free(self);
+}
+
+static int Hold_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    HoldObject *hold = (HoldObject *)self;
+    return PyBuffer_FillInfo(view, self, hold->pin.address, (Py_ssize_t)hold->pin.nbytes, 1, flags);
+}
+
+typedef struct {
+    PyObject_HEAD
+    HoldObject *hold;
+    uint8_t *base;
+} PrivateObject;
+
+/* One for all values of a version, or a tree of tensors would need a mapping for each. */
+static PyObject *Hold_private(PyObject *self, PyObject *unused)
+{
+    HoldObject *hold = (HoldObject *)self;
+    if (hold->writable != NULL)
+        return Py_NewRef(hold->writable);
+    PrivateObject *made = PyObject_New(PrivateObject, PrivateType);
+    if (made == NULL)
+        return NULL;
+    made->hold = NULL;
+    enum status status = attachment_map_private(hold->owner->attachment, &hold->pin, &made->base);
+    if (status != STATUS_OK) {
+        status_raise(status);
+        Py_DECREF(made);
+        return NULL;
+    }
+    Py_INCREF(self);
+    made->hold = hold;
+    hold->writable = (PyObject *)made;
+    return (PyObject *)made;
+}
+
+static void Private_dealloc(PyObject *self)
+{
+    PrivateObject *private = (PrivateObject *)self;
+    if (private->hold != NULL) {
+        munmap(private->base, private->hold->pin.nbytes);
+        private->hold->writable = NULL;
+        Py_DECREF(private->hold);
+    }
+    object_free(self);
+}
+
+static int Private_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    PrivateObject *private = (PrivateObject *)self;
+    return PyBuffer_FillInfo(view, self, private->base, (Py_ssize_t)private->hold->pin.nbytes, 0, flags);
+}
+
+static PyType_Slot Private_slots[] = {
+    {Py_tp_doc, "One pinned version, writable: pages that are written become this object's own."},
+    {Py_tp_dealloc, Private_dealloc},
+    {Py_bf_getbuffer, Private_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec Private_spec = {"untorn._core.Private", sizeof(PrivateObject), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Private_slots};
+
+static PyMethodDef Hold_methods[] = {
+    {"private", Hold_private, METH_NOARGS, "The same bytes, writable: what is written is seen by nobody else."},
+    {NULL, NULL, 0, NULL},
+};
+
+enum hold_field { HOLD_VERSION, HOLD_NBYTES, HOLD_SCHEMA_NBYTES, HOLD_SCHEMA_ID, HOLD_PUBLISHED_NS, HOLD_SLOT };
+
+static PyObject *Hold_field(PyObject *self, void *which)
+{
+    const struct pin *pin = &((HoldObject *)self)->pin;
+    const struct slot_header *header = (const struct slot_header *)pin->address;
+    switch ((enum hold_field)(intptr_t)which) {
+    case HOLD_VERSION: return PyLong_FromUnsignedLongLong(pin->version);
+    case HOLD_NBYTES: return PyLong_FromUnsignedLongLong(pin->nbytes);
+    case HOLD_SCHEMA_NBYTES: return PyLong_FromUnsignedLongLong(header->schema_nbytes);
+    case HOLD_SCHEMA_ID: return PyLong_FromUnsignedLongLong(header->schema_id);
+    case HOLD_PUBLISHED_NS: return PyLong_FromLongLong(header->published_ns);
+    case HOLD_SLOT: return PyLong_FromUnsignedLong(pin->slot);
+    }
+    Py_RETURN_NONE;
+}
+
+#define HOLD_FIELD(name, which) {name, Hold_field, NULL, NULL, (void *)(intptr_t)(which)}
+static PyGetSetDef Hold_getset[] = {
+    HOLD_FIELD("version", HOLD_VERSION),
+    HOLD_FIELD("nbytes", HOLD_NBYTES),
+    HOLD_FIELD("schema_nbytes", HOLD_SCHEMA_NBYTES),
+    HOLD_FIELD("schema_id", HOLD_SCHEMA_ID),
+    HOLD_FIELD("published_ns", HOLD_PUBLISHED_NS),
+    HOLD_FIELD("slot", HOLD_SLOT),
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot Hold_slots[] = {
+    {Py_tp_doc, "One pinned version. Exports its bytes read-only; the pin ends when the last view of it dies."},
+    {Py_tp_dealloc, Hold_dealloc},
+    {Py_tp_methods, Hold_methods},
+    {Py_tp_getset, Hold_getset},
+    {Py_bf_getbuffer, Hold_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec Hold_spec = {"untorn._core.Hold", sizeof(HoldObject), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Hold_slots};
+
+static void Draft_dealloc(PyObject *self)
+{
+    DraftObject *draft = (DraftObject *)self;
+    if (draft->owner != NULL) {
+        attachment_return(draft->owner->attachment, draft->slot, draft->address);
+        Py_DECREF(draft->owner);
+    }
+    object_free(self);
+}
+
+static int Draft_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    DraftObject *draft = (DraftObject *)self;
+    return PyBuffer_FillInfo(view, self, draft->address, (Py_ssize_t)draft->nbytes, 0, flags);
+}
+
+static PyType_Slot Draft_slots[] = {
+    {Py_tp_doc, "A slot that nobody can read yet. Exports its bytes, writable."},
+    {Py_tp_dealloc, Draft_dealloc},
+    {Py_bf_getbuffer, Draft_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec Draft_spec = {"untorn._core.Draft", sizeof(DraftObject), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Draft_slots};
+
+bool module_add_channel(PyObject *module)
+{
+    return type_add(module, &Attachment_spec, &AttachmentType) && type_add(module, &Hold_spec, &HoldType) &&
+           type_add(module, &Private_spec, &PrivateType) &&
+           type_add(module, &Draft_spec, &DraftType) &&
+           PyModule_AddIntConstant(module, "READER", ROLE_READER) == 0 &&
+           PyModule_AddIntConstant(module, "WRITER", ROLE_WRITER) == 0 &&
+           PyModule_AddIntConstant(module, "PUBLISHER", ROLE_PUBLISHER) == 0 &&
+           PyModule_AddIntConstant(module, "LAYOUT", CHANNEL_LAYOUT) == 0 &&
+           PyModule_AddIntConstant(module, "HEADER_NBYTES", sizeof(struct slot_header)) == 0;
+}

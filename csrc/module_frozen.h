@@ -1,0 +1,51 @@
+/* What the files module_frozen*.c share: a frozen table (frozen.h) as a Python object.
+ *
+ *     module_frozen.c         FrozenTable      looks up in place; keeps the memory alive by the buffer protocol
+ *                             FrozenIterator   keys, values or items, in the order of insertion
+ *     module_frozen_read.c    objects as keys to look up; keys and values as objects
+ *     module_frozen_build.c   frozen_build     a dict, or pairs, as new parts
+ *                             FrozenMemory     one such part; exports its bytes, read-only
+ */
+#ifndef UNTORN_MODULE_FROZEN_H
+#define UNTORN_MODULE_FROZEN_H
+
+#include "frozen.h"
+#include "module.h"
+
+enum { PART_INDEX, PART_ENTRIES, PART_BLOB, PARTS };
+
+typedef struct {
+    PyObject_HEAD
+    struct frozen table;       /* points into the buffers; to nothing when they are released */
+    Py_buffer buffers[PARTS];  /* they keep what exports the memory alive */
+    PyObject *parts;           /* the tuple that this was made of: index, entries, blob, and more for Python */
+    PyObject *dtypes;          /* tuple: what ARRAY and SCALAR refer to */
+    PyObject *array;           /* numpy.ndarray */
+    PyObject *other;           /* (number, blob, offset, nbytes) -> the value of an OTHER */
+} FrozenTableObject;
+
+/* Raise FormatError; returns NULL. */
+PyObject *frozen_damaged(const char *found);
+
+/* A Python object as a key. `key` points into the object, into `number`, or into `owner`. */
+struct key_hold {
+    struct frozen_key key;
+    int64_t number;
+    PyObject *owner;
+};
+
+/* 1: it is a key, close it. 0: hashable, but equal to no key that a table can have. -1: an exception is set. */
+int key_open(PyObject *object, struct key_hold *hold);
+
+static inline void key_close(struct key_hold *hold)
+{
+    Py_XDECREF(hold->owner);
+}
+
+/* New objects, or NULL with an exception: FormatError, if the bytes are no such thing. */
+PyObject *key_make(const struct frozen_key *key);
+PyObject *value_make(FrozenTableObject *self, const struct frozen_record *record, unsigned depth);
+
+bool module_add_frozen_build(PyObject *module);
+
+#endif

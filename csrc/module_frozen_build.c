@@ -1,0 +1,382 @@
+/* Building a frozen table in private memory, in one pass over a dict or over pairs: see module_frozen.h. */
+#include "module_frozen.h"
+
+enum { ENTRIES_PER_SIGNAL_CHECK = 1 << 16 };
+
+static PyTypeObject *FrozenMemoryType;
+
+/* -- FrozenMemory ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    struct frozen_buffer buffer;
+} FrozenMemoryObject;
+
+/* Takes the buffer over. */
+static PyObject *memory_make(struct frozen_buffer *buffer)
+{
+    FrozenMemoryObject *memory = PyObject_New(FrozenMemoryObject, FrozenMemoryType);
+    if (memory != NULL) {
+        memory->buffer = *buffer;
+        *buffer = (struct frozen_buffer){0};
+    }
+    return (PyObject *)memory;
+}
+
+static void FrozenMemory_dealloc(PyObject *self)
+{
+    frozen_buffer_free(&((FrozenMemoryObject *)self)->buffer);
+    object_free(self);
+}
+
+static int FrozenMemory_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    const struct frozen_buffer *buffer = &((FrozenMemoryObject *)self)->buffer;
+    return PyBuffer_FillInfo(view, self, buffer->bytes, (Py_ssize_t)buffer->nbytes, 1, flags);
+}
+
+static PyType_Slot FrozenMemory_slots[] = {
+    {Py_tp_doc, "Private memory that is complete; exports its bytes, read-only."},
+    {Py_tp_dealloc, FrozenMemory_dealloc},
+    {Py_bf_getbuffer, FrozenMemory_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec FrozenMemory_spec = {"untorn._core.FrozenMemory", sizeof(FrozenMemoryObject), 0,
+                                        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, FrozenMemory_slots};
+
+/* -- Refusing ----------------------------------------------------------------------------------------------------- */
+
+struct build {
+    struct frozen_builder builder;
+    PyObject *pack;            /* (value) -> (kind, description, alignment, payload, shape) */
+    PyObject *refuse;          /* (path, problem) raises; problem: text, or what pack() raised */
+};
+
+/* Where in the tree a value is: a key, or else an index. */
+struct step {
+    const struct step *above;
+    PyObject *key;
+    Py_ssize_t index;
+};
+
+static PyObject *path_make(const struct step *step)
+{
+    PyObject *path = PyList_New(0);
+    for (; path != NULL && step != NULL; step = step->above) {
+        PyObject *item = step->key != NULL ? Py_NewRef(step->key) : PyLong_FromSsize_t(step->index);
+        if (!list_append_new(path, item))
+            Py_CLEAR(path);
+    }
+    if (path != NULL)
+        PyList_Reverse(path);
+    return path;
+}
+
+/* Raise UnsupportedTypeError with the path in front; always false. */
+static bool refuse(struct build *build, const struct step *step, PyObject *problem)
+{
+    PyObject *path = problem == NULL ? NULL : path_make(step);
+    PyObject *returned = path == NULL ? NULL : PyObject_CallFunctionObjArgs(build->refuse, path, problem, NULL);
+    if (returned != NULL)
+        PyErr_SetString(PyExc_SystemError, "refuse() returned");
+    Py_XDECREF(returned);
+    Py_XDECREF(path);
+    Py_XDECREF(problem);
+    return false;
+}
+
+/* pack() failed: the same with its own error. What is no Exception (Ctrl-C) passes as it is. */
+static bool refuse_packed(struct build *build, const struct step *step)
+{
+    PyObject *type, *value, *traceback;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return false;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return refuse(build, step, value);
+}
+
+static bool no_memory(void)
+{
+    PyErr_NoMemory();
+    return false;
+}
+
+/* -- Values ------------------------------------------------------------------------------------------------------- */
+
+static bool value_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth);
+
+static bool node_put(struct build *build, PyObject *value, const struct step *step, unsigned depth)
+{
+    const uint64_t place = frozen_node_begin(&build->builder);
+    if (place == FROZEN_NO_PLACE)
+        return no_memory();
+    Py_INCREF(value); /* what pack() runs may take it out of its container */
+    const bool put = value_put(build, value, place, step, depth);
+    Py_DECREF(value);
+    return put;
+}
+
+static bool changed_size(void)
+{
+    PyErr_SetString(PyExc_RuntimeError, "a container changed its size while a FrozenDict was built from it");
+    return false;
+}
+
+static bool sequence_put(struct build *build, PyObject *sequence, uint64_t place, const struct step *step,
+                         unsigned depth)
+{
+    const bool list = PyList_CheckExact(sequence);
+    const Py_ssize_t count = list ? PyList_Size(sequence) : PyTuple_Size(sequence);
+    const uint64_t start = frozen_content_begin(&build->builder);
+    if (!frozen_content_word(&build->builder, (uint64_t)count))
+        return no_memory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (list && PyList_Size(sequence) != count)
+            return changed_size();
+        PyObject *item = list ? PyList_GetItem(sequence, i) : PyTuple_GetItem(sequence, i);
+        if (!node_put(build, item, &(struct step){step, NULL, i}, depth + 1))
+            return false;
+    }
+    frozen_content_end(&build->builder, place, list ? FROZEN_LIST : FROZEN_TUPLE, start);
+    return true;
+}
+
+/* A key that comes back as the same key: of a dict inside a value. */
+static bool is_plain_key(PyObject *key)
+{
+    if (PyTuple_CheckExact(key)) {
+        for (Py_ssize_t i = 0; i < PyTuple_Size(key); i++)
+            if (PyTuple_CheckExact(PyTuple_GetItem(key, i)) || !is_plain_key(PyTuple_GetItem(key, i)))
+                return false;
+        return true;
+    }
+    return key == Py_None || PyBool_Check(key) || PyUnicode_CheckExact(key) || PyLong_CheckExact(key) ||
+           PyFloat_CheckExact(key) || PyBytes_CheckExact(key);
+}
+
+static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const struct step *step, unsigned depth)
+{
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    const Py_ssize_t count = PyDict_Size(dict);
+    const uint64_t start = frozen_content_begin(&build->builder);
+    if (!frozen_content_word(&build->builder, (uint64_t)count))
+        return no_memory();
+    while (PyDict_Next(dict, &position, &key, &value)) {
+        if (!is_plain_key(key))
+            return refuse(build, step, PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
+                                                            "bytes, None or a tuple of these", Py_TYPE(key)));
+        Py_INCREF(key);
+        const struct step below = {step, key, 0};
+        const bool put = node_put(build, key, &below, depth + 1) && node_put(build, value, &below, depth + 1);
+        Py_DECREF(key);
+        if (!put)
+            return false;
+        if (PyDict_Size(dict) != count)
+            return changed_size();
+    }
+    frozen_content_end(&build->builder, place, FROZEN_DICT, start);
+    return true;
+}
+
+static bool container_put(struct build *build, PyObject *value, uint64_t place, const struct step *step,
+                          unsigned depth)
+{
+    if (depth >= FROZEN_MAX_DEPTH)
+        return refuse(build, step, PyUnicode_FromFormat("nested too deep: more than %d levels, or it contains itself",
+                                                        FROZEN_MAX_DEPTH));
+    return PyDict_CheckExact(value) ? dict_put(build, value, place, step, depth)
+                                    : sequence_put(build, value, place, step, depth);
+}
+
+/* A str, bytes or int: what can be a key is the same as a value. */
+static bool plain_put(struct build *build, PyObject *value, uint64_t place)
+{
+    struct key_hold hold;
+    bool put = true;
+    if (key_open(value, &hold) != 1)
+        return false;
+    if (hold.key.kind == FROZEN_INT)
+        frozen_put_word(&build->builder, place, FROZEN_INT, (uint64_t)hold.number);
+    else
+        put = frozen_put_bytes(&build->builder, place, hold.key.kind, hold.key.bytes, hold.key.nbytes);
+    key_close(&hold);
+    return put || no_memory();
+}
+
+static bool float_put(struct build *build, PyObject *value, uint64_t place)
+{
+    const union { double number; uint64_t word; } bits = {PyFloat_AsDouble(value)};
+    frozen_put_word(&build->builder, place, FROZEN_FLOAT, bits.word);
+    return true;
+}
+
+static bool complex_put(struct build *build, PyObject *value, uint64_t place)
+{
+    const double parts[2] = {PyComplex_RealAsDouble(value), PyComplex_ImagAsDouble(value)};
+    return frozen_put_bytes(&build->builder, place, FROZEN_COMPLEX, parts, sizeof parts) || no_memory();
+}
+
+static bool blob_put(struct build *build, PyObject *packed, uint64_t place)
+{
+    int kind;
+    unsigned long long description, alignment;
+    Py_buffer payload;
+    PyObject *shape;
+    if (!PyArg_ParseTuple(packed, "iKKy*O!", &kind, &description, &alignment, &payload, &PyTuple_Type, &shape))
+        return false;
+    struct frozen_builder *builder = &build->builder;
+    const uint64_t start = frozen_content_begin(builder);
+    const uint64_t offset = frozen_blob_put(builder, payload.buf, (uint64_t)payload.len, alignment);
+    bool put = offset != FROZEN_NO_PLACE && frozen_content_word(builder, description) &&
+               frozen_content_word(builder, offset) && frozen_content_word(builder, (uint64_t)payload.len);
+    for (Py_ssize_t axis = 0; put && axis < PyTuple_Size(shape); axis++)
+        put = frozen_content_word(builder, PyLong_AsUnsignedLongLong(PyTuple_GetItem(shape, axis)));
+    frozen_content_end(builder, place, (uint8_t)kind, start);
+    PyBuffer_Release(&payload);
+    return put || no_memory();
+}
+
+static bool value_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth)
+{
+    if (PyUnicode_CheckExact(value) || PyLong_CheckExact(value) || PyBytes_CheckExact(value))
+        return plain_put(build, value, place);
+    if (PyFloat_CheckExact(value))
+        return float_put(build, value, place);
+    if (value == Py_None || PyBool_Check(value)) {
+        frozen_put_word(&build->builder, place, value == Py_None ? FROZEN_NONE : FROZEN_BOOL, value == Py_True);
+        return true;
+    }
+    if (PyComplex_CheckExact(value))
+        return complex_put(build, value, place);
+    if (PyList_CheckExact(value) || PyTuple_CheckExact(value) || PyDict_CheckExact(value))
+        return container_put(build, value, place, step, depth);
+    PyObject *packed = PyObject_CallFunctionObjArgs(build->pack, value, NULL);
+    if (packed == NULL)
+        return refuse_packed(build, step);
+    const bool put = blob_put(build, packed, place);
+    Py_DECREF(packed);
+    return put;
+}
+
+/* -- Entries ------------------------------------------------------------------------------------------------------ */
+
+static bool entry_put(struct build *build, PyObject *key, PyObject *value)
+{
+    struct key_hold hold;
+    const struct step step = {NULL, key, 0};
+    /* A bool or a float would be found, as the int that it equals, but would come back as an int. */
+    const int opened = PyBool_Check(key) || PyFloat_Check(key) ? 0 : key_open(key, &hold);
+    if (opened < 0)
+        return false;
+    if (opened == 0)
+        return refuse(build, &step, PyUnicode_FromFormat("a key of type %R; expected str, bytes or int", Py_TYPE(key)));
+    uint64_t place = FROZEN_NO_PLACE;
+    const bool fits = hold.key.nbytes <= FROZEN_MAX_KEY_NBYTES && build->builder.entries.nbytes <= FROZEN_MAX_PLACE;
+    if (fits)
+        place = frozen_entry_begin(&build->builder, &hold.key);
+    key_close(&hold);
+    if (!fits)
+        return refuse(build, &step, PyUnicode_FromString("too large: a key has at most 4 GiB, and all entries without "
+                                                         "their arrays 32 GiB; make several of them"));
+    if (place == FROZEN_NO_PLACE)
+        return no_memory();
+    if (!value_put(build, value, place, &step, 0))
+        return false;
+    if (!frozen_entry_end(&build->builder, place))
+        return no_memory();
+    return build->builder.count % ENTRIES_PER_SIGNAL_CHECK != 0 || PyErr_CheckSignals() == 0;
+}
+
+static bool entries_of_dict(struct build *build, PyObject *dict)
+{
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    const Py_ssize_t count = PyDict_Size(dict);
+    while (PyDict_Next(dict, &position, &key, &value)) {
+        Py_INCREF(key);
+        Py_INCREF(value);
+        const bool put = entry_put(build, key, value);
+        Py_DECREF(key);
+        Py_DECREF(value);
+        if (!put)
+            return false;
+        if (PyDict_Size(dict) != count)
+            return changed_size();
+    }
+    return true;
+}
+
+static bool entry_of_pair(struct build *build, PyObject *item, Py_ssize_t number)
+{
+    PyObject *pair = PyTuple_CheckExact(item) ? Py_NewRef(item) : PySequence_Tuple(item);
+    bool put = false;
+    if (pair == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "item %zd: expected a pair of key and value, found %R", number,
+                         Py_TYPE(item));
+    } else if (PyTuple_Size(pair) != 2) {
+        PyErr_Format(PyExc_ValueError, "item %zd: expected a pair of key and value, found a sequence of length %zd",
+                     number, PyTuple_Size(pair));
+    } else {
+        put = entry_put(build, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
+    }
+    Py_XDECREF(pair);
+    return put;
+}
+
+static bool entries_of_pairs(struct build *build, PyObject *pairs)
+{
+    PyObject *item, *iterator = PyObject_GetIter(pairs);
+    bool put = iterator != NULL;
+    for (Py_ssize_t number = 0; put && (item = PyIter_Next(iterator)) != NULL; number++) {
+        put = entry_of_pair(build, item, number);
+        Py_DECREF(item);
+    }
+    Py_XDECREF(iterator);
+    return put && !PyErr_Occurred();
+}
+
+static PyObject *core_frozen_build(PyObject *module, PyObject *args)
+{
+    PyObject *data, *index = NULL, *entries = NULL, *blob = NULL, *result = NULL;
+    unsigned long long spare_seed;
+    struct build build = {0};
+    if (!PyArg_ParseTuple(args, "OKOO", &data, &spare_seed, &build.pack, &build.refuse))
+        return NULL;
+    struct frozen_builder *builder = &build.builder;
+    const bool dict = PyDict_CheckExact(data);
+    bool built = frozen_builder_begin(builder, dict ? (uint64_t)PyDict_Size(data) : 0, spare_seed) || no_memory();
+    built = built && (dict ? entries_of_dict(&build, data) : entries_of_pairs(&build, data));
+    built = built && (frozen_builder_end(builder) || no_memory());
+    if (built && (index = memory_make(&builder->index)) != NULL &&
+        (entries = memory_make(&builder->entries)) != NULL && (blob = memory_make(&builder->blob)) != NULL)
+        result = Py_BuildValue("(OOOKK)", index, entries, blob, (unsigned long long)builder->count,
+                               (unsigned long long)builder->seed);
+    Py_XDECREF(index);
+    Py_XDECREF(entries);
+    Py_XDECREF(blob);
+    frozen_builder_free(builder);
+    return result;
+}
+
+static PyMethodDef build_functions[] = {
+    {"frozen_build", core_frozen_build, METH_VARARGS,
+     "frozen_build(data, spare_seed, pack, refuse) -> (index, entries, blob, count, seed): see frozen_dict.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+bool module_add_frozen_build(PyObject *module)
+{
+    return type_add(module, &FrozenMemory_spec, &FrozenMemoryType) &&
+           PyModule_AddFunctions(module, build_functions) == 0 &&
+           PyModule_AddIntConstant(module, "FROZEN_ARRAY", FROZEN_ARRAY) == 0 &&
+           PyModule_AddIntConstant(module, "FROZEN_SCALAR", FROZEN_SCALAR) == 0 &&
+           PyModule_AddIntConstant(module, "FROZEN_OTHER", FROZEN_OTHER) == 0 &&
+           PyModule_AddIntConstant(module, "FROZEN_LARGE", FROZEN_LARGE) == 0;
+}

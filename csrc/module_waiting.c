@@ -1,0 +1,154 @@
+/* Watch: see module.h. */
+#include "module.h"
+
+#include <unistd.h>
+
+#include "waiting.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct watch watch;
+    PyObject *attachments; /* while a thread sleeps: what it sleeps on. Here, not on its stack: see Watch_forget */
+    pid_t sleeper;         /* the process of that thread */
+} WatchObject;
+
+static PyObject *Watch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"polls", NULL};
+    int polls = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|p", names, &polls))
+        return NULL;
+    WatchObject *self = PyObject_New(WatchObject, type);
+    if (self == NULL)
+        return NULL;
+    self->watch = (struct watch){.polls = (uint32_t)polls};
+    self->attachments = NULL;
+    return (PyObject *)self;
+}
+
+static void Watch_dealloc(PyObject *self)
+{
+    Py_XDECREF(((WatchObject *)self)->attachments);
+    object_free(self);
+}
+
+static PyObject *Watch_ring(PyObject *self, PyObject *unused)
+{
+    watch_ring(&((WatchObject *)self)->watch);
+    Py_RETURN_NONE;
+}
+
+/* A forked child inherits the objects that another thread's stack refers to, but not the thread, so nobody would let
+ * them go. */
+static PyObject *Watch_forget(PyObject *self, PyObject *unused)
+{
+    WatchObject *watch = (WatchObject *)self;
+    if (watch->attachments != NULL && watch->sleeper != getpid())
+        Py_CLEAR(watch->attachments);
+    Py_RETURN_NONE;
+}
+
+/* What to sleep on for one channel: its futex word as it is now, unless its version is newer than `version` already. */
+static bool watched_fill(struct watched *watched, PyObject *attachment, PyObject *version)
+{
+    if (!PyObject_TypeCheck(attachment, AttachmentType)) {
+        PyErr_SetString(PyExc_TypeError, "wait: expected a dict of {Attachment: version}");
+        return false;
+    }
+    unsigned long long seen = PyLong_AsUnsignedLongLong(version);
+    const struct channel *channel = &((AttachmentObject *)attachment)->attachment->channel;
+    uint64_t latest = channel_latest(channel);
+    *watched = (struct watched){
+        .word = channel_futex(channel),
+        .sleepers = &channel->commons->sleepers,
+        .seen = (uint32_t)latest,
+        .ready = latest_version(latest) > seen,
+    };
+    return !PyErr_Occurred();
+}
+
+static PyObject *watched_ready(PyObject *attachments, const struct watched *words, Py_ssize_t count)
+{
+    PyObject *ready = PyList_New(0);
+    for (Py_ssize_t i = 0; ready != NULL && i < count; i++)
+        if (words[i].ready && PyList_Append(ready, PyList_GetItem(attachments, i)) != 0)
+            Py_CLEAR(ready);
+    return ready;
+}
+
+static PyObject *watch_sleep_on(WatchObject *self, PyObject *versions, double timeout_s)
+{
+    Py_ssize_t count = PyList_Size(self->attachments);
+    struct watched *words = PyMem_Calloc((size_t)count + 1, sizeof *words);
+    PyObject *ready = NULL;
+    bool filled = words != NULL;
+    if (words == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; filled && i < count; i++) {
+        PyObject *attachment = PyList_GetItem(self->attachments, i);
+        filled = watched_fill(&words[i], attachment, PyDict_GetItem(versions, attachment));
+    }
+    if (filled) {
+        enum futex_result result;
+        Py_BEGIN_ALLOW_THREADS
+        result = watch_sleep(&self->watch, words, (size_t)count, (int64_t)(timeout_s * 1e9));
+        Py_END_ALLOW_THREADS
+        if (result != FUTEX_INTERRUPTED || PyErr_CheckSignals() == 0)
+            ready = watched_ready(self->attachments, words, count);
+    }
+    PyMem_Free(words);
+    return ready;
+}
+
+static PyObject *Watch_wait(PyObject *self, PyObject *args)
+{
+    WatchObject *watch = (WatchObject *)self;
+    PyObject *versions;
+    double timeout_s;
+    if (!PyArg_ParseTuple(args, "O!d", &PyDict_Type, &versions, &timeout_s))
+        return NULL;
+    if (watch->attachments != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "wait: another thread sleeps on this watch; ring() wakes it");
+        return NULL;
+    }
+    watch->attachments = PyDict_Keys(versions);
+    if (watch->attachments == NULL)
+        return NULL;
+    watch->sleeper = getpid();
+    PyObject *ready = watch_sleep_on(watch, versions, timeout_s);
+    Py_CLEAR(watch->attachments);
+    return ready;
+}
+
+static PyObject *Watch_polls(PyObject *self, void *unused)
+{
+    return PyBool_FromLong(load_relaxed(&((WatchObject *)self)->watch.polls) != 0);
+}
+
+static PyMethodDef Watch_methods[] = {
+    {"wait", Watch_wait, METH_VARARGS,
+     "wait({attachment: version}, timeout_s) -> the attachments to look at: newer than that, or their waiters woken."},
+    {"ring", Watch_ring, METH_NOARGS, "Make wait() return, now or the next time. From any thread."},
+    {"forget", Watch_forget, METH_NOARGS, "In a forked child: let go what a thread of the parent sleeps on."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef Watch_getset[] = {
+    {"polls", Watch_polls, NULL, "Does it look every few milliseconds, for want of futex_waitv?", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot Watch_slots[] = {
+    {Py_tp_doc, "Watch(polls=False): sleeps until one of several channels has something newer, or somebody rings."},
+    {Py_tp_new, Watch_new},
+    {Py_tp_dealloc, Watch_dealloc},
+    {Py_tp_methods, Watch_methods},
+    {Py_tp_getset, Watch_getset},
+    {0, NULL},
+};
+static PyType_Spec Watch_spec = {"untorn._core.Watch", sizeof(WatchObject), 0, Py_TPFLAGS_DEFAULT, Watch_slots};
+
+bool module_add_waiting(PyObject *module)
+{
+    return type_add(module, &Watch_spec, NULL) && PyModule_AddIntConstant(module, "WATCH_WORDS", WATCH_WORDS) == 0;
+}
