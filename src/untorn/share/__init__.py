@@ -1,13 +1,23 @@
 """share: one process publishes a value, any number read whole, zero-copy snapshots of it.
 
 tree.py         a value as a tree: spec and leaves
+foreign.py      how values of other libraries come to be in it
+paths.py        places in a tree, as people write them
 layout.py       where leaves lie in a slot, and the schema that readers get
+frozen_dict.py  a dictionary that is looked up where it lies
 storage.py      the two files of a channel: memfds, or names in a directory
-publisher.py    publish, update, edit
+obstacles.py    what a file system refuses, in words
+versions.py     how a version is made, and what a slot has of it already
+publisher.py    publish, update, patch
+edit.py         edit: the next version in place
 subscriber.py   subscribe, snapshot, wait
+waiting.py      the same for asyncio
+inspect.py      a channel from outside, for the commands
 """
 
-from untorn.share.publisher import Publisher, ReaderInfo, publish
+from untorn.share.frozen_dict import FrozenDict
+from untorn.share.publisher import Publisher, publish
 from untorn.share.subscriber import Snapshot, Subscriber, subscribe
+from untorn.share.versions import ReaderInfo
 
-__all__ = ["Publisher", "ReaderInfo", "Snapshot", "Subscriber", "publish", "subscribe"]
+__all__ = ["FrozenDict", "Publisher", "ReaderInfo", "Snapshot", "Subscriber", "publish", "subscribe"]

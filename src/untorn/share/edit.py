@@ -8,13 +8,15 @@ pages under it are replaced by a private copy: writes to it then change nothing 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from untorn import _core
-from untorn.share.layout import Decoder, Layout, leaf_indices
-from untorn.share.tree import Spec, flatten
+from untorn.share.layout import Decoder, Layout
+from untorn.share.paths import leaf_paths
+from untorn.share.tree import Deferred, Spec, flatten
 from untorn.share.views import array_over
 
 __all__ = ["Edit"]
@@ -23,48 +25,121 @@ __all__ = ["Edit"]
 _OWN_REFERENCES = 4
 
 
+class Collected(NamedTuple):
+    """What an edited tree has become."""
+
+    spec: Spec
+    leaves: list[Any]
+
+
 class Edit:
     """One edit of one slot. Begin with the tree, then ``collect``, then ``end``; ``end`` also after an error.
 
+    Args:
+        attachment: of the publisher.
+        layout: of the newest version.
+        decoder: of the same.
+        draft: the slot, with the newest version in it.
+        only: the leaves that may be changed; None for all.
+        allow_pickle: as in publish().
+
     Attributes:
         tree: the writable tree.
-        draft: the slot.
     """
 
-    def __init__(self, attachment: _core.Attachment, layout: Layout, slot: int, *, copy: bool) -> None:
+    def __init__(
+        self,
+        attachment: _core.Attachment,
+        layout: Layout,
+        decoder: Decoder,
+        draft: _core.Draft,
+        *,
+        only: frozenset[int] | None,
+        allow_pickle: bool,
+    ) -> None:
         self._attachment = attachment
         self._layout = layout
-        self.draft = attachment.draft(slot)
-        self._copy_newest(everything=copy)
-        self.tree = Decoder(layout.schema, layout.nbytes).value(self.draft)
-        self._originals = flatten(self.tree)[1]
+        self._draft = draft
+        self._only = only
+        self._allow_pickle = allow_pickle
+        self.tree = decoder.value(draft)
+        self._originals = self._flatten().leaves
+        for index in self._fixed():
+            if isinstance(self._originals[index], np.ndarray):
+                self._originals[index].flags.writeable = False
 
-    def _copy_newest(self, *, everything: bool) -> None:
-        newest = memoryview(self._attachment.draft(self._attachment.latest_slot))
-        if everything:
-            _core.copy(self.draft, 0, newest[: self._layout.nbytes])
-            return
-        for index in leaf_indices(self._layout, arrays=False):
-            _, start = self._layout.leaves[index]
-            _core.copy(self.draft, start, newest[start : self._layout.leaf_end(index)])
+    def _flatten(self) -> Collected:
+        return Collected(*flatten(self.tree, allow_pickle=self._allow_pickle))
 
-    def collect(self) -> tuple[Spec, list[Any]] | None:
+    def _fixed(self) -> Iterator[int]:
+        """The leaves that may not be changed."""
+        return iter(()) if self._only is None else (i for i in range(len(self._originals)) if i not in self._only)
+
+    def collect(self) -> Collected | None:
         """Bring what was replaced into the slot; None then. If the structure changed: the tree's spec and leaves, none
         of which lies in the slot."""
-        spec, leaves = flatten(self.tree)
+        spec, leaves = self._flatten()
         same_structure = spec == self._layout.spec
-        space = array_over(self.draft, np.uint8, self._layout.nbytes, 0)
+        space = array_over(self._draft, np.uint8, self._layout.nbytes, 0)
         for index, leaf in enumerate(leaves):
-            in_place = same_structure and leaf is self._originals[index]
-            if isinstance(leaf, np.ndarray) and not in_place and np.may_share_memory(leaf, space):
-                leaves[index] = leaf.copy(order="K")  # it moved to another place in the tree
+            if same_structure and leaf is self._originals[index]:
+                continue  # also the scalars that can be changed in place: these are copies, and are written below
+            if type(leaf) is Deferred:
+                leaves[index] = leaf.array()  # it may be made from what lies in the slot
+            elif isinstance(leaf, np.ndarray) and np.may_share_memory(leaf, space):
+                in_place = same_structure and self._is_in_place(index, leaf)
+                leaves[index] = leaf if in_place else leaf.copy(order="K")  # it moved to another place in the tree
+        if self._only is not None:
+            self._check_fixed(same_structure, leaves)
         if not same_structure:
-            return spec, leaves
+            return Collected(spec, leaves)
         for index, leaf in enumerate(leaves):
-            if leaf is not self._originals[index]:
-                self._layout.write_leaf(self.draft, index, leaf)
-        self._layout.write_schema(self.draft)
+            named = self._only is None or index in self._only
+            if named and not self._is_in_place(index, leaf):
+                self._layout.write_leaf(self._draft, index, leaf)
+        self._layout.write_schema(self._draft)
         return None
+
+    def _is_in_place(self, index: int, leaf: Any) -> bool:
+        """Is it, as an object or by its address, what was handed out for this place?"""
+        if not isinstance(leaf, np.ndarray):
+            # a structured scalar can be changed in place, and is a copy
+            return leaf is self._originals[index] and not isinstance(leaf, np.void)
+        if leaf is self._originals[index]:
+            return True
+        place = self._layout.array(self._draft, index)
+        return bool(leaf.ctypes.data == place.ctypes.data and leaf.strides == place.strides)
+
+    def _check_fixed(self, same_structure: bool, leaves: list[Any]) -> None:
+        """What was not named must be as it was."""
+        if not same_structure:
+            raise ValueError(
+                "edit(leaves=...): the block changed the structure of the tree, or the type, dtype or shape of a leaf; "
+                "use edit() or update() for that. Nothing was published"
+            )
+        for index in self._fixed():
+            if self._was_changed(index, leaves[index]):
+                raise ValueError(
+                    f"edit(leaves=...): {leaf_paths(self._layout.spec)[index]!r} was changed, and it was not named; "
+                    "name it in leaves=, or use edit(). Nothing was published"
+                )
+
+    def _was_changed(self, index: int, leaf: Any) -> bool:
+        if isinstance(leaf, np.void):
+            newest = self._attachment.draft(self._attachment.latest_slot)
+            start, end = self._layout.leaf_range(index)
+            return bool(leaf.tobytes() != memoryview(newest)[start:end])
+        if not isinstance(leaf, np.ndarray):
+            return leaf is not self._originals[index] and bool(leaf != self._originals[index])
+        if not self._layout.has_foreign:
+            return not self._is_in_place(index, leaf)
+        # a library such as torch ignores that memory is read-only, and one such as JAX lends a copy
+        published = self._layout.array(self._attachment.draft(self._attachment.latest_slot), index)
+        if leaf.tobytes() == published.tobytes():
+            return False
+        before = self._originals[index]  # the pickle of a set has other bytes each time that the set is made
+        is_pickled_anew = isinstance(before, np.ndarray) and not self._is_in_place(index, leaf)
+        return not (is_pickled_anew and leaf.tobytes() == before.tobytes())
 
     def end(self) -> None:
         """From here on nobody writes to the slot through what was handed out."""
@@ -75,5 +150,5 @@ class Edit:
                 # whoever wrote `as params` for a single array has one reference more
                 allowed = _OWN_REFERENCES + (leaf is self.tree)
                 spread = spread or sys.getrefcount(leaf) > allowed
-        if spread:
-            self._attachment.seal(self.draft)
+        if spread or self._layout.has_foreign:
+            self._attachment.seal(self._draft)

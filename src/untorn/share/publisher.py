@@ -1,7 +1,6 @@
-"""Writing: publish, update and edit.
+"""Writing: publish, update, patch and edit. How a version is made: versions.py.
 
-A version is made in three steps: pick a slot that nobody can read, copy the leaves into it, make it the latest with
-one store. A process killed anywhere before the last leaves the channel at the version before.
+A process killed anywhere before a version's last step leaves the channel at the version before.
 """
 
 from __future__ import annotations
@@ -10,38 +9,21 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from untorn import _core
-from untorn.errors import BusyError, CapacityError, ClosedError
+from untorn.errors import BusyError, ClosedError
 from untorn.share import storage
 from untorn.share.edit import Edit
-from untorn.share.layout import Layout
 from untorn.share.storage import Address, Files
-from untorn.share.subscriber import Subscriber
-from untorn.share.tree import Spec, flatten
+from untorn.share.subscriber import Subscriber, let_go_of_the_dead
+from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
 
-#: how long update() and edit() wait for a slot when readers hold all of them
-FREE_SLOT_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class ReaderInfo:
-    """One reader of a channel, as its publisher sees it.
-
-    Attributes:
-        pid: its process, as it calls itself.
-        versions: the versions that it holds now, oldest first.
-        age_s: seconds since the oldest of them was published; 0.0 if it holds none.
-    """
-
-    pid: int
-    versions: tuple[int, ...]
-    age_s: float
+#: how long publish() waits for somebody who is a channel's publisher for a moment
+_PATIENCE_S = 0.05
 
 
 def publish(
@@ -58,16 +40,20 @@ def publish(
     """Open a channel with ``value`` as its first version, or take over the channel of a dead publisher.
 
     Args:
-        value: a dict, list, tuple, named tuple or dataclass tree of NumPy arrays, numbers, str, bytes and None. It is
-            copied into shared memory.
+        value: a dict, list, tuple, named tuple or dataclass tree of NumPy arrays, numbers, str, bytes and None, a
+            FrozenDict, or values of SciPy, pandas, Arrow, polars, PyTorch or JAX (docs/values.md). It is copied into
+            shared memory.
         name: the channel's name for subscribe(); without one it is anonymous: handed to other processes as
             ``publisher.subscriber()``, and freed by the kernel with the last process that uses it.
         directory: where a named channel's files are; by default this user's own directory in /dev/shm.
         slots: how many versions keep their space for reuse.
         max_slots: how many versions can exist at a time (2 to 64), when readers hold old ones.
         max_readers: how many processes can read at a time.
-        durable: not available yet.
-        allow_pickle: not available yet.
+        durable: each version is on the disk before it is the newest, and the call returns when that is on the disk as
+            well: after a crash of the machine the channel opens at the last version that was returned, or at the one
+            that was being published. Costs two or three disk flushes a version; of use with ``directory`` on a disk.
+        allow_pickle: pickle what cannot be shared otherwise (protocol 5; arrays inside stay zero-copy). Readers must
+            pass allow_pickle=True as well.
 
     Raises:
         BusyError: the channel has a living publisher.
@@ -82,46 +68,65 @@ def publish(
         2
         >>> weights.close()
     """
-    if durable or allow_pickle:
-        raise NotImplementedError("durable= and allow_pickle= are not available in this version of untorn")
     _check_range("slots", slots, 1, 64)
     _check_range("max_slots", max_slots, 2, 64)
     _check_range("max_readers", max_readers, 1, 65535)
     if name is None and directory is not None:
         raise ValueError("directory= needs name=: an anonymous channel has no files")
-    return publish_spec(value, None, name=name, directory=directory, sizes=(max_readers, max_slots, slots))
+    if name is None and durable:
+        raise ValueError("durable= needs name=: an anonymous channel ends with its processes")
+    return publish_tree(
+        Tree.of(value, allow_pickle=allow_pickle),
+        name=name,
+        directory=directory,
+        sizes=(max_readers, max_slots, slots),
+        durable=durable,
+        allow_pickle=allow_pickle,
+    )
 
 
-def publish_spec(
-    value: Any,
-    extra: Any,
+def publish_tree(
+    tree: Tree,
     *,
     name: str | None,
     directory: str | os.PathLike[str] | None,
     sizes: tuple[int, int, int],
+    durable: bool = False,
+    allow_pickle: bool = False,
 ) -> Publisher:
-    """publish() with a second tree stored beside the value, which Snapshot.extra shows; None for none."""
-    tree = _Tree(value, extra)
+    """publish() of a value that was taken apart, perhaps with a second tree beside it, which Snapshot.extra shows.
+
+    ``sizes`` are max_readers, max_slots and slots.
+    """
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
-        publisher = Publisher(attachment, None)
-        publisher._publish(tree, FREE_SLOT_TIMEOUT_S)
+        publisher = Publisher(attachment, None, allow_pickle=allow_pickle)
+        publisher._versions.publish(tree, FREE_SLOT_TIMEOUT_S)
         storage.seal(attachment)
         return publisher
     files = storage.named(name, directory)
     while True:
-        if files.exists():
-            taken = storage.take_over(files)
-            if taken is None:
-                continue
-            publisher = Publisher(taken, files)
-            publisher._publish(tree, FREE_SLOT_TIMEOUT_S)
+        taken = _take_over(files)
+        if taken is None and files.exists():
+            continue
+        attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
+        publisher = Publisher(attachment, files, durable=durable, allow_pickle=allow_pickle)
+        publisher._versions.publish(tree, FREE_SLOT_TIMEOUT_S)
+        if taken is not None or storage.give_names(files, attachment, durable=durable):
             return publisher
-        made = storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
-        publisher = Publisher(made, files)
-        publisher._publish(tree, FREE_SLOT_TIMEOUT_S)
-        if storage.give_names(files, made):
-            return publisher
+
+
+def _take_over(files: Files) -> _core.Attachment | None:
+    """storage.take_over, if there is a channel; patient with `untorn gc` and unlink()."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while files.exists():
+        try:
+            return storage.take_over(files)
+        except BusyError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.002)
+    return None
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:
@@ -131,24 +136,6 @@ def _check_range(name: str, value: int, least: int, most: int) -> None:
         raise ValueError(f"{name}: expected {least} to {most}, found {value}")
 
 
-class _Tree:
-    """A value taken apart, with what is stored beside it."""
-
-    def __init__(self, value: Any, extra: Any = None) -> None:
-        self.spec, self.leaves = flatten(value)
-        self.extra: Spec | None = None
-        if extra is not None:
-            self.extra, more = flatten(extra)
-            self.leaves += more
-
-    @classmethod
-    def of(cls, spec: Spec, leaves: list[Any]) -> _Tree:
-        """A value that was taken apart before."""
-        tree = cls.__new__(cls)
-        tree.spec, tree.leaves, tree.extra = spec, leaves, None
-        return tree
-
-
 class Publisher:
     """The one process that may change a channel. Made by untorn.publish().
 
@@ -156,13 +143,19 @@ class Publisher:
     on exit; a named channel's files stay until unlink().
     """
 
-    def __init__(self, attachment: _core.Attachment, files: Files | None) -> None:
-        self._attachment: _core.Attachment | None = attachment
+    def __init__(
+        self,
+        attachment: _core.Attachment,
+        files: Files | None,
+        *,
+        durable: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
         self._files = files
         self._label = files.label if files else "anonymous"
         self._id = attachment.id
-        self._layout: Layout | None = None
-        self._schema_id = 0
+        self._allow_pickle = allow_pickle
+        self._open_versions: Versions | None = Versions(attachment, self._label, durable=durable)  # None: closed
         self._lock = threading.Lock()
         self._writer = 0  # the thread that has the lock
 
@@ -185,23 +178,18 @@ class Publisher:
 
     def readers(self) -> list[ReaderInfo]:
         """The living processes that read this channel, and which versions each holds."""
-        attachment = self._open()
-        published = {slot: (version, at_ns) for slot, _, _, version, at_ns in attachment.slots()}
-        now_ns = time.time_ns()
-        infos = []
-        for _, pid, _, held in attachment.rows():
-            versions = sorted(published[slot] for slot in published if held >> slot & 1)
-            age_s = max(0.0, (now_ns - min(at for _, at in versions)) / 1e9) if versions else 0.0
-            infos.append(ReaderInfo(pid, tuple(version for version, _ in versions), age_s))
-        return infos
+        return readers_of(self._open())
 
-    def subscriber(self) -> Subscriber:
-        """A subscriber of this channel, to be handed to other processes. Costs nothing until it is used."""
+    def subscriber(self, *, allow_pickle: bool = False) -> Subscriber:
+        """A subscriber of this channel, to be handed to other processes. Costs nothing until it is used.
+
+        ``allow_pickle`` as in untorn.subscribe(): it unpickles what was pickled only if that is asked for here too.
+        """
         attachment = self._open()
         places: tuple[tuple[str, str], ...] = ()
         if self._files:
             places = ((os.path.abspath(self._files.control), os.path.abspath(self._files.data)),)
-        return Subscriber(Address(self._id, places, self._label).here(attachment))
+        return Subscriber(Address(self._id, places, self._label).here(attachment), allow_pickle=allow_pickle)
 
     # -- writing
 
@@ -215,51 +203,92 @@ class Publisher:
             CapacityError: no memory for it, or every slot is held: the message says by whom. Nothing was published.
             ClosedError: this publisher is closed, or was inherited by fork.
         """
-        tree = _Tree(value)
+        tree = Tree.of(value, allow_pickle=self._allow_pickle)
         with self._writing("update"):
-            return self._publish(tree, timeout_s)
+            return self._versions.publish(tree, timeout_s)
+
+    def patch(self, changes: Mapping[str, Any], *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+        """Publish the next version, in which only these parts have new values; returns its number.
+
+        It costs what was changed, not the whole tree: what is copied are these parts, and what changed since the slot
+        that is used had its last version. A part whose type, dtype, shape or structure changes moves the others, and
+        costs a whole copy.
+
+        Args:
+            changes: path -> new value. A path goes from the root by keys, indices and field names: ``"head/w"``,
+                ``"layers/0"``; it may lead to a whole subtree. ``""`` is the value itself.
+            timeout_s: as in update().
+
+        Raises:
+            KeyError: there is nothing at a path; the message names what is near.
+            ValueError: one of the paths leads into another.
+            UnsupportedTypeError, CapacityError, ClosedError: as update(). Nothing was published.
+
+        Example:
+            >>> import numpy as np, untorn
+            >>> weights = untorn.publish({"head": {"w": np.zeros(2)}, "body": np.zeros(1000)})
+            >>> weights.patch({"head/w": np.ones(2)})
+            2
+            >>> weights.subscriber().snapshot().value["head"]["w"]
+            array([1., 1.])
+            >>> weights.close()
+        """
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"changes: expected a dict of path to value, found {type(changes).__name__}")
+        trees = {path: Tree.of(value, allow_pickle=self._allow_pickle) for path, value in changes.items()}
+        with self._writing("patch"):
+            return self._versions.patch(trees, timeout_s)
 
     @contextlib.contextmanager
-    def edit(self, *, copy: bool = True, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> Iterator[Any]:
+    def edit(
+        self, *, copy: bool = True, leaves: Iterable[str] | None = None, timeout_s: float = FREE_SLOT_TIMEOUT_S
+    ) -> Iterator[Any]:
         """Write the next version in place: a writable tree, published on exit, dropped if the block raises.
 
         Arrays may be changed in place (no copy on exit) or replaced; the structure may change as well. After the
         block they are read-only.
 
         Args:
-            copy: begin with the newest version (one copy of its bytes). With False the arrays hold arbitrary bytes and
-                every element must be written; everything that is not an array is as in the newest version.
+            copy: begin with the newest version (one copy of its bytes). With False the NumPy arrays hold arbitrary
+                bytes and every element must be written; everything else is as in the newest version.
+            leaves: paths as in patch(): only these may be changed, and the edit costs these, not the whole tree. All
+                else in the tree can be read; changing it is a ValueError, at once or on exit.
             timeout_s: as in update().
 
         Example:
             >>> import numpy as np, untorn
-            >>> weights = untorn.publish({"w": np.zeros(2)})
+            >>> weights = untorn.publish({"w": np.zeros(2), "b": np.zeros(2)})
             >>> with weights.edit() as params:
             ...     params["w"] += 1
-            >>> weights.version, weights.subscriber().snapshot().value["w"]
-            (2, array([1., 1.]))
+            >>> with weights.edit(leaves=["b"]) as params:
+            ...     params["b"] += params["w"]
+            >>> weights.version, weights.subscriber().snapshot().value["b"]
+            (3, array([1., 1.]))
             >>> weights.close()
         """
         with self._writing("edit"):
-            attachment = self._open()
-            layout = self._known_layout()
-            slot = self._pick(layout.nbytes, timeout_s)
-            edit = Edit(attachment, layout, slot, copy=copy)
+            versions = self._versions
+            layout = versions.known_layout()
+            only = None if leaves is None else versions.indices_of(leaves)
+            unwritten = [] if copy else versions.array_indices(only)
+            slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
+            decoder = layout.decoder(allow_pickle=self._allow_pickle)
+            edit = Edit(self._open(), layout, decoder, draft, only=only, allow_pickle=self._allow_pickle)
             try:
                 yield edit.tree
                 restructured = edit.collect()
             finally:
                 edit.end()
             if restructured is None:
-                self._make_latest(layout, slot)
+                self._versions.finish(layout, slot, only)
             else:
-                self._publish(_Tree.of(*restructured), timeout_s)
+                self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
         """One thread writes at a time; a second waits, but the same thread may not begin twice."""
         if self._open().forked:
-            raise self._forked()
+            raise forked_error(self._label)
         if self._writer == threading.get_ident():
             raise BusyError(
                 f"channel {self._label!r}: {what}() inside edit(); end the block first: it publishes on exit"
@@ -271,87 +300,28 @@ class Publisher:
             finally:
                 self._writer = 0
 
-    def _known_layout(self) -> Layout:
-        if self._layout is None:
-            raise ClosedError(f"channel {self._label!r} has no version yet")
-        return self._layout
-
-    def _publish(self, tree: _Tree, timeout_s: float) -> int:
-        attachment = self._open()
-        layout = self._layout
-        if layout is None or layout.spec != tree.spec or layout.extra != tree.extra:
-            layout = Layout(tree.spec, tree.extra)
-        slot = self._pick(layout.nbytes, timeout_s)
-        draft = attachment.draft(slot)
-        for index, leaf in enumerate(tree.leaves):
-            layout.write_leaf(draft, index, leaf)
-        layout.write_schema(draft)
-        return self._make_latest(layout, slot)
-
-    def _make_latest(self, layout: Layout, slot: int) -> int:
-        attachment = self._open()
-        version = attachment.version + 1
-        if self._layout is None or self._layout.schema != layout.schema:
-            self._schema_id = version
-        self._layout = layout
-        attachment.publish(slot, version, layout.nbytes, len(layout.schema), self._schema_id)
-        return version
-
-    def _pick(self, nbytes: int, timeout_s: float) -> int:
-        attachment = self._open()
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return attachment.pick(nbytes)
-            except _core.StatusError as error:
-                code, number = error.args
-                if code == "forked":
-                    raise self._forked() from None
-                if code == "no_space":
-                    raise storage.no_space(
-                        attachment.data_fd,
-                        nbytes,
-                        f"channel {self._label!r}: version {attachment.version + 1}",
-                    ) from None
-                if code != "no_slot":
-                    raise OSError(number, os.strerror(number), self._label) from None
-            if time.monotonic() >= deadline:
-                raise self._no_slot(timeout_s)
-            time.sleep(0.0005)
-
-    def _no_slot(self, timeout_s: float) -> CapacityError:
-        attachment = self._open()
-        holders = "; ".join(
-            f"pid {reader.pid} holds version{'s' if len(reader.versions) > 1 else ''} "
-            + ", ".join(map(str, reader.versions))
-            for reader in self.readers()
-            if reader.versions
-        )
-        return CapacityError(
-            f"channel {self._label!r}: no free slot for version {attachment.version + 1} within {timeout_s} s: all "
-            f"{attachment.max_slots} are held ({holders or 'by readers that just went'}); "
-            "let old snapshots go, or publish with a larger max_slots"
-        )
-
     # -- the end
 
-    def _open(self) -> _core.Attachment:
-        if self._attachment is None:
+    @property
+    def _versions(self) -> Versions:
+        if self._open_versions is None:
             raise ClosedError(f"this publisher of channel {self._label!r} is closed")
-        return self._attachment
+        return self._open_versions
 
-    def _forked(self) -> ClosedError:
-        return ClosedError(
-            f"channel {self._label!r}: this process was forked from its publisher, and only the parent may publish; "
-            "here use publisher.subscriber()"
-        )
+    @property
+    def _attachment(self) -> _core.Attachment | None:
+        return self._open_versions.attachment if self._open_versions else None
+
+    def _open(self) -> _core.Attachment:
+        return self._versions.attachment
 
     def close(self) -> None:
         """End publishing. Readers keep what they have; waiting ones learn that nothing newer comes. A named channel's
         files stay, for readers and for the next publisher, until unlink(). Closing twice is fine."""
-        if self._attachment is not None:
-            self._attachment.retire()
-            self._attachment = None
+        if self._open_versions is not None:
+            self._open_versions.attachment.retire()
+            self._open_versions = None
+            let_go_of_the_dead()
 
     def unlink(self) -> None:
         """Remove the files of a named channel; readers that are attached keep it. Does nothing on an anonymous one.
@@ -367,9 +337,10 @@ class Publisher:
             if taken.id == self._id:
                 self._files.unlink()
             taken.retire()
+            let_go_of_the_dead()
             return
         if self._attachment.forked:
-            raise self._forked()
+            raise forked_error(self._label)
         if self._files.is_same_file(self._attachment.control_fd):
             self._files.unlink()
 

@@ -3,6 +3,9 @@
 A named channel NAME is ``NAME.control`` and ``NAME.data``. Its control file gets its name first, complete and locked
 by its publisher, and its data file right after; unlinking goes the other way round. So data without control cannot
 exist, and control without data is a creation that was killed: the next publisher clears it away.
+
+Until then the two files have no names. Where a file system has no nameless files they are called
+``.NAME.<pid>.<random>.control`` and ``.data``, which is no channel's name; a kill may leave these.
 """
 
 from __future__ import annotations
@@ -12,16 +15,22 @@ import errno
 import os
 import re
 import stat
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from untorn import _core
 from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, FormatError
+from untorn.share.obstacles import FULL, explained, no_space, unreadable
 
-__all__ = ["Address", "Files", "anonymous", "default_directory", "named", "open_files"]
+__all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_files"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
+#: what a file system says that cannot do something at all
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
+_RENAME_NOREPLACE, _AT_FDCWD = 1, -100
 
 
 @dataclass(frozen=True)
@@ -35,17 +44,31 @@ class Address:
     def here(self, attachment: _core.Attachment) -> Address:
         """The same, with this process's own descriptors as the first place to look."""
         own = _descriptor_paths(attachment)
-        others = tuple(place for place in self.places if place != own)
-        return Address(self.id, (own, *others[:2]), self.label)
+        others = [place for place in self.places if place != own]
+        files = [place for place in others if not place[0].startswith("/proc/")]  # these last longest
+        processes = [place for place in others if place not in files]
+        return Address(self.id, (own, *processes[:2], *files), self.label)
+
+    def is_named(self, attachment: _core.Attachment) -> bool:
+        """Does a name in a directory still lead to this channel?"""
+        names = (place for place in self.places if not place[0].startswith("/proc/"))
+        return any(Files(*place, self.label).is_same_file(attachment.control_fd) for place in names)
 
 
 @dataclass(frozen=True)
 class Files:
-    """The paths of a named channel."""
+    """The paths of a named channel; absolute, so that they mean the same after a change of directory."""
 
     control: str
     data: str
     label: str
+    #: the names that its new files have meanwhile, and what removes each, at the latest when this object goes
+    temporary: dict[str, weakref.finalize[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def folder(self) -> str:
+        """Where they are."""
+        return os.path.dirname(self.control)
 
     def exists(self) -> bool:
         """Is there a channel file of this name?"""
@@ -73,8 +96,16 @@ def _descriptor_paths(attachment: _core.Attachment) -> tuple[str, str]:
 def default_directory() -> Path:
     """This user's own directory in /dev/shm, made on first use. Raises PermissionError if it is not safe to use."""
     path = Path(f"/dev/shm/untorn-{os.geteuid()}")
-    with contextlib.suppress(FileExistsError):
+    try:
         path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the directory of this user's channels cannot be made ({os.strerror(error.errno or 0)}); pass directory=",
+            os.fspath(path),
+        ) from None
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise PermissionError(
@@ -96,10 +127,8 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
             f"name {name!r}: expected 1 to 200 letters, digits and _ . @ + -, beginning with a letter, digit or _"
         )
     folder = default_directory() if directory is None else Path(directory)
-    if directory is not None and not folder.is_dir():
-        raise FileNotFoundError(f"directory {str(folder)!r} of channel {name!r} does not exist; make it first")
-    stem = os.fspath(folder / name)
-    return Files(stem + ".control", stem + ".data", name if directory is None else stem)
+    stem = os.fspath(folder.absolute() / name)
+    return Files(stem + ".control", stem + ".data", name if directory is None else os.fspath(folder / name))
 
 
 def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
@@ -117,10 +146,44 @@ def seal(attachment: _core.Attachment) -> None:
 
 
 def nameless(files: Files, max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
-    """Two new files on the channel's file system that have no name yet: a kill leaves nothing behind."""
-    folder = os.path.dirname(files.control) or "."
-    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    return _new_pair(lambda _: os.open(folder, flags, 0o600), max_readers, max_slots, slots)
+    """Two new files on the channel's file system that have no name yet: a kill leaves nothing behind.
+
+    Raises OSError (by its cause: FileNotFoundError, PermissionError, ...) or CapacityError, saying what to do.
+    """
+    try:
+        return _new_pair(lambda part: _new_file(files, part), max_readers, max_slots, slots)
+    except BaseException:
+        _forget_temporary(files)
+        raise
+
+
+def _new_file(files: Files, part: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        try:
+            return os.open(files.folder, flags | os.O_TMPFILE, 0o600)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        name = os.path.basename(files.control).removesuffix(".control")
+        path = os.path.join(files.folder, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.{part}")
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise explained(error, files.label, "cannot be made in this directory", files.folder) from None
+    files.temporary[path] = weakref.finalize(files, _remove_own, os.getpid(), path)
+    return fd
+
+
+def _remove_own(pid: int, path: str) -> None:
+    if os.getpid() == pid:  # a forked child has a copy of everything, but this is its parent's
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _forget_temporary(files: Files) -> None:
+    for remove in files.temporary.values():
+        remove()
+    files.temporary.clear()
 
 
 def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
@@ -136,21 +199,70 @@ def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slot
     return descriptors[0], descriptors[1]
 
 
-def give_names(files: Files, attachment: _core.Attachment) -> bool:
+def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> bool:
     """Make a finished, locked channel visible under its name; False if the name is taken."""
     try:
-        _link(attachment.control_fd, files.control)
-    except FileExistsError:
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(files.data)  # the control name was ours to take, so this belongs to nobody
-    _link(attachment.data_fd, files.data)
+        try:
+            _give_name(files, attachment.control_fd, files.control)
+        except FileExistsError:
+            return False
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(files.data)  # the control name was ours to take, so this belongs to nobody
+            _give_name(files, attachment.data_fd, files.data)
+            if durable:
+                _sync_directory(files.folder)
+        except BaseException:
+            files.unlink()
+            raise
+    finally:
+        _forget_temporary(files)
     return True
 
 
-def _link(fd: int, path: str) -> None:
-    # src_dir_fd makes Python call linkat(), which alone can follow the link in /proc to a file without a name
-    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+def sync_names(control_fd: int) -> None:
+    """The names of a channel that exists are on the disk when this returns: whoever gave them may not have waited."""
+    _sync_directory(os.path.dirname(os.readlink(f"/proc/self/fd/{control_fd}")))
+
+
+def _sync_directory(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _give_name(files: Files, fd: int, path: str) -> None:
+    """Raises FileExistsError, changing nothing, if the name is taken."""
+    ending = os.path.splitext(path)[1]
+    try:
+        for temporary in files.temporary:
+            if temporary.endswith(ending) and _rename(temporary, path):
+                return
+        # src_dir_fd makes Python call linkat(), which alone can follow the link in /proc to a file without a name
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise explained(error, files.label, "cannot be given its name in this directory", files.folder) from None
+
+
+def _rename(old: str, new: str) -> bool:
+    """Rename, but never over another file, and not by hard links, which some file systems do not have. False if the
+    system cannot."""
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), new)
 
 
 def _lay_out(control_fd: int, max_readers: int, max_slots: int, slots: int) -> None:
@@ -158,20 +270,10 @@ def _lay_out(control_fd: int, max_readers: int, max_slots: int, slots: int) -> N
     try:
         os.posix_fallocate(control_fd, 0, nbytes)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         raise no_space(control_fd, nbytes, "a new channel's control file") from error
     _core.format_control(control_fd, os.urandom(16), max_readers, max_slots, slots)
-
-
-def no_space(fd: int, nbytes: int, what: str) -> CapacityError:
-    """The error for a file system without room for ``nbytes``."""
-    status = os.fstatvfs(fd)
-    free = status.f_bavail * status.f_frsize
-    return CapacityError(
-        f"{what} needs {nbytes:,} bytes, and its file system has {free:,} free of "
-        f"{status.f_blocks * status.f_frsize:,}; free some, enlarge it, or use directory= on another"
-    )
 
 
 def take_over(files: Files) -> _core.Attachment | None:
@@ -180,11 +282,11 @@ def take_over(files: Files) -> _core.Attachment | None:
     Raises BusyError while another publisher lives, FormatError if the file is not a channel.
     """
     try:
-        control_fd = _open(files.control, os.O_RDWR)
+        control_fd = _open_own(files, files.control)
     except FileNotFoundError:
         return None
     try:
-        data_fd = _open(files.data, os.O_RDWR)
+        data_fd = _open_own(files, files.data)
         whole = True
     except FileNotFoundError:
         data_fd, whole = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), False
@@ -198,6 +300,16 @@ def take_over(files: Files) -> _core.Attachment | None:
         files.unlink()  # a creation that was killed half-way
         return None
     return attachment
+
+
+def _open_own(files: Files, path: str) -> int:
+    try:
+        return _open(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        what = "cannot be taken over, for which both of its files must be writable"
+        raise explained(error, files.label, what, path) from None
 
 
 def _open(path: str, flags: int) -> int:
@@ -249,34 +361,35 @@ def open_files(
 ) -> tuple[int, int]:
     """Open (control, data) at the first place that has the channel; data read-only unless ``writable``.
 
-    Raises ChannelNotFoundError, or PermissionError for a named channel of another user.
+    Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError where it is read-only.
     """
     for control, data in places:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id)
+            return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id, label)
     where = places[0][0] if places else "nowhere"
+    if places and not os.path.isdir(os.path.dirname(where)):
+        where += ", and there is no such directory"
     raise ChannelNotFoundError(
         f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
         "subscribe(..., timeout_s=10) waits for it"
     )
 
 
-def _open_pair(control: str, data: str, data_flags: int, id: bytes | None) -> tuple[int, int]:
+def _open_pair(control: str, data: str, data_flags: int, id: bytes | None, label: str) -> tuple[int, int]:
     """Both descriptors of one place; FileNotFoundError if it is not, or no longer, the place of this channel."""
     try:
         control_fd = _open(control, os.O_RDWR)
     except OSError as error:
         if control.startswith("/proc/") and error.errno not in (errno.EMFILE, errno.ENFILE):
             raise FileNotFoundError from None  # another process, a pipe or a socket has that number now
-        if not isinstance(error, PermissionError):
-            raise
-        raise PermissionError(
-            error.errno, "no right to open this channel; readers need to write its control file", control
-        ) from None
+        raise unreadable(error, label, control) from None
     try:
         if id is not None and _id_of(control_fd) != id:
             raise FileNotFoundError
-        return control_fd, _open(data, data_flags)
+        try:
+            return control_fd, _open(data, data_flags)
+        except OSError as error:
+            raise unreadable(error, label, data) from None
     except BaseException:
         os.close(control_fd)
         raise

@@ -7,8 +7,8 @@
     Snapshot ──> _core.Hold (a pinned version) <── base of every array of Snapshot.value
 
 A subscriber that was pickled finds its channel again by its identity; unpickled twice in one process it is one
-attachment. A version stays pinned while anything refers to its Hold, so views outlive snapshots, subscribers and
-channels.
+attachment, which is kept for the next task of a pool. A version stays pinned while anything refers to its Hold, so
+views outlive snapshots, subscribers and channels.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from untorn import _core
-from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, ClosedError, FormatError
-from untorn.share import storage
+from untorn.errors import (
+    BrokenChannelError,
+    CapacityError,
+    ChannelNotFoundError,
+    ClosedError,
+    FormatError,
+    UnsupportedTypeError,
+    UntornError,
+)
+from untorn.share import storage, waiting
 from untorn.share.layout import Decoder
 from untorn.share.storage import Address
 
@@ -46,20 +54,21 @@ class _Attached:
         self.hold: weakref.ref[Any] | None = None
         self._decoders: dict[int, Decoder] = {}
 
-    def decoder(self, hold: _core.Hold) -> Decoder:
+    def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
         """The decoder of a pinned version; kept while the schema stays the same."""
-        known = self._decoders.get(hold.schema_id)
+        key = hold.schema_id << 1 | allow_pickle
+        known = self._decoders.get(key)
         if known is not None and known.slot_nbytes <= hold.nbytes:
             return known
         start = _core.HEADER_NBYTES
         schema = bytes(memoryview(hold)[start : start + hold.schema_nbytes])
         try:
-            decoder = Decoder(schema, hold.nbytes)
-        except FormatError as error:
-            raise FormatError(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
+            decoder = Decoder(schema, hold.nbytes, allow_pickle=allow_pickle)
+        except (FormatError, UnsupportedTypeError, ImportError) as error:
+            raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
         while len(self._decoders) >= _MAX_DECODERS:
             self._decoders.pop(next(iter(self._decoders)))
-        self._decoders[hold.schema_id] = decoder
+        self._decoders[key] = decoder
         return decoder
 
     def pin(self) -> _core.Hold:
@@ -94,11 +103,41 @@ def _attach(address: Address) -> _Attached:
             return known
         files = storage.open_files(address.places, address.label, id=address.id or None)
         attachment = storage.attach(*files, _core.READER, address.label)
-        known = _attached.get(attachment.id)  # the same channel under another address
+        known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
+        if known is not None and _same_file(known.attachment.control_fd, attachment.control_fd):
+            return known
+        attached = _Attached(attachment, Address(attachment.id, address.places, address.label))
         if known is None:
-            known = _Attached(attachment, Address(attachment.id, address.places, address.label))
-            _attached[attachment.id] = known
-        return known
+            _attached[attachment.id] = attached
+        return attached
+
+
+def _same_file(fd: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.fstat(other))
+
+
+#: attachments of subscribers that came here by pickle, most recent last: a task that is handed a Subscriber would
+#: otherwise attach anew each time
+_kept: dict[bytes, _Attached] = {}
+_MAX_KEPT = 8
+
+
+def _keep(attached: _Attached) -> None:
+    """Keep this attachment for the next task; let go those whose publisher is gone, and the oldest of too many."""
+    with _attached_lock:
+        _kept.pop(attached.attachment.id, None)
+        _kept[attached.attachment.id] = attached
+        while len(_kept) > _MAX_KEPT:
+            del _kept[next(iter(_kept))]
+    let_go_of_the_dead()
+
+
+def let_go_of_the_dead() -> None:
+    """Of the attachments that are kept for the next task, end those to channels that have neither a publisher nor a
+    name."""
+    for attached in list(_kept.values()):
+        if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
+            _kept.pop(attached.attachment.id, None)
 
 
 class Snapshot:
@@ -115,13 +154,14 @@ class Snapshot:
         (1, np.float64(0.0))
     """
 
-    __slots__ = ("_attached", "_hold", "_value", "version")
+    __slots__ = ("_allow_pickle", "_attached", "_hold", "_value", "version")
 
     #: the version's number: 1 for the first, one more for each published
     version: int
 
-    def __init__(self, attached: _Attached, hold: _core.Hold) -> None:
+    def __init__(self, attached: _Attached, hold: _core.Hold, allow_pickle: bool = False) -> None:
         self._attached = attached
+        self._allow_pickle = allow_pickle
         self._hold: _core.Hold | None = hold
         self._value: Any = _MISSING
         self.version = hold.version
@@ -135,13 +175,15 @@ class Snapshot:
 
     @property
     def value(self) -> Any:
-        """The published value. Arrays are read-only views of shared memory (no copy); everything else is a copy.
+        """The published value. Arrays are read-only views of shared memory (no copy), and so are the values of other
+        libraries where these allow it (docs/values.md); numbers, str, bytes and containers are copies.
 
-        Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version.
+        Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version,
+        UnsupportedTypeError for a pickled value without allow_pickle, ImportError if the value's library is missing.
         """
         if self._value is _MISSING:
             hold = self._held()
-            self._value = self._attached.decoder(hold).value(hold)
+            self._value = self._attached.decoder(hold, self._allow_pickle).value(hold)
         elif self._hold is None:
             self._held()
         return self._value
@@ -150,7 +192,7 @@ class Snapshot:
     def extra(self) -> Any:
         """What a trainer stores beside the value (its optimizer's state), as read-only views; None elsewhere."""
         hold = self._held()
-        return self._attached.decoder(hold).extra(hold)
+        return self._attached.decoder(hold, self._allow_pickle).extra(hold)
 
     @property
     def published_at(self) -> float:
@@ -190,10 +232,11 @@ class Subscriber:
     queues); unpickled twice in one process it is one attachment. Threads may share it. It survives fork.
     """
 
-    __slots__ = ("__weakref__", "_address", "_attached_or_none", "_closed")
+    __slots__ = ("__weakref__", "_address", "_allow_pickle", "_attached_or_none", "_closed")
 
-    def __init__(self, address: Address, attached: _Attached | None = None) -> None:
+    def __init__(self, address: Address, attached: _Attached | None = None, *, allow_pickle: bool = False) -> None:
         self._address = address
+        self._allow_pickle = allow_pickle
         self._attached_or_none = attached
         self._closed = False
 
@@ -260,7 +303,7 @@ class Subscriber:
             hold = attached.attachment.pin()
         except _core.StatusError:
             hold = attached.pin()
-        return Snapshot(attached, hold)
+        return Snapshot(attached, hold, self._allow_pickle)
 
     def wait(self, newer_than: int, timeout_s: float | None = None) -> int:
         """Block until a version greater than ``newer_than`` is published; returns its number (or a later one).
@@ -269,11 +312,7 @@ class Subscriber:
         named channel is waited for to the end, since a new publisher may take it over; without, a dead or closed
         publisher raises BrokenChannelError within a fraction of a second.
         """
-        attachment = self._attached.attachment
-        if not isinstance(newer_than, int):
-            raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
-        if not 0 <= newer_than < 2**58:
-            raise ValueError(f"newer_than: expected a version number from 0 on, found {newer_than}")
+        attachment = self._waited(newer_than)
         if attachment.version > newer_than:
             return attachment.version
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -281,19 +320,76 @@ class Subscriber:
             left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
             if attachment.wait(newer_than, max(0.0, min(left, LIVENESS_INTERVAL_S))):
                 return attachment.version
-            lost = self._loss(attachment)
-            if attachment.version > newer_than:
-                return attachment.version
-            if lost and (deadline is None or not self._may_be_taken_over()):
-                raise BrokenChannelError(
-                    f"channel {self.name!r}: nothing newer than version {newer_than} can come, because {lost}; "
-                    f"version {attachment.version} can still be read"
-                )
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"channel {self.name!r}: nothing newer than version {newer_than} within {timeout_s} s"
-                    + (f" ({lost})" if lost else "")
-                )
+            version = self._verdict(attachment, newer_than, timeout_s, deadline)
+            if version is not None:
+                return version
+
+    async def wait_async(self, newer_than: int, timeout_s: float | None = None) -> int:
+        """wait() for asyncio: blocks the coroutine alone. Returns and raises what wait() does.
+
+        However many coroutines and channels, one thread of this process sleeps for all of them. Gives other tasks a
+        turn also when a newer version is there already. Cancelling the task ends the wait at once.
+
+        Example:
+            >>> import asyncio, untorn
+            >>> with untorn.publish("first") as publisher:
+            ...     asyncio.run(publisher.subscriber().wait_async(0, timeout_s=5))
+            1
+        """
+        import asyncio
+
+        attachment = self._waited(newer_than)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        or_lost = timeout_s is None or not self._may_be_taken_over()
+        version = self._verdict(attachment, newer_than, timeout_s, deadline)
+        if version is not None:
+            await asyncio.sleep(0)
+        while version is None:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            await waiting.changed(attachment, newer_than, or_lost=or_lost, timeout_s=left_s)
+            version = self._verdict(attachment, newer_than, timeout_s, deadline)
+        return version
+
+    async def snapshot_async(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
+        """snapshot() for asyncio: waits as wait_async() does. Returns and raises what snapshot() does.
+
+        Example:
+            >>> import asyncio, untorn
+            >>> with untorn.publish("first") as publisher:
+            ...     asyncio.run(publisher.subscriber().snapshot_async(newer_than=0, timeout_s=5)).value
+            'first'
+        """
+        if newer_than is not None:
+            await self.wait_async(newer_than, timeout_s)
+        return self.snapshot()
+
+    def _waited(self, newer_than: int) -> _core.Attachment:
+        """The channel to wait for, once the version is known to be one."""
+        attachment = self._attached.attachment
+        if not isinstance(newer_than, int):
+            raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
+        if not 0 <= newer_than < 2**58:
+            raise ValueError(f"newer_than: expected a version number from 0 on, found {newer_than}")
+        return attachment
+
+    def _verdict(
+        self, attachment: _core.Attachment, newer_than: int, timeout_s: float | None, deadline: float | None
+    ) -> int | None:
+        """What a wait has come to: the version that is newer, None to go on waiting, or the error that ends it."""
+        lost = self._loss(attachment)  # first: the last version may have come just before the end
+        if attachment.version > newer_than:
+            return attachment.version
+        if lost and (deadline is None or not self._may_be_taken_over()):
+            raise BrokenChannelError(
+                f"channel {self.name!r}: nothing newer than version {newer_than} can come, because {lost}; "
+                f"version {attachment.version} can still be read"
+            )
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(
+                f"channel {self.name!r}: nothing newer than version {newer_than} within {timeout_s} s"
+                + (f" ({lost})" if lost else "")
+            )
+        return None
 
     def _loss(self, attachment: _core.Attachment) -> str:
         """Why nothing newer can come, as the kernel sees it; empty while the publisher lives."""
@@ -319,8 +415,17 @@ class Subscriber:
             yield snapshot
             del snapshot  # or the old version would stay pinned while we wait
 
+    def __aiter__(self) -> AsyncIterator[Snapshot]:
+        """As __iter__, for ``async for``: the newest version, then every time something newer is there the newest of
+        it. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
+        return waiting.NewerSnapshots(
+            lambda seen: self.snapshot_async(newer_than=seen), lambda: self._attached.attachment.closed
+        )
+
     def close(self) -> None:
         """Stop using the channel. Snapshots and views that were taken stay valid. Closing twice is fine."""
+        if self._attached_or_none is not None:
+            _kept.pop(self._attached_or_none.attachment.id, None)
         self._closed = True
         self._attached_or_none = None
 
@@ -335,7 +440,7 @@ class Subscriber:
     def __reduce__(self) -> tuple[Any, ...]:
         attached = self._attached_or_none
         address = self._address if attached is None else attached.address.here(attached.attachment)
-        return _unpickle, (address.id, address.places, address.label)
+        return _unpickle, (address.id, address.places, address.label, self._allow_pickle)
 
     def __repr__(self) -> str:
         if self._closed:
@@ -343,9 +448,16 @@ class Subscriber:
         return f"<untorn.Subscriber of {self.name!r}>"
 
 
-def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str) -> Subscriber:
+def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str, allow_pickle: bool) -> Subscriber:
     address = Address(id, places, label)
-    return Subscriber(address, _attach(address))
+    try:
+        attached = _attach(address)
+    except (UntornError, OSError):
+        # Pools unpickle outside the task, where an error ends the worker, and multiprocessing.Pool then waits for ever.
+        # So the first use tries again, and raises.
+        return Subscriber(address, allow_pickle=allow_pickle)
+    _keep(attached)
+    return Subscriber(address, attached, allow_pickle=allow_pickle)
 
 
 def subscribe(
@@ -360,7 +472,8 @@ def subscribe(
         channel: a name ("policy"), a path (anything with a slash, or a Path: directory/name), or a Publisher or
             Subscriber that was handed over.
         timeout_s: seconds to wait for the channel to appear.
-        allow_pickle: not available yet.
+        allow_pickle: unpickle what the publisher pickled, as in numpy.load(). A pickle can run any code: say so only if
+            you trust whoever publishes. The publisher must have said so too.
 
     Raises:
         ChannelNotFoundError: there is none (within timeout_s).
@@ -376,12 +489,10 @@ def subscribe(
     """
     from untorn.share.publisher import Publisher
 
-    if allow_pickle:
-        raise NotImplementedError("allow_pickle= is not available in this version of untorn")
     if isinstance(channel, Publisher):
-        return channel.subscriber()
+        return channel.subscriber(allow_pickle=allow_pickle)
     if isinstance(channel, Subscriber):
-        return Subscriber(channel._address, channel._attached)
+        return Subscriber(channel._address, channel._attached, allow_pickle=allow_pickle)
     if not isinstance(channel, str | os.PathLike):
         raise TypeError(
             f"channel: expected a name, a path, a Publisher or a Subscriber, found {type(channel).__name__}"
@@ -395,7 +506,7 @@ def subscribe(
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return Subscriber(address, _attach(address))
+            return Subscriber(address, _attach(address), allow_pickle=allow_pickle)
         except ChannelNotFoundError:
             if time.monotonic() >= deadline:
                 raise

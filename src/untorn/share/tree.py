@@ -6,24 +6,28 @@ that publishes the same structure again only copies leaves. ``layout.py`` gives 
 structure down for readers.
 
 What can be shared natively: dict, OrderedDict, list, tuple, named tuple and dataclass trees over NumPy arrays of every
-dtype but object, NumPy scalars, int, float, complex, bool, str, bytes and None.
+dtype but object, NumPy scalars, int, float, complex, bool, str, bytes and None; FrozenDict. Values of other libraries
+go through adapters (foreign.py), and become a node whose children are native. Anything else is pickled, if that was
+asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn.errors import UnsupportedTypeError
+from untorn.share.foreign import Adapter, adapter_for
 
-__all__ = ["CONTAINERS", "Spec", "array_spec", "flatten", "path_of"]
+__all__ = ["CONTAINERS", "Deferred", "Spec", "array_spec", "flatten", "member_names", "path_of"]
 
 MAX_DEPTH = 200
 
@@ -36,10 +40,33 @@ class Spec(NamedTuple):
     children: tuple[Spec, ...] = ()
 
 
+#: nodes with children that users know by name
 CONTAINERS = frozenset({"dict", "odict", "list", "tuple", "namedtuple", "dataclass"})
+#: nodes with children that only their reader knows
+OPAQUE = frozenset({"adapter", "frozendict", "pickle"})
 
 _INT64 = range(-(2**63), 2**63)
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
+
+
+class Deferred:
+    """Bytes that are written straight to their place, so that they need not be made elsewhere first: a leaf that reads
+    as a uint8 array.
+
+    Attributes:
+        nbytes: exactly how many.
+        write_into: writes all of them into a writable uint8 array.
+    """
+
+    def __init__(self, nbytes: int, write_into: Callable[[NDArray[np.uint8]], None]) -> None:
+        self.nbytes = nbytes
+        self.write_into = write_into
+
+    def array(self) -> NDArray[np.uint8]:
+        """The bytes, in memory of their own."""
+        made = np.empty(self.nbytes, np.uint8)
+        self.write_into(made)
+        return made
 
 
 def path_of(path: tuple[str, ...]) -> str:
@@ -47,47 +74,122 @@ def path_of(path: tuple[str, ...]) -> str:
     return "/".join(path) if path else "(the value itself)"
 
 
-def flatten(value: Any) -> tuple[Spec, list[Any]]:
+def flatten(value: Any, *, allow_pickle: bool = False) -> tuple[Spec, list[Any]]:
     """Take a value apart: its spec, and its leaves (arrays as they are, scalars as given) in depth-first order.
 
-    Nothing is copied. Raises UnsupportedTypeError, naming the place, for a type that cannot be shared, a key that is
-    not a plain value, a tree that contains itself, or one that is nested more than 200 deep.
+    Nothing is copied, except what an adapter must, and pickles. Raises UnsupportedTypeError, naming the place, for a
+    type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that is nested more
+    than 200 deep.
     """
-    leaves: list[Any] = []
-    return _flatten(value, leaves, (), []), leaves
+    flattening = _Flattening(allow_pickle)
+    return flattening.node(value, ()), flattening.leaves
 
 
-def _flatten(value: Any, leaves: list[Any], path: tuple[str, ...], above: list[int]) -> Spec:
-    kind = _LEAF_KINDS.get(type(value))
-    if kind is not None:
-        leaves.append(value)
-        return _scalar_spec(kind, value)
-    if isinstance(value, np.ndarray):
-        array = _plain_array(value, path)
-        leaves.append(array)
-        return array_spec(array, path)
-    if isinstance(value, np.generic):
-        leaves.append(value)
-        return Spec("numpy", _checked_dtype(value.dtype, path))
-    return _flatten_container(value, leaves, path, above)
+class _Flattening:
+    """One walk over one tree."""
 
+    def __init__(self, allow_pickle: bool) -> None:
+        self.leaves: list[Any] = []
+        self.allow_pickle = allow_pickle
+        self._above: list[int] = []
 
-def _flatten_container(value: Any, leaves: list[Any], path: tuple[str, ...], above: list[int]) -> Spec:
-    kind, detail, members = _open_container(value, path)
-    if id(value) in above:
-        raise UnsupportedTypeError(
-            f"{path_of(path)}: the tree contains itself here (a cycle of {type(value).__name__}); "
-            "a shared value must be a finite tree"
+    def node(self, value: Any, path: tuple[str, ...]) -> Spec:
+        cls = type(value)
+        kind = _LEAF_KINDS.get(cls)
+        if kind is not None:
+            self.leaves.append(value)
+            return _scalar_spec(kind, value)
+        if cls is np.ndarray:
+            return self._array(value, path)
+        if cls is np.memmap:
+            return self._array(value.view(np.ndarray), path)
+        if isinstance(value, np.generic) and cls.__module__ == "numpy":
+            self.leaves.append(value)
+            return Spec("numpy", _checked_dtype(value.dtype, path))
+        if cls is Deferred:
+            self.leaves.append(value)
+            return Spec("array", (_BYTE, (value.nbytes,), None))
+        return self._inner(value, path)
+
+    def _array(self, array: NDArray[Any], path: tuple[str, ...]) -> Spec:
+        if array.dtype.type.__module__ != "numpy":  # a dtype of another library, such as bfloat16
+            adapter = adapter_for(array.dtype.type)
+            if adapter is not None:
+                return self._adapted(adapter, array, path)
+        if array.dtype.hasobject and self.allow_pickle:
+            return self._pickle(array, path)
+        spec = array_spec(array, path)
+        self.leaves.append(array)
+        return spec
+
+    def _inner(self, value: Any, path: tuple[str, ...]) -> Spec:
+        if id(value) in self._above:
+            raise UnsupportedTypeError(
+                f"{path_of(path)}: the tree contains itself here (a cycle of {type(value).__name__}); "
+                "a shared value must be a finite tree"
+            )
+        if len(self._above) >= MAX_DEPTH:
+            raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
+        opened = _open_container(value, path)
+        if opened is None:
+            return self._foreign(value, path)
+        kind, detail, members = opened
+        return Spec(kind, detail, self._children(value, members, path))
+
+    def _children(self, value: Any, members: Iterator[tuple[str, Any]], path: tuple[str, ...]) -> tuple[Spec, ...]:
+        self._above.append(id(value))
+        children = tuple(self.node(member, (*path, name)) for name, member in members)
+        self._above.pop()
+        return children
+
+    def _foreign(self, value: Any, path: tuple[str, ...]) -> Spec:
+        from untorn.share.frozen_dict import FrozenDict
+
+        if type(value) is FrozenDict:
+            parts = value.parts()
+            return Spec("frozendict", tuple(parts), self._children(value, iter(parts.items()), path))
+        adapter = adapter_for(type(value))
+        if adapter is None:
+            return self._pickle(value, path)
+        return self._adapted(adapter, value, path)
+
+    def _adapted(self, adapter: Adapter, value: Any, path: tuple[str, ...]) -> Spec:
+        try:
+            meta, children = adapter.take_apart(value)
+        except UnsupportedTypeError as error:
+            if self.allow_pickle:
+                return self._pickle(value, path)
+            raise UnsupportedTypeError(f"{path_of(path)}: {error}") from error
+        return Spec(
+            "adapter", (adapter.name, meta, tuple(children)), self._children(value, iter(children.items()), path)
         )
-    if len(above) >= MAX_DEPTH:
-        raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
-    above.append(id(value))
-    children = tuple(_flatten(member, leaves, (*path, name), above) for name, member in members)
-    above.pop()
-    return Spec(kind, detail, children)
+
+    def _pickle(self, value: Any, path: tuple[str, ...]) -> Spec:
+        """The stream and its out-of-band buffers, as arrays of bytes."""
+        if not self.allow_pickle:
+            raise _unsupported(value, path)
+        buffers: list[NDArray[np.uint8]] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            try:
+                buffers.append(np.frombuffer(buffer.raw(), np.uint8))
+            except BufferError:
+                return True  # not one piece of memory: into the stream
+            return False
+
+        try:
+            stream = pickle.dumps(value, protocol=5, buffer_callback=keep)
+        except Exception as error:  # whatever the object's own methods raise
+            raise UnsupportedTypeError(
+                f"{path_of(path)}: a {_type_name(value)} that cannot be pickled ({type(error).__name__}: {error})"
+            ) from error
+        self.leaves += [np.frombuffer(stream, np.uint8), *buffers]
+        sizes = (len(stream), *(buffer.size for buffer in buffers))
+        return Spec("pickle", _type_name(value), tuple(Spec("array", (_BYTE, (nbytes,), None)) for nbytes in sizes))
 
 
-def _open_container(value: Any, path: tuple[str, ...]) -> tuple[str, Any, Iterator[tuple[str, Any]]]:
+def _open_container(value: Any, path: tuple[str, ...]) -> tuple[str, Any, Iterator[tuple[str, Any]]] | None:
+    """Kind, detail and members of a native container; None for anything else."""
     cls = type(value)
     if cls is dict or cls is OrderedDict:
         for key in value:
@@ -102,7 +204,16 @@ def _open_container(value: Any, path: tuple[str, ...]) -> tuple[str, Any, Iterat
     if dataclasses.is_dataclass(cls):
         names = tuple(field.name for field in dataclasses.fields(cls))
         return "dataclass", _class_detail(cls, names, path), ((name, getattr(value, name)) for name in names)
-    raise _unsupported(value, path)
+    return None
+
+
+def member_names(spec: Spec) -> Iterator[str]:
+    """The names of a container's children, as paths have them."""
+    if spec.kind in ("dict", "odict"):
+        return (str(key) for _, key in spec.detail)
+    if spec.kind in ("namedtuple", "dataclass"):
+        return iter(spec.detail[2])
+    return (str(index) for index in range(len(spec.children)))
 
 
 def _check_key(key: Any, path: tuple[str, ...]) -> None:
@@ -136,24 +247,27 @@ def _scalar_spec(kind: str, value: Any) -> Spec:
     return _FIXED[kind]
 
 
-def _plain_array(value: NDArray[Any], path: tuple[str, ...]) -> NDArray[Any]:
-    if type(value) is np.ndarray:
-        return value
-    if type(value) is np.memmap:
-        return value.view(np.ndarray)
-    raise _unsupported(value, path, hint="; share np.asarray(...) of it")
-
-
 def array_spec(array: NDArray[Any], path: tuple[str, ...] = ()) -> Spec:
     """The spec of an array: dtype, shape, and the strides of a compact copy that keeps its axis order."""
     dtype = _checked_dtype(array.dtype, path)
-    if array.flags.c_contiguous:
-        strides = None  # the usual case, and every empty array
-    elif array.size == 0:
-        strides = None
-    else:
-        strides = np.empty_like(array, order="K", subok=False).strides
+    strides = None if array.flags.c_contiguous or array.size == 0 else _compact_strides(array)
     return Spec("array", (dtype, array.shape, strides))
+
+
+def _compact_strides(array: NDArray[Any]) -> tuple[int, ...] | None:
+    """The strides of a compact copy with the axes in the same order in memory; None for C order. A copy with these
+    strides has them again."""
+    axes = [axis for axis, length in enumerate(array.shape) if length != 1]
+    if any(array.strides[axis] == 0 for axis in axes):
+        return None  # repeated along an axis: that has no place in the order
+    order = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
+    if order == axes:
+        return None
+    strides, step = [array.itemsize] * array.ndim, array.itemsize
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= array.shape[axis]
+    return tuple(strides)
 
 
 def _checked_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> np.dtype[Any]:
@@ -182,11 +296,16 @@ def _check_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> None:
         )
 
 
-def _unsupported(value: Any, path: tuple[str, ...], hint: str = "") -> UnsupportedTypeError:
-    cls = type(value)
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _unsupported(value: Any, path: tuple[str, ...]) -> UnsupportedTypeError:
+    hint = "share np.asarray(...) of it" if isinstance(value, np.ndarray) else "see docs/values.md"
     return UnsupportedTypeError(
-        f"{path_of(path)}: cannot share {cls.__module__}.{cls.__qualname__}; expected a dict, list, tuple, named tuple "
-        f"or dataclass of NumPy arrays, numbers, str, bytes and None{hint}"
+        f"{path_of(path)}: cannot share {_type_name(value)}; expected a dict, list, tuple, named tuple "
+        "or dataclass of NumPy arrays, numbers, str, bytes and None, or a value of a library that untorn knows "
+        f"({hint}); with allow_pickle=True on both sides anything that pickles can be shared"
     )
 
 
@@ -200,4 +319,5 @@ _LEAF_KINDS: dict[type, str] = {
     type(None): "none",
 }
 _FIXED = {kind: Spec(kind) for kind in ("int", "float", "complex", "bool", "none")}
+_BYTE = np.dtype(np.uint8)
 _KNOWN_DTYPES: set[np.dtype[Any]] = set()

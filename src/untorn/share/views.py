@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 
-__all__ = ["array_over"]
+__all__ = ["array_over", "private_memory"]
 
 
 def array_over(
@@ -22,3 +22,12 @@ def array_over(
     """A view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is."""
     buffer: Any = exporter  # NumPy's stubs know no user-defined buffers before Python 3.12
     return np.ndarray(shape, dtype, buffer, offset, strides)
+
+
+def private_memory(exporter: Any) -> Any:
+    """The same bytes for somebody who may write to them: where ``exporter`` is read-only, writes land in a private copy
+    of the pages that they touch."""
+    if isinstance(exporter, _core.Hold):
+        return exporter.private()
+    view = memoryview(exporter)
+    return bytearray(view) if view.readonly else exporter

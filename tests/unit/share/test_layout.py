@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from untorn import _core
 from untorn.errors import FormatError
-from untorn.share.layout import Decoder, Layout, leaf_indices
+from untorn.share.layout import Decoder, Layout
 from untorn.share.tree import flatten
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -237,11 +237,14 @@ def test_extra_lies_beside_the_value():
     assert Decoder(*[write(1)[0].schema, 4096]).extra(bytes(4096)) is None
 
 
-def test_leaf_indices_and_ends():
+def test_ranges_join_neighbours():
     layout, _ = write([np.zeros(3), 1, np.zeros(()), "ab"])
-    assert list(leaf_indices(layout, arrays=True)) == [0, 2]
-    assert list(leaf_indices(layout, arrays=False)) == [1, 3]
-    assert layout.leaf_end(3) - layout.leaves[3][1] == 2
+    start, end = layout.leaf_range(3)
+    assert end - start == 2
+    first = layout.leaf_range(0)[0]
+    assert list(layout.ranges([0, 1, 3])) == [(first, layout.leaf_range(1)[1]), (start, end)]
+    assert list(layout.ranges([])) == []
+    assert list(layout.ranges(range(4))) == [(first, end)]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,18 @@ import untorn
 from untorn import errors
 
 NAMES = """
-    BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError EarlyStopping FormatError
-    History NonFiniteLossError ProgressBar Publisher ReaderInfo SGD Snapshot Subscriber Trainer UnsupportedTypeError
-    UntornError WorkerError publish subscribe
+    Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
+    CSVLogger EarlyStopping Examples FormatError FrozenDict History LearningRateScheduler ModelCheckpoint
+    NonFiniteLossError ProgressBar Publisher ReaderInfo ReduceLROnPlateau RMSprop SGD Snapshot Subscriber TensorBoard
+    TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError WorkerError publish subscribe
 """
 
 MEMBERS = {
-    "Publisher": "close edit name nbytes readers subscriber unlink update version",
-    "Subscriber": "address attach close name publisher_alive snapshot version wait",
+    "Publisher": "close edit name nbytes patch readers subscriber unlink update version",
+    "Subscriber": "address attach close name publisher_alive snapshot snapshot_async version wait wait_async",
     "Snapshot": "close extra nbytes published_at value version",
     "ReaderInfo": "age_s pid versions",
+    "FrozenDict": "get items keys nbytes of_parts parts values",
 }
 
 SIGNATURES = {
@@ -25,9 +27,13 @@ SIGNATURES = {
     "allow_pickle=False)",
     "subscribe": "(channel, *, timeout_s=0, allow_pickle=False)",
     "Publisher.update": "(self, value, *, timeout_s=5.0)",
-    "Publisher.edit": "(self, *, copy=True, timeout_s=5.0)",
+    "Publisher.edit": "(self, *, copy=True, leaves=None, timeout_s=5.0)",
+    "Publisher.patch": "(self, changes, *, timeout_s=5.0)",
+    "Publisher.subscriber": "(self, *, allow_pickle=False)",
     "Subscriber.snapshot": "(self, *, newer_than=None, timeout_s=None)",
     "Subscriber.wait": "(self, newer_than, timeout_s=None)",
+    "Subscriber.wait_async": "(self, newer_than, timeout_s=None)",
+    "Subscriber.snapshot_async": "(self, *, newer_than=None, timeout_s=None)",
 }
 
 

@@ -90,7 +90,6 @@ def test_equal_structures_have_equal_specs():
         ({"s": np.zeros(2, [("x", "O")])}, "s"),
         (Pair(1, lambda: 0), "right"),
         ([Layer(w=bytearray(2))], "0/w"),
-        ({"m": np.ma.masked_array([1], [True])}, "m"),
         ({"m": np.zeros(2).view(Sub)}, "m"),
         ({"n": Number(1)}, "n"),
         (np.array("x", dtype=object)[()].__class__, "(the value itself)"),

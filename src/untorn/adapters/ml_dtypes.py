@@ -1,0 +1,48 @@
+"""ml_dtypes: NumPy arrays and scalars of bfloat16, the float8 kinds, int4 and the like, as views of shared memory.
+
+NumPy cannot describe these dtypes to another process, so an array travels as its bits and the dtype's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.share.foreign import Adapter, Parts
+
+__all__ = ["ADAPTERS", "from_bits", "to_bits"]
+
+
+def to_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The same memory as unsigned integers, if the dtype is one of ml_dtypes; otherwise the array itself."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.type.__module__ == "ml_dtypes" else array
+
+
+def from_bits(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """The inverse of to_bits(): the same memory with the dtype of that name. Raises ValueError if there is none."""
+    if array.dtype.name == name:
+        return array
+    made = getattr(ml_dtypes, name, None)
+    if not (isinstance(made, type) and issubclass(made, np.generic)):
+        raise ValueError(f"ml_dtypes {ml_dtypes.__version__} has no dtype {name!r}; use one as new as the publisher's")
+    return array.view(made)
+
+
+def _take(value: Any) -> Parts:
+    array = np.asarray(value)
+    return Parts((array.dtype.name, isinstance(value, np.generic)), {"bits": to_bits(array)})
+
+
+def _put(meta: Any, parts: dict[str, Any]) -> Any:
+    name, is_scalar = meta
+    array = from_bits(parts["bits"], name)
+    return array[()] if is_scalar else array
+
+
+ADAPTERS = (
+    # of arrays, share asks with the class of their elements
+    Adapter("ml_dtypes.array", lambda cls: issubclass(cls, np.generic), _take, _put),
+)

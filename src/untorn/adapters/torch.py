@@ -1,0 +1,142 @@
+"""PyTorch: tensors and parameters in CPU memory, of every dtype but the quantized ones, dense and sparse.
+
+torch knows no read-only memory: whoever has a tensor may write to it. So a reader's tensors lie on a private mapping of
+the version. Nothing is copied until something is written; a write makes the page that it touches this process's own,
+and no other process, no other snapshot and no later version sees it.
+
+A tensor arrives dense in the order of its axes (channels_last stays channels_last; what expand() repeated is written
+out), and with its requires_grad. The result of a computation arrives detached. Tensors that share memory, such as tied
+weights, arrive as tensors of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from untorn.errors import UnsupportedTypeError
+from untorn.share.foreign import Adapter, Parts
+
+__all__ = ["ADAPTERS"]
+
+_NUMPY_HAS = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
+    if hasattr(torch, name)
+)
+#: what carries the bits of a dtype that NumPy does not have, such as bfloat16
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+#: layout -> its two index tensors
+_COMPRESSED = {
+    "sparse_csr": ("crow_indices", "col_indices"),
+    "sparse_bsr": ("crow_indices", "col_indices"),
+    "sparse_csc": ("ccol_indices", "row_indices"),
+    "sparse_bsc": ("ccol_indices", "row_indices"),
+}
+
+
+def _name(thing: torch.dtype | torch.layout) -> str:
+    return str(thing).removeprefix("torch.")
+
+
+def _named(name: str, kind: type) -> Any:
+    found = getattr(torch, name, None)
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"torch {torch.__version__} has no {kind.__name__} {name!r}; use one as new as the publisher's"
+        )
+    return found
+
+
+def _take(value: torch.Tensor) -> Parts:
+    _check(value)
+    bare = value.detach()
+    layout, requires_grad = _name(value.layout), value.requires_grad and value.is_leaf
+    if layout == "strided":
+        return Parts((layout, requires_grad, _name(value.dtype)), {"data": _array_over(bare)})
+    shape = tuple(value.shape)
+    if layout == "sparse_coo":
+        meta = (layout, requires_grad, shape, value.is_coalesced())
+        return Parts(meta, {"indices": bare._indices(), "values": bare._values()})
+    indices = {name: getattr(bare, name)() for name in _COMPRESSED[layout]}
+    return Parts((layout, requires_grad, shape), {**indices, "values": bare.values()})
+
+
+def _check(value: torch.Tensor) -> None:
+    if value.is_quantized:
+        raise UnsupportedTypeError(
+            f"a quantized tensor ({_name(value.dtype)}); share .dequantize() or .int_repr() of it"
+        )
+    if value.is_nested:
+        raise UnsupportedTypeError("a nested tensor; share list(tensor.unbind())")
+    if value.device.type == "meta":
+        raise UnsupportedTypeError("a tensor on the meta device, which has no data; give it some, as with .to_empty()")
+    if value.device.type != "cpu":
+        raise UnsupportedTypeError(
+            f"a tensor on device {str(value.device)!r}; expected CPU memory, which processes share; share .cpu() of it"
+        )
+    if _name(value.layout) not in ("strided", "sparse_coo", *_COMPRESSED):
+        raise UnsupportedTypeError(f"a tensor of layout {value.layout}; share .to_dense() of it")
+
+
+def _array_over(bare: torch.Tensor) -> NDArray[Any]:
+    """Its memory, without a copy unless a conjugation or a negation is pending."""
+    try:
+        plain = bare.resolve_conj().resolve_neg()
+        carried = plain if plain.dtype in _NUMPY_HAS else plain.view(_CARRIERS[plain.dtype.itemsize])
+        array: NDArray[Any] = carried.numpy()
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UnsupportedTypeError(
+            f"a {_name(bare.dtype)} tensor whose memory cannot be read ({error}); "
+            "share a plain tensor, outside of torch.func transforms"
+        ) from error
+    return array
+
+
+def _put(meta: Any, parts: dict[str, Any]) -> torch.Tensor:
+    layout, requires_grad, *rest = meta
+    with torch.inference_mode(False):  # a snapshot outlives the block in which its value is first asked for
+        if layout == "strided":
+            made = torch.from_numpy(parts["data"])
+            dtype = _named(rest[0], torch.dtype)
+            if made.dtype != dtype:
+                made = made.view(dtype)
+        else:
+            made = _put_sparse(layout, parts, *rest)
+        return made.requires_grad_(requires_grad)
+
+
+def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced: bool | None = None) -> torch.Tensor:
+    if layout == "sparse_coo":
+        return torch.sparse_coo_tensor(
+            parts["indices"], parts["values"], shape, device="cpu", is_coalesced=coalesced, check_invariants=False
+        )
+    compressed, plain = (parts[name] for name in _COMPRESSED[layout])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse", UserWarning)  # that they are in beta: whoever made it was told
+        return torch.sparse_compressed_tensor(
+            compressed,
+            plain,
+            parts["values"],
+            shape,
+            layout=_named(layout, torch.layout),
+            device="cpu",
+            check_invariants=False,
+        )
+
+
+def _put_parameter(meta: Any, parts: dict[str, Any]) -> torch.nn.Parameter:
+    made = _put(meta, parts)
+    return torch.nn.Parameter(made, requires_grad=made.requires_grad)
+
+
+ADAPTERS = (
+    Adapter("torch.Tensor", lambda cls: cls is torch.Tensor, _take, _put, private=True),
+    Adapter("torch.nn.Parameter", lambda cls: cls is torch.nn.Parameter, _take, _put_parameter, private=True),
+)

@@ -1,0 +1,455 @@
+"""A named channel seen from outside: what it has, who lives, who holds what.
+
+Looking changes nothing: the files are opened read-only, no reader row is taken, nobody is woken. Who lives is asked of
+the kernel, which says who has which lock::
+
+    control ──pread──> decode_control, decode_rows ──┐
+    kernel  ──F_OFD_GETLK──> living lock bytes ──────┼──> ChannelState
+    data    ──pread──> decode_slot_header ───────────┘
+            └─pread──> json ─────────────────────────────> the schema (cli/outline.py draws it)
+
+The decoders are pure functions over bytes, by docs/format.md. What they show of a channel at work is a moment's: only a
+reader's row keeps a version from being replaced, so the schema is read again when the channel moved meanwhile. A pid is
+the one that a process wrote down, perhaps of another pid namespace: good for people, never a proof.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from untorn.errors import BusyError, ChannelNotFoundError, FormatError
+from untorn.share import storage
+from untorn.share.storage import Files
+
+__all__ = [
+    "ChannelState",
+    "ChannelView",
+    "ReaderState",
+    "SlotState",
+    "decode_control",
+    "decode_rows",
+    "decode_schema",
+    "decode_slot_header",
+    "default_path",
+    "files_of",
+    "open_file",
+]
+
+LINE = 64
+CONTROL_NBYTES = 1152
+MAX_SCHEMA_NBYTES = 1 << 28
+_MAGIC = b"untorn\r\n"
+_LAYOUT = 1
+_BYTE_ORDER = 0x01020304
+_LEAST_PAGE = 4096
+#: how often the newest version may move while it is read
+_TRIES = 100
+
+_IDENTITY = struct.Struct("<8sII16sIIQqII")
+_PUBLISHER = struct.Struct("<QII")
+_EXTENT = struct.Struct("<QQ")
+_ROW = struct.Struct("<QI4xq")
+_SLOT_HEADER = struct.Struct("<QqQQQ")
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class Control(NamedTuple):
+    """Page 0 of the control file."""
+
+    id: bytes
+    max_readers: int
+    max_slots: int
+    keep_slots: int
+    rows_offset: int
+    created_ns: int
+    version: int
+    slot: int
+    closed: bool
+    publisher_pid: int
+    extents: tuple[tuple[int, int], ...]  # (offset, capacity) of each slot
+
+
+class Row(NamedTuple):
+    """A reader's line. Only a lock says whether its reader lives."""
+
+    held: int
+    pid: int
+    attached_ns: int
+
+
+class SlotHeader(NamedTuple):
+    """The first bytes of a slot. Of one that nobody holds, a hint."""
+
+    version: int
+    published_ns: int
+    nbytes: int
+    schema_nbytes: int
+    schema_id: int
+
+
+def decode_control(page: bytes, *, file_nbytes: int) -> Control:
+    """The control file's first page. Raises FormatError, saying what is wrong with it."""
+    if len(page) < CONTROL_NBYTES or page[:8] != _MAGIC:
+        raise FormatError(
+            f"not an untorn channel: expected {CONTROL_NBYTES} bytes or more that begin with {_MAGIC!r}, found "
+            f"{file_nbytes} that begin with {page[:8]!r}"
+        )
+    _, layout, order, id, max_readers, max_slots, rows_offset, created_ns, keep, _ = _IDENTITY.unpack_from(page, 0)
+    if (layout, order) != (_LAYOUT, _BYTE_ORDER):
+        raise FormatError(f"layout {layout}, byte order {order:#x}; this untorn reads layout {_LAYOUT} alone")
+    for what, found, least, most in (("max_readers", max_readers, 1, 65535), ("max_slots", max_slots, 2, 64)):
+        if not least <= found <= most:
+            raise FormatError(f"the control file is damaged: {what} is {found}, expected {least} to {most}")
+    rows_end = rows_offset + (max_readers + 1) * LINE
+    if rows_offset < CONTROL_NBYTES or rows_offset % _LEAST_PAGE or rows_end > file_nbytes:
+        raise FormatError(
+            f"the control file is damaged: its rows are at bytes {rows_offset} to {rows_end} of {file_nbytes}"
+        )
+    latest, state, pid = _PUBLISHER.unpack_from(page, 64)
+    extents = tuple(_EXTENT.unpack_from(page, 128 + 16 * slot) for slot in range(max_slots))
+    return Control(
+        id, max_readers, max_slots, keep, rows_offset, created_ns, latest >> 6, latest & 63, state != 0, pid, extents
+    )
+
+
+def decode_rows(lines: bytes) -> list[Row]:
+    """The lines of the row pages; line 0, which is common to all, as well."""
+    return [Row(*_ROW.unpack_from(lines, at)) for at in range(0, len(lines) - LINE + 1, LINE)]
+
+
+def decode_slot_header(header: bytes) -> SlotHeader:
+    """A slot's header; all zeros where the file has no such bytes."""
+    return SlotHeader(*_SLOT_HEADER.unpack(header.ljust(_SLOT_HEADER.size, b"\0")[: _SLOT_HEADER.size]))
+
+
+def decode_schema(text: bytes) -> dict[str, Any]:
+    """The schema of a version. Raises FormatError if it is none; what its nodes are is not looked at."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the schema of the newest version is damaged: {error}") from None
+    if not isinstance(document, dict) or "value" not in document:
+        raise FormatError("the schema of the newest version is damaged: it has no value")
+    return document
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A slot that has space.
+
+    Attributes:
+        slot: its number.
+        offset, capacity: its bytes of the data file.
+        version: what was published in it last; 0 if nothing. A hint, unless it is held or the newest.
+        latest: it has the newest version.
+        held_by: the rows of the living readers that hold it.
+    """
+
+    slot: int
+    offset: int
+    capacity: int
+    version: int
+    latest: bool
+    held_by: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """A living reader.
+
+    Attributes:
+        row: its line in the control file.
+        pid: as it calls itself.
+        versions: that it holds, oldest first.
+        behind: versions between the newest that it holds and the newest there is; None if it holds none.
+        age_s: seconds since the oldest that it holds was published; 0.0 if it holds none.
+        attached_at: seconds since the epoch.
+    """
+
+    row: int
+    pid: int
+    versions: tuple[int, ...]
+    behind: int | None
+    age_s: float
+    attached_at: float
+
+
+@dataclass(frozen=True)
+class ChannelState:
+    """A channel at one moment.
+
+    Attributes:
+        label: its name, or its path if it has a directory of its own.
+        id: in hexadecimal; tells it from all other channels.
+        version: the newest; 0 if nothing was published.
+        publisher: "alive", "closed" (it said so) or "dead" (it did not).
+        publisher_pid: of the living publisher, as it calls itself; None if there is none.
+        created_at, published_at: of the channel and of its newest version, in seconds since the epoch.
+        age_s: seconds since then; None if nothing was published.
+        nbytes: of the newest version.
+        reserved_nbytes: that all slots take.
+        slots: those that have space.
+        readers: the living ones.
+        dead_rows: readers that died holding something, which the publisher takes back when it needs it.
+    """
+
+    label: str
+    id: str
+    version: int
+    publisher: Literal["alive", "closed", "dead"]
+    publisher_pid: int | None
+    created_at: float
+    published_at: float | None
+    age_s: float | None
+    nbytes: int
+    reserved_nbytes: int
+    max_slots: int
+    max_readers: int
+    slots: tuple[SlotState, ...]
+    readers: tuple[ReaderState, ...]
+    dead_rows: int
+
+    @property
+    def used(self) -> bool:
+        """Does a living process publish or read it?"""
+        return self.publisher == "alive" or bool(self.readers)
+
+
+def files_of(channel: str) -> Files:
+    """The files of a channel as people name it: a name, or directory/name as untorn.subscribe takes it, or one of the
+    two files. Makes nothing. Raises ChannelNotFoundError if there is no such directory, ValueError for no name."""
+    folder, _, name = channel.rpartition("/")
+    if not folder and "/" not in channel:
+        if not os.path.lexists(default_path()):
+            raise ChannelNotFoundError(f"no channel {channel!r}: {default_path()} does not exist; nothing is published")
+        return storage.named(name)
+    folder = folder or "/"
+    for ending in (".control", ".data"):
+        stem = name.removesuffix(ending)
+        if stem != name and os.path.lexists(channel) and not os.path.lexists(channel + ".control"):
+            name = stem
+    if not os.path.isdir(folder):
+        raise ChannelNotFoundError(f"no channel {channel!r}: there is no directory {folder!r}")
+    return storage.named(name, folder)
+
+
+def default_path() -> str:
+    """Where this user's channels are, whether it exists or not."""
+    return f"/dev/shm/untorn-{os.geteuid()}"
+
+
+class ChannelView:
+    """Both files of a channel, opened for looking. A context manager."""
+
+    def __init__(self, files: Files, control_fd: int, data_fd: int) -> None:
+        self.files = files
+        self._control_fd = control_fd
+        self._data_fd = data_fd
+
+    @classmethod
+    def open(cls, files: Files) -> ChannelView:
+        """Open a channel for looking.
+
+        Raises ChannelNotFoundError if there is none, PermissionError if it is another user's, FormatError if a file is
+        not a channel's.
+        """
+        for _ in range(_TRIES):
+            control_fd = open_file(files.control, files.label)
+            try:
+                data_fd = open_file(files.data, files.label)
+            except ChannelNotFoundError:
+                same = files.is_same_file(control_fd)
+                os.close(control_fd)
+                if not same:
+                    continue
+                raise FormatError(
+                    f"channel {files.label!r} has no data file: it is being made or removed just now, or that was cut "
+                    "short; untorn gc removes the rest"
+                ) from None
+            except BaseException:
+                os.close(control_fd)
+                raise
+            view = cls(files, control_fd, data_fd)
+            if files.is_same_file(control_fd):  # or the two may belong to different channels
+                return view
+            view.close()
+        raise BusyError(f"channel {files.label!r} is being made and removed all the time; try again")
+
+    def close(self) -> None:
+        """Close both. Locks that this process has elsewhere stay: they belong to other descriptors."""
+        os.close(self._control_fd)
+        os.close(self._data_fd)
+
+    def __enter__(self) -> ChannelView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def state(self) -> ChannelState:
+        """The channel at this moment; does not block."""
+        control, newest = self._newest()
+        lines = os.pread(self._control_fd, (control.max_readers + 1) * LINE, control.rows_offset)
+        rows = decode_rows(lines)
+        living = {byte for byte in _living_bytes(self._control_fd, 0, control.max_readers) if byte < max(1, len(rows))}
+        return _state_of(self.files.label, control, newest, self._slot_headers(control), rows, living)
+
+    def schema(self) -> tuple[int, dict[str, Any]]:
+        """The newest version's number and its schema, as docs/format.md describes it; no values.
+
+        Raises FormatError if it cannot be read, BusyError if the version was replaced whenever it was read.
+        """
+        for _ in range(_TRIES):
+            control, newest = self._newest()
+            if control.version == 0:
+                raise FormatError(f"channel {self.files.label!r}: nothing was published yet")
+            if not 0 < newest.schema_nbytes <= min(newest.nbytes, MAX_SCHEMA_NBYTES):
+                raise FormatError(f"channel {self.files.label!r}: its newest version is damaged; publish again")
+            text = self._data(control.extents[control.slot][0] + LINE, newest.schema_nbytes)
+            after = self._control()
+            if (after.version, after.slot) == (control.version, control.slot):  # so nobody wrote to that slot
+                return control.version, decode_schema(text)
+        raise BusyError(
+            f"channel {self.files.label!r}: its newest version was replaced {_TRIES} times while it was read; try again"
+        )
+
+    def _control(self) -> Control:
+        page = os.pread(self._control_fd, CONTROL_NBYTES, 0)
+        try:
+            return decode_control(page, file_nbytes=os.fstat(self._control_fd).st_size)
+        except FormatError as error:
+            raise FormatError(f"{self.files.control}: {error}") from None
+
+    def _newest(self) -> tuple[Control, SlotHeader]:
+        """Page 0 and the header of the slot that it calls the newest, of the same moment if that can be had."""
+        for _ in range(_TRIES):
+            control = self._control()
+            header = self._slot_header(control, control.slot)
+            if header.version == control.version:
+                break
+        return control, header
+
+    def _slot_header(self, control: Control, slot: int) -> SlotHeader:
+        if slot >= control.max_slots or control.version == 0:
+            return decode_slot_header(b"")
+        return decode_slot_header(self._data(control.extents[slot][0], _SLOT_HEADER.size))
+
+    def _data(self, offset: int, nbytes: int) -> bytes:
+        try:
+            return os.pread(self._data_fd, nbytes, offset)
+        except (OSError, OverflowError):  # an offset that no file has
+            return b""
+
+    def _slot_headers(self, control: Control) -> dict[int, SlotHeader]:
+        return {
+            slot: self._slot_header(control, slot) for slot, (_, capacity) in enumerate(control.extents) if capacity
+        }
+
+
+def _state_of(
+    label: str,
+    control: Control,
+    newest: SlotHeader,
+    headers: dict[int, SlotHeader],
+    rows: list[Row],
+    living: set[int],
+) -> ChannelState:
+    """Pure but for the clock: what was read becomes what is shown."""
+    now = time.time()
+    readers = tuple(
+        _reader_of(row, rows[row], headers, control.version, now) for row in sorted(living) if 0 < row < len(rows)
+    )
+    slots = tuple(
+        SlotState(
+            slot,
+            *control.extents[slot],
+            version=header.version,
+            latest=slot == control.slot,
+            held_by=tuple(reader.row for reader in readers if rows[reader.row].held >> slot & 1),
+        )
+        for slot, header in headers.items()
+    )
+    alive = 0 in living
+    published_at = newest.published_ns / 1e9 if control.version else None
+    return ChannelState(
+        label=label,
+        id=control.id.hex(),
+        version=control.version,
+        publisher="alive" if alive else "closed" if control.closed else "dead",
+        publisher_pid=control.publisher_pid if alive else None,
+        created_at=control.created_ns / 1e9,
+        published_at=published_at,
+        age_s=None if published_at is None else max(0.0, now - published_at),
+        nbytes=newest.nbytes,
+        reserved_nbytes=sum(slot.capacity for slot in slots),
+        max_slots=control.max_slots,
+        max_readers=control.max_readers,
+        slots=slots,
+        readers=readers,
+        dead_rows=sum(1 for row, line in enumerate(rows) if row and line.held and row not in living),
+    )
+
+
+def _reader_of(row: int, line: Row, headers: dict[int, SlotHeader], newest: int, now: float) -> ReaderState:
+    held = sorted(
+        (header.version, header.published_ns / 1e9)
+        for slot, header in headers.items()
+        if line.held >> slot & 1 and header.version
+    )
+    return ReaderState(
+        row=row,
+        pid=line.pid,
+        versions=tuple(version for version, _ in held),
+        behind=max(0, newest - held[-1][0]) if held else None,
+        age_s=max(0.0, now - min(at for _, at in held)) if held else 0.0,
+        attached_at=line.attached_ns / 1e9,
+    )
+
+
+def _living_bytes(fd: int, first: int, last: int) -> Iterator[int]:
+    """The bytes from ``first`` to ``last`` that a living process has locked. A call per lock, not per byte: the kernel
+    names one lock in the range, any one, and what lies before and behind it is asked about next."""
+    ranges = [(first, last)]
+    while ranges:
+        low, high = ranges.pop()
+        if low > high:
+            continue
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low + 1, 0)
+        kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        if kind == fcntl.F_UNLCK:
+            continue
+        end = high if length == 0 else min(high, start + length - 1)
+        start = max(low, start)
+        yield from range(start, end + 1)
+        ranges += [(low, start - 1), (end + 1, high)]
+
+
+def open_file(path: str, label: str) -> int:
+    """Open a channel's file for reading; what is no such file is an error and never hangs."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        raise ChannelNotFoundError(f"no channel {label!r} (looked for {path}); untorn ls shows what there is") from None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise FormatError(f"{path!r} is a link or a socket, which a channel's file never is; remove it") from None
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    if stat.S_ISREG(status.st_mode):
+        raise PermissionError(
+            f"{path!r} belongs to user {status.st_uid}, and this is user {os.geteuid()}: look at it as that user"
+        )
+    raise FormatError(f"{path!r} is not a regular file, which a channel's file always is")

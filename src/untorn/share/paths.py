@@ -1,0 +1,104 @@
+"""Places in a tree as people write them: ``head/w``, ``layers/0/bias``; the empty path is the value itself.
+
+A part is a dict's key (as str() shows it), an index, or a field's name. A key that has a slash in it is found as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+from untorn.share.tree import CONTAINERS, OPAQUE, Spec, member_names, path_of
+
+__all__ = ["Place", "find", "leaf_paths", "replaced"]
+
+
+class Place(NamedTuple):
+    """A node of a tree.
+
+    Attributes:
+        path: as it was asked for.
+        trail: the index among its siblings of each node on the way.
+        spec: of the node.
+        first: the index of its first leaf.
+        size: how many leaves it has.
+    """
+
+    path: str
+    trail: tuple[int, ...]
+    spec: Spec
+    first: int
+    size: int
+
+    @property
+    def leaves(self) -> range:
+        """The indices of its leaves."""
+        return range(self.first, self.first + self.size)
+
+
+def leaf_count(spec: Spec) -> int:
+    """How many leaves a node has."""
+    inner = spec.kind in CONTAINERS or spec.kind in OPAQUE
+    return sum(map(leaf_count, spec.children)) if inner else 1
+
+
+def find(root: Spec, path: str) -> Place:
+    """The node at ``path``. Raises KeyError, which names the nearest paths, if there is none."""
+    if not isinstance(path, str):
+        raise TypeError(f"path: expected a str such as 'head/w', found {type(path).__name__}")
+    trail: list[int] = []
+    spec, first, rest = root, 0, path.strip("/")
+    done: tuple[str, ...] = ()
+    while rest:
+        names = list(member_names(spec)) if spec.kind in CONTAINERS else []
+        index = _longest_match(names, rest)
+        if index < 0:
+            raise KeyError(_unknown(path, done, spec, names, rest))
+        first += sum(map(leaf_count, spec.children[:index]))
+        done = (*done, names[index])
+        rest = rest[len(names[index]) + 1 :]
+        spec = spec.children[index]
+        trail.append(index)
+    return Place(path, tuple(trail), spec, first, leaf_count(spec))
+
+
+def replaced(root: Spec, trail: tuple[int, ...], node: Spec) -> Spec:
+    """The same tree with another node at that place."""
+    if not trail:
+        return node
+    children = list(root.children)
+    children[trail[0]] = replaced(children[trail[0]], trail[1:], node)
+    return root._replace(children=tuple(children))
+
+
+def leaf_paths(root: Spec) -> list[str]:
+    """The path of each leaf, in order; the leaves of a foreign value have the path of that value."""
+    paths: list[str] = []
+
+    def walk(spec: Spec, path: tuple[str, ...]) -> None:
+        if spec.kind not in CONTAINERS:
+            paths.extend([path_of(path)] * leaf_count(spec))
+            return
+        for name, child in zip(member_names(spec), spec.children, strict=True):
+            walk(child, (*path, name))
+
+    walk(root, ())
+    return paths
+
+
+def _longest_match(names: list[str], rest: str) -> int:
+    found = -1
+    for index, name in enumerate(names):
+        matches = rest == name or rest.startswith(name + "/")
+        if matches and (found < 0 or len(name) > len(names[found])):
+            found = index
+    return found
+
+
+def _unknown(path: str, done: tuple[str, ...], spec: Spec, names: list[str], rest: str) -> str:
+    where = path_of(done)
+    if not names:
+        what = spec.detail[0] if spec.kind == "adapter" else spec.kind
+        return f"{path!r}: {where} is a {what}, which has no parts with names; give a new value for {where} itself"
+    near = difflib.get_close_matches(rest.partition("/")[0], names, 3, 0.5) or names[:5]
+    return f"{path!r}: no {rest.partition('/')[0]!r} in {where}; there is {', '.join(map(repr, near))}"

@@ -1,0 +1,331 @@
+"""Making versions: pick a slot that nobody can read, bring every leaf of it up to date, make it the latest.
+
+Of each slot it is known which version of which layout it has, and of each leaf when it last changed. So a version in
+which only some leaves changed costs these, and what the picked slot missed since it was the latest::
+
+    slots        leaves changed at       patch of leaf b = version 7 into slot 2
+    0: v6        a: v2                   a   has v2, and 2 <= 4        nothing to do
+    1: v5        b: v5  -> 7             b   the new value             written
+    2: v4        c: v6                   c   has v1, and 6 > 4         copied from slot 0
+
+What is in a slot is known to this process alone, and is forgotten before the slot is written: the next publisher after
+a kill begins with whole copies.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.errors import CapacityError, ClosedError
+from untorn.share import storage
+from untorn.share.layout import Layout
+from untorn.share.paths import Place, find, replaced
+from untorn.share.tree import Spec, flatten
+
+__all__ = ["FREE_SLOT_TIMEOUT_S", "ReaderInfo", "Tree", "Versions", "forked_error", "readers_of"]
+
+#: how long a writer waits for a slot when readers hold all of them
+FREE_SLOT_TIMEOUT_S = 5.0
+_VERSION = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class ReaderInfo:
+    """One reader of a channel, as its publisher sees it.
+
+    Attributes:
+        pid: its process, as it calls itself.
+        versions: the versions that it holds now, oldest first.
+        age_s: seconds since the oldest of them was published; 0.0 if it holds none.
+    """
+
+    pid: int
+    versions: tuple[int, ...]
+    age_s: float
+
+
+class Tree(NamedTuple):
+    """A value taken apart, with what is stored beside it."""
+
+    spec: Spec
+    extra: Spec | None
+    leaves: list[Any]
+
+    @classmethod
+    def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False) -> Tree:
+        """Nothing is copied. Raises UnsupportedTypeError."""
+        spec, leaves = flatten(value, allow_pickle=allow_pickle)
+        if extra is None:
+            return cls(spec, None, leaves)
+        beside, more = flatten(extra, allow_pickle=allow_pickle)
+        return cls(spec, beside, leaves + more)
+
+
+class _New(NamedTuple):
+    """A leaf of a new value, where a leaf of the newest version is its index."""
+
+    leaf: Any
+
+
+class _Content(NamedTuple):
+    """What a slot has: a version that had this layout."""
+
+    layout: Layout
+    version: int
+
+
+class Versions:
+    """The writing side of one attachment. Its caller sees to it that one thread writes at a time.
+
+    Attributes:
+        attachment: the publisher's.
+        layout: of the newest version; None before the first.
+    """
+
+    def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool) -> None:
+        self.attachment = attachment
+        self._label = label
+        self._durable = durable
+        self.layout: Layout | None = None
+        self._schema_id = 0
+        self._contents: dict[int, _Content] = {}
+        self._changed_at: NDArray[np.uint64] = np.zeros(0, np.uint64)  # by leaf of `layout`
+        self._newest = 0  # the version that all of this describes
+        # durable: the slot table, if it has not changed since control was last on the disk; is `latest` there as well?
+        self._table: list[tuple[int, ...]] | None = None
+        self._settled = attachment.version == 0
+
+    # -- whole versions
+
+    def publish(self, tree: Tree, timeout_s: float) -> int:
+        """The next version, all of it copied; returns its number."""
+        layout = self.layout
+        if layout is None or layout.spec != tree.spec or layout.extra != tree.extra:
+            layout = Layout(tree.spec, tree.extra)
+        slot, draft = self.begin(layout.nbytes, timeout_s)
+        for index, leaf in enumerate(tree.leaves):
+            layout.write_leaf(draft, index, leaf)
+        layout.write_schema(draft)
+        return self.finish(layout, slot, None)
+
+    # -- versions in which some leaves changed
+
+    def patch(self, trees: Mapping[str, Tree], timeout_s: float) -> int:
+        """The next version, in which the parts at these paths have other values."""
+        layout = self.known_layout()
+        places = {path: find(layout.spec, path) for path in trees}
+        _check_apart(list(places.values()))
+        if any(places[path].spec != tree.spec for path, tree in trees.items()):
+            return self._restructure(places, trees, timeout_s)
+        leaves = {
+            index: leaf
+            for path, tree in trees.items()
+            for index, leaf in zip(places[path].leaves, tree.leaves, strict=True)
+        }
+        slot, draft = self.begin_from_newest(timeout_s, without=leaves)
+        for index, leaf in leaves.items():
+            layout.write_leaf(draft, index, leaf)
+        return self.finish(layout, slot, leaves)
+
+    def _restructure(self, places: dict[str, Place], trees: Mapping[str, Tree], timeout_s: float) -> int:
+        """A patch that moves leaves: all of them go to other places in a new layout."""
+        old, spec = self.known_layout(), self.known_layout().spec
+        sources: list[int | _New] = list(range(len(old.leaves)))
+        # from the back, so that indices before stay right; an empty container begins where its neighbour does
+        for path in sorted(trees, key=lambda path: (places[path].first, places[path].trail), reverse=True):
+            place = places[path]
+            spec = replaced(spec, place.trail, trees[path].spec)
+            sources[place.first : place.first + place.size] = map(_New, trees[path].leaves)
+        layout = Layout(spec, old.extra)
+        slot, draft = self.begin(layout.nbytes, timeout_s)
+        newest = self._newest_bytes()
+        for index, source in enumerate(sources):
+            if isinstance(source, _New):
+                layout.write_leaf(draft, index, source.leaf)
+            else:
+                start, end = old.leaf_range(source)
+                _core.copy(draft, layout.leaf_range(index)[0], newest[start:end])
+        layout.write_schema(draft)
+        return self.finish(layout, slot, None)
+
+    def indices_of(self, paths: Iterable[str]) -> frozenset[int]:
+        """The leaves at these paths."""
+        if isinstance(paths, str):
+            raise TypeError(f"leaves: expected a list of paths, found the str {paths!r}; write [{paths!r}]")
+        spec = self.known_layout().spec
+        return frozenset(index for path in paths for index in find(spec, path).leaves)
+
+    def array_indices(self, among: frozenset[int] | None) -> list[int]:
+        """Which of these leaves (None: of all) are arrays."""
+        return [index for index in self.known_layout().arrays if among is None or index in among]
+
+    def begin_from_newest(self, timeout_s: float, *, without: Iterable[int]) -> tuple[int, _core.Draft]:
+        """A slot that has the newest version, but for the leaves ``without``, which may have any bytes."""
+        layout = self.known_layout()
+        self._notice_other_writers()
+        slot, draft = self.begin(layout.nbytes, timeout_s)
+        content = self._contents.pop(slot, None)
+        newest = self._newest_bytes()
+        same_bytes = content is not None and _VERSION.unpack_from(draft)[0] == content.version
+        if content is None or content.layout is not layout or not same_bytes:
+            stale = np.ones(len(layout.leaves), bool)
+            layout.write_schema(draft)
+        else:
+            stale = self._changed_at > content.version
+        stale[list(without)] = False
+        for start, end in layout.ranges(np.flatnonzero(stale)):
+            _core.copy(draft, start, newest[start:end])
+        return slot, draft
+
+    def _notice_other_writers(self) -> None:
+        """A trainer's workers publish too; what is known here ends where they began."""
+        version = self.attachment.version
+        if version != self._newest:
+            self._changed_at[:] = version
+            self._newest = version
+
+    def _newest_bytes(self) -> memoryview:
+        return memoryview(self.attachment.draft(self.attachment.latest_slot))
+
+    def known_layout(self) -> Layout:
+        """The layout of the newest version."""
+        if self.layout is None:
+            raise ClosedError(f"channel {self._label!r} has no version yet")
+        return self.layout
+
+    # -- the steps
+
+    def begin(self, nbytes: int, timeout_s: float) -> tuple[int, _core.Draft]:
+        """A slot of at least that room that nobody can read, and its bytes, writable."""
+        self._settle()
+        table, self._table = self._table, None  # an error below must not hide that it was changed in between
+        slot = self._pick(nbytes, timeout_s)
+        if self._durable and table == self._read_table():
+            self._table = table
+        return slot, self.attachment.draft(slot)
+
+    def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
+        """Make a complete slot the latest. ``changed``: which leaves differ from the version before; None for all."""
+        attachment = self.attachment
+        self._contents.pop(slot, None)
+        version = attachment.version + 1
+        if self.layout is None or self.layout.schema != layout.schema:
+            self._schema_id = version
+        attachment.finish(slot, version, layout.nbytes, len(layout.schema), self._schema_id)
+        self._sync_data()
+        self._settled = False
+        attachment.publish(slot, version)
+        if changed is None or self.layout is not layout:
+            self._changed_at = np.full(len(layout.leaves), version, np.uint64)
+        else:
+            self._changed_at[list(changed)] = version
+        self.layout, self._newest = layout, version
+        self._contents[slot] = _Content(layout, version)
+        self._sync_latest()
+        return version
+
+    # -- durable: the order of what reaches the disk. What is not synced may get there at any time, in any order
+
+    def _settle(self) -> None:
+        """Before any slot is touched: the newest version is on the disk, and is the newest there too. It may not be,
+        if the publisher before was not durable, or if one was killed, or an error or Ctrl-C came, between its last two
+        steps; then the version that the disk calls the newest is in a slot that seems free."""
+        if not self._durable or self._settled:
+            return
+        attachment = self.attachment
+        storage.sync_names(attachment.control_fd)
+        os.fdatasync(attachment.data_fd)
+        attachment.publish(attachment.latest_slot, attachment.version)  # after a failed sync the page counts as clean
+        self._sync_latest()
+
+    def _read_table(self) -> list[tuple[int, ...]]:
+        return [extent[:3] for extent in self.attachment.slots()]
+
+    def _sync_data(self) -> None:
+        """Everything that the latest word is about to refer to reaches the disk before it: bytes, and slot table."""
+        if not self._durable:
+            return
+        os.fdatasync(self.attachment.data_fd)
+        if self._table is None:
+            os.fdatasync(self.attachment.control_fd)
+
+    def _sync_latest(self) -> None:
+        """The newest version is on the disk when this returns."""
+        if not self._durable:
+            return
+        table = self._read_table()
+        os.fdatasync(self.attachment.control_fd)
+        self._table, self._settled = table, True
+
+    def _pick(self, nbytes: int, timeout_s: float) -> int:
+        attachment = self.attachment
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return attachment.pick(nbytes)
+            except _core.StatusError as error:
+                code, number = error.args
+                if code == "forked":
+                    raise forked_error(self._label) from None
+                if code == "no_space":
+                    raise storage.no_space(
+                        attachment.data_fd,
+                        nbytes,
+                        f"channel {self._label!r}: version {attachment.version + 1}",
+                    ) from None
+                if code != "no_slot":
+                    raise OSError(number, os.strerror(number), self._label) from None
+            if time.monotonic() >= deadline:
+                raise self.no_slot(timeout_s)
+            time.sleep(0.0005)
+
+    def no_slot(self, timeout_s: float) -> CapacityError:
+        """The error for a channel whose slots are all held; it names the holders."""
+        attachment = self.attachment
+        holders = "; ".join(
+            f"pid {reader.pid} holds version{'s' if len(reader.versions) > 1 else ''} "
+            + ", ".join(map(str, reader.versions))
+            for reader in readers_of(attachment)
+            if reader.versions
+        )
+        return CapacityError(
+            f"channel {self._label!r}: no free slot for version {attachment.version + 1} within {timeout_s} s: all "
+            f"{attachment.max_slots} are held ({holders or 'by readers that just went'}); "
+            "let old snapshots go, or publish with a larger max_slots"
+        )
+
+
+def _check_apart(places: list[Place]) -> None:
+    for place in places:
+        for other in places:
+            if other is not place and other.trail[: len(place.trail)] == place.trail:
+                raise ValueError(f"patch: {other.path!r} lies in {place.path!r}, which is replaced as a whole")
+
+
+def readers_of(attachment: _core.Attachment) -> list[ReaderInfo]:
+    """The living readers of a channel."""
+    published = {slot: (version, at_ns) for slot, _, _, version, at_ns in attachment.slots()}
+    now_ns = time.time_ns()
+    infos = []
+    for _, pid, _, held in attachment.rows():
+        versions = sorted(published[slot] for slot in published if held >> slot & 1)
+        age_s = max(0.0, (now_ns - min(at for _, at in versions)) / 1e9) if versions else 0.0
+        infos.append(ReaderInfo(pid, tuple(version for version, _ in versions), age_s))
+    return infos
+
+
+def forked_error(label: str) -> ClosedError:
+    """The error for a publisher in a process that was forked from its own."""
+    return ClosedError(
+        f"channel {label!r}: this process was forked from its publisher, and only the parent may publish; "
+        "here use publisher.subscriber()"
+    )
