@@ -5,11 +5,16 @@ from __future__ import annotations
 import click
 
 import untorn
+from untorn.cli.doctor import doctor
+from untorn.cli.gc import gc
+from untorn.cli.ls import ls
+from untorn.cli.show import show
+from untorn.cli.top import top
 from untorn.cli.train import train
 
 __all__ = ["COMMANDS", "group"]
 
-COMMANDS: tuple[click.Command, ...] = (train,)
+COMMANDS: tuple[click.Command, ...] = (train, ls, show, top, gc, doctor)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

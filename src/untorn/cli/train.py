@@ -48,6 +48,13 @@ _AT_LEAST_1 = click.IntRange(min=1)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
 @click.option("--name", metavar="CHANNEL", help="Publish the weights under this name while they change.")
+@click.option(
+    "--checkpoint-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Write checkpoints here while training goes on: after each epoch, and every five minutes.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --checkpoint-dir, if there is one.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(
     *,
@@ -60,13 +67,18 @@ def train(
     seed: int,
     plot: str | None,
     name: str | None,
+    checkpoint_dir: str | None,
+    resume: bool,
     debug: bool,
 ) -> None:
     """Train JOB and print its test accuracy, its speed and the SHA-256 of its weights.
 
     JOB is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Job, or a function that returns one, in a file of
-    your own. Equal --seed and --shards give equal weights, whatever the number of workers and the engine.
+    your own. Equal --seed and --shards give equal weights, whatever the number of workers and the engine, and however
+    often training was stopped and went on with --resume.
     """
+    if resume and checkpoint_dir is None:
+        raise click.UsageError("--resume needs --checkpoint-dir DIR: where to go on from")
     with reported(debug=debug):
         if plot is not None:
             _check_plot(plot)
@@ -88,12 +100,24 @@ def train(
             batch_size=loaded.batch_size if batch_size is None else batch_size,
             plot=plot,
             name=name,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
         )
 
 
-def _run(job: Job, trainer: Trainer, *, epochs: int, batch_size: int, plot: str | None, name: str | None) -> None:
+def _run(
+    job: Job,
+    trainer: Trainer,
+    *,
+    epochs: int,
+    batch_size: int,
+    plot: str | None,
+    name: str | None,
+    checkpoint_dir: str | None,
+    resume: bool,
+) -> None:
     """Train and print; Ctrl-C ends it with exit status 130."""
-    where = _Where()
+    where = _Where(checkpoint_dir if resume else None)
     bar = ProgressBar()
     started = time.perf_counter()
     try:
@@ -108,6 +132,8 @@ def _run(job: Job, trainer: Trainer, *, epochs: int, batch_size: int, plot: str 
                 batch_size=batch_size,
                 validation_data=held_out,
                 callbacks=[where, bar],
+                checkpoint_dir=checkpoint_dir,
+                resume=resume,
             )
             where.finished = True
             seconds = time.perf_counter() - started
@@ -160,13 +186,19 @@ def _say(line: str) -> None:
 
 
 class _Where(Callback):
-    """Remembers how far training has come, for the line that Ctrl-C leaves."""
+    """Remembers how far training has come, for the line that Ctrl-C leaves; says where it goes on, if it resumes."""
 
-    def __init__(self) -> None:
+    def __init__(self, resumed: str | None) -> None:
+        self._resumed = resumed
         self._epoch: int | None = None
         self._epochs = 0
         #: fit has returned; on_train_end is no sign of that, for it runs after Ctrl-C too
         self.finished = False
+
+    def on_train_begin(self, logs: Logs) -> None:
+        if self._resumed is not None:
+            step = self.trainer.step
+            _say(f"going on at step {step:,}" if step else f"no checkpoint in {self._resumed} yet: training begins")
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch, self._epochs = epoch, int(logs["epochs"])

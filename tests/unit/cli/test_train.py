@@ -74,7 +74,7 @@ def test_help_and_version():
         result = run(*args)
         assert result.exit_code == 0
         assert "rain" in result.stdout
-    options = "workers engine epochs batch-size shards seed plot name debug"
+    options = "workers engine epochs batch-size shards seed plot name checkpoint-dir resume debug"
     for option in options.split(" "):
         assert f"--{option}" in run("train", "--help").stdout
     assert re.fullmatch(r"untorn \d+\.\d+\.\d+\n", run("--version").stdout)
@@ -106,6 +106,31 @@ def test_without_validation_data_there_is_no_test(file):
     result = run("train", f"{file}:untested", "--engine", "serial", "--shards", 1)
     assert result.exit_code == 0, result.output
     assert list(values(result)) == ["examples/s", "seconds", "sha256"]
+
+
+def test_resuming_gives_the_same_weights(file, tmp_path):
+    pytest.importorskip("safetensors")
+    folder = tmp_path / "checkpoints"
+    whole = run("train", f"{file}:job", "--engine", "serial", "--shards", 2)
+    options = ["--shards", 2, "--checkpoint-dir", folder, "--resume"]
+    first = run("train", f"{file}:job", "--engine", "serial", "--epochs", 1, *options)
+    assert first.exit_code == 0, first.output
+    assert f"no checkpoint in {folder} yet: training begins" in first.stderr
+    second = run("train", f"{file}:job", "--workers", 1, *options)
+    assert "going on at step 3\n" in second.stderr
+    assert len(re.findall(r"^epoch [23]/3 ", second.stderr, re.MULTILINE)) == 2
+    again = run("train", f"{file}:job", "--engine", "serial", *options)
+    assert "going on at step 9\n" in again.stderr
+    for result in (second, again):
+        assert result.exit_code == 0, result.output
+        for key in ("test accuracy", "test loss", "sha256"):
+            assert values(result)[key] == values(whole)[key]
+    other = run("train", f"{file}:job", "--engine", "serial", *options, "--seed", 1)
+    assert other.exit_code == 1
+    assert re.search("^error: checkpoint .* was made with seed=0; found seed=1", other.stderr, re.MULTILINE)
+    mixed = run("train", f"{file}:job", "--engine", "serial", "--checkpoint-dir", folder)
+    assert mixed.exit_code == 1
+    assert re.search("^error: .*has a checkpoint of step 9, and this training is at step 0", mixed.stderr, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("fonts")
@@ -141,7 +166,9 @@ def test_bad_input_is_one_error_and_status_1(file, args, words):
     assert re.search(rf"^error: .*({words})", result.stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize("args", [["--workers", "0"], ["--epochs", "x"], ["--engine", "gpu"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "args", [["--workers", "0"], ["--epochs", "x"], ["--engine", "gpu"], ["--nonsense"], ["--resume"]]
+)
 def test_wrong_usage_is_status_2(args):
     assert run("train", "digits", *args).exit_code == 2
 

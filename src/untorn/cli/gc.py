@@ -1,0 +1,191 @@
+"""``untorn gc``: removes the channels that no living process uses, and halves of channels.
+
+Nothing is decided by a look alone. To remove a channel, gc becomes its publisher first: the kernel gives that lock to
+one process at a time, so no publisher can come in between, and readers are counted again under it. A reader that
+attaches in that very moment keeps what it attached to, as after Publisher.unlink(). Only files that were recognised as
+a channel's are touched.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from untorn import _core
+from untorn.cli.failing import reported
+from untorn.cli.listing import Found, list_channels
+from untorn.cli.tables import count, grid, json_line, plain, say, size
+from untorn.errors import BusyError, CapacityError, FormatError
+from untorn.share import storage
+from untorn.share.inspect import MAX_SCHEMA_NBYTES, decode_schema, decode_slot_header, default_path, open_file
+from untorn.share.storage import Files
+
+__all__ = ["Outcome", "collect", "gc"]
+
+_SLOT_HEADER_NBYTES = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one channel: removed, or kept and why."""
+
+    found: Found
+    removed: bool
+    reason: str
+
+
+@click.command(short_help="Remove channels that no living process uses.")
+@click.argument("directory", required=False)
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
+@click.option("--yes", is_flag=True, help="Needed for a DIRECTORY: remove what outlived its processes on purpose.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug: bool) -> None:
+    """Remove this user's channels, or those in DIRECTORY, that no living process publishes or reads.
+
+    The kernel says who lives. Other files are never touched. Channels in a DIRECTORY of their own are often meant to
+    outlive their processes, so removing those needs --yes.
+    """
+    if directory is not None and not (dry_run or yes):
+        raise click.UsageError(
+            f"channels in {directory!r} may be meant to outlive their processes: see what would be removed with "
+            "--dry-run, then remove it with --yes"
+        )
+    with reported(debug=debug):
+        outcomes = collect(directory, dry_run=dry_run)
+        if as_json:
+            say(json_line(_json(directory or default_path(), outcomes, dry_run=dry_run), indent=2))
+        else:
+            _print(directory or default_path(), outcomes, dry_run=dry_run)
+
+
+def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = False) -> list[Outcome]:
+    """Look at every channel of the directory and remove what nobody alive uses."""
+    found = list_channels(directory)
+    # what needs a little room itself comes last
+    order = sorted(found, key=lambda entry: entry.status == "data without control")
+    return sorted((_collect_one(entry, dry_run=dry_run) for entry in order), key=lambda outcome: outcome.found.name)
+
+
+def _collect_one(found: Found, *, dry_run: bool) -> Outcome:
+    kept = ""
+    if found.status == "used":
+        kept = _who_uses(found)
+    elif found.status == "unreadable":
+        kept = found.problem
+    elif found.status == "temporary":
+        kept = "somebody is making a channel, or this file system cannot tell"
+    elif found.status == "data without control" and not _is_data(found.files):
+        kept = "not recognised as a channel's data"
+    if kept or dry_run:
+        return Outcome(found, False, kept)
+    try:
+        kept = _remove(found)
+    except (BusyError, CapacityError, FormatError, OSError) as error:
+        kept = str(error)
+    return Outcome(found, not kept, kept)
+
+
+def _remove(found: Found) -> str:
+    """Returns why not, or nothing."""
+    if found.status == "stale temporary":
+        found.files.unlink()  # nobody opens one by its name: what nobody had open, nobody ever will
+        return ""
+    if found.status == "data without control":
+        return _remove_data(found.files)
+    return _remove_channel(found.files, was_closed=found.state is not None and found.state.publisher == "closed")
+
+
+def _who_uses(found: Found) -> str:
+    assert found.state is not None
+    parts = [f"publisher pid {found.state.publisher_pid}"] if found.state.publisher == "alive" else []
+    if found.state.readers:
+        parts.append("reader pid " + ", ".join(str(reader.pid) for reader in found.state.readers))
+    return "in use by " + " and ".join(parts)
+
+
+def _remove_channel(files: Files, *, was_closed: bool) -> str:
+    """Remove a channel as its publisher. Returns why not, or nothing."""
+    attachment = storage.take_over(files)
+    if attachment is None:  # gone meanwhile, or it was a half, which take_over removes
+        return "" if not files.exists() else "made again just now"
+    pids = ", ".join(str(pid) for _, pid, _, _ in attachment.rows())
+    if not pids:
+        files.unlink()
+    if not pids or was_closed:
+        attachment.retire()  # else the lock just goes, and the publisher is as dead as before
+    return f"in use by reader pid {pids}" if pids else ""
+
+
+def _remove_data(files: Files) -> str:
+    """Remove a data file that has no control file. The control's name is what publishers compete for, and who has it
+    and its lock may remove the data: so gc takes the name first, with a control file of its own."""
+    made = storage.attach(*storage.nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
+    if not storage.give_names(files, made, durable=False):
+        return "made again just now"
+    files.unlink()
+    made.retire()
+    return ""
+
+
+def _is_data(files: Files) -> bool:
+    """Is this data file a channel's? In the user's own channel directory it is; elsewhere a version must begin it."""
+    try:
+        fd = open_file(files.data, files.label)
+    except (OSError, FormatError):
+        return False
+    try:
+        if os.path.dirname(files.data) == default_path():
+            return True
+        header = decode_slot_header(os.pread(fd, _SLOT_HEADER_NBYTES, 0))
+        if header.version == 0 or header.nbytes > os.fstat(fd).st_size or header.schema_nbytes > MAX_SCHEMA_NBYTES:
+            return False
+        decode_schema(os.pread(fd, header.schema_nbytes, _SLOT_HEADER_NBYTES))
+    except (FormatError, OSError, OverflowError, struct.error):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+# -- what it says
+
+
+def _would_go(outcome: Outcome, *, dry_run: bool) -> bool:
+    return not outcome.reason if dry_run else outcome.removed
+
+
+def _print(where: str, outcomes: list[Outcome], *, dry_run: bool) -> None:
+    rows = [
+        (
+            ("would remove" if dry_run else "removed") if _would_go(outcome, dry_run=dry_run) else "kept",
+            plain(outcome.found.name),
+            size(outcome.found.file_nbytes),
+            plain(outcome.reason or outcome.found.status),
+        )
+        for outcome in outcomes
+    ]
+    if rows:
+        say(grid(("", "CHANNEL", "MEMORY", "WHY"), rows, right=("MEMORY",)), "")
+    gone = [outcome.found.file_nbytes for outcome in outcomes if _would_go(outcome, dry_run=dry_run)]
+    if not gone:
+        say(f"nothing to remove in {plain(where)}")
+        return
+    verb = "would remove" if dry_run else "removed"
+    say(f"{verb} {count(len(gone), 'channel')}, {size(sum(gone))}")
+
+
+def _json(where: str, outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
+    gone = [outcome.found for outcome in outcomes if _would_go(outcome, dry_run=dry_run)]
+    kept = [outcome for outcome in outcomes if not _would_go(outcome, dry_run=dry_run)]
+    return {
+        "directory": where,
+        "dry_run": dry_run,
+        "removed": [{"name": f.name, "status": f.status, "file_nbytes": f.file_nbytes} for f in gone],
+        "kept": [{"name": o.found.name, "status": o.found.status, "reason": o.reason} for o in kept],
+        "freed_nbytes": sum(f.file_nbytes for f in gone),
+    }

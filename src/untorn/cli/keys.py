@@ -1,0 +1,68 @@
+"""Single keys from a terminal that is given back as it was, however the program ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+__all__ = ["keys"]
+
+
+@contextlib.contextmanager
+def keys() -> Iterator[Callable[[float], str]]:
+    """Keys without Enter and without echo: a function that waits at most so many seconds, and returns "q" if that was
+    pressed. Without a terminal on stdin it just waits.
+
+    SIGTERM and SIGHUP end the program with SystemExit meanwhile, so that cleaning up happens. Ctrl-Z is off: it would
+    leave a shell on the alternate screen.
+    """
+    handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        if sys.stdin.isatty():
+            with _cbreak(sys.stdin.fileno()) as fd:
+                yield lambda seconds: _wait_for_q(fd, seconds)
+        else:
+            yield _only_wait
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _cbreak(fd: int) -> Iterator[int]:
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd, termios.TCSANOW)
+        changed = termios.tcgetattr(fd)
+        changed[6][termios.VSUSP] = b"\0"
+        termios.tcsetattr(fd, termios.TCSANOW, changed)
+        yield fd
+    finally:
+        with contextlib.suppress(termios.error):  # the terminal itself is gone
+            termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _wait_for_q(fd: int, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
+        typed = os.read(fd, 64).lower()
+        if b"q" in typed or not typed:  # nothing to read: the terminal is gone
+            return "q"
+    return ""
+
+
+def _only_wait(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""

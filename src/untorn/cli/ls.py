@@ -1,0 +1,96 @@
+"""``untorn ls``: this user's channels, who publishes and reads them, and what nobody uses any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.text import Text
+
+from untorn.cli.failing import reported
+from untorn.cli.listing import LEFT_OVER, Found, list_channels
+from untorn.cli.tables import age, count, grid, json_line, plain, say, size
+from untorn.share.inspect import ChannelState, default_path
+
+__all__ = ["found_json", "ls", "publisher_of"]
+
+_COLUMNS = ("CHANNEL", "VERSION", "SIZE", "MEMORY", "READERS", "PUBLISHER", "AGE", "NOTE")
+_NUMBERS = ("VERSION", "SIZE", "MEMORY", "READERS", "AGE")
+_OPTIONAL = ("MEMORY", "AGE", "SIZE", "VERSION")
+
+
+@click.command(short_help="List channels: versions, sizes, readers, publishers.")
+@click.argument("directory", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, in bytes and seconds.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def ls(*, directory: str | None, as_json: bool, debug: bool) -> None:
+    """List this user's named channels, or those with files in DIRECTORY.
+
+    SIZE and AGE are the newest version's, MEMORY is what the channel's files take. Looking takes no reader row and
+    disturbs nobody. Anonymous channels have no name to be listed under.
+    """
+    with reported(debug=debug):
+        found = list_channels(directory)
+        where = directory if directory is not None else default_path()
+        if as_json:
+            say(json_line({"directory": where, "channels": [found_json(entry) for entry in found]}, indent=2))
+            return
+        if not found:
+            say(f"no channels in {plain(where)}")
+            return
+        say(grid(_COLUMNS, map(_row, found), right=_NUMBERS, optional=_OPTIONAL))
+        for entry in found:
+            if entry.status == "unreadable":
+                say(Text(f"{plain(entry.name)}: {plain(entry.problem)}"))
+        idle = [entry for entry in found if entry.status in LEFT_OVER]
+        if idle:
+            freed = size(sum(entry.file_nbytes for entry in idle))
+            which = "untorn gc" if directory is None else f"untorn gc {plain(directory)} --yes"
+            say("", Text(f"{count(len(idle), 'channel')} that nobody uses, {freed}; to remove: {which}"))
+
+
+def _row(entry: Found) -> tuple[str, ...]:
+    name, memory = plain(entry.name), size(entry.file_nbytes)
+    state = entry.state
+    if state is None:
+        return name, "-", "-", memory, "-", "-", "-", entry.status
+    note = "" if state.used else "unused"
+    if state.dead_rows:
+        note = ", ".join(filter(None, (note, count(state.dead_rows, "dead reader"))))
+    return (
+        name,
+        str(state.version),
+        size(state.nbytes),
+        memory,
+        str(len(state.readers)),
+        publisher_of(state),
+        age(state.age_s),
+        note,
+    )
+
+
+def publisher_of(state: ChannelState) -> str:
+    """The living publisher's pid, or "closed", or "dead"."""
+    return str(state.publisher_pid) if state.publisher == "alive" else state.publisher
+
+
+def found_json(entry: Found) -> dict[str, Any]:
+    """What scripts get for each channel; everything about its state is null where it could not be read."""
+    state = entry.state
+    return {
+        "name": entry.name,
+        "path": entry.files.control.removesuffix(".control"),
+        "status": entry.status,
+        "problem": entry.problem or None,
+        "file_nbytes": entry.file_nbytes,
+        "id": state and state.id,
+        "version": state and state.version,
+        "nbytes": state and state.nbytes,
+        "reserved_nbytes": state and state.reserved_nbytes,
+        "readers": state and len(state.readers),
+        "publisher": state and state.publisher,
+        "publisher_pid": state and state.publisher_pid,
+        "created_at": state and state.created_at,
+        "published_at": state and state.published_at,
+        "age_s": state and state.age_s,
+    }

@@ -1,0 +1,189 @@
+"""The structure of a version, for people: one line per node, from the schema alone.
+
+Whatever the schema says gets a line. A kind that is not known here, or that only its own library can look into, is one
+line with its name and the bytes of its parts: a channel may be written by a newer untorn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from untorn.errors import FormatError
+
+__all__ = ["Node", "outline", "walk"]
+
+_CONTAINERS = frozenset({"dict", "odict", "list", "tuple", "namedtuple", "dataclass"})
+_OPAQUE = {"frozendict": "FrozenDict", "pickle": "pickle", "adapter": "adapter"}
+_FIXED = {"int": 8, "float": 8, "complex": 16, "bool": 1, "none": 0}
+_SIZED = frozenset({"str", "bytes", "bigint"})
+_TYPES = {"none": "None", "bigint": "int", "odict": "OrderedDict"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a value's tree.
+
+    Attributes:
+        path: "head/w"; empty for the value itself.
+        kind: as the schema calls it.
+        type: for people: the class, or the dtype.
+        shape: of an array; of everything else None.
+        dtype: of an array or a NumPy scalar; of everything else None.
+        nbytes: of its leaves, without padding.
+        children: of a container.
+    """
+
+    path: str
+    kind: str
+    type: str
+    shape: tuple[int, ...] | None
+    dtype: str | None
+    nbytes: int
+    children: tuple[Node, ...] = ()
+
+
+def outline(node: Any, path: str = "") -> Node:
+    """The tree of a schema's node. Raises FormatError for one that is not even a list with a kind."""
+    try:
+        return _outline(node, path)
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"the schema is damaged at {path or 'its root'}: {error or type(error).__name__}") from None
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A node and all below it, in the order of the tree."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def _outline(node: Any, path: str) -> Node:
+    kind = str(node[0])
+    if kind in _CONTAINERS:
+        names = _child_names(kind, node[1], len(node[2]))
+        children = tuple(
+            _outline(child, f"{path}/{name}" if path else name) for name, child in zip(names, node[2], strict=True)
+        )
+        return Node(path, kind, _container_type(kind, node[1]), None, None, sum(c.nbytes for c in children), children)
+    nbytes = _leaf_nbytes(node)
+    if nbytes is None:
+        return Node(path, kind, _opaque_type(kind, node[1:]), None, None, _parts_nbytes(node[1:]))
+    dtype = _dtype_name(node[2]) if kind in ("array", "numpy") else None
+    shape = tuple(node[3]) if kind == "array" else None
+    return Node(path, kind, dtype or _TYPES.get(kind, kind), shape, dtype, nbytes)
+
+
+def _child_names(kind: str, detail: Any, count: int) -> list[str]:
+    if kind in ("dict", "odict"):
+        return [_key_name(key) for key in detail]
+    if kind in ("namedtuple", "dataclass"):
+        return [str(field) for field in detail[2]]
+    return [str(index) for index in range(count)]
+
+
+def _key_name(key: Any) -> str:
+    """A key as untorn's messages write it: str() of what it is."""
+    if isinstance(key, str):
+        return key
+    kind, text = key
+    if kind == "tuple":
+        return str(tuple(_key_value(part) for part in text))
+    return str(_key_value(key))
+
+
+def _key_value(key: Any) -> Any:
+    if isinstance(key, str):
+        return key
+    kind, text = key
+    match kind:
+        case "int":
+            return int(text)
+        case "float":
+            return float.fromhex(text)
+        case "bytes":
+            return bytes.fromhex(text)
+        case "bool":
+            return text == "True"
+        case "NoneType":
+            return None
+    return str(text)
+
+
+def _container_type(kind: str, detail: Any) -> str:
+    if kind in ("namedtuple", "dataclass"):
+        return f"{detail[0]}.{detail[1]}"
+    return _TYPES.get(kind, kind)
+
+
+def _opaque_type(kind: str, rest: list[Any]) -> str:
+    """An adapter's or a pickle's own name where it stands at the front, else the kind."""
+    detail = rest[0] if rest else None
+    while isinstance(detail, list) and detail:
+        detail = detail[0]
+    name = detail if isinstance(detail, str) and kind in ("adapter", "pickle") else ""
+    if kind == "adapter" and name:
+        return name
+    return f"{_OPAQUE.get(kind, kind)} {name}".rstrip()
+
+
+def _leaf_nbytes(node: Any) -> int | None:
+    """Bytes of a leaf of a known kind; None for anything else."""
+    match node:
+        case ["array", int(), descr, [*shape], _]:
+            return _itemsize(descr) * math.prod(map(int, shape))
+        case ["numpy", int(), descr]:
+            return _itemsize(descr)
+        case [str(kind), int()] if kind in _FIXED:
+            return _FIXED[kind]
+        case [str(kind), int(), int(nbytes)] if kind in _SIZED:
+            return nbytes
+    return None
+
+
+def _parts_nbytes(part: Any) -> int:
+    """Bytes of all leaves that can be made out in a node of another kind."""
+    nbytes = _leaf_nbytes(part)
+    if nbytes is not None:
+        return nbytes
+    if isinstance(part, dict):
+        part = list(part.values())
+    return sum(map(_parts_nbytes, part)) if isinstance(part, list) else 0
+
+
+def _dtype(descr: Any) -> np.dtype[Any]:
+    return np.lib.format.descr_to_dtype(_as_descr(descr))
+
+
+def _itemsize(descr: Any) -> int:
+    try:
+        return _dtype(descr).itemsize
+    except (TypeError, ValueError, AttributeError):
+        return 0  # a dtype that this NumPy does not know: show the rest
+
+
+def _dtype_name(descr: Any) -> str:
+    try:
+        dtype = _dtype(descr)
+    except (TypeError, ValueError, AttributeError):
+        return str(descr)
+    if dtype.fields is None:
+        return str(dtype)
+    return "{" + ", ".join(f"{name}: {field[0]}" for name, field in dtype.fields.items()) + "}"
+
+
+def _as_descr(described: Any) -> Any:
+    """JSON made lists of NumPy's tuples; give them back."""
+    if not isinstance(described, list) or not described:
+        return described
+    if isinstance(described[0], list):
+        return [(_name(field[0]), _as_descr(field[1]), *(tuple(part) for part in field[2:])) for field in described]
+    return tuple(_as_descr(part) if isinstance(part, list) else part for part in described)
+
+
+def _name(field: Any) -> Any:
+    return tuple(field) if isinstance(field, list) else field

@@ -1,0 +1,128 @@
+"""How commands write: sizes and ages for people, tables that fit, JSON for scripts, and a stdout that may go away.
+
+On a terminal a table takes its width and colors; into a pipe it goes whole and plain. What comes from a channel (names,
+keys, messages) is shown with ``plain``, so that no byte of it can steer the terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["age", "count", "facts", "grid", "json_line", "plain", "say", "size"]
+
+#: of a table that goes into a pipe: lines are as long as they are
+_UNBOUNDED = 100_000
+_GAP = 2
+_LEAST_FIRST = 22
+_CLOSED_STDOUT = 128 + signal.SIGPIPE
+
+
+def size(nbytes: float) -> str:
+    """``512 B``, ``1.2 kB``, ``40.0 MB``: powers of ten."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if nbytes < 999.95 or unit == "TB":
+            return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def age(seconds: float | None) -> str:
+    """``3 s``, ``5 min``, ``2 h``, ``4 d``; a dash for None."""
+    if seconds is None:
+        return "-"
+    for unit, length, below in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < length * below:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def count(number: int, what: str) -> str:
+    """``1 channel``, ``2 channels``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def plain(text: object) -> str:
+    """One line without control characters: what is not printable is written as Python would."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def grid(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Iterable[str] = (),
+    optional: Iterable[str] = (),
+    width: int | None = None,
+) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: their headings.
+        rows: a cell per column.
+        right: columns of numbers.
+        optional: what goes, in this order, where it is narrow. What then still does not fit is wrapped.
+        width: in characters; by default that of the terminal, and as wide as it gets into a pipe.
+    """
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    numbers, room = set(right), width_of_stdout() if width is None else width
+    widths = [max([len(name), *(row[at].cell_len for row in cells)]) + _GAP for at, name in enumerate(columns)]
+    widths[0] = min(widths[0], max(_LEAST_FIRST, room // 3))  # a long name is wrapped rather than costing a column
+    shown = list(range(len(columns)))
+    for name in optional:
+        if sum(widths[at] for at in shown) - _GAP > room:
+            shown.remove(columns.index(name))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for at in shown:
+        number = columns[at] in numbers
+        table.add_column(columns[at], justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for row in cells:
+        table.add_row(*(row[at] for at in shown))
+    return table
+
+
+def width_of_stdout() -> int:
+    """Characters in a line."""
+    return Console(file=sys.stdout).width if sys.stdout.isatty() else _UNBOUNDED
+
+
+def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """A name and what it is, a line each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, what in pairs:
+        table.add_row(Text(name, style="bold"), Text(what) if isinstance(what, str) else what)
+    return table
+
+
+def say(*parts: RenderableType) -> None:
+    """Write to stdout: a str as it is, anything else so that it fits the terminal. If nobody reads it any more, end
+    quietly, as programs do that get SIGPIPE."""
+    out = sys.stdout
+    if out.isatty():
+        console, buffer = Console(file=out, highlight=False), None
+    else:
+        buffer = io.StringIO()
+        console = Console(file=buffer, highlight=False, width=_UNBOUNDED, color_system=None)
+    try:
+        for part in parts:
+            console.print(Text(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+        if buffer is not None:
+            out.write("".join(line.rstrip() + "\n" for line in buffer.getvalue().removesuffix("\n").split("\n")))
+        out.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # or Python's own last flush would complain
+        raise SystemExit(_CLOSED_STDOUT) from None
+
+
+def json_line(document: Any, *, indent: int | None = None) -> str:
+    """A JSON document; ASCII alone, so that it goes through every pipe."""
+    return json.dumps(document, indent=indent, allow_nan=False)

@@ -1,0 +1,230 @@
+"""``untorn top``: what channels do right now: versions and bytes per second, and how far behind their readers are.
+
+::
+
+    look() ──> Sample ──┐                       terminal: rich.live on the alternate screen, q ends
+    look() ──> Sample ──┴── rates() ──> Line ──> pipe: a table or a JSON line per refresh
+
+Each look opens the files anew, so channels may come and go.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from untorn.cli.failing import reported
+from untorn.cli.keys import keys
+from untorn.cli.listing import list_channels
+from untorn.cli.ls import publisher_of
+from untorn.cli.tables import age, grid, json_line, plain, say, size
+from untorn.errors import UntornError
+from untorn.share.inspect import ChannelState, ChannelView, files_of
+
+__all__ = ["Line", "Sample", "look", "rates", "top"]
+
+_COLUMNS = ("CHANNEL", "VERSION", "VERSIONS/S", "BYTES/S", "SIZE", "READERS", "PUBLISHER", "AGE")
+_NUMBERS = frozenset({"VERSION", "VERSIONS/S", "BYTES/S", "SIZE", "READERS", "AGE"})
+_OPTIONAL = ("AGE", "SIZE", "PUBLISHER", "BYTES/S", "READERS", "VERSION")
+#: readers that are shown below their channel
+_MOST_READERS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one look saw.
+
+    Attributes:
+        at: by the monotonic clock, in seconds.
+        states: by the name that the channel was asked for.
+        problems: of names that were asked for and could not be looked at.
+    """
+
+    at: float
+    states: Mapping[str, ChannelState]
+    problems: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One channel between two looks; the rates are None at the first look at it."""
+
+    name: str
+    state: ChannelState
+    versions_per_s: float | None
+    bytes_per_s: float | None
+
+
+def look(channels: Sequence[str]) -> Sample:
+    """Look once: at these channels, or at all of this user's."""
+    states, problems = {}, {}
+    for name in channels:
+        try:
+            with ChannelView.open(files_of(name)) as view:
+                states[name] = view.state()
+        except (UntornError, OSError, ValueError) as error:
+            problems[name] = str(error)
+    if not channels:
+        states = {found.name: found.state for found in list_channels() if found.state is not None}
+    return Sample(time.monotonic(), states, problems)
+
+
+def rates(before: Sample | None, now: Sample) -> list[Line]:
+    """What changed from one look to the next. Bytes count as if all versions were as large as the newest."""
+    lines = []
+    for name, state in now.states.items():
+        known = before.states.get(name) if before is not None else None
+        if known is None or before is None or known.id != state.id:  # new, or made anew under its old name
+            lines.append(Line(name, state, None, None))
+            continue
+        per_s = max(0, state.version - known.version) / max(now.at - before.at, 1e-9)
+        lines.append(Line(name, state, per_s, per_s * state.nbytes))
+    return lines
+
+
+@click.command(short_help="Watch channels: rates, readers, how far behind they are.")
+@click.argument("channels", nargs=-1, metavar="[CHANNEL]...")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    show_default=True,
+    help="Seconds between looks.",
+)
+@click.option("--count", type=click.IntRange(min=1), help="End after so many refreshes.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per refresh.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def top(*, channels: tuple[str, ...], interval_s: float, count: int | None, as_json: bool, debug: bool) -> None:
+    """Watch these channels, or all of this user's. q ends it.
+
+    BYTES/S is VERSIONS/S times the newest version's size. Below each channel are its readers, those furthest behind
+    first: the versions between what they hold and the newest. Looking takes no reader row and disturbs nobody.
+    """
+    with reported(debug=debug):
+        if as_json or not sys.stdout.isatty():
+            _print_lines(channels, interval_s, count, as_json=as_json)
+        else:
+            _show_live(channels, interval_s, count)
+
+
+def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
+    before = None
+    while True:
+        now = look(channels)
+        yield rates(before, now), now
+        before = now
+
+
+def _print_lines(channels: Sequence[str], interval_s: float, count: int | None, *, as_json: bool) -> None:
+    """The first look comes without rates, so it is not shown: one interval later there is something to say."""
+    samples = _samples(channels)
+    next(samples)
+    shown = 0
+    while count is None or shown < count:
+        time.sleep(interval_s)
+        lines, sample = next(samples)
+        if as_json:
+            say(json_line(_json(lines, sample)))
+        else:
+            say(*([] if shown == 0 else [""]), *_parts(lines, sample))
+        shown += 1
+
+
+def _show_live(channels: Sequence[str], interval_s: float, count: int | None) -> None:
+    console = Console(highlight=False)
+    samples = _samples(channels)
+    with keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        shown = 0
+        while count is None or shown < count:
+            lines, sample = next(samples)
+            parts = _parts(lines, sample)
+            live.update(_fitted(parts, console, interval_s), refresh=True)
+            shown += 1
+            if pressed(interval_s) == "q":
+                return
+
+
+# -- what it looks like
+
+
+def _parts(lines: Sequence[Line], sample: Sample) -> list[Table | Text]:
+    parts: list[Table | Text] = []
+    if lines:
+        rows = [row for line in lines for row in _rows(line)]
+        parts.append(grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL))
+    elif not sample.problems:
+        parts.append(Text("no channels; they show up here when they are published"))
+    return parts + [Text(f"{plain(name)}: {plain(problem)}") for name, problem in sample.problems.items()]
+
+
+def _rows(line: Line) -> Iterator[list[str | Text]]:
+    state = line.state
+    cells: list[str | Text] = [
+        Text(plain(line.name), style="" if state.publisher == "alive" else "dim"),
+        str(state.version),
+        "-" if line.versions_per_s is None else f"{line.versions_per_s:,.1f}",
+        "-" if line.bytes_per_s is None else size(line.bytes_per_s),
+        size(state.nbytes),
+        str(len(state.readers)),
+        publisher_of(state),
+        age(state.age_s),
+    ]
+    yield cells
+    readers = sorted(state.readers, key=lambda reader: -1 if reader.behind is None else reader.behind, reverse=True)
+    for reader in readers[:_MOST_READERS]:
+        far = "holds nothing" if reader.behind is None else f"{reader.behind} behind"
+        yield _below(f"  pid {reader.pid}  {far}")
+    if len(readers) > _MOST_READERS:
+        yield _below(f"  and {len(readers) - _MOST_READERS} more")
+
+
+def _below(text: str) -> list[str | Text]:
+    return [Text(text, style="dim"), *("" for _ in _COLUMNS[1:])]
+
+
+def _fitted(parts: Sequence[Table | Text], console: Console, interval_s: float) -> Group:
+    """As many lines as the terminal has; the last says how to end, where there is room for it."""
+    room = console.height - 2 if console.height > 3 else console.height
+    lines = [line for part in parts for line in console.render_lines(part)]
+    texts = [Text.assemble(*((s.text, s.style or "") for s in line)) for line in lines]
+    if len(texts) > room:
+        texts = [*texts[: room - 1], Text(f"... {len(texts) - room + 1} more lines")]
+    if room < console.height:
+        foot = f"q ends  {time.strftime('%H:%M:%S')}  every {interval_s:g} s"
+        texts += [Text(), Text(foot, style="dim", no_wrap=True, overflow="crop")]
+    return Group(*texts)
+
+
+def _json(lines: Sequence[Line], sample: Sample) -> dict[str, Any]:
+    return {
+        "at": time.time(),
+        "channels": [
+            {
+                "name": line.name,
+                "version": line.state.version,
+                "versions_per_s": line.versions_per_s,
+                "bytes_per_s": line.bytes_per_s,
+                "nbytes": line.state.nbytes,
+                "reserved_nbytes": line.state.reserved_nbytes,
+                "publisher": line.state.publisher,
+                "publisher_pid": line.state.publisher_pid,
+                "age_s": line.state.age_s,
+                "readers": [
+                    {"pid": reader.pid, "versions": reader.versions, "behind": reader.behind, "age_s": reader.age_s}
+                    for reader in line.state.readers
+                ],
+            }
+            for line in lines
+        ],
+        "problems": dict(sample.problems),
+    }
