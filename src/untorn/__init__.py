@@ -8,7 +8,7 @@
     ...         print(snap.version, snap.value["w"])
     2 [1. 1. 1.]
 
-share (publish, subscribe) needs NumPy alone. train (Trainer, SGD) stands on it and is imported on first use.
+share (publish, subscribe) needs NumPy alone. train (Trainer, SGD, Adam) stands on it and is imported on first use.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if _sys.platform != "linux" or _sys.maxsize < 2**32:
         f"locks; this is {_sys.platform}"
     )
 
+from untorn import adapters as _adapters  # noqa: F401 (registers them)
 from untorn.errors import (
     BrokenChannelError,
     BusyError,
@@ -34,32 +35,83 @@ from untorn.errors import (
     UntornError,
     WorkerError,
 )
-from untorn.share import Publisher, ReaderInfo, Snapshot, Subscriber, publish, subscribe
+from untorn.share import FrozenDict, Publisher, ReaderInfo, Snapshot, Subscriber, publish, subscribe
 
 if TYPE_CHECKING:
-    from untorn.train import SGD, Callback, EarlyStopping, History, ProgressBar, Trainer
+    from untorn.train import (
+        SGD,
+        Adagrad,
+        Adam,
+        AdamW,
+        Callback,
+        CSVLogger,
+        EarlyStopping,
+        Examples,
+        History,
+        LearningRateScheduler,
+        ModelCheckpoint,
+        ProgressBar,
+        ReduceLROnPlateau,
+        RMSprop,
+        TensorBoard,
+        TerminateOnNaN,
+        TorchSchedule,
+        Trainer,
+    )
 
 __version__ = "0.1.0"
 
-_FROM_TRAIN = ("SGD", "Callback", "EarlyStopping", "History", "ProgressBar", "Trainer")
+_FROM_TRAIN = (
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "Examples",
+    "History",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "ProgressBar",
+    "RMSprop",
+    "ReduceLROnPlateau",
+    "TensorBoard",
+    "TerminateOnNaN",
+    "TorchSchedule",
+    "Trainer",
+)
 
 __all__ = [
     "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
     "BrokenChannelError",
     "BusyError",
+    "CSVLogger",
     "Callback",
     "CapacityError",
     "ChannelNotFoundError",
     "ClosedError",
     "EarlyStopping",
+    "Examples",
     "FormatError",
+    "FrozenDict",
     "History",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
     "NonFiniteLossError",
     "ProgressBar",
     "Publisher",
+    "RMSprop",
     "ReaderInfo",
+    "ReduceLROnPlateau",
     "Snapshot",
     "Subscriber",
+    "TensorBoard",
+    "TerminateOnNaN",
+    "TorchSchedule",
     "Trainer",
     "UnsupportedTypeError",
     "UntornError",
@@ -69,8 +121,15 @@ __all__ = [
 ]
 
 
+_FRAMEWORKS = ("torch", "jax")
+
+
 def __getattr__(name: str) -> object:
-    """The names of the training layer, imported when first asked for."""
+    """The names of the training layer, and the models of frameworks, imported when first asked for."""
+    if name in _FRAMEWORKS:
+        import importlib
+
+        return importlib.import_module(f"untorn.{name}")
     if name not in _FROM_TRAIN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from untorn import train

@@ -21,9 +21,8 @@ import pytest
 
 import helpers
 import networks
-import untorn.train.trainer as trainer_module
 from untorn import SGD, CapacityError, NonFiniteLossError, Trainer, WorkerError
-from untorn.train import Callback, weights_sha256
+from untorn.train import Callback, running, weights_sha256
 from untorn.train.sampler import epoch_order
 
 SHARDS = 4
@@ -396,7 +395,7 @@ def test_readers_that_hold_old_versions_keep_them_whole():
 
 
 def test_when_every_slot_is_held_it_says_who_holds_them(monkeypatch):
-    monkeypatch.setattr(trainer_module, "FREE_SLOT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(running, "FREE_SLOT_TIMEOUT_S", 0.05)
     data = (np.zeros((1, 1)),)
     kept = []
     with Trainer(level, level_params(), optimizer=SGD(1.0), engine="serial") as trainer:

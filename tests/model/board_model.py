@@ -1,7 +1,9 @@
 """Sync training's board (`csrc/board.c`) as a model: every atomic access of the code is one step.
 
     phase     (step, GRADIENT, -) -> (step, UPDATE, target slot) -> (step + 1, GRADIENT, -)
+              with clipping, (step, NORM, -) in between
     gradient  one word per shard: (step, FREE | CLAIMED | DONE, worker, buffer)
+    norm      one word per range: (step, FREE | CLAIMED | DONE, worker), and one number per range
     update    one word per range: (step, FREE | CLAIMED | DONE, worker)
     record    two words per worker: scratch (its buffer), intent (step, shard, the shard's old buffer) or none
 
@@ -9,7 +11,8 @@
     _compute        pin the weights; write half 0, half 1 of the scratch buffer
     board_commit    store the intent; swap the shard's word; store scratch = old; clear the intent
     phase_end_*     pick a slot, swap the phase; load latest, swap it, swap the phase
-    updates_run     load latest; load the shards' words; write the range; swap its word; claim the next one
+    norms_run       load the shards' words; write the range's number; swap its word; claim the next one
+    updates_run     load latest; load the shards' words, the norms; write the range; swap its word; claim the next one
     board_recover   (the worker is dead) load its intent; load that shard's word: while its claim stands, the swap did
                     not happen, otherwise scratch = old; clear the intent; then free its claims; start another
 
@@ -20,8 +23,9 @@ Memory is sequentially consistent, pinning is one step, and so is scanning the h
 and pins are the channel model's subject. A load of a word that only its reader writes is part of the step after it.
 
 Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer's half contains
-the (shard, step) of which it is exactly the gradient, and 0 (-1 in a slot) is anything else. So a result is right if
-and only if every gradient was computed on whole, right weights and counted exactly once.
+the (shard, step) of which it is exactly the gradient, a range's norm the step of whose gradients it is, and 0 (-1 in
+a slot or a norm) is anything else. So a result is right if and only if every gradient was computed on whole, right
+weights and counted exactly once, and scaled by the norms of all ranges.
 """
 
 from __future__ import annotations
@@ -31,13 +35,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 FREE, CLAIMED, DONE = "free", "claimed", "done"
-GRADIENT, UPDATE = "gradient", "update"
+GRADIENT, NORM, UPDATE = "gradient", "norm", "update"
 
 IDLE, SCAN, CLAIM = "idle", "scan", "claim"
 PIN, HALF_0, HALF_1 = "pin", "half 0", "half 1"
 INTENT, SWAP, SCRATCH, CLEAR = "intent", "swap", "scratch", "clear"
-PICK, MOVE, LATEST, PUBLISH, ADVANCE = "pick", "move", "latest", "publish", "advance"
-SOURCE, COLLECT, BEGIN, WRITE, FINISH = "source", "collect", "begin", "write", "finish"
+MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE = "measure", "pick", "move", "latest", "publish", "advance"
+SOURCE, COLLECT, NORMS, BEGIN, WRITE, FINISH = "source", "collect", "norms", "begin", "write", "finish"
 DEAD, SETTLE_WORD, SETTLE_SCRATCH, SETTLE_CLEAR = "dead", "settle: word", "settle: scratch", "settle: clear"
 FREE_LOAD, FREE_SWAP, START = "free: load", "free: swap", "start"
 
@@ -88,6 +92,7 @@ class Worker(NamedTuple):
     pinned: int = -1  # the held word: stays when the worker dies
     latest: tuple[int, int] | None = None
     buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
+    norms: tuple[int, ...] = ()  # of the ranges, likewise
     source: int = -1  # what the range contained in the version before
     intent: Intent | None = None  # the server's: the dead worker's
     todo: tuple[str, ...] = ()  # the rest of a commit, or of a repair
@@ -106,6 +111,8 @@ class State(NamedTuple):
     workers: tuple[Worker, ...]
     kills: int
     stops: int
+    measures: tuple[Task, ...] = ()  # the norms' words
+    norms: tuple[int, ...] = ()
 
 
 Step: TypeAlias = tuple[str, State, bool]
@@ -121,11 +128,14 @@ class Board:
     rounds: int = 2  # optimizer steps
     slots: int = 4
     kills: int = 1
+    clips: bool = False  # gradients are clipped by their norm
     looks_around: bool = False  # idle workers look at any time, not only when there is something to do
     commit: tuple[str, ...] = (INTENT, SWAP, SCRATCH, CLEAR)
     recover: tuple[str, ...] = (SETTLE, FREE_CLAIMS)
     stands: Literal["exact", "any claim", "never"] = "exact"  # which word says that the swap did not happen
     stops: int = 0  # live workers whose gradient claim the server takes away
+    norms_recovered: bool = True  # claims of norm tasks are freed as well
+    shared_words: bool = False  # norm tasks have the updates' words
     in_place: bool = False  # updates write into latest's slot
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
 
@@ -144,6 +154,8 @@ class Board:
             workers=(Worker(),) * self.workers,
             kills=self.kills,
             stops=self.stops,
+            measures=tuple(Task(0, FREE, -1) for _ in range(self.ranges)) if self.clips else (),
+            norms=(-1,) * self.ranges if self.clips else (),
         )
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -232,6 +244,8 @@ class Board:
             parts[f"shard {number}"] = word
         for number, task in enumerate(state.ranges):
             parts[f"range {number}"] = f"step {task.step}, {task.state}, worker {task.worker}"
+        for number, (task, norm) in enumerate(zip(state.measures, state.norms, strict=True)):
+            parts[f"norm {number}"] = f"step {task.step}, {task.state}, worker {task.worker}, of step {norm}"
         parts |= {f"buffer {number}": f"{a} {b}" for number, (a, b) in enumerate(state.buffers)}
         parts |= {f"record {row}": f"scratch {r.scratch}, {r.intent}" for row, r in enumerate(state.records)}
         parts |= {f"worker {row}": f"next: {worker.pc}" for row, worker in enumerate(state.workers)}
@@ -244,8 +258,22 @@ class Board:
         step, kind, _ = state.phase
         if step == self.rounds or self.looks_around:
             return step < self.rounds
-        words = state.shards if kind == GRADIENT else state.ranges
+        words = self._words(state, kind)
         return any(self._claimable(word, step) for word in words) or all(word[:2] == (step, DONE) for word in words)
+
+    def _words(self, state: State, kind: str) -> tuple[Task, ...]:
+        """The tasks of a phase."""
+        if kind == NORM and not self.shared_words:
+            return state.measures
+        return state.shards if kind == GRADIENT else state.ranges
+
+    def _word(self, state: State, kind: str, number: int, word: Task) -> State:
+        """A task's word stored."""
+        if kind == GRADIENT:
+            return state._replace(shards=_with(state.shards, number, word))
+        if kind == NORM and not self.shared_words:
+            return state._replace(measures=_with(state.measures, number, word))
+        return state._replace(ranges=_with(state.ranges, number, word))
 
     def _claimable(self, task: Task, step: int) -> bool:
         if self.later_is_free:
@@ -261,8 +289,12 @@ class Board:
             return f"loads the phase: step {step}, {kind}", _put(state, row, scan)
         if worker.pc in (SCAN, CLAIM):
             return self._claim(state, row)
-        if worker.pc in (PICK, MOVE, LATEST, PUBLISH, ADVANCE):
+        if worker.pc in (MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE):
             return self._end_phase(state, row)
+        if worker.kind != GRADIENT and worker.pc == COLLECT:
+            return self._collect(state, row)
+        if worker.kind == NORM:
+            return self._norm(state, row)
         if worker.kind == UPDATE:
             return self._update(state, row)
         if worker.pc in (PIN, HALF_0, HALF_1):
@@ -272,7 +304,7 @@ class Board:
     def _claim(self, state: State, row: int) -> tuple[str, State]:
         """task_claim: one load, or one swap."""
         worker = state.workers[row]
-        name, words = ("shard", state.shards) if worker.kind == GRADIENT else ("range", state.ranges)
+        name, words = {GRADIENT: "shard", NORM: "norm", UPDATE: "range"}[worker.kind], self._words(state, worker.kind)
         number = (worker.first + worker.at) % len(words)
         if worker.pc == SCAN:
             word = words[number]
@@ -285,9 +317,10 @@ class Board:
         if words[number] != worker.word:
             return label + " (CAS fails)", _put(state, row, self._look_on(worker, len(words)))
         claim = Task(worker.step, CLAIMED, row, worker.word.buffer)
-        pc = PIN if worker.kind == GRADIENT else BEGIN if worker.latest else SOURCE
+        begin = {GRADIENT: PIN, NORM: COLLECT, UPDATE: SOURCE}[worker.kind]
+        pc = BEGIN if worker.buffers else begin
         after = _put(state, row, worker._replace(pc=pc, word=claim, task=number, first=0, at=0, done=True))
-        return label, _word(after, worker.kind, number, claim)
+        return label, self._word(after, worker.kind, number, claim)
 
     def _look_on(self, worker: Worker, count: int) -> Worker:
         """After a word that could not be claimed: the next one, or the end of the scan."""
@@ -295,18 +328,25 @@ class Board:
             return worker._replace(pc=SCAN, at=worker.at + 1, word=None)
         if not worker.done:
             return Worker()
-        return Worker(PICK if worker.kind == GRADIENT else LATEST, worker.step, worker.kind, worker.slot)
+        pc = {GRADIENT: MEASURE if self.clips else PICK, NORM: PICK, UPDATE: LATEST}[worker.kind]
+        return Worker(pc, worker.step, worker.kind, worker.slot)
 
     def _end_phase(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
         step, slot = worker.step, worker.slot
+        if worker.pc == MEASURE:
+            after = _put(state, row, Worker())
+            moves = state.phase == (step, GRADIENT, -1)
+            if moves:
+                after = after._replace(phase=(step, NORM, -1))
+            return f"moves the phase to the norms{_won(moves)}", after
         if worker.pc == PICK:
             taken = {state.latest[1], *(other.pinned for other in state.workers)}
             slot = state.latest[1] if self.in_place else min(set(range(self.slots)) - taken)
             return f"picks slot {slot}", _put(state, row, worker._replace(pc=MOVE, slot=slot))
         if worker.pc == MOVE:
             after = _put(state, row, Worker())
-            moves = state.phase == (step, GRADIENT, -1)
+            moves = state.phase == (step, worker.kind, -1)
             if moves:
                 after = after._replace(phase=(step, UPDATE, slot))
                 if not self.in_place:
@@ -359,7 +399,7 @@ class Board:
             # What a scratch buffer contains counts no more.
             after = after._replace(buffers=_with(state.buffers, old, (0, 0)))
             label = f"commits shard {shard} with buffer {record.scratch}"
-            return label, _word(after, GRADIENT, shard, Task(step, DONE, row, record.scratch))
+            return label, self._word(after, GRADIENT, shard, Task(step, DONE, row, record.scratch))
         if worker.pc == INTENT:
             label, record = f"stores its intent: buffer {old} out", record._replace(intent=Intent(step, shard, old))
         elif worker.pc == SCRATCH:
@@ -369,7 +409,44 @@ class Board:
             label, record = "clears its intent", record._replace(intent=None)
         return label, _put(state, row, idle)._replace(records=_with(state.records, row, record))
 
-    # --- an update task -------------------------------------------------------------------------------------
+    # --- a norm task, an update task ------------------------------------------------------------------------
+
+    def _collect(self, state: State, row: int) -> tuple[str, State]:
+        """shards_collect: one load."""
+        worker = state.workers[row]
+        number = len(worker.buffers)
+        buffer = state.shards[number].buffer
+        last = NORMS if self.clips and worker.kind == UPDATE else BEGIN
+        pc = COLLECT if number + 1 < self.shards else last
+        after = _put(state, row, worker._replace(pc=pc, buffers=(*worker.buffers, buffer)))
+        return f"finds shard {number} in buffer {buffer}", after
+
+    def _gradients_are_right(self, state: State, worker: Worker) -> bool:
+        gradients = [state.buffers[buffer][worker.task % 2] for buffer in worker.buffers]
+        return gradients == [(shard, worker.step) for shard in range(self.shards)]
+
+    def _finish(self, state: State, row: int) -> tuple[str, State]:
+        """The commit of a range's task, and on to the next one."""
+        worker = state.workers[row]
+        step, task = worker.step, worker.task
+        scan = worker._replace(pc=SCAN, first=(task + 1) % self.ranges, word=None, task=-1)
+        after = _put(state, row, scan)
+        wins = self._words(state, worker.kind)[task] == worker.word
+        if wins:
+            after = self._word(after, worker.kind, task, Task(step, DONE, row))
+        return f"commits {worker.kind} {task} of step {step}{_won(wins)}", after
+
+    def _norm(self, state: State, row: int) -> tuple[str, State]:
+        worker = state.workers[row]
+        step, task = worker.step, worker.task
+        if worker.pc == BEGIN:
+            after = _put(state, row, worker._replace(pc=WRITE))
+            return f"begins to write norm {task}", after._replace(norms=_with(state.norms, task, -1))
+        if worker.pc == WRITE:
+            value = step if self._gradients_are_right(state, worker) else -1
+            after = _put(state, row, worker._replace(pc=FINISH))
+            return f"has written norm {task}", after._replace(norms=_with(state.norms, task, value))
+        return self._finish(state, row)
 
     def _update(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
@@ -378,27 +455,21 @@ class Board:
             after = _put(state, row, worker._replace(pc=COLLECT, latest=state.latest))
             return f"loads latest: version {state.latest[0]}", after
         assert worker.latest is not None
-        if worker.pc == COLLECT:
-            number = len(worker.buffers)
-            buffer = state.shards[number].buffer
-            pc = COLLECT if number + 1 < self.shards else BEGIN
-            after = _put(state, row, worker._replace(pc=pc, buffers=(*worker.buffers, buffer)))
-            return f"finds shard {number} in buffer {buffer}", after
+        if worker.pc == NORMS:
+            number = len(worker.norms)
+            pc = NORMS if number + 1 < self.ranges else BEGIN
+            after = _put(state, row, worker._replace(pc=pc, norms=(*worker.norms, state.norms[number])))
+            return f"finds norm {number} of step {state.norms[number]}", after
         if worker.pc == BEGIN:
             source = state.slots[worker.latest[1]][task]
             after = _put(self._write(state, slot, task, -1), row, worker._replace(pc=WRITE, source=source))
             return f"begins to write range {task} into slot {slot}", after
         if worker.pc == WRITE:
-            gradients = [state.buffers[buffer][task % 2] for buffer in worker.buffers]
-            right = worker.source == step and gradients == [(shard, step) for shard in range(self.shards)]
+            scaled = worker.norms == ((step,) * self.ranges if self.clips else ())
+            right = worker.source == step and scaled and self._gradients_are_right(state, worker)
             after = self._write(state, slot, task, step + 1 if right else -1)
             return f"has written range {task} into slot {slot}", _put(after, row, worker._replace(pc=FINISH, source=-1))
-        scan = worker._replace(pc=SCAN, first=(task + 1) % self.ranges, word=None, task=-1)
-        after = _put(state, row, scan)
-        wins = state.ranges[task] == worker.word
-        if wins:
-            after = _word(after, UPDATE, task, Task(step, DONE, row))
-        return f"commits range {task} of step {step}{_won(wins)}", after
+        return self._finish(state, row)
 
     def _write(self, state: State, slot: int, task: int, value: int) -> State:
         return state._replace(slots=_with(state.slots, slot, _with(state.slots[slot], task, value)))
@@ -450,12 +521,17 @@ class Board:
         return after._replace(pc=FREE_LOAD if after.todo else START)
 
     def _free(self, state: State, row: int) -> tuple[str, State]:
-        """claims_free, for the shards' words and then the ranges': one load, or one swap."""
+        """claims_free, for the shards' words, then the norms' and the ranges': one load, or one swap."""
         server = state.workers[row]
-        kind, number = (GRADIENT, server.at) if server.at < self.shards else (UPDATE, server.at - self.shards)
-        word = (state.shards if kind == GRADIENT else state.ranges)[number]
+        kinds = (GRADIENT,) * self.shards
+        if self.clips and self.norms_recovered:
+            kinds += (NORM,) * self.ranges
+        kinds += (UPDATE,) * self.ranges
+        kind = kinds[server.at]
+        number = server.at - kinds.index(kind)
+        word = self._words(state, kind)[number]
         onward = server._replace(pc=FREE_LOAD, at=server.at + 1, word=None)
-        if onward.at == self.shards + self.ranges:
+        if onward.at == len(kinds):
             todo = server.todo[1:]
             onward = onward._replace(pc=DEAD if todo else START, at=0, todo=todo)
         name = f"{kind} task {number}"
@@ -465,7 +541,7 @@ class Board:
             return f"server looks at {name}: {word.state}", _put(state, row, onward)
         after = _put(state, row, onward)
         if word == server.word:
-            after = _word(after, kind, number, word._replace(state=FREE, worker=-1))
+            after = self._word(after, kind, number, word._replace(state=FREE, worker=-1))
         return f"server frees dead worker {row}'s claim of {name}{_won(word == server.word)}", after
 
 
@@ -488,12 +564,6 @@ def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type
 
 def _put(state: State, row: int, worker: Worker) -> State:
     return state._replace(workers=_with(state.workers, row, worker))
-
-
-def _word(state: State, kind: str, number: int, word: Task) -> State:
-    if kind == GRADIENT:
-        return state._replace(shards=_with(state.shards, number, word))
-    return state._replace(ranges=_with(state.ranges, number, word))
 
 
 def _won(wins: bool) -> str:

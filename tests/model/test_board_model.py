@@ -41,6 +41,9 @@ def assert_broken(board: Board, reason: str) -> None:
         pytest.param({"kills": 1}, id="a kill"),
         pytest.param({"ranges": 1, "rounds": 1, "kills": 2}, id="two kills in one step"),
         pytest.param({"ranges": 1, "rounds": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
+        pytest.param({"clips": True, "rounds": 1}, id="clipping, a kill"),
+        pytest.param({"clips": True, "shards": 1, "kills": 0}, id="clipping, two steps"),
+        pytest.param({"clips": True, "shards": 1, "ranges": 1}, id="clipping, two steps, a kill"),
     ],
 )
 def test_every_version_is_the_one_right_result(options: dict[str, Any]) -> None:
@@ -88,6 +91,15 @@ def test_mutant_dead_workers_claims_are_not_freed() -> None:
     assert_broken(Board(rounds=1, recover=(SETTLE,)), "deadlock")
 
 
+def test_mutant_dead_workers_norms_are_not_freed() -> None:
+    assert_broken(Board(rounds=1, clips=True, norms_recovered=False), "deadlock")
+
+
+def test_mutant_norms_and_updates_share_their_words() -> None:
+    """Done for the norm would be done for the update."""
+    assert_broken(Board(rounds=1, kills=0, clips=True, shared_words=True), "is not right")
+
+
 # --- soak ---------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +111,8 @@ def test_mutant_dead_workers_claims_are_not_freed() -> None:
         pytest.param({"shards": 1, "ranges": 1, "kills": 2, "rounds": 3}, id="two kills, three steps"),
         pytest.param({"ranges": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
         pytest.param({"shards": 3, "ranges": 1}, id="three shards"),
+        pytest.param({"clips": True}, id="clipping, two steps, two ranges, a kill"),
+        pytest.param({"clips": True, "ranges": 1, "rounds": 1, "kills": 2}, id="clipping, two kills"),
         pytest.param({"workers": 3, "ranges": 1, "rounds": 1, "slots": 5}, id="three workers, a kill"),
     ],
 )

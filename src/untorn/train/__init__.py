@@ -1,17 +1,57 @@
 """train: data-parallel mini-batch gradient descent on top of share.
 
-trainer.py      the server: fit, evaluate, supervision
+trainer.py      what a user calls: fit, evaluate, predict, save, load
+fitting.py      one call of fit: epochs, steps, supervision
+running.py      what a trainer holds while it is open: the weights' channel, the engine
 worker.py       one worker: take a shard, compute its gradient, commit it
-model.py        the user's function, and the check of what it returns
+model.py        models: the user's function, or a framework's; the check of what comes back
 plan.py         how parameters, state and gradients lie in memory
 sampler.py      which examples go into which shard: pure functions
-optimizers.py, history.py, callbacks/, digest.py, data.py, cpus.py
+records.py      what the board has recorded: losses, metrics, failures
+data/           whatever a user gives, behind take(indices) -> batch
+optimizers.py, schedules.py    what a step does; learning rates
+server_optimizer.py, server_steps.py    optimizers of torch.optim and optax, which the server steps
+settable.py     what can be set on a trainer that was made: learning rate, weights
+checkpoint.py, saver.py, resuming.py    checkpoints, and going on from them
+history.py, callbacks/, digest.py, cpus.py
 """
 
-from untorn.train.callbacks import Callback, EarlyStopping, ProgressBar
+from untorn.train.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    ProgressBar,
+    ReduceLROnPlateau,
+    TensorBoard,
+    TerminateOnNaN,
+)
+from untorn.train.data import Examples
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History
-from untorn.train.optimizers import SGD
+from untorn.train.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from untorn.train.schedules import TorchSchedule
 from untorn.train.trainer import Trainer
 
-__all__ = ["SGD", "Callback", "EarlyStopping", "History", "ProgressBar", "Trainer", "weights_sha256"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "Examples",
+    "History",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "ProgressBar",
+    "RMSprop",
+    "ReduceLROnPlateau",
+    "TensorBoard",
+    "TerminateOnNaN",
+    "TorchSchedule",
+    "Trainer",
+    "weights_sha256",
+]

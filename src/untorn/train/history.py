@@ -88,6 +88,25 @@ class History:
         for name, values in self.history.items():
             values.append(float(metrics.get(name, math.nan)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain lists and dictionaries; copies."""
+        return {
+            "epoch": list(self.epoch),
+            "history": {name: list(values) for name, values in self.history.items()},
+            "seconds": list(self.seconds),
+            "examples_per_s": list(self.examples_per_s),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> History:
+        """What to_dict() gave; a copy. An empty dictionary is a history without epochs."""
+        made = cls()
+        made.epoch = list(document.get("epoch", ()))
+        made.history = {name: list(values) for name, values in document.get("history", {}).items()}
+        made.seconds = list(document.get("seconds", ()))
+        made.examples_per_s = list(document.get("examples_per_s", ()))
+        return made
+
     def __len__(self) -> int:
         return len(self.epoch)
 

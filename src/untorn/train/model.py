@@ -1,15 +1,19 @@
 """What a model is to the trainer, and one shard's gradient: the only place where the user's function is called.
 
 A model is a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])``, or an object with such a
-method and, for Trainer.predict, a method ``predict(params, x)``.
+method and, for Trainer.predict, a method ``predict(params, x)``. Or it is a FrameworkModel, which brings its own
+parameters.
+
+Whoever computes has a *replica*: ModelFunction for the former, what ``FrameworkModel.replica`` makes for the latter.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +22,44 @@ from untorn import _core
 from untorn.errors import NonFiniteLossError, UnsupportedTypeError
 from untorn.share.tree import CONTAINERS, Spec, flatten, path_of
 
-__all__ = ["Gradient", "ModelFunction", "take_examples"]
+__all__ = [
+    "FrameworkModel",
+    "Gradient",
+    "ModelFunction",
+    "Parts",
+    "Replica",
+    "checked_loss",
+    "checked_metrics",
+    "mapped",
+    "replica_of",
+    "take_examples",
+    "takes_rng",
+]
 
 
 def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
     """The examples of these indices from every array of a tree of arrays; copies."""
-    if isinstance(data, np.ndarray):
-        return data.take(indices, axis=0)
-    if isinstance(data, dict):
-        return {key: take_examples(part, indices) for key, part in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(take_examples(part, indices) for part in data))
-    return type(data)(take_examples(part, indices) for part in data)
+    return mapped(data, lambda array: array.take(indices, axis=0))
+
+
+def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """The same tree of dicts, lists, tuples and named tuples with this done to every leaf."""
+    if isinstance(tree, dict):
+        return {key: mapped(part, function) for key, part in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(part, function) for part in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(mapped(part, function) for part in tree)
+    return function(tree)
 
 
 class Gradient:
-    """What a model function returned for one batch, checked.
+    """What a model made of one batch, checked.
 
     Attributes:
         loss: mean over the batch.
-        leaves: one gradient per parameter, in the tree's order.
+        leaves: what belongs into a gradient buffer, in the plan's order: the new values of the model's buffers, if it
+            has any, and one gradient per trained parameter.
         metrics: means over the batch, by name.
     """
 
@@ -49,8 +71,73 @@ class Gradient:
         self.metrics = metrics
 
 
-class ModelFunction:
-    """A user's model behind one call that checks what comes back."""
+class Replica(ABC):
+    """A model as one process computes with it."""
+
+    #: must it be given random numbers?
+    takes_rng: bool
+
+    @abstractmethod
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """Loss, gradient and metrics of one batch. Raises TypeError or ValueError naming what is wrong with the model's
+        answer, NonFiniteLossError for a loss that is not a number."""
+
+    @abstractmethod
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """Loss and metrics of one batch, as Trainer.evaluate wants them; the leaves are nobody's business."""
+
+    @abstractmethod
+    def predict(self, params: Any, x: Any) -> Any:
+        """The model's outputs for these inputs: an array with one row per example. Raises TypeError if it has none."""
+
+
+class Parts(NamedTuple):
+    """The values that a FrameworkModel brings, each a dict of arrays by name. They are published as one dict, in this
+    order: plan.py depends on it."""
+
+    kept: dict[str, NDArray[Any]]
+    """parameters that are not trained"""
+    buffers: dict[str, NDArray[Any]]
+    """what computing a gradient changes on the way: the next version has the mean over the shards"""
+    trained: dict[str, NDArray[Any]]
+    """parameters that the optimizer changes: float32 and float64"""
+
+    def tree(self) -> dict[str, NDArray[Any]]:
+        """All of them, as they are published."""
+        return self.kept | self.buffers | self.trained
+
+
+class FrameworkModel(ABC):
+    """A model of another library, which brings its parameters: TorchModel is one."""
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """Its parameters and buffers; views where possible. Raises TypeError or ValueError naming what does not fit."""
+
+    @abstractmethod
+    def arrays(self, data: Any) -> Any:
+        """Data as NumPy arrays, without a copy where possible."""
+
+    @abstractmethod
+    def for_workers(self) -> Self:
+        """The same model without its values, which the workers find in the version: this is what is sent to them."""
+
+    @abstractmethod
+    def replica(self, threads: int | None) -> Replica:
+        """A replica of its own, which computes gradients with so many threads (None: leave them as they are)."""
+
+    @abstractmethod
+    def module(self, params: Any) -> Any:
+        """The library's own object with these parameters and buffers; shares no memory with anything."""
+
+
+def replica_of(model: Any, *, threads: int | None = None) -> Replica:
+    """A replica of whatever a user gave as model. Raises TypeError if it is none."""
+    return model.replica(threads) if isinstance(model, FrameworkModel) else ModelFunction(model)
+
+
+class ModelFunction(Replica):
+    """A user's function behind one call that checks what comes back."""
 
     def __init__(self, model: Any) -> None:
         self.call: Callable[..., Any] = getattr(model, "loss_and_grad", model)
@@ -59,32 +146,36 @@ class ModelFunction:
                 f"model: expected a function loss_and_grad(params, batch[, rng]) or an object with that method, "
                 f"found {type(model).__name__}"
             )
-        self.takes_rng = _takes_rng(self.call)
+        self.takes_rng = takes_rng(self.call)
+        self._model = model
         self._params_spec: Spec | None = None
         self._collect: _Collect | None = None
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
-        """Call the model. Raises TypeError or ValueError naming what is wrong with its answer, NonFiniteLossError for
-        a loss that is not a number."""
+        """See Replica."""
         answer = self.call(params, batch, rng) if self.takes_rng else self.call(params, batch)
         if not isinstance(answer, tuple) or len(answer) not in (2, 3):
             raise TypeError(
                 "the model must return (loss, grads) or (loss, grads, metrics), "
                 f"found {type(answer).__name__}{f' of length {len(answer)}' if isinstance(answer, tuple) else ''}"
             )
-        loss = answer[0] if type(answer[0]) is float else _scalar("the loss", answer[0])
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss}")
-        metrics = {}
-        if len(answer) == 3:
-            if not isinstance(answer[2], Mapping):
-                raise TypeError(f"the metrics must be a dict of numbers by name, found {type(answer[2]).__name__}")
-            metrics = {str(name): _metric(name, value) for name, value in answer[2].items()}
-        if len(metrics) > _core.BOARD_METRICS:
-            raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")
-        if len(metrics) > 1:
-            metrics = dict(sorted(metrics.items()))  # every worker records them in the same order
+        loss = checked_loss(answer[0])
+        metrics = checked_metrics(answer[2]) if len(answer) == 3 else {}
         return Gradient(loss, self._gradient_leaves(params, answer[1]), metrics)
+
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+        return self(params, batch, rng)
+
+    def predict(self, params: Any, x: Any) -> Any:
+        """See Replica."""
+        function = getattr(self._model, "predict", None)
+        if function is None:
+            raise TypeError(
+                "predict: the model is a plain function; give Trainer an object with loss_and_grad(params, batch) "
+                "and predict(params, x)"
+            )
+        return function(params, x)
 
     def _gradient_leaves(self, params: Any, grads: Any) -> list[Any]:
         if self._collect is None:  # the parameters' structure never changes
@@ -155,7 +246,8 @@ def _tree_error(expected: Spec, grads: Any) -> Exception:
     return ValueError("the gradient tree differs from the parameters; it must be the same tree, with the same shapes")
 
 
-def _takes_rng(function: Callable[..., Any]) -> bool:
+def takes_rng(function: Callable[..., Any]) -> bool:
+    """Does it have a third parameter, for random numbers? One with a default must be called rng."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -163,6 +255,24 @@ def _takes_rng(function: Callable[..., Any]) -> bool:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     return len(required) >= 3 or any(p.name == "rng" for p in positional[2:3])
+
+
+def checked_loss(value: Any) -> float:
+    """The loss as a float. Raises TypeError unless it is a single number, NonFiniteLossError unless it is finite."""
+    loss = value if type(value) is float else _scalar("the loss", value)
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"the loss is {loss}")
+    return loss
+
+
+def checked_metrics(found: Any) -> dict[str, float]:
+    """The metrics as floats, in the order in which every worker records them. Raises TypeError or ValueError."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"the metrics must be a dict of numbers by name, found {type(found).__name__}")
+    metrics = {str(name): _metric(name, value) for name, value in found.items()}
+    if len(metrics) > _core.BOARD_METRICS:
+        raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")
+    return dict(sorted(metrics.items())) if len(metrics) > 1 else metrics
 
 
 def _scalar(what: str, value: Any) -> float:

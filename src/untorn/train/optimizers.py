@@ -1,15 +1,103 @@
-"""Optimizers: what a step does with the gradient. The arithmetic is in C (csrc/kernels.c), fused with the sum."""
+"""Optimizers: what a step does with the gradient. The arithmetic is in C (csrc/kernels.c), fused with the sum.
+
+An optimizer here is a value: its hyperparameters, the buffers of state that it keeps for each parameter, and the row
+of numbers that the kernels need for each step, Adam's bias corrections among them::
+
+    SGD(...) ── hyper ─────────> board: once
+             ── rates(steps) ──> board: a row per step of an epoch, in double precision
+             ── initial_state ─> the first version of the weights
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-__all__ = ["SGD"]
+import numpy as np
+
+from untorn import _core
+from untorn.train.schedules import LearningRate, check_learning_rate, rate_at
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
 
 
 @dataclass(frozen=True)
-class SGD:
+class FusedOptimizer(ABC):
+    """An optimizer whose step is a C kernel. Abstract.
+
+    Args:
+        learning_rate: greater than 0, or a function of the step, which is counted from 0 over all calls of fit; optax's
+            schedules are such functions. The server calls it once per step, when an epoch begins.
+    """
+
+    learning_rate: LearningRate
+
+    def __post_init__(self) -> None:
+        check_learning_rate(type(self).__name__, self.learning_rate)
+
+    @property
+    @abstractmethod
+    def initial_state(self) -> dict[str, float]:
+        """The buffers kept for each parameter, in the order in which the kernels use them, and what fills each
+        before the first step."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The buffers kept for each parameter, in the order in which the kernels use them."""
+        return tuple(self.initial_state)
+
+    @property
+    @abstractmethod
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes: the kernel, momentum, weight decay, beta1, beta2, eps, and the flags nesterov,
+        centered, amsgrad."""
+
+    def rates(self, first_step: int, steps: int) -> Any:
+        """The kernels' numbers for these steps: a new float64 array (steps, 3) of the learning rate, what the
+        parameters are multiplied by, and what the root of the second moment is multiplied by.
+
+        Raises TypeError or ValueError, naming the step, where a schedule gives something else than a finite number
+        of 0 or more.
+        """
+        name = type(self).__name__
+        rows = [
+            self._row(rate_at(name, self.learning_rate, step), step) for step in range(first_step, first_step + steps)
+        ]
+        return np.array(rows, np.float64).reshape(steps, _core.KERNEL_RATES)
+
+    def _row(self, rate: float, step: int) -> tuple[float, float, float]:
+        """What the kernel needs at a step of this learning rate."""
+        return rate, 1.0, 1.0
+
+    def _check(self, names: str, *, below: float = math.inf) -> None:
+        for name in names.split():
+            _check_number(type(self).__name__, name, getattr(self, name), below)
+
+
+def _check_number(owner: str, name: str, value: Any, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{owner}: {name} must be a number, found {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{owner}: {name} must be finite and not negative, found {value}")
+    if value >= below:
+        raise ValueError(f"{owner}: {name} must be below {below:g}, found {value}")
+
+
+def check_clip_norm(value: Any) -> float | None:
+    """The greatest norm of a gradient; None for any. Raises TypeError or ValueError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"clip_norm: expected a number or None, found {type(value).__name__}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"clip_norm: expected a finite number greater than 0, or None, found {value}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class SGD(FusedOptimizer):
     """Stochastic gradient descent as torch.optim.SGD defines it, with momentum, Nesterov momentum and weight decay.
 
     Per parameter w with gradient g: ``d = g + weight_decay * w``; with momentum ``m = momentum * m + d`` and
@@ -19,7 +107,7 @@ class SGD:
     (2013), with PyTorch's placement of the learning rate.
 
     Args:
-        learning_rate: greater than 0.
+        learning_rate: greater than 0, or a function of the step (counted from 0).
         momentum: 0 (none) or more, below 1.
         nesterov: look ahead; needs momentum.
         weight_decay: L2 penalty, 0 or more.
@@ -29,26 +117,214 @@ class SGD:
         SGD(learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
     """
 
-    learning_rate: float
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"SGD: {name} must be a number, found {type(value).__name__}")
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"SGD: {name} must be finite and not negative, found {value}")
-        if self.learning_rate == 0:
-            raise ValueError("SGD: learning_rate must be greater than 0")
-        if self.momentum >= 1:
-            raise ValueError(f"SGD: momentum must be below 1, found {self.momentum}")
+        super().__post_init__()
+        self._check("weight_decay")
+        self._check("momentum", below=1)
         if self.nesterov and self.momentum == 0:
             raise ValueError("SGD: nesterov needs momentum")
 
     @property
-    def state_names(self) -> tuple[str, ...]:
-        """The buffers that this optimizer keeps for each parameter, in the order in which the kernels use them."""
-        return ("momentum",) if self.momentum else ()
+    def initial_state(self) -> dict[str, float]:
+        """The momentum, if there is any."""
+        return {"momentum": 0.0} if self.momentum else {}
+
+    @property
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes."""
+        return (_core.KERNEL_SGD, self.momentum, self.weight_decay, 0.0, 0.0, 0.0, int(self.nesterov), 0, 0)
+
+
+@dataclass(frozen=True)
+class Adam(FusedOptimizer):
+    """Adam as torch.optim.Adam defines it, with AMSGrad and weight decay as an L2 penalty.
+
+    Per parameter w with gradient g, at step t = 1, 2, ...: ``g = g + weight_decay * w``;
+    ``m = beta1 * m + (1 - beta1) * g``; ``v = beta2 * v + (1 - beta2) * g**2``; then
+    ``w = w - learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)``. AMSGrad puts the greatest v
+    so far in v's place. t goes on over epochs and calls of fit; the corrections are made once per step in double
+    precision, whatever the parameters' type.
+
+    Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015); Reddi, Kale and Kumar, "On the
+    convergence of Adam and beyond" (2018).
+
+    Args:
+        learning_rate: greater than 0, or a function of the step (counted from 0).
+        betas: how much of the mean gradient and of the mean square stays, each 0 or more, below 1.
+        eps: added to the root, 0 or more.
+        weight_decay: L2 penalty, 0 or more. AdamW's is another.
+        amsgrad: keep the greatest mean square.
+
+    Example:
+        >>> Adam(1e-4).betas
+        (0.9, 0.999)
+    """
+
+    learning_rate: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    _: KW_ONLY
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise TypeError(f"{name}: betas must be two numbers such as (0.9, 0.999), found {self.betas!r}")
+        for index, beta in enumerate(self.betas):
+            _check_number(name, f"betas[{index}]", beta, 1)
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self._check("eps weight_decay")
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        """The mean gradient, the mean square, and AMSGrad's greatest mean square."""
+        return dict.fromkeys(("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.amsgrad else ())), 0.0)
+
+    @property
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes."""
+        return (_core.KERNEL_ADAM, 0.0, self.weight_decay, *self.betas, self.eps, 0, 0, int(self.amsgrad))
+
+    def _row(self, rate: float, step: int) -> tuple[float, float, float]:
+        # Python's powers, one by one: NumPy's may differ in the last bit with the processor's vectors
+        beta1, beta2 = self.betas
+        return rate / (1 - beta1 ** (step + 1)), 1.0, 1 / math.sqrt(1 - beta2 ** (step + 1))
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay, as torch.optim.AdamW defines it.
+
+    As Adam, but the decay does not pass through the gradient: at the start of each step
+    ``w = w * (1 - learning_rate * weight_decay)``.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019).
+
+    Args:
+        learning_rate: greater than 0, or a function of the step (counted from 0).
+        betas: how much of the mean gradient and of the mean square stays, each 0 or more, below 1.
+        eps: added to the root, 0 or more.
+        weight_decay: 0 or more.
+        amsgrad: keep the greatest mean square.
+
+    Example:
+        >>> AdamW(1e-4).weight_decay
+        0.01
+    """
+
+    _: KW_ONLY
+    weight_decay: float = 0.01
+
+    @property
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes: the decay is in the rates."""
+        return (_core.KERNEL_ADAM, 0.0, 0.0, *self.betas, self.eps, 0, 0, int(self.amsgrad))
+
+    def _row(self, rate: float, step: int) -> tuple[float, float, float]:
+        corrected, _, root_scale = super()._row(rate, step)
+        return corrected, 1 - rate * self.weight_decay, root_scale
+
+
+@dataclass(frozen=True)
+class RMSprop(FusedOptimizer):
+    """RMSprop as torch.optim.RMSprop defines it, with momentum and centering.
+
+    Per parameter w with gradient g: ``g = g + weight_decay * w``; ``v = alpha * v + (1 - alpha) * g**2``; centered:
+    ``a = alpha * a + (1 - alpha) * g``, and ``max(v - a**2, 0)`` in v's place; ``d = g / (sqrt(v) + eps)``; with
+    momentum ``b = momentum * b + d`` and ``d = b``; then ``w = w - learning_rate * d``.
+
+    Where rounding makes ``v - a**2`` negative, torch.optim.RMSprop has NaN, and this optimizer 0.
+
+    Source: Tieleman and Hinton, "Neural networks for machine learning", lecture 6.5 (2012); centered: Graves,
+    "Generating sequences with recurrent neural networks" (2013).
+
+    Args:
+        learning_rate: greater than 0, or a function of the step (counted from 0).
+        alpha: how much of the mean square stays, 0 or more, below 1.
+        eps: added to the root, 0 or more.
+        weight_decay: L2 penalty, 0 or more.
+        momentum: 0 (none) or more, below 1.
+        centered: divide by the standard deviation of the gradient rather than by the root of its mean square.
+
+    Example:
+        >>> RMSprop(centered=True).state_names
+        ('square_avg', 'grad_avg')
+    """
+
+    learning_rate: LearningRate = 1e-2
+    alpha: float = 0.99
+    _: KW_ONLY
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("alpha momentum", below=1)
+        self._check("eps weight_decay")
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        """The mean square, the momentum, if there is any, and the mean gradient, if centered."""
+        momentum = ("momentum",) if self.momentum else ()
+        return dict.fromkeys(("square_avg", *momentum, *(("grad_avg",) if self.centered else ())), 0.0)
+
+    @property
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes."""
+        decays = (self.momentum, self.weight_decay, 0.0, self.alpha)
+        return (_core.KERNEL_RMSPROP, *decays, self.eps, 0, int(self.centered), 0)
+
+
+@dataclass(frozen=True)
+class Adagrad(FusedOptimizer):
+    """Adagrad as torch.optim.Adagrad defines it.
+
+    Per parameter w with gradient g, at step t = 1, 2, ...: ``g = g + weight_decay * w``; ``v = v + g**2``; then
+    ``w = w - learning_rate / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps)``.
+
+    Source: Duchi, Hazan and Singer, "Adaptive subgradient methods for online learning and stochastic optimization"
+    (2011).
+
+    Args:
+        learning_rate: greater than 0, or a function of the step (counted from 0).
+        lr_decay: 0 or more.
+        weight_decay: L2 penalty, 0 or more.
+        initial_accumulator_value: v before the first step, 0 or more.
+        eps: added to the root, 0 or more.
+
+    Example:
+        >>> Adagrad(0.1, initial_accumulator_value=0.5).initial_state
+        {'sum': 0.5}
+    """
+
+    learning_rate: LearningRate = 1e-2
+    _: KW_ONLY
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("lr_decay weight_decay initial_accumulator_value eps")
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        """The sum of the squares."""
+        return {"sum": float(self.initial_accumulator_value)}
+
+    @property
+    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
+        """What format_board takes."""
+        return (_core.KERNEL_ADAGRAD, 0.0, self.weight_decay, 0.0, 0.0, self.eps, 0, 0, 0)
+
+    def _row(self, rate: float, step: int) -> tuple[float, float, float]:
+        return rate / (1 + step * self.lr_decay), 1.0, 1.0

@@ -1,17 +1,21 @@
 """How parameters, optimizer state and gradients lie in memory, and how an update is cut into ranges.
 
-A version of the weights is one slot of the channel. The optimizer's state lies behind the parameters in the same slot,
-as trees of the same structure, so every state buffer is the parameters' region at a fixed distance. A gradient buffer
-is the parameters' region alone::
+A version of the weights is one slot of the channel. First come the parameters that are not trained, then the model's
+buffers, such as BatchNorm's means, then the parameters that are trained. The optimizer's state lies behind them, as
+trees of the structure of the latter, so every state buffer is their region at a fixed distance. A gradient buffer holds
+what a shard makes: new values of the model's buffers, and gradients::
 
-    slot      header, schema | params: w0 b0 w1 b1 | momentum: w0 b0 w1 b1
-                             ^ start               ^ start + stride
-    gradient  header | w0 b0 w1 b1
+    slot      header, schema | kept: e0 | buffers: m0 v0 | trained: w0 b0 w1 b1 | momentum: w0 b0 w1 b1
+                                        ^ start          |<--- state_stride --->|
+    gradient                     header | m0 v0          | w0 b0 w1 b1
+
+Most models have no kept parameters and no buffers.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,21 +30,28 @@ __all__ = ["ParameterPlan", "check_parameters"]
 
 _RANGE = struct.Struct("<QQQQ")
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
+#: what an update does with a range (csrc/board.h): the optimizer's step; the mean over the shards; the value of the
+#: first shard that has examples; nothing new
+_STEP, _MEAN, _FIRST, _KEEP = range(4)
 _LINE = 64
 _RANGE_NBYTES = 32 * 1024
 _MAX_RANGES = 16
+_BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Where every parameter lies.
+    """Where everything lies.
 
     Attributes:
-        start: offset of the first parameter from the start of a slot.
-        nbytes: of the region of the parameters, padding included; of a gradient buffer's payload.
+        start: offset of what a gradient buffer has first, from the start of a slot.
+        nbytes: of a gradient buffer's payload, padding included.
         state_stride: distance of one state buffer from the next.
-        arrays: (offset in the region, dtype, shape, strides) of each parameter.
+        arrays: (offset in a gradient buffer's payload, dtype, shape, strides) of what a shard makes.
+        buffers: how many of these arrays are buffers of the model; the first ones.
+        kept: (offset in a slot, bytes) of what is not trained.
         parameters: number of trainable numbers.
+        sums: an update leaves the mean of the gradients in the place of the parameters, for the server to step.
     """
 
     start: int
@@ -48,40 +59,68 @@ class ParameterPlan:
     state_stride: int
     arrays: tuple[tuple[int, Any, tuple[int, ...], tuple[int, ...] | None], ...]
     parameters: int
+    buffers: int = 0
+    kept: tuple[tuple[int, int], ...] = ()
+    sums: bool = False
 
     @classmethod
-    def of(cls, params: Any, extra: Any) -> ParameterPlan:
-        """The plan of these parameters, stored beside this optimizer state (None for none)."""
+    def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterPlan:
+        """The plan of these parameters, stored beside this optimizer state (None for none). The first ``kept`` leaves
+        are not trained, and the next ``buffers`` are buffers."""
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
-        places = layout.leaves[: len(leaves)]
+        places = layout.leaves[kept : len(leaves)]
         start = places[0][1]
         arrays = tuple((offset - start, *leaf.detail) for leaf, offset in places)
-        end = layout.leaf_end(len(leaves) - 1)
+        _, end = layout.leaf_range(len(leaves) - 1)
         nbytes = -(-(end - start) // _LINE) * _LINE
-        stride = layout.leaves[len(leaves)][1] - start if extra is not None else 0
-        return cls(start, nbytes, stride, arrays, sum(leaf.size for leaf in leaves))
+        stride = layout.leaves[len(leaves)][1] - places[buffers][1] if extra is not None else 0
+        ends = (layout.leaf_range(index) for index in range(kept))
+        return cls(
+            start=start,
+            nbytes=nbytes,
+            state_stride=stride,
+            arrays=arrays,
+            parameters=sum(leaf.size for leaf in leaves[kept + buffers :]),
+            buffers=buffers,
+            kept=tuple((first, last - first) for first, last in ends if last > first),
+            sums=sums,
+        )
 
     def ranges(self) -> bytes:
         """The update tasks, as format_board takes them: runs of one dtype, cut at cache lines."""
-        target = max(_RANGE_NBYTES, -(-self.nbytes // _MAX_RANGES // _LINE) * _LINE)
+        nbytes = self.nbytes + sum(size for _, size in self.kept)
+        target = max(_RANGE_NBYTES, -(-nbytes // _MAX_RANGES // _LINE) * _LINE)
         tasks = []
-        for offset, end, dtype in self._runs():
+        for offset, end, dtype, kind in self._runs():
             for at in range(offset, end, target):
                 nbytes = min(target, end - at)
-                tasks.append(_RANGE.pack(self.start + at, at, nbytes // dtype.itemsize, _DTYPES[dtype]))
+                grad = 0 if kind == _KEEP else at - self.start
+                tasks.append(_RANGE.pack(at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0) | kind << 8))
         return b"".join(tasks)
 
-    def _runs(self) -> list[tuple[int, int, Any]]:
-        """Neighbours of one dtype are one run, with the padding between them."""
-        runs: list[tuple[int, int, Any]] = []
-        for offset, dtype, shape, _ in self.arrays:
-            end = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
-            if runs and runs[-1][2] == dtype:
-                runs[-1] = (runs[-1][0], end, dtype)
+    def _runs(self) -> list[tuple[int, int, Any, int]]:
+        """Neighbours of one dtype and one kind are one run, with the padding between them."""
+        runs: list[tuple[int, int, Any, int]] = []
+        for offset, end, dtype, kind in self._pieces():
+            if runs and runs[-1][2:] == (dtype, kind):
+                runs[-1] = (runs[-1][0], end, dtype, kind)
             else:
-                runs.append((offset, end, dtype))
+                runs.append((offset, end, dtype, kind))
         return [run for run in runs if run[1] > run[0]]
+
+    def _pieces(self) -> Iterator[tuple[int, int, Any, int]]:
+        """(from, to, element, kind) of every array, from the start of a slot."""
+        for offset, nbytes in self.kept:
+            yield offset, offset + nbytes, _BYTE, _KEEP
+        for index, (offset, dtype, shape, _) in enumerate(self.arrays):
+            end = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
+            if index >= self.buffers:
+                element, kind = dtype, _MEAN if self.sums else _STEP
+            else:
+                element = _float_of(dtype)
+                kind = _MEAN if element in _DTYPES else _FIRST
+            yield self.start + offset, self.start + end, element, kind
 
     def gradient_places(self, buffer_at: int) -> tuple[tuple[int, int, str], ...]:
         """(offset, bytes, buffer format) of each gradient in one buffer, as copy_leaves takes them. A parameter that
@@ -98,6 +137,13 @@ class ParameterPlan:
         return [
             array_over(board, dtype, shape, payload + offset, strides) for offset, dtype, shape, strides in self.arrays
         ]
+
+
+def _float_of(dtype: Any) -> Any:
+    """The dtype whose elements can be averaged one by one, or bytes."""
+    if dtype.kind == "c":
+        dtype = np.dtype(f"f{dtype.itemsize // 2}")  # real and imaginary part
+    return dtype if dtype in _DTYPES else _BYTE
 
 
 def check_parameters(params: Any) -> None:

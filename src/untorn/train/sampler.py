@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch"]
+__all__ = ["epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch", "used_examples"]
 
 # different uses of one seed draw from different streams
 _ORDER_STREAM = 2**63
@@ -18,6 +18,17 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
     """The order of the examples in one epoch, shape (examples,), drawn from Philox keyed by (seed, epoch)."""
     key = np.array([seed, _ORDER_STREAM + epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(examples)
+
+
+def used_examples(examples: int, batch_size: int, *, drop_last: bool) -> tuple[int, int]:
+    """(batch size, examples of an epoch). Raises ValueError if no batch is whole and others are dropped."""
+    if not drop_last:
+        return min(batch_size, examples), examples
+    if batch_size > examples:
+        raise ValueError(
+            f"drop_last: no batch is left; expected at least batch_size={batch_size:,} examples, found {examples:,}"
+        )
+    return batch_size, examples - examples % batch_size
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -25,7 +25,8 @@ from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber
 from untorn.share.views import array_over
 from untorn.train import sampler
-from untorn.train.model import Gradient, ModelFunction, take_examples
+from untorn.train.data import SharedData
+from untorn.train.model import Gradient, replica_of
 from untorn.train.plan import ParameterPlan
 
 __all__ = ["Job", "ShardWorker", "worker_main"]
@@ -37,18 +38,22 @@ _NAMES_NBYTES = 4096
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know to take part in one fit."""
+    """All that a worker must know to take part in one fit. What updates make goes to ``target``: the next weights, or
+    what the server makes them of."""
 
     number: int
     board_path: str
     weights: Address
-    data: Subscriber
+    target: Address
+    data: SharedData
     model: Any
     plan: ParameterPlan
     seed: int
     first_step: int
     workers: int
     spin_s: float
+    threads: int = 1
+    accumulate: int = 1
 
 
 class _Buffer(NamedTuple):
@@ -74,11 +79,10 @@ class ShardWorker:
             "batch_size": self.board.batch_size,
         }
         self.first = index * self.board.shards // max(1, job.workers) % self.board.shards
-        files = storage.open_files(job.weights.places, job.weights.label, writable=True, id=job.weights.id)
-        self.weights = storage.attach(*files, _core.WRITER, job.weights.label)
-        self._data = job.data.snapshot()
-        self.data = self._data.value
-        self.model = ModelFunction(job.model)
+        self.target = _attached(job.target)
+        self.weights = self.target if job.weights == job.target else _attached(job.weights)
+        self.data = job.data.open()
+        self.model = replica_of(job.model, threads=job.threads)
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
@@ -87,7 +91,7 @@ class ShardWorker:
 
     def turn(self, wait_s: float = WAIT_S) -> int:
         """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
-        kind, step, shard, buffer_at = self.board.next(self.weights, self.index, self.first, self._spin_s, wait_s)
+        kind, step, shard, buffer_at = self.board.next(self.target, self.index, self.first, self._spin_s, wait_s)
         # whoever waited in vain has nothing to gain from spinning
         self._spin_s = 0.0 if kind == _core.TURN_IDLE else self.job.spin_s
         if kind != _core.TURN_GRADIENT:
@@ -112,20 +116,48 @@ class ShardWorker:
         rng = None
         if self.model.takes_rng:
             rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, self.cut["shards"])
-        batch = take_examples(self.data, self.order[start:stop])
-        gradient = self.model(self._decoder.value(hold), batch, rng)
-        self._write(gradient, stop - start, buffer_at)
+        params = self._decoder.value(hold)
+        buffer = self._buffer(buffer_at)
+        buffer.count[0] = examples = stop - start
+        parts = self.job.accumulate
+        if parts == 1:
+            self._write(self.model(params, self.data.take(self.order[start:stop]), rng), buffer)
+            return
+        for part in range(parts):
+            first, last = sampler.shard_bounds(0, part, shards=parts, examples=examples, batch_size=examples)
+            if first < last:
+                batch = self.data.take(self.order[start + first : start + last])
+                gradient = self.model(params, batch, rng)
+                self._add(gradient, (last - first) / examples, buffer, begin=first == 0)
+                if self.job.plan.buffers:  # the next part goes on with what this one made of them
+                    names = list(params)[-len(buffer.views) :]
+                    params = params | dict(zip(names[: self.job.plan.buffers], buffer.views, strict=False))
 
-    def _write(self, gradient: Gradient, examples: int, buffer_at: int) -> None:
-        count, measured, places, views = self._buffer(buffer_at)
-        count[0] = examples
-        measured[0] = gradient.loss
+    def _write(self, gradient: Gradient, buffer: _Buffer) -> None:
+        buffer.measured[0] = gradient.loss
         if not self._named:
             self._name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
-            measured[1 + index] = value
-        for index in _core.copy_leaves(self.board, places, gradient.leaves):  # those that need conversion
-            np.copyto(views[index], gradient.leaves[index], casting="same_kind")
+            buffer.measured[1 + index] = value
+        for index in _core.copy_leaves(self.board, buffer.places, gradient.leaves):  # those that need conversion
+            np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
+
+    def _add(self, gradient: Gradient, share: float, buffer: _Buffer, *, begin: bool) -> None:
+        """Add one part of a shard, which has this share of its examples. Loss, metrics and gradients add up to means;
+        of the model's own buffers, which come first, the last part's values stand."""
+        if not self._named:
+            self._name_metrics(tuple(gradient.metrics))
+        measured = np.array([gradient.loss, *gradient.metrics.values()])
+        buffer.measured[: len(measured)] = share * measured + (0 if begin else buffer.measured[: len(measured)])
+        for index, (view, leaf) in enumerate(zip(buffer.views, gradient.leaves, strict=True)):
+            if index < self.job.plan.buffers:
+                np.copyto(view, leaf)
+                continue
+            part = np.multiply(leaf, view.dtype.type(share))
+            if begin:
+                np.copyto(view, part, casting="same_kind")
+            else:
+                np.add(view, part, out=view, casting="same_kind")
 
     def _buffer(self, buffer_at: int) -> _Buffer:
         """The views of a buffer; made once."""
@@ -157,8 +189,15 @@ class ShardWorker:
         report_failure(self.board, self.index, step, shard, error, "".join(lines))
 
 
+def _attached(address: Address) -> _core.Attachment:
+    files = storage.open_files(address.places, address.label, writable=True, id=address.id)
+    return storage.attach(*files, _core.WRITER, address.label)
+
+
 def _is_ours(filename: str) -> bool:
-    return os.path.dirname(os.path.abspath(filename)) == os.path.dirname(os.path.abspath(__file__))
+    """A file of this folder or of those in it, or of the one above, where the models of frameworks are."""
+    here, folder = os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.abspath(filename))
+    return folder == os.path.dirname(here) or f"{folder}{os.sep}".startswith(here + os.sep)
 
 
 def report_failure(board: _core.Board, index: int, step: int, shard: int, error: Exception, text: str) -> None:

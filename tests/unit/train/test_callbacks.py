@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import re
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from untorn.train.callbacks import Callback, EarlyStopping, ProgressBar
+from untorn.train.callbacks import Callback, EarlyStopping, ProgressBar, early_stopping, progress_bar
 
 
 def epochs_until_stop(stop: EarlyStopping, values: list[float]) -> int:
@@ -24,6 +27,28 @@ def epochs_until_stop(stop: EarlyStopping, values: list[float]) -> int:
     return len(values)
 
 
+class Recording(SimpleNamespace):
+    """A trainer whose weights are the number of the newest epoch."""
+
+    def __init__(self):
+        super().__init__(stop_training=False, params=np.array([-1.0]))
+
+    def after(self, epoch):
+        self.params = np.array([float(epoch)])
+
+
+def best_weights_after(stop: EarlyStopping, values, end=None) -> float:
+    """Of which epoch the weights are in the end."""
+    trainer = Recording()
+    stop.set_trainer(trainer)
+    stop.on_train_begin({})
+    for epoch, value in enumerate(values):
+        trainer.after(epoch)
+        stop.on_epoch_end(epoch, {stop.monitor: value})
+    stop.on_train_end(end or {})
+    return trainer.params[0]
+
+
 def test_the_base_class_does_nothing_and_knows_its_trainer():
     callback = Callback()
     trainer = SimpleNamespace(stop_training=False)
@@ -33,7 +58,10 @@ def test_the_base_class_does_nothing_and_knows_its_trainer():
     callback.on_epoch_begin(0, {})
     callback.on_batch_end(0, {})
     callback.on_epoch_end(0, {})
+    assert callback.on_error(ValueError()) is False
     callback.on_train_end({})
+    assert callback.state_dict() == {}
+    callback.load_state_dict({})
     assert trainer.stop_training is False
 
 
@@ -82,6 +110,63 @@ class TestEarlyStopping:
     def test_auto_mode(self, monitor, mode):
         assert EarlyStopping(monitor).mode == mode
 
+    def test_a_baseline_must_be_beaten_too(self):
+        assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 3, 3]) == 3
+        assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 3, 2, 2]) == 4  # a best never ends it
+        assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 0.5, 2, 2]) == 4
+
+    def test_the_first_epochs_may_be_left_out(self):
+        stop = EarlyStopping(patience=1, start_from_epoch=3)
+        assert epochs_until_stop(stop, [0, 1, 2, 3, 3, 3]) == 5
+        assert (stop.best, stop.best_epoch) == (3, 3)
+
+    def test_the_weights_of_the_best_epoch_come_back(self):
+        stop = EarlyStopping(patience=2, restore_best_weights=True)
+        assert best_weights_after(stop, [3, 1, 2, 2]) == 1
+
+    def test_without_a_number_the_first_weights_are_the_best(self):
+        stop = EarlyStopping(patience=2, restore_best_weights=True)
+        assert best_weights_after(stop, [math.nan, math.nan]) == 0
+        assert math.isnan(stop.best)
+
+    def test_after_an_error_the_weights_stay(self):
+        stop = EarlyStopping(patience=9, restore_best_weights=True)
+        assert best_weights_after(stop, [1, 2, 3], {"error": KeyboardInterrupt()}) == 2
+
+    def test_it_says_what_it_does(self, capsys):
+        best_weights_after(EarlyStopping(patience=2, restore_best_weights=True, verbose=1), [3, 1, 2, 2])
+        assert capsys.readouterr().err.splitlines() == [
+            "epoch 4: early stopping",
+            "the weights are those of the best epoch, 2",
+        ]
+
+    @pytest.mark.parametrize("cut", range(6))
+    def test_its_state_goes_on_counting(self, cut):
+        values = [3.0, math.nan, 1.0, 2.0, 1.5, 1.25]
+        first, second = (EarlyStopping(patience=4, restore_best_weights=True) for _ in range(2))
+        if cut:
+            best_weights_after(first, values[:cut], {"error": KeyboardInterrupt()})
+        second.set_trainer(Recording())
+        second.on_train_begin({})
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        for epoch in range(cut, len(values)):
+            second.trainer.after(epoch)
+            second.on_epoch_end(epoch, {"val_loss": values[epoch]})
+        second.on_train_end({})
+        assert (second.best, second.best_epoch, second._waited) == (1.0, 2, 3)
+        assert second.trainer.params[0] == 2
+
+    def test_large_best_weights_are_missed_after_resuming(self, monkeypatch):
+        monkeypatch.setattr(early_stopping, "_STORED_NBYTES", 7)
+        first, second = (EarlyStopping(patience=4, restore_best_weights=True) for _ in range(2))
+        best_weights_after(first, [1.0, 2.0], {"error": KeyboardInterrupt()})
+        second.set_trainer(Recording())
+        second.on_train_begin({})
+        second.load_state_dict(first.state_dict())
+        second.on_epoch_end(2, {"val_loss": 3.0})
+        with pytest.warns(RuntimeWarning, match="the best epoch, 1, are larger than what a checkpoint keeps"):
+            second.on_train_end({})
+
     def test_a_missing_metric_names_those_there_are(self):
         stop = EarlyStopping()
         stop.set_trainer(SimpleNamespace(stop_training=False))
@@ -127,6 +212,29 @@ class TestProgressBar:
         out = io.StringIO()
         train_with(ProgressBar(file=out), restarts=2)
         assert out.getvalue().count("restarts 2") == 2
+
+    def test_learning_rate_and_staleness_are_told_when_they_are_there(self):
+        out = io.StringIO()
+        bar = ProgressBar(file=out)
+        bar.on_train_begin({})
+        bar.on_epoch_begin(0, {"steps": 1, "examples": 1, "epochs": 1})
+        bar.on_batch_end(0, {"loss": 1.0, "examples": 1, "version": 2, "restarts": 0, "staleness": 3})
+        bar.on_epoch_end(0, {"loss": 1e-5, "learning_rate": 0.0125, "examples_per_s": 10.0})
+        assert out.getvalue() == "epoch 1/1  loss 1.00e-05  10 examples/s  lr 0.0125  staleness 3  version 2\n"
+
+    @pytest.mark.parametrize("columns", [40, 60, 80, 100, 120])
+    def test_no_line_is_longer_than_the_terminal(self, monkeypatch, columns):
+        pytest.importorskip("rich")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(progress_bar, "_REDRAW_INTERVAL_S", 0.0)
+        out = Terminal()
+        train_with(ProgressBar(file=out, rich=True), restarts=1)
+        plain = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.getvalue())
+        lines = re.split(r"[\r\n]+", plain)
+        assert max(map(len, lines)) <= columns
+        assert any("3/3 loss 2.0000" in line for line in lines)
+        assert sum(line.startswith("epoch 1/2  loss 2.0000") for line in lines) == 1
 
     def test_a_terminal_gets_a_bar_and_keeps_the_same_lines(self, monkeypatch):
         pytest.importorskip("rich")

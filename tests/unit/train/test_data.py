@@ -1,12 +1,15 @@
-"""check_data, chunks and take_examples: what data may be, and how it is cut."""
+"""Arrays as data: what may be given, what is wrong with it, how it is cut, and which files are mapped."""
 
+import os
+import pickle
+from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from untorn.train.data import check_data, chunks
-from untorn.train.model import take_examples
+from untorn.train.data import chunks, source_of
+from untorn.train.data.files import mapped_file
 
 
 class Pair(NamedTuple):
@@ -15,11 +18,19 @@ class Pair(NamedTuple):
 
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6)
+TAKEN = np.array([4, 1, 1])
 
 
 @pytest.mark.parametrize("data", [X, (X, Y), [X, Y], {"x": X, "y": Y}, Pair(X, Y), {"in": (X, [Y]), "y": Y}])
 def test_trees_of_arrays_are_data(data):
-    assert check_data("data", data) == 6
+    assert source_of("data", data).examples == 6
+
+
+class Strings:
+    """Something like a text column of a table."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(["a", "b", None, "c", "d", "e"], object)
 
 
 @pytest.mark.parametrize(
@@ -27,22 +38,29 @@ def test_trees_of_arrays_are_data(data):
     [
         ((X, Y[:5]), ValueError, "data[1] has 5 examples and data[0] has 6"),
         ({"x": X, "y": Y[:1]}, ValueError, "data['y'] has 1 examples and data['x'] has 6"),
+        ({"x": X, "y": (Y, Y[:2])}, ValueError, "data['y'][1] has 2 examples"),
         ((), ValueError, "data: no arrays in it"),
         ({}, ValueError, "data: no arrays in it"),
         ((X[:0], Y[:0]), ValueError, "data: no examples in it"),
         ((X, np.array(3.0)), ValueError, "data[1]: a single number"),
+        ((X, [*np.ones(6)]), TypeError, "data[1][0]: expected a NumPy array"),
         ((X, [1, 2, 3]), TypeError, "data[1][0]: expected a NumPy array"),
         (
             (X, "labels"),
             TypeError,
             "data[1]: expected a NumPy array, or a tuple, list or dict of them, found builtins.str",
         ),
+        ((X, range(6)), TypeError, "a dataset is given alone"),
+        ((X, np.array([1, None], object)), TypeError, "data[1]: expected numbers, found dtype object"),
+        ((X, Strings()), TypeError, "data[1]: expected numbers, found dtype object"),
         (None, TypeError, "found builtins.NoneType"),
+        (3.5, TypeError, "found builtins.float"),
+        ("examples", TypeError, "found builtins.str"),
     ],
 )
 def test_what_is_wrong_is_named(data, error, message):
     with pytest.raises(error) as caught:
-        check_data("data", data)
+        source_of("data", data)
     assert message in str(caught.value)
 
 
@@ -54,8 +72,117 @@ def test_chunks_cover_all_in_order():
 
 @pytest.mark.parametrize("data", [X, (X, Y), [X, Y], {"x": X, "y": Y}, Pair(X, Y)])
 def test_taken_examples_keep_the_tree(data):
-    taken = take_examples(data, np.array([4, 1, 1]))
+    taken = source_of("data", data).take(TAKEN)
     assert type(taken) is type(data)
     x = taken["x"] if isinstance(data, dict) else taken if isinstance(data, np.ndarray) else taken[0]
     assert x.tolist() == [[8, 9], [2, 3], [2, 3]]
     assert not np.shares_memory(x, X)
+
+
+def test_an_ordered_dict_is_a_dict():
+    assert list(source_of("data", OrderedDict(b=X, a=Y)).take(TAKEN)) == ["b", "a"]
+
+
+# -- what other libraries have
+
+
+def test_tensors_become_arrays_without_a_copy():
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(X.copy()).requires_grad_()
+    assert type(source_of("data", (x, Y)).take(TAKEN)[0]) is np.ndarray
+    with pytest.raises(TypeError, match=r"data\[0\]: a torch.Tensor that cannot be made a NumPy array"):
+        source_of("data", (torch.zeros(6, dtype=torch.bfloat16), Y))
+
+
+def test_tables_of_numbers_become_arrays():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": Y, "b": Y * 0.5})
+    x, y = source_of("data", (frame, frame["a"])).take(TAKEN)
+    assert x.tolist() == [[4, 2], [1, 0.5], [1, 0.5]]
+    assert y.tolist() == [4, 1, 1]
+    with pytest.raises(TypeError, match=r"data\[0\]: expected numbers, found dtype object"):
+        source_of("data", (frame.assign(c="text"), Y))
+
+
+def test_a_sparse_matrix_is_refused_with_what_to_do():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match=r"data\[0\]: a sparse .*toarray"):
+        source_of("data", (sparse.csr_array(X), Y))
+
+
+# -- files
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A .npy file of X in some order."""
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    return path
+
+
+def cuts(array):
+    return {
+        "whole": array,
+        "as an array": np.asarray(array),
+        "rows": array[2:],
+        "every other row": array[::2],
+        "backwards": array[::-1],
+        "a column": array[:, 1],
+        "transposed": array.T,
+    }
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize("cut", cuts(X))
+def test_a_mapped_file_is_mapped_again(file, mode, cut):
+    array = cuts(np.load(file, mmap_mode=mode))[cut]
+    found = mapped_file(array)
+    assert found is not None
+    again = pickle.loads(pickle.dumps(found)).open()
+    assert again.tolist() == array.tolist()
+    assert not again.flags.writeable
+    assert again.strides == array.strides
+
+
+def test_fortran_order_and_an_offset(tmp_path):
+    np.asfortranarray(X).tofile(tmp_path / "raw")  # tofile writes C order, whatever the array's
+    raw = np.memmap(tmp_path / "raw", np.float64, "r", offset=16, shape=(5, 2), order="F")
+    assert mapped_file(raw).open().tolist() == raw.tolist() == X.ravel()[2:].reshape(2, 5).T.tolist()
+
+
+def test_what_is_not_in_the_file_is_copied(file):
+    private = np.load(file, mmap_mode="c")
+    private[0] = 7
+    assert mapped_file(private) is None
+    assert mapped_file(X) is None
+    assert mapped_file(np.load(file, mmap_mode="r") + 0) is None
+    assert mapped_file(np.load(file, mmap_mode="r")[TAKEN]) is None
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_file_that_is_no_longer_there_is_copied(file, replaced):
+    array = np.load(file, mmap_mode="r")
+    if replaced:
+        np.save(file.with_name("new.npy"), X + 1)
+        os.replace(file.with_name("new.npy"), file)
+    else:
+        file.unlink()
+    assert mapped_file(array) is None
+
+
+def test_a_file_that_is_replaced_later_is_an_error(file):
+    found = mapped_file(np.load(file, mmap_mode="r"))
+    os.replace(file, file.with_name("old.npy"))
+    np.save(file, X + 1)
+    with pytest.raises(OSError, match="was replaced during training"):
+        found.open()
+
+
+def test_only_what_is_no_file_is_published(file):
+    source = source_of("data", (np.load(file, mmap_mode="r"), Y))
+    with source.shared(max_readers=4, local=True) as shared:
+        assert shared.channel.snapshot().value[0] is None
+        x, y = shared.open().take(TAKEN)
+        assert x.tolist() == X[TAKEN].tolist()
+        assert y.tolist() == Y[TAKEN].tolist()

@@ -45,8 +45,8 @@ def mlp_trainer(model=networks.mlp, **arguments):
         ({"engine": "threads"}, ValueError, "engine: expected 'processes' or 'serial', found 'threads'"),
         ({"optimizer": 0.1}, TypeError, "optimizer: expected untorn.SGD(...), found float"),
         ({"mode": "async"}, NotImplementedError, "mode='async'"),
-        ({"accumulate": 2}, NotImplementedError, "accumulate="),
-        ({"clip_norm": 1.0}, NotImplementedError, "clip_norm="),
+        ({"accumulate": 0}, ValueError, "accumulate: expected 1"),
+        ({"clip_norm": 0}, ValueError, "clip_norm: expected a finite number greater than 0"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, error, message):
@@ -91,7 +91,7 @@ def test_a_wrong_model_is_named():
         ({"data": (DATA[0][:0], DATA[1][:0])}, ValueError, "data: no examples in it"),
         ({"data": (DATA[0].astype(object), DATA[1])}, UnsupportedTypeError, "object"),
         ({"validation_data": (DATA[0], DATA[1][:5])}, ValueError, "validation_data[1] has 5 examples"),
-        ({"resume": True}, NotImplementedError, "resume="),
+        ({"resume": True}, ValueError, "resume=True needs checkpoint_dir="),
     ],
 )
 def test_a_wrong_argument_of_fit_is_named_and_the_trainer_goes_on(engine, arguments, error, message):
@@ -315,11 +315,11 @@ def test_callbacks_come_in_order(engine):
     ]
     logs = {name: logs for name, _, logs in recorder.calls}
     assert logs["epoch_begin"] == {"steps": 3, "examples": 200, "epochs": 2}
-    assert set(logs["batch_end"]) == {"loss", "accuracy", "examples", "version", "restarts"}
+    assert set(logs["batch_end"]) == {"loss", "accuracy", "examples", "version", "restarts", "learning_rate"}
     assert logs["batch_end"]["examples"] == 40
     assert logs["batch_end"]["version"] == 7
     assert set(logs["epoch_end"]) == {
-        "loss", "accuracy", "val_loss", "val_accuracy", "examples_per_s", "seconds"
+        "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "examples_per_s", "seconds"
     }  # fmt: skip
 
 

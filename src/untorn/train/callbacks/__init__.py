@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from untorn.train.callbacks.base import Callback, Logs, StoppableTrainer
+from untorn.train.callbacks.base import Callback, FittingTrainer, Logs
+from untorn.train.callbacks.csv_logger import CSVLogger
 from untorn.train.callbacks.early_stopping import EarlyStopping
+from untorn.train.callbacks.learning_rate_scheduler import LearningRateScheduler
+from untorn.train.callbacks.model_checkpoint import ModelCheckpoint
 from untorn.train.callbacks.progress_bar import ProgressBar
+from untorn.train.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from untorn.train.callbacks.tensorboard import TensorBoard
+from untorn.train.callbacks.terminate_on_nan import TerminateOnNaN
 
-__all__ = ["Callback", "EarlyStopping", "Logs", "ProgressBar", "StoppableTrainer"]
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "FittingTrainer",
+    "LearningRateScheduler",
+    "Logs",
+    "ModelCheckpoint",
+    "ProgressBar",
+    "ReduceLROnPlateau",
+    "TensorBoard",
+    "TerminateOnNaN",
+]

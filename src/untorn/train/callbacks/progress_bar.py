@@ -1,10 +1,11 @@
 """How training goes, on stderr: a live bar on a terminal, a line per epoch everywhere else.
 
-On a terminal with rich installed, the running epoch is a bar with its step, the means so far, examples per second, the
-version of the weights and the restarts of workers. A finished epoch leaves one plain line behind, the same line that a
-pipe, a log file or a terminal without rich gets::
+On a terminal with rich installed, the running epoch is a bar with its step, the means so far, the restarts of workers
+if there were any, examples per second, the learning rate, and the version of the weights. Where the terminal is narrow,
+the last of these are left out. A finished epoch leaves one plain line behind, the same that a pipe, a log file or a
+terminal without rich gets::
 
-    epoch  2/20  loss 0.3121  accuracy 0.9123  val_loss 0.2410  val_accuracy 0.9417  52,381 examples/s  version 46
+    epoch  2/20  loss 0.3121  val_loss 0.2410  val_accuracy 0.9417  52,381 examples/s  lr 0.01  version 46
 
 Nothing here may end training: when writing fails (the pipe is closed, the terminal is gone) it falls silent. There is
 no thread either: the bar is drawn from ``on_batch_end``, at most ten times a second.
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from untorn.train.callbacks.base import Callback, Logs
+from untorn.train.history import _number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +31,14 @@ __all__ = ["ProgressBar"]
 _REDRAW_INTERVAL_S = 0.1
 # What is in the logs of a step or an epoch and is not a metric.
 _NOT_METRICS = frozenset(
-    {"examples", "version", "restarts", "examples_per_s", "seconds", "steps", "epochs", "step", "epoch"}
-)
+    {
+        "examples", "version", "restarts", "learning_rate", "staleness", "examples_per_s", "seconds", "steps", "epochs",
+        "step", "epoch",
+    }
+)  # fmt: skip
+_GAP = "  "
+_BAR_WIDTH = 24
+_NARROW_BAR_WIDTH = 10  # on a terminal of less than 100 columns
 
 
 class ProgressBar(Callback):
@@ -46,8 +54,8 @@ class ProgressBar(Callback):
         >>> bar.on_train_begin({})
         >>> bar.on_epoch_begin(0, {"steps": 1, "examples": 64, "epochs": 20})
         >>> bar.on_batch_end(0, {"loss": 2.5, "examples": 64, "version": 2, "restarts": 0})
-        >>> bar.on_epoch_end(0, {"loss": 2.5, "val_loss": 2.25, "examples_per_s": 5200.0, "seconds": 0.01})
-        epoch  1/20  loss 2.5000  val_loss 2.2500  5,200 examples/s  version 2
+        >>> bar.on_epoch_end(0, {"loss": 2.5, "val_loss": 2.25, "examples_per_s": 5200.0, "learning_rate": 0.1})
+        epoch  1/20  loss 2.5000  val_loss 2.2500  5,200 examples/s  lr 0.1  version 2
 
     """
 
@@ -59,8 +67,12 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._begin_epoch({})
+        self._forget()
+
+    def _forget(self) -> None:
         self._version: int | None = None
         self._restarts = 0
+        self._learning_rate = self._staleness = math.nan
 
     def _begin_epoch(self, logs: Logs) -> None:
         self._steps = int(logs.get("steps", 0))
@@ -72,7 +84,7 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Find out where to write, and how."""
-        self._version, self._restarts = None, 0
+        self._forget()
         self._out = self._file if self._file is not None else sys.stderr
         self._console = None if self._out is None else _console(self._out, wanted=self._rich)
 
@@ -89,16 +101,22 @@ class ProgressBar(Callback):
         for name in logs:
             if name not in _NOT_METRICS:
                 self._sums[name] = self._sums.get(name, 0.0) + float(logs[name]) * count
-        self._version = logs.get("version", self._version)
-        self._restarts = int(logs.get("restarts", self._restarts))
+        self._note(logs)
         now = time.monotonic()
         if self._bar is not None and now - self._drawn_at >= _REDRAW_INTERVAL_S:
             self._drawn_at = now
             self._safely(lambda: self._draw(batch + 1, now))
 
+    def _note(self, logs: Logs) -> None:
+        self._version = logs.get("version", self._version)
+        self._restarts = int(logs.get("restarts", self._restarts))
+        self._learning_rate = float(logs.get("learning_rate", self._learning_rate))
+        self._staleness = float(logs.get("staleness", self._staleness))
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Take the bar away and leave the epoch's line."""
         self.close()
+        self._note(logs)
         self._safely(lambda: self._write_line(self._line(epoch, logs)))
 
     def on_train_end(self, logs: Logs) -> None:
@@ -113,13 +131,14 @@ class ProgressBar(Callback):
 
     def _start_bar(self, epoch: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self.close()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=self._bar_width()),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
+            TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
             console=self._console,
             auto_refresh=False,
             transient=True,
@@ -133,33 +152,44 @@ class ProgressBar(Callback):
             return
         means = {name: total / max(self._examples, 1) for name, total in self._sums.items()}
         speed = self._examples / max(now - self._began_at, 1e-9)
-        self._bar.update(self._task, completed=steps_done, numbers=self._numbers(means, speed))
+        # the bar's columns: title, bar, step/steps, numbers, with a blank between them
+        taken = len(self._bar.tasks[0].description) + self._bar_width() + 2 * len(str(self._steps)) + 1 + 3
+        numbers = _fitting(self._numbers(means, speed), self._columns() - taken)
+        self._bar.update(self._task, completed=steps_done, numbers=numbers)
         self._bar.refresh()
+
+    def _columns(self) -> int:
+        return 10_000 if self._console is None else self._console.width
+
+    def _bar_width(self) -> int:
+        return _BAR_WIDTH if self._columns() >= 100 else _NARROW_BAR_WIDTH
 
     def _line(self, epoch: int, logs: Logs) -> str:
         metrics = {name: float(logs[name]) for name in logs if name not in _NOT_METRICS}
-        return f"{self._title(epoch)}  {self._numbers(metrics, float(logs.get('examples_per_s', math.nan)))}"
+        numbers = self._numbers(metrics, float(logs.get("examples_per_s", math.nan)))
+        return _fitting([self._title(epoch), *numbers], self._columns())
 
     def _title(self, epoch: int) -> str:
         if not self._epochs:
             return f"epoch {epoch + 1}"
         return f"epoch {epoch + 1:{len(str(self._epochs))}}/{self._epochs}"
 
-    def _numbers(self, metrics: dict[str, float], examples_per_s: float) -> str:
-        parts = [f"{name} {value:.4f}" for name, value in metrics.items()]
+    def _numbers(self, metrics: dict[str, float], examples_per_s: float) -> list[str]:
+        parts = [f"{name} {_number(value)}" for name, value in metrics.items()]
         if self._restarts:
             parts.append(f"restarts {self._restarts}")
         if math.isfinite(examples_per_s):
             parts.append(f"{examples_per_s:,.0f} examples/s")
+        if math.isfinite(self._learning_rate):
+            parts.append(f"lr {self._learning_rate:.3g}")
+        if math.isfinite(self._staleness):
+            parts.append(f"staleness {self._staleness:g}")
         if self._version is not None:
             parts.append(f"version {self._version}")
-        return "  ".join(parts)
+        return parts
 
     def _write_line(self, line: str) -> None:
         if self._out is not None:
-            if self._console is not None:  # a terminal would wrap: rather leave the last parts out
-                while len(line) > self._console.width and "  " in line:
-                    line = line.rpartition("  ")[0]
             self._out.write(line + "\n")
             self._out.flush()
 
@@ -169,6 +199,13 @@ class ProgressBar(Callback):
             action()
         except (OSError, ValueError):  # a broken pipe, a terminal that hung up, a closed file
             self._out = self._console = self._bar = self._task = None
+
+
+def _fitting(parts: list[str], columns: int) -> str:
+    """The parts on one line; the last ones are left out where a terminal would wrap."""
+    while len(parts) > 1 and len(_GAP.join(parts)) > columns:
+        parts = parts[:-1]
+    return _GAP.join(parts)
 
 
 def _console(out: TextIO, *, wanted: bool | None) -> Console | None:

@@ -1,0 +1,396 @@
+"""PyTorch modules as models of a Trainer.
+
+::
+
+    Trainer(TorchModel(module, nn.CrossEntropyLoss()), optimizer=SGD(0.1), workers=4)
+
+    version (shared memory) ── parameters: read where they lie ──> module.forward, loss, backward ──> gradients
+                            └─ buffers: copied ─────────────────>        changes them           ──> new values
+
+What is published is one dict of arrays with the names of the state_dict: parameters that are not trained, buffers
+(those that are not persistent too), parameters that are trained. Tied parameters are there once, under their first
+name.
+
+A buffer that forward changes, such as BatchNorm's running mean, starts in each shard from the version's value, and the
+next version has the mean over the shards, weighted by their examples; an element that every shard left with the same
+bits keeps these bits. Buffers that are not float32, float64 or complex (a counter, a mask) take the value of the first
+shard: a counter counts up once per step.
+
+Gradients: ``.grad`` is None before backward, and what backward leaves there is copied into the gradient buffer once.
+With a ``.grad`` over that buffer, autograd adds to it in place, so it must be zeroed, read and written: more traffic.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untorn.train.model import (
+    FrameworkModel,
+    Gradient,
+    Parts,
+    Replica,
+    checked_loss,
+    checked_metrics,
+    mapped,
+    takes_rng,
+)
+
+__all__ = ["TorchModel"]
+
+_TRAINABLE = (torch.float32, torch.float64)
+
+
+class TorchModel(FrameworkModel):
+    """A torch.nn.Module and its loss, as a Trainer takes them.
+
+    Data are NumPy arrays or tensors in CPU memory, one example per row. Of a tuple or list, the last part is the target
+    and the others are the module's inputs: ``loss(module(*inputs), target)``. Of a dict, the target is the part named
+    "target", or else the last one, and the others are keyword arguments: ``loss(module(**inputs), target)``.
+
+    In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
+    without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard): its generator is
+    seeded for each shard, with the serial engine in this process. Parameters without requires_grad are not trained;
+    those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
+    BatchNorm wants two examples at least in every shard, of the last batch too.
+
+    Args:
+        module: float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() gives the trained one.
+        loss: ``loss(outputs, target[, rng])``, a tensor with one number: the mean over the batch. rng is a NumPy
+            generator. May be None if there is forward.
+        metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
+        forward: ``forward(module, batch[, rng]) -> loss`` or ``(loss, outputs)`` in place of the above; batch is the
+            data's tree, of tensors. Metrics need the outputs.
+
+    Raises:
+        TypeError: the module, or one of these functions, is none.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from untorn import SGD, Trainer
+        >>> from untorn.torch import TorchModel
+        >>> x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+        >>> y = x @ np.float32([[1.0], [-2.0]])
+        >>> model = TorchModel(torch.nn.Linear(2, 1), torch.nn.MSELoss())
+        >>> with Trainer(model, optimizer=SGD(0.1), engine="serial") as trainer:
+        ...     history = trainer.fit((x, y), epochs=10, batch_size=32)
+        ...     trainer.module().weight.detach().numpy().round(2)
+        array([[ 1., -2.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[..., Any] | None,
+        *,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+        if not callable(loss) and (loss is not None or forward is None):
+            raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
+        for name, metric in (metrics or {}).items():
+            if not callable(metric):
+                raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
+        self._module = module
+        self.loss = loss
+        self.metrics = dict(metrics or {})
+        self.forward = forward
+
+    def parts(self) -> Parts:
+        """See FrameworkModel. Views."""
+        kept, trained = {}, {}
+        for name, parameter in self._module.named_parameters():
+            array = _array_of(f"parameter {name!r}", parameter)
+            if not parameter.requires_grad:
+                kept[name] = array
+            elif parameter.dtype not in _TRAINABLE:
+                raise TypeError(
+                    f"parameter {name!r}: expected float32 or float64, found {parameter.dtype}; convert the module "
+                    "with .float(), or freeze it with requires_grad_(False)"
+                )
+            else:
+                trained[name] = array
+        if not any(array.size for array in trained.values()):
+            raise ValueError("module: there is nothing to train; expected at least one parameter with requires_grad")
+        buffers = {name: _array_of(f"buffer {name!r}", buffer) for name, buffer in self._module.named_buffers()}
+        return Parts(kept, buffers, trained)
+
+    def arrays(self, data: Any) -> Any:
+        """See FrameworkModel."""
+        return mapped(data, lambda leaf: _array_of("data", leaf) if isinstance(leaf, torch.Tensor) else leaf)
+
+    def for_workers(self) -> Self:
+        """See FrameworkModel."""
+        model = copy.copy(self)
+        model._module = _hollow(self._module)
+        return model
+
+    def replica(self, threads: int | None) -> Replica:
+        """See FrameworkModel."""
+        return _TorchReplica(self, threads)
+
+    def module(self, params: Any) -> nn.Module:
+        """See FrameworkModel."""
+        module = copy.deepcopy(self._module)
+        with torch.no_grad():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                tensor.copy_(torch.from_numpy(params[name]))
+        return module
+
+
+class _TorchReplica(Replica):
+    """A module whose parameters are moved to a version's memory for each batch, and away again."""
+
+    def __init__(self, model: TorchModel, threads: int | None) -> None:
+        self._model = model
+        self._module = module = _hollow(model._module)
+        self._parameters = dict(module.named_parameters())
+        self._trained = [p for p in self._parameters.values() if p.requires_grad]
+        self._buffers = {name: _Buffer(module, name) for name, _ in module.named_buffers()}
+        self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
+        self._loss_takes_rng = model.forward is None and model.loss is not None and takes_rng(model.loss)
+        self._forward_takes_rng = model.forward is not None and takes_rng(model.forward)
+        self._threads = (torch.get_num_threads(), threads)
+        self._written_to_untested = True
+        self.takes_rng = True
+        _spend_the_warning_of_read_only_memory()
+
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+        before, threads = self._threads
+        if threads not in (None, before):  # the serial engine: torch's own count, which threadpoolctl does not reach
+            torch.set_num_threads(threads)
+        try:
+            if self._written_to_untested:
+                return self._test_written_to(params, batch, rng)
+            return self._gradient(params, batch, rng)
+        finally:
+            self._move_away()
+            if threads not in (None, before):
+                torch.set_num_threads(before)
+
+    def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        self._move_to(params)
+        self._module.train()
+        assert rng is not None
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        versions, addresses = self._traces()
+        loss, outputs, tensors = self._loss_of(batch, rng)
+        metrics = self._metrics_of(outputs, tensors)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on any parameter that is trained; look for a .detach(), an .item() or a "
+                "torch.no_grad() between them"
+            )
+        number = checked_loss(loss.item())
+        torch.autograd.backward([loss])
+        del loss, outputs
+        if (versions, addresses) != self._traces():
+            raise self._written_to()
+        leaves = [buffer.taken() for buffer in self._buffers.values()]
+        leaves += [self._gradient_of(parameter) for parameter in self._trained]
+        return Gradient(number, leaves, metrics)
+
+    def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any]:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:  # the loss of this batch does not depend on it
+            return torch.zeros_like(parameter).detach().numpy()
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        array: NDArray[Any] = gradient.detach().numpy()
+        return array
+
+    def _traces(self) -> tuple[list[int], list[int]]:
+        """What in-place operations, and assigning to .data, leave behind."""
+        parameters = self._parameters.values()
+        return [p._version for p in parameters], [p.data_ptr() for p in parameters]
+
+    def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """The first gradient of a job is computed on a copy: writes through .data leave no trace but what they did."""
+        copies = {name: params[name].copy(order="K") for name in self._parameters}
+        gradient = self._gradient(params | copies, batch, rng)
+        if any(copies[name].tobytes() != params[name].tobytes() for name in self._parameters):
+            raise self._written_to()
+        self._written_to_untested = False
+        return gradient
+
+    def _written_to(self) -> Exception:
+        return RuntimeError(
+            "the module writes to its own parameters in forward or backward; expected parameters that only the "
+            "optimizer changes, for every worker reads the same memory. Compute from a parameter what forward uses (as "
+            "torch.nn.utils.parametrize does), or make it a buffer"
+        )
+
+    def _move_to(self, params: Any) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.grad = None
+            parameter.data = torch.from_numpy(params[name])
+        for name, buffer in self._buffers.items():
+            buffer.start_from(params[name])
+
+    def _move_away(self) -> None:
+        """Let the version go, so that its memory can be used for a new one."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+            parameter.data = self._away[parameter.dtype]
+
+    def _loss_of(self, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
+        """(loss, outputs or _NONE, the batch as tensors)."""
+        tensors = mapped(batch, torch.as_tensor)
+        outputs: Any = _NONE
+        if self._model.forward is not None:
+            answer = self._model.forward(self._module, tensors, *((rng,) if self._forward_takes_rng else ()))
+            loss, outputs = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, _NONE)
+            name = "forward"
+        else:
+            inputs, named, target = _split(tensors)
+            outputs = self._module(*inputs, **named)
+            assert self._model.loss is not None
+            loss = self._model.loss(outputs, target, *((rng,) if self._loss_takes_rng else ()))
+            name = "the loss function"
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TypeError(
+                f"{name}: expected a tensor with one number, the mean over the batch, found {what}; "
+                "losses of torch.nn give it with reduction='mean'"
+            )
+        return loss, outputs, tensors
+
+    def _metrics_of(self, outputs: Any, tensors: Any) -> dict[str, float]:
+        if not self._model.metrics:
+            return {}
+        if outputs is _NONE:
+            raise TypeError("forward: expected (loss, outputs), for there are metrics; found the loss alone")
+        target = _split(tensors)[2]
+        with torch.no_grad():
+            return checked_metrics({name: metric(outputs, target) for name, metric in self._model.metrics.items()})
+
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica. Leaves the state of torch's random numbers as it was."""
+        assert rng is not None
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._evaluating(params):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            loss, outputs, tensors = self._loss_of(batch, rng)
+            return Gradient(checked_loss(loss.item()), [], self._metrics_of(outputs, tensors))
+
+    def predict(self, params: Any, x: Any) -> Any:
+        """See Replica. What the module returns, as an array; x is its input, a tuple of its inputs, or a dict."""
+        inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), torch.as_tensor)
+        with torch.no_grad(), self._evaluating(params):
+            outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
+            if not isinstance(outputs, torch.Tensor):
+                raise TypeError(f"predict: expected a module that returns one tensor, found {type(outputs).__name__}")
+            predicted: NDArray[Any] = outputs.numpy().copy()
+            return predicted
+
+    @contextmanager
+    def _evaluating(self, params: Any) -> Iterator[None]:
+        try:
+            self._move_to(params)
+            self._module.eval()
+            yield
+        finally:
+            self._move_away()
+
+
+class _Buffer:
+    """A buffer of a replica's module, in memory of its own, wherever the module has it."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        tensor = module.get_buffer(name)
+        self._name = name
+        self._owners = [(m, key) for m in module.modules() for key, each in m._buffers.items() if each is tensor]
+        self._memory: torch.Tensor | None = None
+
+    def start_from(self, value: NDArray[Any]) -> None:
+        """Copy this value, and undo whatever the last batch put in place of the tensor."""
+        given = torch.from_numpy(value)
+        self._memory = torch.empty_like(given) if self._memory is None else self._memory.detach()
+        self._memory.copy_(given)
+        for owner, key in self._owners:
+            owner._buffers[key] = self._memory
+
+    def taken(self) -> NDArray[Any]:
+        """The value now. Raises ValueError if forward put a tensor of another shape there."""
+        owner, key = self._owners[0]
+        found = owner._buffers[key]
+        assert self._memory is not None
+        if found is None or found.shape != self._memory.shape:
+            raise ValueError(
+                f"buffer {self._name!r}: expected shape {tuple(self._memory.shape)}, as before forward, found "
+                f"{None if found is None else tuple(found.shape)}; keep what changes its shape in a plain attribute"
+            )
+        if found is not self._memory:
+            self._memory.copy_(found.detach())
+        taken: NDArray[Any] = self._memory.detach().numpy()
+        return taken
+
+
+_NONE = object()
+
+
+def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """(positional inputs, named inputs, target) of a batch."""
+    if isinstance(batch, Mapping) and len(batch) > 1:
+        key = "target" if "target" in batch else list(batch)[-1]
+        return (), {name: part for name, part in batch.items() if name != key}, batch[key]
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return tuple(batch[:-1]), {}, batch[-1]
+    found = f"{type(batch).__name__}{f' of length {len(batch)}' if isinstance(batch, tuple | list | Mapping) else ''}"
+    raise TypeError(
+        f"data: expected inputs and a target, such as (x, y) or {{'x': x, 'target': y}}, found a {found}; "
+        "forward= takes other data"
+    )
+
+
+def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:
+    """Its memory. Raises TypeError for a tensor that NumPy cannot have, ValueError for one without memory."""
+    if nn.parameter.is_lazy(tensor):
+        raise ValueError(f"{what}: it has no shape yet; run one batch through the module before it is trained")
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise TypeError(
+            f"{what}: expected a dense tensor in CPU memory, found one of layout {tensor.layout} on device "
+            f"{str(tensor.device)!r}; workers train on the CPU: module.cpu(), or .to_dense()"
+        )
+    try:
+        array: NDArray[Any] = tensor.detach().resolve_conj().resolve_neg().numpy()
+    except TypeError:
+        raise TypeError(f"{what}: expected a dtype that NumPy has, found {tensor.dtype}; convert it") from None
+    return array
+
+
+def _hollow(module: nn.Module) -> nn.Module:
+    """A copy of the module, whose parameters and buffers have shapes and dtypes but one number of memory each."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = hollow = nn.Parameter(_one_number(parameter), requires_grad=parameter.requires_grad)
+        hollow.__dict__.update(parameter.__dict__)
+    for buffer in module.buffers():
+        memo[id(buffer)] = _one_number(buffer)
+    copied: nn.Module = copy.deepcopy(module, memo)
+    return copied
+
+
+def _one_number(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _spend_the_warning_of_read_only_memory() -> None:
+    """It comes once per process: torch knows no read-only memory. _traces and _test_written_to see to that instead."""
+    array = np.zeros(1)
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(array)

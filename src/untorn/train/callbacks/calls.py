@@ -1,0 +1,65 @@
+"""How ``fit`` calls its callbacks: all of them, in the order of the list, whatever one of them raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from untorn.train.callbacks.base import Callback
+
+__all__ = ["training"]
+
+
+@contextlib.contextmanager
+def training(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """The time between on_train_begin and on_train_end.
+
+    on_train_end is called for all whose on_train_begin was, after an error too. The error that ended training is the
+    one that is raised, unless a callback's on_error said that it ends it quietly; what callbacks raise on top of it is
+    in its notes.
+    """
+    begun: list[Callback] = []
+    try:
+        for callback in callbacks:
+            callback.on_train_begin({})
+            begun.append(callback)
+        yield
+    except BaseException as error:
+        quiet, later = _tell(begun, error)
+        later += _end(begun, {} if quiet else {"error": error})
+        if quiet:
+            _raise_first(later)
+            return
+        for each in later:
+            error.add_note(f"then a callback failed as well: {type(each).__name__}: {each}")
+        raise
+    _raise_first(_end(begun, {}))
+
+
+def _tell(callbacks: Sequence[Callback], error: BaseException) -> tuple[bool, list[Exception]]:
+    """Call every on_error; did one of them say that training ends quietly, and what did they raise?"""
+    quiet, raised = False, []
+    for callback in callbacks:
+        try:
+            quiet = bool(callback.on_error(error)) or quiet
+        except Exception as another:
+            raised.append(another)
+    return quiet, raised
+
+
+def _end(callbacks: Sequence[Callback], logs: dict[str, BaseException]) -> list[Exception]:
+    """Call every on_train_end; what they raised."""
+    raised = []
+    for callback in callbacks:
+        try:
+            callback.on_train_end(logs)
+        except Exception as error:
+            raised.append(error)
+    return raised
+
+
+def _raise_first(errors: Sequence[Exception]) -> None:
+    if errors:
+        for each in errors[1:]:
+            errors[0].add_note(f"then another callback failed as well: {type(each).__name__}: {each}")
+        raise errors[0]

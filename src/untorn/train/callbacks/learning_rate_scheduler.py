@@ -1,0 +1,67 @@
+"""A function of yours says the learning rate of each epoch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from untorn.train.callbacks.base import Callback, Logs
+
+__all__ = ["LearningRateScheduler"]
+
+
+class LearningRateScheduler(Callback):
+    """Ask ``schedule`` for the learning rate before each epoch.
+
+    An optimizer whose learning rate is a function of the step knows it before training begins, for each step; this is
+    for what is known only on the way.
+
+    Args:
+        schedule: ``schedule(epoch, learning_rate) -> learning_rate``, with the epoch from 0 and the rate as it is.
+        verbose: 1 says the rate of each epoch on stderr.
+
+    Raises:
+        TypeError, ValueError: before an epoch: the schedule's answer is no number, is negative or not finite.
+
+    Example:
+        >>> def halve_every_ten(epoch, learning_rate):
+        ...     return learning_rate / 2 if epoch and epoch % 10 == 0 else learning_rate
+        >>> scheduler = LearningRateScheduler(halve_every_ten)
+
+    """
+
+    def __init__(self, schedule: Callable[[int, float], float], *, verbose: int = 0) -> None:
+        self.schedule = schedule
+        self.verbose = verbose
+        self._epoch = -1
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Forget the run before."""
+        self._epoch = -1
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Set the rate that the schedule gives; an epoch that is resumed in its middle has it already."""
+        if epoch == self._epoch:
+            return
+        rate = self.schedule(epoch, self.trainer.learning_rate)
+        if isinstance(rate, bool) or not hasattr(rate, "__float__"):
+            raise TypeError(
+                f"LearningRateScheduler: schedule({epoch}, ...) must return a number, found {type(rate).__name__}"
+            )
+        rate = float(rate)
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"LearningRateScheduler: schedule({epoch}, ...) must be finite, at least 0, found {rate}")
+        self.trainer.learning_rate = rate
+        self._epoch = epoch
+        if self.verbose:
+            print(f"epoch {epoch + 1}: learning rate {rate:.6g}", file=sys.stderr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest epoch that has its rate. The checkpoint itself has the rate."""
+        return {"epoch": self._epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after that epoch, or in it."""
+        self._epoch = int(state["epoch"])

@@ -1,0 +1,293 @@
+"""One checkpoint: a file that holds a training, so that going on from it gives the same bits as never having stopped.
+
+A safetensors file with one tensor per array, and what is not an array as JSON in the file's own metadata::
+
+    step-000000000120.safetensors
+    ├── params/...        the weights, by their paths in the tree
+    ├── optimizer/...     the optimizer's state (momentum/..., ...)
+    ├── records           what each step of the running epoch measured: examples, loss, metrics
+    └── metadata          "untorn": step, epoch, seed, shards, ..., history, checksums;  "sha256": of that text
+
+One file, because one rename then makes it whole: it is written aside, flushed, renamed, and the folder is flushed. A
+process killed at any moment leaves the checkpoints before, and at most a hidden folder ``.NAME.writing`` beside them,
+which the next one to write there removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.errors import FormatError
+from untorn.share.tree import CONTAINERS, Spec, flatten, member_names
+from untorn.train.digest import weights_sha256
+
+__all__ = ["Checkpoint", "Progress", "check_installed", "read", "read_progress", "scratch_of", "write"]
+
+FORMAT = 1
+_KEY = "untorn"
+_RECORDS = "records"
+_KNOWN = {"bool", "complex64", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
+_KNOWN |= {"float16", "float32", "float64"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, but for its arrays.
+
+    Attributes:
+        step: steps since training began.
+        epoch: the epoch that runs, or comes next.
+        step_in_epoch: how many of its steps are done; 0 between epochs.
+        seconds: what these took.
+        rate_of_epoch: the learning rate that was set when the running epoch began, as Rate.changed. What was set since
+            then, for the next epoch, is in the settings.
+        settings: what must be the same for the same bits: seed, shards, optimizer, ...
+        history: as History.to_dict() gives it, of all epochs that are over.
+        metrics: the names of the records' columns, from the third.
+        callbacks: their states.
+        score: val_loss or loss at the end of an epoch, by which the best is kept; None in between.
+        sha256: of the weights, as weights_sha256() counts it.
+    """
+
+    step: int
+    epoch: int
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    rate_of_epoch: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=list)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read, and is whole.
+
+    Attributes:
+        path: where it is.
+        progress: where the training stood.
+        records: float64, a row per step of the running epoch.
+        tensors: weights and optimizer state by name.
+    """
+
+    path: Path
+    progress: Progress
+    records: NDArray[np.float64]
+    tensors: dict[str, NDArray[Any]]
+
+    def fill(self, params: Any, state: Any) -> None:
+        """Copy the arrays into two writable trees of the trainer's. Raises ValueError, and changes nothing, where the
+        checkpoint has another structure, shape or dtype."""
+        targets = _named("params", params) | _named("optimizer", state)
+        for name in sorted(targets.keys() ^ self.tensors.keys()):
+            there, here = ("no", "one") if name in targets else ("one", "none")
+            raise ValueError(
+                f"checkpoint {self.path}: it has {there} {name}, and this trainer has {here}; give Trainer the "
+                "parameters and the optimizer that the checkpoint was made with"
+            )
+        for name, target in targets.items():
+            found = self.tensors[name]
+            if (found.dtype, found.shape) != (target.dtype, target.shape):
+                raise ValueError(
+                    f"checkpoint {self.path}: {name} is {found.dtype} of shape {found.shape}, and this trainer's is "
+                    f"{target.dtype} of shape {target.shape}"
+                )
+        for name, target in targets.items():
+            np.copyto(target, self.tensors[name])
+
+
+# -- writing
+
+
+def write(path: Path, progress: Progress, *, params: Any, state: Any, records: NDArray[np.float64]) -> None:
+    """Write a checkpoint, replacing one of that name at once and whole. Blocks until it is on the disk.
+
+    Raises OSError naming the file, such as for a full disk; what was there before is as it was.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = _named("params", params) | _named("optimizer", state)
+    progress = dataclasses.replace(progress, sha256=weights_sha256(params))
+    tensors[_RECORDS] = records
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(progress), "tensors": _contents(tensors)})
+    metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    scratch = scratch_of(path)
+    with _named_errors(path):
+        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.is_file():
+            scratch.unlink()
+        scratch.mkdir()
+        try:
+            save_file({name: _storable(array) for name, array in tensors.items()}, scratch / "new", metadata)
+            os.chmod(scratch / "new", 0o666 & ~_umask())
+            _flush(scratch / "new")
+            os.replace(scratch / "new", path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        _flush(path.parent)
+
+
+def scratch_of(path: Path) -> Path:
+    """The folder in which a checkpoint is made; safetensors puts temporary files of its own beside what it writes."""
+    return path.with_name(f".{path.name}.writing")
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """In C order, since save_file writes what lies in memory, whatever the strides; of a dtype that safetensors does
+    not know, the bytes."""
+    array = np.asarray(array, order="C")
+    return array if array.dtype.name in _KNOWN else array.reshape(-1).view(np.uint8)
+
+
+def _contents(tensors: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+    """What a reader must find: dtype, shape and checksum of each tensor."""
+    return {
+        name: [array.dtype.str, list(array.shape), _checksum(np.asarray(array, order="C"))]
+        for name, array in tensors.items()
+    }
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    """It finds damage, not forgery, and takes a fraction of the time of a digest."""
+    data: Any = array.reshape(-1).view(np.uint8)
+    return zlib.crc32(data)
+
+
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _umask() -> int:
+    """os.umask() would have to change it, for all threads, to tell it."""
+    found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 8) if found else 0o077
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Errors of the library and of the kernel as OSErrors that say which checkpoint could not be written."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        said = re.search(r"os error (\d+)", str(error))  # all that the library lets through
+        if number is None and said is not None:
+            number = int(said[1])
+        reason = str(error) if number is None else os.strerror(number)
+        raise OSError(
+            number or errno.EIO, f"checkpoint {path} could not be written: {reason}; the ones before are as they were"
+        ) from error
+
+
+# -- reading
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint and compare all of it with its checksums; the arrays are copies.
+
+    Raises FormatError for a file that is damaged or is no checkpoint, ValueError for one of another version of untorn,
+    FileNotFoundError.
+    """
+    with _opened(path) as file:
+        progress, contents = _parse(path, file.metadata())
+        if set(file.keys()) != set(contents):
+            raise FormatError(f"checkpoint {path} is damaged: it has not the tensors that it should have")
+        tensors = {name: file.get_tensor(name) for name in contents}
+    for name, (dtype, shape, checksum) in contents.items():
+        if _checksum(tensors[name]) != checksum:
+            raise FormatError(f"checkpoint {path} is damaged: {name} has not the checksum that was written with it")
+        if tensors[name].dtype.str != dtype:
+            tensors[name] = tensors[name].view(dtype)
+        tensors[name] = tensors[name].reshape(shape)
+    return Checkpoint(path, progress, tensors.pop(_RECORDS), tensors)
+
+
+def read_progress(path: Path) -> Progress:
+    """What a checkpoint says of itself; its arrays are neither read nor checked. Raises as read()."""
+    with _opened(path) as file:
+        return _parse(path, file.metadata())[0]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder; expected a checkpoint")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise FormatError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def _parse(path: Path, metadata: dict[str, str] | None) -> tuple[Progress, dict[str, list[Any]]]:
+    text = (metadata or {}).get(_KEY)
+    if text is None:
+        raise FormatError(f"{path} is no checkpoint of untorn: a safetensors file without its metadata")
+    if hashlib.sha256(text.encode()).hexdigest() != (metadata or {}).get("sha256"):
+        raise FormatError(f"checkpoint {path} is damaged: its metadata has not the digest that was written with it")
+    document = json.loads(text)
+    found = document.pop("format")
+    if found != FORMAT:
+        raise ValueError(
+            f"checkpoint {path}: expected format {FORMAT}, found {found}: another version of untorn wrote it"
+        )
+    contents = document.pop("tensors")
+    return Progress(**document), contents
+
+
+def check_installed() -> None:
+    """Raises ImportError unless the library that writes checkpoints is there."""
+    try:
+        import safetensors  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "checkpoints need safetensors, which is not installed: pip install 'untorn[checkpoint]'"
+        ) from None
+
+
+# -- names
+
+
+def _named(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
+    """The arrays of a tree by their paths; None has none."""
+    if tree is None:
+        return {}
+    spec, leaves = flatten(tree)
+    names = list(_names(spec, prefix))
+    if len(set(names)) < len(names):  # such as {1: ..., "1": ...}
+        names = [f"{name}#{index}" for index, name in enumerate(names)]
+    return dict(zip(names, leaves, strict=True))
+
+
+def _names(spec: Spec, path: str) -> Iterator[str]:
+    if spec.kind in CONTAINERS or spec.children:
+        for name, child in zip(member_names(spec), spec.children, strict=True):
+            yield from _names(child, f"{path}/{name}")
+    else:
+        yield path

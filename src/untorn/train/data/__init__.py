@@ -1,0 +1,18 @@
+"""The data of a fit: whatever a user gives, behind ``take(indices) -> batch``.
+
+::
+
+    given                                            Source          what workers read
+    arrays, tensors, tables; trees of them           ArraySource     one copy in shared memory
+    arrays that are a mapped file (.npy, memmap)     ArraySource     the file itself
+    a Dataset, a DataLoader, Examples                ItemSource      the dataset, sent once; items, read in parallel
+
+A batch is a tree of NumPy arrays, whatever it was taken from, and the same indices give the same bits: so the weights
+do not depend on the kind of data.
+"""
+
+from untorn.train.data.base import SharedData, Source, chunks
+from untorn.train.data.items import Examples
+from untorn.train.data.kinds import source_of
+
+__all__ = ["Examples", "SharedData", "Source", "chunks", "source_of"]

@@ -1,0 +1,151 @@
+"""Arrays, and tuples, lists and dicts of them, one example per row: published once, or mapped from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.errors import UnsupportedTypeError
+from untorn.share import Snapshot, publish
+from untorn.train.data.base import Reader, SharedData, Source
+from untorn.train.data.files import MappedFile, mapped_file
+from untorn.train.model import take_examples
+
+__all__ = ["ArraySource", "as_array", "is_array", "type_name"]
+
+
+class ArraySource(Source):
+    """A tree of arrays. Raises TypeError or ValueError saying which part does not fit."""
+
+    def __init__(self, what: str, data: Any) -> None:
+        self._tree = _mapped(what, data, _checked)
+        arrays = list(_leaves(what, self._tree))
+        if not arrays:
+            raise ValueError(f"{what}: no arrays in it; expected arrays with one example per row, such as (x, y)")
+        first, rows = arrays[0]
+        self.examples = len(rows)
+        for path, array in arrays:
+            if len(array) != self.examples:
+                raise ValueError(f"{path} has {len(array):,} examples and {first} has {self.examples:,}")
+        if self.examples == 0:
+            raise ValueError(f"{what}: no examples in it")
+
+    def take(self, indices: NDArray[np.int64]) -> Any:
+        """See Reader."""
+        return take_examples(self._tree, indices)
+
+    @contextmanager
+    def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
+        """See Source."""
+        files = [mapped_file(array) for _, array in _leaves("", self._tree)]
+        remaining = iter(files)
+        tree = _mapped("", self._tree, lambda _, array: array if next(remaining) is None else None)
+        with publish(tree, max_slots=2, slots=1, max_readers=max_readers) as publisher:
+            yield SharedData(publisher.subscriber(), _ReadArrays(tuple(file for file in files if file)))
+
+
+@dataclass(frozen=True)
+class _ReadArrays:
+    """Where the arrays are that the version does not have: None stands there."""
+
+    files: tuple[MappedFile, ...]
+
+    def __call__(self, snapshot: Snapshot) -> Reader:
+        files = iter(self.files)
+        return _ArrayReader(_mapped("", snapshot.value, lambda _, leaf: next(files).open() if leaf is None else leaf))
+
+
+class _ArrayReader(Reader):
+    """A tree of arrays that others share."""
+
+    def __init__(self, tree: Any) -> None:
+        self._tree = tree
+
+    def take(self, indices: NDArray[np.int64]) -> Any:
+        """See Reader."""
+        return take_examples(self._tree, indices)
+
+
+def _mapped(path: str, tree: Any, function: Callable[[str, Any], Any]) -> Any:
+    """The same tree with this done to every leaf, in order."""
+    if isinstance(tree, dict):
+        return {key: _mapped(f"{path}[{key!r}]", part, function) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [_mapped(f"{path}[{index}]", part, function) for index, part in enumerate(tree)]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*parts)
+        return tuple(parts) if isinstance(tree, tuple) else parts
+    return function(path, tree)
+
+
+def _leaves(path: str, tree: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    if isinstance(tree, dict):
+        for key, part in tree.items():
+            yield from _leaves(f"{path}[{key!r}]", part)
+    elif isinstance(tree, tuple | list):
+        for index, part in enumerate(tree):
+            yield from _leaves(f"{path}[{index}]", part)
+    else:
+        yield path, tree
+
+
+def is_array(value: Any) -> bool:
+    """Is it an array, or what NumPy can make one of: a tensor, a table, a column?"""
+    if isinstance(value, type | np.generic):
+        return False
+    return isinstance(value, np.ndarray) or hasattr(value, "__array__") or hasattr(value, "toarray")
+
+
+def as_array(path: str, value: Any) -> NDArray[Any]:
+    """An array or array-like as a NumPy array; a view where possible. Raises TypeError, for Python objects
+    UnsupportedTypeError, where that is no plain thing to do."""
+    if not isinstance(value, np.ndarray):
+        value = _converted(path, value)
+    array: NDArray[Any] = value
+    if array.dtype.hasobject:
+        raise UnsupportedTypeError(
+            f"{path}: expected numbers, found dtype {array.dtype}, which holds Python objects; convert it, such as "
+            "with astype(np.float32), or give each text or category a number"
+        )
+    return array
+
+
+def _converted(path: str, value: Any) -> Any:
+    if hasattr(value, "toarray"):  # scipy.sparse
+        raise TypeError(
+            f"{path}: a sparse {type_name(value)}; expected a dense array: .toarray(), or a Dataset whose items are "
+            "dense"
+        )
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach()
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever the other library raises
+        raise TypeError(
+            f"{path}: a {type_name(value)} that cannot be made a NumPy array ({error}); expected dense data in CPU "
+            "memory, of a dtype that NumPy has"
+        ) from error
+
+
+def _checked(path: str, leaf: Any) -> NDArray[Any]:
+    if not is_array(leaf):
+        hint = "np.asarray(...) may convert it"
+        if hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__") and not isinstance(leaf, str | bytes):
+            hint += "; a dataset is given alone, not in a tuple or dict, and its items are the examples"
+        raise TypeError(
+            f"{path}: expected a NumPy array, or a tuple, list or dict of them, found {type_name(leaf)}; {hint}"
+        )
+    array = as_array(path, leaf)
+    if array.ndim == 0:
+        raise ValueError(f"{path}: a single number; expected an array with one example per row")
+    return array
+
+
+def type_name(value: Any) -> str:
+    """A value's type, as errors name it."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"

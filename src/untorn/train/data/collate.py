@@ -1,0 +1,105 @@
+"""Items put together to a batch: part by part, as torch's default_collate does it, but into NumPy arrays.
+
+A tuple, a list or a dict of parts stays one. A number, an array or a tensor becomes a row of an array; so does a list
+of numbers, which is how datasets read from JSON or Arrow give a vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.train.data.arrays import as_array, is_array, type_name
+
+__all__ = ["as_batch", "collate"]
+
+_NUMBERS = (bool, int, float, complex, np.generic)
+
+
+def collate(items: list[Any], names: list[str]) -> Any:
+    """One batch of these items, at least one; ``names`` of each for errors. Raises TypeError or ValueError naming the
+    items that do not fit together."""
+    first = items[0]
+    if isinstance(first, dict):
+        _check_alike(items, names, lambda item: sorted(map(repr, item)) if isinstance(item, dict) else None)
+        return {key: collate([item[key] for item in items], [f"{name}[{key!r}]" for name in names]) for key in first}
+    if isinstance(first, tuple | list) and not _is_row(first):
+        kind = list if isinstance(first, list) else tuple
+        _check_alike(items, names, lambda item: len(item) if isinstance(item, kind) else None)
+        parts = [
+            collate([item[part] for item in items], [f"{name}[{part}]" for name in names]) for part in range(len(first))
+        ]
+        if hasattr(first, "_fields"):
+            return type(first)(*parts)
+        return parts if isinstance(first, list) else tuple(parts)
+    return _stacked(items, names)
+
+
+def as_batch(path: str, tree: Any) -> Any:
+    """What a collate_fn returned, with NumPy arrays for tensors; what is no array is left as it is."""
+    if isinstance(tree, dict):
+        return {key: as_batch(f"{path}[{key!r}]", part) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [as_batch(f"{path}[{index}]", part) for index, part in enumerate(tree)]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*parts)
+        return tuple(parts) if isinstance(tree, tuple) else parts
+    return as_array(path, tree) if is_array(tree) else tree
+
+
+def _is_row(value: Any) -> bool:
+    """A list of numbers, or of such lists?"""
+    return isinstance(value, list) and len(value) > 0 and (isinstance(value[0], _NUMBERS) or _is_row(value[0]))
+
+
+def _stacked(items: list[Any], names: list[str]) -> NDArray[Any]:
+    rows = [_row(item, name) for item, name in zip(items, names, strict=True)]
+    for row, name in zip(rows, names, strict=True):
+        if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
+            raise ValueError(
+                f"{name} is {_described(row)}, and {names[0]} is {_described(rows[0])}; expected items of one shape "
+                "and dtype. Make them so in the dataset, or give a collate_fn that does: Examples(dataset, collate_fn)"
+            )
+    return np.stack(rows)
+
+
+def _row(item: Any, name: str) -> NDArray[Any]:
+    if isinstance(item, _NUMBERS):
+        row = np.asarray(item)
+    elif is_array(item):
+        row = as_array(name, item)
+    elif _is_row(item):
+        try:
+            row = np.asarray(item)
+        except ValueError:
+            raise ValueError(f"{name}: a list of lists of different lengths; pad them, or give a collate_fn") from None
+    else:
+        raise TypeError(
+            f"{name}: expected a number, an array, a tensor, or a tuple, list or dict of them, found "
+            f"{type_name(item)}; leave it out of the items, make a number of it, or give a collate_fn: "
+            "Examples(dataset, collate_fn)"
+        )
+    if row.dtype.kind in "OSU":
+        raise TypeError(f"{name}: expected numbers, found {item!r:.100}")
+    return row
+
+
+def _check_alike(items: list[Any], names: list[str], structure: Any) -> None:
+    expected = structure(items[0])
+    for item, name in zip(items, names, strict=True):
+        if structure(item) != expected:
+            raise ValueError(
+                f"{name} is {_outline(item)}, and {names[0]} is {_outline(items[0])}; expected items of one structure"
+            )
+
+
+def _outline(item: Any) -> str:
+    if isinstance(item, dict):
+        return f"a dict of {', '.join(map(repr, item)) or 'nothing'}"
+    return f"a {type(item).__name__}" + (f" of {len(item)} parts" if isinstance(item, tuple | list) else "")
+
+
+def _described(row: NDArray[Any]) -> str:
+    return f"{row.dtype} of shape {row.shape}"

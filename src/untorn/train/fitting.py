@@ -1,0 +1,223 @@
+"""One call of fit: its board, its epochs and their steps. The workers work; this watches, and tells callbacks.
+
+::
+
+    run_epochs ── one board with the workers at it ──> epoch ──> steps: progress, deaths, failures, checkpoints
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from untorn import _core
+from untorn.engines import Death, ProcessEngine
+from untorn.errors import CapacityError
+from untorn.share.views import array_over
+from untorn.train import sampler
+from untorn.train.callbacks import Callback
+from untorn.train.callbacks.calls import training
+from untorn.train.data import SharedData
+from untorn.train.model import FrameworkModel
+from untorn.train.records import NO_RECORDS, Records, failure
+from untorn.train.resuming import give_states_back
+from untorn.train.running import Fit, Running
+from untorn.train.worker import Job, ShardWorker
+
+if TYPE_CHECKING:
+    from untorn.train.trainer import Trainer
+
+__all__ = ["run_epochs"]
+
+
+def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) -> None:
+    """Run so many epochs, or what is left of one and then so many, after giving callbacks their ``states`` back."""
+    with training(fit.callbacks), contextlib.ExitStack() as job:
+        give_states_back(fit.callbacks, states)
+        if states and trainer.stop_training:
+            return  # it had been stopped early
+        board = job.enter_context(_job(trainer, fit))
+        for _ in range(epochs):
+            if fit.part is not None and trainer._part is None:  # it is over
+                fit.part = None
+                job.close()
+                board = job.enter_context(_job(trainer, fit))
+            _fit_epoch(trainer, fit, board)
+            if trainer.stop_training:
+                break
+
+
+@contextlib.contextmanager
+def _job(trainer: Trainer, fit: Fit) -> Iterator[_core.Board]:
+    """A board for one fit, or for what is left of an epoch, with the workers at it."""
+    running, plan = fit.running, fit.running.plan
+    examples = fit.examples - fit.skipped * fit.batch_size
+    batch_size = min(fit.batch_size, examples)
+    steps = sampler.steps_per_epoch(examples, batch_size)
+    fd = os.memfd_create("untorn-board", os.MFD_CLOEXEC)
+    try:
+        sizes = (
+            trainer.shards, running.engine.workers, steps, examples, batch_size, plan.nbytes, plan.state_stride,
+            running.target.version,
+        )  # fmt: skip
+        server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
+        try:
+            clip_norm = 0.0 if server else trainer.clip_norm or 0.0
+            _core.format_board(fd, sizes, running.optimizer.hyper, clip_norm, plan.ranges())
+        except _core.StatusError as error:
+            raise CapacityError(
+                f"no memory for {trainer.shards + running.engine.workers} gradient buffers of {plan.nbytes:,} bytes "
+                f"({os.strerror(error.args[1])}); use fewer shards or workers"
+            ) from None
+        board = _core.Board(fd)
+        local = not isinstance(running.engine, ProcessEngine)
+        with fit.data.shared(max_readers=4 * running.engine.workers + 16, local=local) as shared:
+            job = _make_job(trainer, running, fd, shared)
+            payload = {"board": job.board_path, "job": b""}
+            if isinstance(running.engine, ProcessEngine):
+                payload["job"] = _pickle(job, trainer._model)
+            try:
+                running.engine.begin(board, payload, lambda index: ShardWorker(job, index))
+                trainer._at_work, fit.server = True, server
+                yield board
+            finally:
+                running.engine.end()
+                trainer._at_work, fit.server = False, None
+                # after a failure, there are steps that nobody has counted
+                trainer.step = job.first_step + (server.steps if server else board.step)
+    finally:
+        os.close(fd)
+
+
+def _make_job(trainer: Trainer, running: Running, board_fd: int, data: SharedData) -> Job:
+    trainer._job_number += 1
+    return Job(
+        number=trainer._job_number,
+        board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
+        weights=running.weights.subscriber().address,
+        target=running.target.subscriber().address,
+        data=data,
+        model=trainer._sent,
+        plan=running.plan,
+        seed=trainer.seed,
+        first_step=trainer.step,
+        workers=running.engine.workers,
+        spin_s=trainer._spin_s,
+        threads=trainer.threads_per_worker,
+        accumulate=trainer.accumulate,
+    )
+
+
+def _fit_epoch(trainer: Trainer, fit: Fit, board: _core.Board) -> None:
+    fit.inside_epoch, trainer._part = True, None
+    started = time.perf_counter() - fit.seconds_before
+    order = fit.order(trainer.seed, trainer.epoch)
+    array_over(board, np.int64, board.examples, board.order_at)[:] = order[fit.skipped * fit.batch_size :]
+    for callback in fit.callbacks:
+        logs = {"steps": fit.skipped + board.steps, "examples": fit.examples, "epochs": fit.epochs}
+        callback.on_epoch_begin(trainer.epoch, logs)
+    if fit.part is not None:  # what callbacks set now, they had set when the epoch began
+        trainer._rate.changed = fit.part.progress.rate_of_epoch
+    fit.rate = trainer._rate.changed
+    rates = trainer._rate.rates(trainer.step, board.steps)
+    array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
+    learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
+    log = Records(board, fit.part.records if fit.part else None, clips=trainer.clip_norm is not None)
+    _run_steps(trainer, fit, board, log, started)
+    seconds = time.perf_counter() - started
+    metrics = log.means()
+    if fit.validation_data is not None:
+        metrics |= {f"val_{name}": value for name, value in trainer.evaluate(fit.validation_data).items()}
+    rate = fit.examples / seconds
+    for history in (trainer._history, fit.history):
+        history.append(trainer.epoch, metrics, seconds=seconds, examples_per_s=rate)
+    trainer.epoch += 1
+    fit.inside_epoch = False
+    ended = metrics | {"learning_rate": learning_rate, "examples_per_s": rate, "seconds": seconds}
+    for callback in fit.callbacks:
+        callback.on_epoch_end(trainer.epoch - 1, ended)
+    if fit.saver.directory is not None:
+        score = metrics.get("val_loss", metrics["loss"])
+        fit.saver.save(trainer.snapshot(), trainer._progress(score=score), NO_RECORDS)
+
+
+def _run_steps(trainer: Trainer, fit: Fit, board: _core.Board, log: Records, started: float) -> None:
+    running, steps, first, version = fit.running, board.steps, board.limit, fit.running.weights.version
+    # a row per step costs this process time that the workers could use
+    listeners = [each for each in fit.callbacks if type(each).on_batch_end is not Callback.on_batch_end]
+    rates = [trainer._rate.at(trainer.step + step) for step in range(steps)] if listeners else []
+    if fit.part is not None:  # set in the first part of the epoch, for the next
+        trainer._rate.changed = fit.part.progress.settings["learning_rate"]
+    ahead = 1 if fit.server else steps  # how far the workers go by themselves
+    board.open(first + ahead)
+    seen = 0
+    while seen < steps:
+        deaths = running.engine.advance(first + min(seen + ahead, steps))
+        _supervise(trainer, fit, board, deaths)
+        done = max(seen, min(steps, board.step - first))
+        if fit.server and done > seen:
+            fit.server.make(board, first + seen)
+            board.open(first + min(done + ahead, steps))
+        snapshot = trainer.snapshot() if fit.saver.due() else None
+        if snapshot is not None and seen < snapshot.version - version < steps:
+            done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
+        else:
+            snapshot = None
+        trainer.step += done - seen
+        if listeners:
+            for step in range(seen, done):
+                logs = log.row(step) | {"version": running.weights.version, "restarts": trainer.restarts}
+                logs["learning_rate"] = rates[step]
+                for callback in listeners:
+                    callback.on_batch_end(fit.skipped + step, logs)
+        if snapshot is not None:
+            progress = trainer._progress(
+                step_in_epoch=fit.skipped + done,
+                seconds=time.perf_counter() - started,
+                rate_of_epoch=fit.rate,
+                metrics=log.names,
+            )
+            fit.saver.save(snapshot, progress, log.until(done))
+        seen = done
+
+
+def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Death]) -> None:
+    running = fit.running
+    for death in deaths:
+        running.count_death(death, trainer.max_restarts, board)
+    if board.failed:
+        raise failure(board, trainer.epoch, fit.skipped)
+    if board.need_slot:
+        running.find_slot(board)
+
+
+def _pickle(job: Job, model: Any) -> bytes:
+    """The job for the workers. What plain pickle cannot send, such as a lambda or a notebook's function, goes through
+    cloudpickle if it is installed."""
+    interactive = not hasattr(sys.modules["__main__"], "__file__")
+    reason: object = "it is defined in an interactive session"
+    of_session = getattr(model, "__module__", getattr(type(model), "__module__", "")) == "__main__"
+    if not (interactive and (of_session or isinstance(model, FrameworkModel))):
+        try:
+            return pickle.dumps(job, protocol=5)
+        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+            reason = error
+    try:
+        import cloudpickle
+    except ImportError:
+        raise TypeError(
+            f"model: it cannot be sent to worker processes ({reason}); define it at the top of a module, or install "
+            "cloudpickle: pip install 'untorn[train]'"
+        ) from None
+    try:
+        sent: bytes = cloudpickle.dumps(job, protocol=5)
+    except Exception as error:
+        raise TypeError(f"model: it cannot be sent to worker processes ({error})") from None
+    return sent

@@ -1,0 +1,104 @@
+"""What the board has for the server to read: the record of each step, and a failed worker's report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.errors import NonFiniteLossError, WorkerError
+from untorn.share.views import array_over
+from untorn.train import sampler
+
+__all__ = ["NO_RECORDS", "Records", "failure"]
+
+NO_RECORDS = np.zeros((0, 2))
+
+
+class Records:
+    """What the steps of the current epoch measured, as the board records it.
+
+    Args:
+        board: of this epoch, or of what was left of it.
+        earlier: rows of the steps before, from a checkpoint in the middle of the epoch: see until().
+        clips: gradients are clipped, so their norm is measured, as the last of the metrics.
+    """
+
+    def __init__(self, board: _core.Board, earlier: NDArray[np.float64] | None = None, *, clips: bool = False) -> None:
+        self._board = board
+        #: examples, loss, the metrics, and the gradient's norm
+        self._rows = array_over(board, np.float64, (board.steps, 3 + _core.BOARD_METRICS), board.log_at)
+        self._earlier = NO_RECORDS if earlier is None else earlier
+        self._clips, self._has_norm = clips, False
+        self._names: list[str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics' names; whole as soon as one step is done."""
+        if self._names is None:
+            at = self._board.names_at
+            text = bytes(memoryview(self._board)[at : at + 4096]).split(b"\0", 1)[0]
+            self._names = json.loads(text) if text else []
+            self._has_norm = self._clips and "grad_norm" not in self._names
+            if self._has_norm:
+                self._names.append("grad_norm")
+        return self._names
+
+    def row(self, step: int) -> dict[str, float | int]:
+        """Loss, metrics and number of examples of one step of this board."""
+        row = self._measured(slice(step, step + 1))[0]
+        measured: dict[str, float | int] = {"loss": float(row[1]), "examples": int(row[0])}
+        return measured | {name: float(row[2 + i]) for i, name in enumerate(self.names)}
+
+    def until(self, step: int) -> NDArray[np.float64]:
+        """Examples, loss and metrics of each step of the epoch before this step of the board: a copy."""
+        measured = self._measured(slice(step))
+        earlier = np.zeros((len(self._earlier), measured.shape[1]))
+        width = min(earlier.shape[1], self._earlier.shape[1])  # a checkpoint's clipping may have been another
+        earlier[:, :width] = self._earlier[:, :width]
+        return np.concatenate([earlier, measured])
+
+    def _measured(self, steps: slice) -> NDArray[np.float64]:
+        """Examples, loss, and a column for each of the names."""
+        columns = list(range(2 + len(self.names)))
+        if self._has_norm:
+            columns[-1] = -1
+        rows: NDArray[np.float64] = self._rows[steps, columns]
+        return rows
+
+    def means(self) -> dict[str, float]:
+        """Means over the examples of the epoch."""
+        # not from sums kept until now: the same rows in one piece give the same bits, wherever the epoch was cut
+        rows = self.until(self._board.steps)
+        examples = rows[:, 0]
+        means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()
+        return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(self.names)}
+
+
+def failure(board: _core.Board, epoch: int, skipped: int = 0) -> Exception:
+    """The error for what the first worker to fail has reported; ``skipped``: steps of the epoch before this board."""
+    worker = board.failed - 1
+    at = board.errors_at + worker * _core.BOARD_ERROR_NBYTES
+    text = bytes(memoryview(board)[at : at + _core.BOARD_ERROR_NBYTES]).split(b"\0", 1)[0]
+    report = json.loads(text)
+    step, shard = report["step"], report["shard"]
+    start, stop = sampler.shard_bounds(
+        step % board.steps,
+        shard,
+        shards=board.shards,
+        examples=board.examples,
+        batch_size=board.batch_size,
+    )
+    indices = array_over(board, np.int64, board.examples, board.order_at)[start:stop]
+    where = (
+        f"epoch {epoch}, step {skipped + step % board.steps}, shard {shard} "
+        f"({len(indices)} examples: {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''})"
+    )
+    if report["non_finite"]:
+        return NonFiniteLossError(
+            f"{report['summary'].split(': ', 1)[-1]} in {where}; the weights of the step before are kept in "
+            "trainer.params. Lower the learning rate, or look at these examples for bad values"
+        )
+    return WorkerError(f"failed in worker {worker}, {where}: {report['summary']}", report["traceback"])

@@ -1,0 +1,99 @@
+"""Going on from a checkpoint: what is left of its epoch, what must agree, and what callbacks remember."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.train.callbacks import Callback
+from untorn.train.checkpoint import Checkpoint, Progress
+
+__all__ = ["Part", "callback_states", "check_settings", "described", "give_states_back"]
+
+
+class Part(NamedTuple):
+    """The first part of an epoch, as a checkpoint made in the middle of it has it. The rest is a job of its own:
+    batches are slices of the epoch's order, and random numbers are keyed by the step since training began."""
+
+    progress: Progress
+    records: NDArray[np.float64]
+
+    def check_cut(self, cut: dict[str, int]) -> None:
+        """Raises ValueError unless the epoch is cut into batches as its first part was."""
+        then = {name: self.progress.settings.get(name) for name in cut}
+        if then != cut:
+            raise ValueError(
+                f"the weights that were loaded are from the middle of epoch {self.progress.epoch}, which was made with "
+                f"{_listed(then)}; found {_listed(cut)}. Give fit the same, or load a checkpoint of an epoch's end"
+            )
+
+
+def described(value: Any) -> Any:
+    """An optimizer, or another setting, as JSON can hold it: names and numbers; of code, its name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [described(part) for part in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: described(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"name": type(value).__name__, **fields}
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def check_settings(found: Checkpoint, settings: dict[str, Any], *, only: Iterable[str] | None = None) -> None:
+    """Raises ValueError, naming every setting that differs from the checkpoint's. ``only`` these are compared."""
+    then = found.progress.settings
+    names = [name for name in (settings if only is None else only) if name in then]
+    differing = [name for name in names if json.dumps(then[name]) != json.dumps(settings[name])]
+    if differing:
+        raise ValueError(
+            f"checkpoint {found.path} was made with {_listed({name: then[name] for name in differing})}; found "
+            f"{_listed({name: settings[name] for name in differing})}. Only with the same does training go on as if it "
+            "had never stopped"
+        )
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value:
+        return f"{value['name']}({', '.join(f'{name}={part}' for name, part in value.items() if name != 'name')})"
+    return str(value)
+
+
+def callback_states(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """What each callback wants to find again, by its class and its place among those of that class."""
+    states: dict[str, Any] = {}
+    for name, callback in _numbered(callbacks):
+        state = callback.state_dict()
+        if state:
+            try:
+                states[name] = json.loads(json.dumps(state))  # as it is now, and as it will come back
+            except TypeError as error:
+                raise TypeError(
+                    f"{type(callback).__name__}.state_dict(): expected numbers, str, lists and dicts ({error})"
+                ) from None
+    return states
+
+
+def give_states_back(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:
+    """Hand each callback what it had stored; one that was not there then gets nothing."""
+    for name, callback in _numbered(callbacks):
+        if name in states:
+            callback.load_state_dict(states[name])
+
+
+def _numbered(callbacks: Iterable[Callback]) -> Iterable[tuple[str, Callback]]:
+    seen: dict[str, int] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        seen[kind] = seen.get(kind, -1) + 1
+        yield f"{kind} {seen[kind]}", callback

@@ -1,0 +1,221 @@
+"""What a trainer holds while it is open: the channel of the weights, the engine, and the count of dead workers; and
+what it holds during one fit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.engines import Death, Engine
+from untorn.errors import CapacityError, WorkerError
+from untorn.share import Publisher
+from untorn.share.layout import Decoder, Layout
+from untorn.share.publisher import publish_tree
+from untorn.share.tree import flatten
+from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
+from untorn.train import sampler
+from untorn.train.callbacks import Callback
+from untorn.train.data import Source
+from untorn.train.history import History
+from untorn.train.model import Parts
+from untorn.train.optimizers import FusedOptimizer
+from untorn.train.plan import ParameterPlan
+from untorn.train.resuming import Part
+from untorn.train.saver import Saver
+from untorn.train.server_optimizer import ServerOptimizer
+from untorn.train.server_steps import ServerSteps
+
+__all__ = ["Fit", "Running"]
+
+#: reader rows, slots and slots that keep their space, of the channel of the weights
+_CHANNEL_SIZES = (1024, 64, 8)
+
+
+@dataclass
+class Fit:
+    """One call of fit: what its epochs have in common.
+
+    Attributes:
+        examples: of an epoch: those of the data, or with drop_last fewer.
+        epochs: as given.
+        history: what fit returns.
+        part: the first part of the epoch that runs, if this is the rest of one from a checkpoint.
+        inside_epoch: from an epoch's begin until its numbers are in the history.
+        rate: of the epoch that runs, as Rate.changed.
+        server: makes the steps of the job that runs, where the workers do not.
+    """
+
+    running: Running
+    data: Source
+    examples: int
+    batch_size: int
+    epochs: int
+    validation_data: Any
+    callbacks: list[Callback]
+    saver: Saver
+    shuffle: bool = True
+    history: History = field(default_factory=History)
+    part: Part | None = None
+    inside_epoch: bool = False
+    rate: float | None = None
+    server: ServerSteps | None = None
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How the data is cut into batches."""
+        return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self.shuffle}
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The examples of an epoch, in their order."""
+        every = self.data.examples
+        order = sampler.epoch_order(seed, epoch, every) if self.shuffle else np.arange(every)
+        return order[: self.examples]
+
+    @property
+    def skipped(self) -> int:
+        """Steps of the epoch that are not on this board."""
+        return self.part.progress.step_in_epoch if self.part else 0
+
+    @property
+    def seconds_before(self) -> float:
+        """What these took."""
+        return self.part.progress.seconds if self.part else 0.0
+
+
+class Running:
+    """What a trainer holds while it is open: the channel of the weights, and the engine.
+
+    Attributes:
+        weights: the channel of the weights, and beside them the optimizer's state.
+        target: the channel that the board writes to: the weights', or, where the server makes the steps, one of sums.
+    """
+
+    def __init__(
+        self, params: Any, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
+    ) -> None:
+        self.optimizer = optimizer
+        parts = params if isinstance(params, Parts) else Parts({}, {}, params)
+        self._kept, self._buffers = len(parts.kept), len(parts.buffers)
+        params, summed = parts.trained, parts.trained
+        if self._kept or self._buffers:
+            params, summed = parts.tree(), parts.buffers | parts.trained
+        if isinstance(optimizer, ServerOptimizer):
+            self.plan = ParameterPlan.of(summed, None, buffers=self._buffers, sums=True)
+            state = optimizer.state
+        else:
+            beside = dict.fromkeys(optimizer.initial_state, parts.trained) or None
+            self.plan = ParameterPlan.of(params, beside, kept=self._kept, buffers=self._buffers)
+            state = _filled(parts.trained, optimizer.initial_state)
+        self.weights: Publisher = publish_tree(Tree.of(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES)
+        self.target = self.weights
+        if isinstance(optimizer, ServerOptimizer):
+            self.target = publish_tree(Tree.of(summed), name=None, directory=None, sizes=_CHANNEL_SIZES)
+        self.reader = self.weights.subscriber()
+        self.engine = engine
+        self._deaths: dict[tuple[int, int], int] = {}
+        self._idle_deaths = 0
+        self._idle_step = 0
+
+    def count_death(self, death: Death, max_restarts: int, board: _core.Board) -> None:
+        """Raises WorkerError when one task, or the very start, kills one worker after the other."""
+        if death.shard >= 0:
+            task = (death.step, death.shard)
+            self._deaths[task] = self._deaths.get(task, 0) + 1
+            if self._deaths[task] > max_restarts:
+                raise WorkerError(
+                    f"{self._deaths[task]} workers died one after the other at step {death.step % board.steps}, shard "
+                    f"{death.shard} (the last {_how(death)}); max_restarts is {max_restarts}"
+                )
+        elif death.exitcode >= 0:  # it ended by itself, without a task
+            if board.step != self._idle_step:
+                self._idle_step, self._idle_deaths = board.step, 0
+            self._idle_deaths += 1
+            if self._idle_deaths > max_restarts:
+                raise WorkerError(
+                    f"{self._idle_deaths} workers ended before they could take part (the last {_how(death)}); what "
+                    "they printed says why. A script that trains needs `if __name__ == '__main__':` around its start, "
+                    "because worker processes import it"
+                )
+
+    def server_steps(self, clip_norm: float | None, threads: int) -> ServerSteps | None:
+        """What makes the steps of a job that begins now; None where the workers do."""
+        if not isinstance(self.optimizer, ServerOptimizer):
+            return None
+        return ServerSteps(
+            self.optimizer,
+            self.weights,
+            self.target,
+            untrained=self._kept + self._buffers,
+            buffers=self._buffers,
+            clip_norm=clip_norm,
+            threads=threads,
+        )
+
+    def find_slot(self, board: _core.Board) -> None:
+        """The workers found every slot of their target held: make room, or say who holds them."""
+        attachment = self.target._open()
+        with self.target.subscriber().snapshot() as newest:
+            nbytes = newest.nbytes
+        deadline = time.monotonic() + FREE_SLOT_TIMEOUT_S
+        while True:
+            try:
+                attachment.grow(nbytes)
+            except _core.StatusError as error:
+                code, number = error.args
+                if code != "no_slot":
+                    raise CapacityError(
+                        f"the weights: no memory for one more version of {nbytes:,} bytes ({os.strerror(number)}); "
+                        "let old snapshots of the weights go"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise self.target._versions.no_slot(FREE_SLOT_TIMEOUT_S) from None
+                time.sleep(0.001)
+                continue
+            board.slot_ready()
+            return
+
+    def replace(self, fill: Callable[[Any, Any], None]) -> None:
+        """Publish what ``fill`` writes into a copy of the newest parameters and optimizer state. If it raises, nothing
+        happened."""
+        with self.reader.snapshot() as newest:
+            hold = newest._held()
+            decoder = newest._attached.decoder(hold)
+            memory = bytearray(memoryview(hold))
+        params, state = decoder.value(memory), decoder.extra(memory)
+        fill(params, state)
+        with self.weights._writing("load"):
+            self.weights._versions.publish(Tree.of(params, state), FREE_SLOT_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End the workers, and remove the weights' channel."""
+        self.engine.close()
+        self.reader.close()
+        self.weights.unlink()
+        self.weights.close()
+        self.target.close()
+
+
+def _how(death: Death) -> str:
+    if death.exitcode == -9:
+        return "was killed by SIGKILL: by somebody, or by the kernel for want of memory"
+    if death.exitcode < 0:
+        return f"was ended by signal {-death.exitcode}"
+    return f"ended with exit code {death.exitcode}"
+
+
+def _filled(params: Any, state: dict[str, float]) -> Any:
+    """For each buffer of state a tree like the parameters, filled with its number; None for none."""
+    layout = Layout(flatten(params)[0])
+    decoder = Decoder(layout.schema, layout.nbytes)
+    trees = {fill: decoder.value(bytearray(layout.nbytes)) for fill in state.values()}
+    for fill, tree in trees.items():
+        for leaf in flatten(tree)[1]:
+            leaf[...] = fill
+    return {name: trees[fill] for name, fill in state.items()} or None

@@ -1,0 +1,85 @@
+"""Learning rates that change: any function of the step, and its values made sure of.
+
+A schedule is a function ``step -> learning rate``, with the step counted from 0 when the trainer was made, over all
+calls of ``fit``. optax's schedules are such functions; so is ``lambda step: 0.1 * 0.99**step``. The server asks for a
+whole epoch's rates when it opens the epoch, so a schedule never slows a worker down.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["LearningRate", "TorchSchedule", "check_learning_rate", "rate_at"]
+
+LearningRate: TypeAlias = float | Callable[[int], float]
+
+
+def check_learning_rate(owner: str, learning_rate: Any) -> None:
+    """Raises TypeError or ValueError unless this is a number greater than 0, or a function."""
+    if callable(learning_rate):
+        return
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float):
+        raise TypeError(
+            f"{owner}: learning_rate must be a number or a function of the step, found {type(learning_rate).__name__}"
+        )
+    if not math.isfinite(learning_rate) or learning_rate < 0:
+        raise ValueError(f"{owner}: learning_rate must be finite and not negative, found {learning_rate}")
+    if learning_rate == 0:
+        raise ValueError(f"{owner}: learning_rate must be greater than 0")
+
+
+def rate_at(owner: str, learning_rate: LearningRate, step: int) -> float:
+    """The learning rate of one step: finite, 0 or more. Raises TypeError or ValueError naming the step."""
+    if not callable(learning_rate):
+        return float(learning_rate)
+    found: Any = learning_rate(step)
+    scalar = not isinstance(found, bool | str | bytes) and hasattr(type(found), "__float__")
+    if not scalar or getattr(found, "ndim", 0) != 0:
+        raise TypeError(
+            f"{owner}: learning_rate({step}) must be a number, found {type(found).__name__}; the function gets the "
+            "step as an int, counted from 0, and returns one number"
+        )
+    rate = float(found)
+    if not math.isfinite(rate) or rate < 0:
+        raise ValueError(f"{owner}: learning_rate({step}) must be finite and not negative, found {rate}")
+    return rate
+
+
+class TorchSchedule:
+    """A torch.optim.lr_scheduler as a function of the step: the learning rate of its optimizer's first group.
+
+    The scheduler is stepped once per training step, here and nowhere else, and its optimizer never. So give it an
+    optimizer of its own; what it does besides the learning rate, such as OneCycleLR's momentum, has no effect.
+
+    Args:
+        scheduler: a fresh torch.optim.lr_scheduler.LRScheduler; not ReduceLROnPlateau, which needs a metric.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> schedule = TorchSchedule(torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5))
+        >>> [schedule(step) for step in range(5)]
+        [0.1, 0.1, 0.05, 0.05, 0.025]
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        for name in ("step", "get_last_lr"):
+            if not callable(getattr(scheduler, name, None)):
+                raise TypeError(f"scheduler: expected a torch.optim.lr_scheduler, found {type(scheduler).__name__}")
+        if type(scheduler).__name__ == "ReduceLROnPlateau":
+            raise TypeError("scheduler: ReduceLROnPlateau needs a metric, and is no function of the step")
+        self._scheduler = scheduler
+        self._rates = [float(scheduler.get_last_lr()[0])]
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of this step, counted from 0."""
+        while len(self._rates) <= step:
+            with warnings.catch_warnings():
+                # torch reminds of the order of optimizer.step() and scheduler.step(); there is no optimizer.step()
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self._scheduler.step()
+            self._rates.append(float(self._scheduler.get_last_lr()[0]))
+        return self._rates[step]

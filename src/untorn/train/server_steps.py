@@ -1,0 +1,128 @@
+"""Steps that the server makes: the workers sum the gradients, and an optimizer of another library does the rest.
+
+::
+
+    workers ── mean of the shards' gradients ──> channel of the sums ──> ServerSteps: clip, step, publish
+       ^                                                                                      │
+       └────── weights of version t+1, and beside them the optimizer's state <── channel of the weights
+
+The board's update tasks write the weighted mean of the shards into a version of the sums' channel, where a fused
+optimizer would write new weights (plan.py). The server lets the board go one step at a time, so whoever computes a
+gradient of step t finds version t as the newest. The optimizer's state is published beside the weights, as that of the
+fused ones is: one version is all that a training needs to go on, and checkpoints know nothing of all this.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.share import Publisher
+from untorn.share.tree import flatten
+from untorn.share.versions import FREE_SLOT_TIMEOUT_S
+from untorn.share.views import array_over
+from untorn.train.server_optimizer import ServerOptimizer
+
+__all__ = ["ServerSteps"]
+
+_Array = NDArray[Any]
+#: torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0
+_CLIP_EPSILON = 1e-6
+
+
+class ServerSteps:
+    """The steps of one job. Each takes what the workers have summed, and publishes the weights that follow.
+
+    Args:
+        optimizer: makes the steps, from the newest weights and state on.
+        weights: the channel to publish to.
+        sums: the channel that the board writes to.
+        untrained: how many of the weights' leaves are not trained: kept parameters, and then ``buffers``, whose new
+            values come before the gradients in each sum.
+        clip_norm: the greatest norm of a gradient, or None.
+    """
+
+    def __init__(
+        self,
+        optimizer: ServerOptimizer,
+        weights: Publisher,
+        sums: Publisher,
+        *,
+        untrained: int,
+        buffers: int,
+        clip_norm: float | None,
+        threads: int,
+    ) -> None:
+        self._weights = weights
+        self._reader = sums.subscriber()
+        self._clip_norm = clip_norm
+        with weights.subscriber() as reader, reader.snapshot() as newest:
+            hold = newest._held()
+            decoder = newest._attached.decoder(hold)
+            memory = bytearray(memoryview(hold))
+        params, state = decoder.value(memory), decoder.extra(memory)
+        leaves = _leaves(params)
+        kept = untrained - buffers
+        self._changed = range(kept, len(leaves) + len(state))
+        self._buffers = leaves[kept:untrained]
+        self._gradients = [np.empty_like(leaf) for leaf in leaves[untrained:]]
+        self._names = [*(f"parameter {index}" for index in range(len(self._gradients))), *state]
+        self._kinds = [(leaf.shape, leaf.dtype) for leaf in [*leaves[untrained:], *state.values()]]
+        self._base_version = weights.version
+        trained = dict(list(params.items())[untrained:]) if untrained else params
+        self._session = optimizer.session(trained, state, threads=threads)
+
+    @property
+    def steps(self) -> int:
+        """How many were made."""
+        return self._weights.version - self._base_version
+
+    def make(self, board: _core.Board, step: int) -> None:
+        """Make this step of the board, whose sum is the newest; raises CapacityError if readers hold every slot."""
+        self._read()
+        norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
+        row = step % board.steps
+        if self._clip_norm is not None:
+            array_over(board, np.float64, (board.steps, 3 + _core.BOARD_METRICS), board.log_at)[row, -1] = norm
+        rates = array_over(board, np.float64, (board.steps, _core.KERNEL_RATES), board.rates_at)
+        self._session.step(self._gradients, float(rates[row, 0]))
+        self._publish()
+
+    def _read(self) -> None:
+        with self._reader.snapshot() as newest:
+            for target, leaf in zip(self._buffers + self._gradients, _leaves(newest.value), strict=True):
+                np.copyto(target, leaf)
+
+    def _publish(self) -> None:
+        values = self._session.values()
+        for name, value, kind in zip(self._names, values, self._kinds, strict=True):
+            if (value.shape, value.dtype) != kind:
+                raise TypeError(
+                    f"optimizer: {name}: expected {kind[1]} of shape {kind[0]}, as before the first step, found "
+                    f"{value.dtype} of shape {value.shape}; only state that stays as large as it is can be published"
+                )
+        with self._weights._writing("step"):
+            versions = self._weights._versions
+            layout = versions.known_layout()
+            slot, draft = versions.begin_from_newest(FREE_SLOT_TIMEOUT_S, without=self._changed)
+            for index, leaf in zip(self._changed, self._buffers + values, strict=True):
+                layout.write_leaf(draft, index, leaf)
+            versions.finish(layout, slot, self._changed)
+
+
+def _clip(gradients: list[_Array], clip_norm: float) -> float:
+    """Scale them, in place, as torch.nn.utils.clip_grad_norm_ does; the norm before that, counted in float64."""
+    norm = math.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients))
+    scale = clip_norm / (norm + _CLIP_EPSILON)
+    if not scale > 1:  # a norm that is not a number stays one, and every parameter shows it
+        for gradient in gradients:
+            np.multiply(gradient, gradient.dtype.type(scale), out=gradient)
+    return norm
+
+
+def _leaves(tree: Any) -> list[_Array]:
+    return flatten(tree)[1]
