@@ -5,23 +5,33 @@ A failing run is repeated with ``UNTORN_SEED=<the printed seed>``. Tests marked 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
 import os
 import random
+import shutil
 import struct
+import tempfile
 import time
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from helpers import descriptors, untorn_mappings
+from untorn.share.subscriber import let_go_of_the_dead
 
 SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))
 SHM = Path(f"/dev/shm/untorn-{os.geteuid()}")
 RETRIES = 50
+
+
+_HYPOTHESIS_HOME = tempfile.mkdtemp(prefix="untorn-hypothesis-")
+set_hypothesis_home_dir(_HYPOTHESIS_HOME)  # it needs to keep nothing: seeds say all
+atexit.register(shutil.rmtree, _HYPOTHESIS_HOME, ignore_errors=True)
 
 
 def pytest_report_header() -> str:
@@ -79,6 +89,7 @@ def nothing_is_left(request: pytest.FixtureRequest):
     for _ in range(RETRIES):
         if not left:
             return
+        let_go_of_the_dead()
         gc.collect()
         time.sleep(0.02)  # the kernel takes a moment with the dead; this waits for nothing that a test does
         left = before.left()

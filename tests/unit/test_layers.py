@@ -1,6 +1,7 @@
 """Imports run one way, and ``import untorn`` is light (docs: Layout; style rules 1 and 12)."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ BELOW = {
     "adapters": {"share", "_core", "errors"},
     "engines": {"share", "_core", "errors"},
     "train": {"engines", "adapters", "share", "_core", "errors"},
+    "torch": {"train", "_core", "errors"},
+    "jax": {"train", "_core", "errors"},
     "jobs": {"train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
 #: untorn/__init__.py; what it has of train it imports on first use
-BELOW[""] = {"share", "errors", "train"}
+BELOW[""] = {"adapters", "share", "errors", "train"}
 
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
@@ -137,3 +140,20 @@ def test_train_is_imported_when_it_is_used():
     modules = loaded("import untorn; untorn.Trainer")
     assert "untorn.train" in modules
     assert not {"sklearn", "rich", "click", "matplotlib", "untorn.cli", "untorn.jobs"} & modules
+
+
+def test_collecting_the_tests_starts_no_jax():
+    """JAX warns at every fork of a process that it has computed in, and most tests fork."""
+    code = (
+        "import sys, importlib.util\n"
+        "for number, path in enumerate(sys.argv[1:]):\n"
+        "    spec = importlib.util.spec_from_file_location(f'collected{number}', path)\n"
+        "    spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends\n"
+    )
+    tests = Path(__file__).parents[1]
+    files = sorted(path for path in tests.rglob("test_*.py") if "import jax" in path.read_text())
+    path = [str(tests), str(tests / "unit" / "train")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    subprocess.run([sys.executable, "-c", code, *map(str, files)], check=True, env=environment)

@@ -46,12 +46,13 @@ def leads_somewhere(document: Path, target: str) -> bool:
 
 
 BLOCKS = python_blocks(README.read_text())
+GUIDE = sorted(path for path in ROOT.glob("docs/guide/*.md") if python_blocks(path.read_text()))
 
 
 def expected_output(block: str) -> list[str]:
-    """What a block says that it prints: the comment behind each print, up to a colon."""
+    """What a block says that it prints: the comment behind each print, up to a colon and an explanation."""
     said = re.findall(r"print\(.*\)\s+# (.+)$", block, re.MULTILINE)
-    return [comment.split(": ")[0].strip() for comment in said]
+    return [re.sub(r": a .*", "", comment).strip() for comment in said]
 
 
 def test_readme_shows_both_layers():
@@ -62,6 +63,16 @@ def test_readme_shows_both_layers():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["share", "train"])
 def test_examples_of_readme_print_what_it_says(block, tmp_path):
+    check_that_it_prints_what_it_says(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.stem)
+def test_examples_of_the_guide_print_what_they_say(page, tmp_path):
+    for block in python_blocks(page.read_text()):
+        check_that_it_prints_what_it_says(block, tmp_path)
+
+
+def check_that_it_prints_what_it_says(block, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(block)
     done = subprocess.run(

@@ -142,8 +142,10 @@ def _worker(main: Callable[[int, Subscriber], None], index: int, address: Addres
 
 def worker_variables(threads: int) -> dict[str, str]:
     """The environment of a worker process, beside this process's own."""
-    malloc = {key: value for key, value in _MALLOC_VARIABLES.items() if key not in os.environ}
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | malloc
+    unless_set = _MALLOC_VARIABLES | {"JAX_PLATFORMS": "cpu"}  # or else each worker takes a share of every GPU
+    others = {key: value for key, value in unless_set.items() if key not in os.environ}
+    # JAX takes other algorithms, with other last bits, where it has one thread alone; the serial engine has several
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PJRT_NPROC": str(max(2, threads))} | others
 
 
 @contextmanager
