@@ -12,11 +12,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import signal
+import threading
 import time
 
 import numpy as np
 
 import untorn
+
+# Set by Ctrl-C, and looked at between writes: a KeyboardInterrupt inside multiprocessing's locks would leave them
+# locked. The readers inherit the handler, and end with this process.
+interrupted = threading.Event()
 
 
 def read_array(shared):
@@ -47,13 +52,13 @@ def measure(read, shared, write, options):
         multiprocessing.Process(target=count_torn, args=(read, shared, ready, options.seconds, results), daemon=True)
         for _ in range(options.readers)
     ]
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the writer alone
     for process in readers:
         process.start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ready.wait()
     writes = 0
     while any(process.is_alive() for process in readers):
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         for _ in range(10):
             write(1.0 if writes % 2 else -1.0)
             writes += 1
@@ -100,6 +105,7 @@ def main():
     parser.add_argument("--readers", type=positive(int), default=2, help="processes (default: 2)")
     options = parser.parse_args()
 
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     print(f"{'':24}{'reads':>12}{'torn reads':>12}{'reads/s':>12}{'writes/s':>12}")
     for label, run in (("multiprocessing.Array", with_array), ("untorn", with_untorn)):
         reads, torn, writes = run(options)
