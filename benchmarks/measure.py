@@ -86,15 +86,18 @@ def row(
     to: Sequence[float] | None = None,
     ratio_to: str = "",
     ratio_at_most: float | None = None,
+    ratio_at_least: float | None = None,
     at_most: float | None = None,
     note: str = "",
 ) -> Row:
-    """Make a Row of measured times (in seconds), judged by ``at_most`` (in ``unit``) or ``ratio_at_most``."""
+    """Make a Row of measured times (in seconds), judged by ``at_most`` (in ``unit``) or by its ratio."""
     median = statistics.median(times) * UNITS[unit]
     ratio, spread = ratios(times, to) if to is not None else (None, None)
     aim, reached = "", None
     if ratio_at_most is not None and ratio is not None:
         aim, reached = f"ratio at most {ratio_at_most:g}", ratio <= ratio_at_most
+    elif ratio_at_least is not None and ratio is not None:
+        aim, reached = f"ratio at least {ratio_at_least:g}", ratio >= ratio_at_least
     elif at_most is not None:
         aim, reached = f"at most {at_most:g} {unit}", median <= at_most
     return Row(what, median, unit, ratio, spread, ratio_to, aim, reached, note)

@@ -1,33 +1,19 @@
 /* The board. See board.h for what it promises and how a step goes. */
 #include "board.h"
 
-#include <math.h>
 #include <string.h>
 
+#include "board_tasks.h"
+#include "board_update.h"
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB2"
-/* torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0. */
-#define CLIP_EPSILON 1e-6
+#define BOARD_MAGIC "untornB3"
 
 /* Waiting workers look around by themselves this often: a worker killed right after the last commit of a phase could
  * not move it on. */
 static const int64_t LOOK_AROUND_NS = 10000000;
 
 /* -- words ------------------------------------------------------------------------------------------------------ */
-
-static uint64_t task_make(uint64_t step, enum task_state state, uint32_t worker, uint32_t buffer)
-{
-    return step << 32 | (uint64_t)state << 30 | (uint64_t)worker << 16 | buffer;
-}
-static uint64_t task_step(uint64_t task) { return task >> 32; }
-static enum task_state task_state(uint64_t task) { return (enum task_state)(task >> 30 & 3); }
-static uint32_t task_worker(uint64_t task) { return (uint32_t)(task >> 16 & 0x3fff); }
-static uint32_t task_buffer(uint64_t task) { return (uint32_t)(task & 0xffff); }
-static bool task_is(uint64_t task, uint64_t step, enum task_state state)
-{
-    return task_step(task) == step && task_state(task) == state;
-}
 
 static uint64_t phase_make(uint64_t step, enum phase_kind kind, unsigned slot) { return step << 8 | kind << 6 | slot; }
 static uint64_t phase_step(uint64_t phase) { return phase >> 8; }
@@ -58,10 +44,10 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->rates_at = section(&end, config->steps * sizeof(struct kernel_rates));
     header->order_at = section(&end, config->examples * sizeof(int64_t));
     header->names_at = section(&end, 4096);
-    header->errors_at = section(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
     header->buffer_stride = round_up(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = round_up(end, 4096);
     header->buffers_at = section(&end, (config->shards + config->workers) * header->buffer_stride);
+    header->errors_at = section(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
     header->nbytes = end;
 }
 
@@ -70,6 +56,19 @@ uint64_t board_nbytes(const struct board_config *config)
     struct board_header header;
     sections_place(&header, config);
     return header.nbytes;
+}
+
+uint64_t board_nbytes_needed(const struct board_config *config)
+{
+    struct board_header header;
+    sections_place(&header, config);
+    header.shards = config->shards;
+    return board_nbytes_used(&header, config->active);
+}
+
+uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers)
+{
+    return header->buffers_at + (header->shards + workers) * header->buffer_stride;
 }
 
 static void board_find(struct board *board, void *memory)
@@ -105,14 +104,16 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->state_stride = config->state_stride;
     header->base_version = config->base_version;
     header->clip_norm = config->clip_norm;
+    header->lanes = config->lanes;
     header->hyper = config->hyper;
+    store_relaxed(&header->active, config->active);
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
-    for (uint32_t shard = 0; shard < config->shards; shard++)
-        store_relaxed(&board->shard_tasks[shard].word, task_make(0, TASK_FREE, 0, shard));
+    for (uint32_t shard = 0; shard < config->shards; shard++) /* lanes wait for the server to open them */
+        store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->lanes ? TASK_EMPTY : TASK_FREE, 0, shard));
     for (uint32_t worker = 0; worker < config->workers; worker++) {
         store_relaxed(&board->workers[worker].scratch, config->shards + worker);
-        store_relaxed(&board->workers[worker].intent, BOARD_NO_INTENT);
+        store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));
     }
     memcpy(header->magic, BOARD_MAGIC, sizeof header->magic);
 }
@@ -145,221 +146,6 @@ void board_ring_server(const struct board *board)
 {
     add(&board->header->server_bell, 1);
     futex_wake(&board->header->server_bell, &board->header->server_sleepers);
-}
-
-/* -- tasks ------------------------------------------------------------------------------------------------------ */
-
-/* Claim the first task of this step that nobody has, looking from `first` on; false if there is none. On return
- * *done says whether every task is done. */
-static bool task_claim(struct board_task *tasks, uint32_t count, uint32_t first, uint64_t step, uint32_t worker,
-                       uint32_t *index, uint64_t *claim, bool *done)
-{
-    *done = true;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = (first + i) % count;
-        uint64_t task = load_acquire(&tasks[at].word); /* pairs with the swap_if of commits */
-        if (task_is(task, step, TASK_DONE))
-            continue;
-        *done = false;
-        if (task_step(task) > step || task_is(task, step, TASK_CLAIMED))
-            continue; /* somebody else's; or the phase moved on while we looked */
-        *claim = task_make(step, TASK_CLAIMED, worker, task_buffer(task));
-        if (swap_if(&tasks[at].word, task, *claim)) {
-            *index = at;
-            return true;
-        }
-    }
-    return false;
-}
-
-bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn)
-{
-    struct board_worker *self = &board->workers[worker];
-    shared_u64 *word = &board->shard_tasks[turn->shard].word;
-    uint32_t scratch = (uint32_t)load_relaxed(&self->scratch), old = task_buffer(turn->claim);
-    /* killed before the swap: board_recover finds our claim; after it: it finds it done, or the step gone by */
-    store_release(&self->intent, turn->step << 32 | (uint64_t)turn->shard << 16 | old);
-    bool counts = swap_if(word, turn->claim, task_make(turn->step, TASK_DONE, worker, scratch));
-    if (counts) {
-        store_release(&self->scratch, old);
-        store_relaxed(&self->commits, load_relaxed(&self->commits) + 1);
-    }
-    store_release(&self->intent, BOARD_NO_INTENT);
-    return counts;
-}
-
-/* -- norms and updates -------------------------------------------------------------------------------------------- */
-
-/* The shards of a step whose gradients are all committed. */
-struct shards {
-    const struct board_buffer *buffers[BOARD_MAX_SHARDS];
-    double weights[BOARD_MAX_SHARDS];
-    double examples;
-};
-
-static void shards_collect(const struct board *board, struct shards *shards)
-{
-    uint32_t count = board->header->shards;
-    uint64_t examples = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        shards->buffers[i] = board_buffer_at(board, task_buffer(load_acquire(&board->shard_tasks[i].word)));
-        examples += shards->buffers[i]->examples;
-    }
-    shards->examples = (double)examples;
-    for (uint32_t i = 0; i < count; i++) /* a batch of nothing: every shard is absent, and nothing is not a number */
-        shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
-}
-
-static enum kernel_dtype range_dtype(const struct board_range *range)
-{
-    return (enum kernel_dtype)(range->dtype & 0xff);
-}
-static enum merge_kind range_kind(const struct board_range *range) { return (enum merge_kind)(range->dtype >> 8); }
-
-/* One range's gradients; `grads` is room for their addresses. */
-static struct kernel_range shards_range(const struct board *board, const struct shards *shards, uint32_t index,
-                                        const void **grads)
-{
-    const struct board_range *range = &board->ranges[index];
-    for (uint32_t i = 0; i < board->header->shards; i++)
-        grads[i] = (const uint8_t *)(shards->buffers[i] + 1) + range->grad_offset;
-    return (struct kernel_range){
-        .count = range->count,
-        .shards = board->header->shards,
-        .grads = grads,
-        .weights = shards->weights,
-        .grad_scale = 1,
-    };
-}
-
-/* Do every norm task that nobody has; true if all are done. */
-static bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
-{
-    const struct board_header *header = board->header;
-    uint32_t index, first = worker * header->ranges / header->workers;
-    uint64_t claim;
-    struct shards shards;
-    const void *grads[BOARD_MAX_SHARDS];
-    bool collected = false, done;
-    while (task_claim(board->norm_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
-        if (!collected)
-            shards_collect(board, &shards);
-        collected = true;
-        const struct kernel_range work = shards_range(board, &shards, index, grads);
-        const struct board_range *range = &board->ranges[index];
-        board->squares[index] = range_kind(range) == MERGE_STEP ? kernel_square_sum(range_dtype(range), &work) : 0;
-        swap_if(&board->norm_tasks[index].word, claim, task_make(step, TASK_DONE, worker, 0));
-        first = index + 1;
-    }
-    return done;
-}
-
-/* The norm of the step's whole gradient; its norm tasks are done. */
-static double norm_collect(const struct board *board)
-{
-    return sqrt(kernel_tree_sum(board->header->ranges, board->squares));
-}
-
-static double clip_scale(double clip_norm, double norm)
-{
-    double scale = clip_norm / (norm + CLIP_EPSILON);
-    return scale > 1 ? 1 : scale; /* a norm that is not a number stays one, and every parameter shows it */
-}
-
-static double shards_mean(const struct shards *shards, uint32_t count, const double *(*pick)(const struct board_buffer *, int),
-                          int which)
-{
-    double terms[BOARD_MAX_SHARDS];
-    uint32_t present = 0;
-    for (uint32_t i = 0; i < count; i++) /* an empty shard has measured nothing */
-        if (shards->weights[i] != 0)
-            terms[present++] = shards->weights[i] * *pick(shards->buffers[i], which);
-    return kernel_tree_sum(present, terms);
-}
-
-static const double *pick_loss(const struct board_buffer *buffer, int which) { return &buffer->loss; }
-static const double *pick_metric(const struct board_buffer *buffer, int which) { return &buffer->metrics[which]; }
-
-static void log_write(const struct board *board, uint64_t step, const struct shards *shards, double norm)
-{
-    uint32_t count = board->header->shards;
-    struct board_log *log = &board->log[step % board->header->steps];
-    log->examples = shards->examples;
-    log->loss = shards_mean(shards, count, pick_loss, 0);
-    log->grad_norm = norm;
-    for (int metric = 0; metric < BOARD_METRICS; metric++)
-        log->metrics[metric] = shards_mean(shards, count, pick_metric, metric);
-}
-
-/* The part of a version that no range covers: header and schema. Done with range 0, so it has one writer. */
-static void version_begin(const struct board *board, uint64_t step, const uint8_t *from, uint8_t *to)
-{
-    const struct slot_header *source = (const struct slot_header *)from;
-    struct slot_header *target = (struct slot_header *)to;
-    memcpy(to, from, sizeof *source + source->schema_nbytes);
-    target->version = board->header->base_version + step + 1;
-    target->published_ns = clock_wall_ns();
-}
-
-static void range_update(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index,
-                         double grad_scale, const uint8_t *from, uint8_t *to)
-{
-    const struct board_header *header = board->header;
-    const struct board_range *range = &board->ranges[index];
-    const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
-    void *state_out[KERNEL_MAX_STATES];
-    struct kernel_hyper hyper = header->hyper;
-    hyper.rates = board->rates[step % header->steps];
-    unsigned states = kernel_state_count((enum kernel_optimizer)header->optimizer, &hyper);
-    for (unsigned k = 0; k < states; k++) {
-        uint64_t offset = range->slot_offset + (k + 1) * header->state_stride;
-        state_in[k] = from + offset;
-        state_out[k] = to + offset;
-    }
-    struct kernel_range work = shards_range(board, shards, index, grads);
-    work.grad_scale = grad_scale;
-    work.params_in = from + range->slot_offset;
-    work.params_out = to + range->slot_offset;
-    work.state_in = state_in;
-    work.state_out = state_out;
-    if (range_kind(range) == MERGE_STEP)
-        kernel_step((enum kernel_optimizer)header->optimizer, range_dtype(range), &hyper, &work);
-    else
-        merge(range_kind(range), range_dtype(range), &work);
-}
-
-/* Do every update task that nobody has; true if all are done. */
-static bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t phase)
-{
-    const struct board_header *header = board->header;
-    uint64_t step = phase_step(phase);
-    uint32_t index, first = worker * header->ranges / header->workers;
-    uint64_t claim, capacity;
-    uint8_t *from = NULL, *to = NULL;
-    struct shards shards;
-    double norm = 0;
-    bool done;
-    while (task_claim(board->range_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
-        if (from == NULL) {
-            unsigned slot = latest_slot(channel_latest(&weights->channel));
-            if (attachment_map(weights, slot, &from, &capacity) != STATUS_OK ||
-                attachment_map(weights, phase_slot(phase), &to, &capacity) != STATUS_OK) {
-                store_release(&board->range_tasks[index].word, task_make(step, TASK_FREE, 0, 0));
-                return false; /* no memory for a mapping: another worker may do better */
-            }
-            shards_collect(board, &shards);
-            norm = header->clip_norm != 0 ? norm_collect(board) : 0;
-        }
-        if (index == 0) {
-            version_begin(board, step, from, to);
-            log_write(board, step, &shards, norm);
-        }
-        double scale = header->clip_norm != 0 ? clip_scale(header->clip_norm, norm) : 1;
-        range_update(board, &shards, step, index, scale, from, to);
-        swap_if(&board->range_tasks[index].word, claim, task_make(step, TASK_DONE, worker, 0));
-        first = index + 1;
-    }
-    return done;
 }
 
 /* -- phases ----------------------------------------------------------------------------------------------------- */
@@ -423,32 +209,37 @@ static void slot_ask(const struct board *board)
     board_ring_server(board);
 }
 
-struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, uint32_t first,
-                       int64_t spin_ns, int64_t wait_ns)
+struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
+                       int64_t wait_ns)
 {
     struct board_header *header = board->header;
-    int64_t end_ns = clock_monotonic_ns() + wait_ns;
+    int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)load_relaxed(&header->spin_ns) : 0;
     for (;;) {
         uint32_t seen = load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
         if (load_acquire(&header->stop) != 0)
             return (struct turn){.kind = TURN_STOP};
+        if (worker >= load_acquire(&header->active))
+            return (struct turn){.kind = TURN_LEAVE};
         uint64_t phase = load_acquire(&header->phase), step = phase_step(phase);
-        struct turn turn = {.kind = TURN_GRADIENT, .step = step};
+        struct turn turn;
         bool done = false, has_slot = true;
-        if (step >= load_acquire(&header->limit)) {
+        if (header->lanes) {
+            if (lane_claim(board, worker, &turn))
+                return turn;
+            if (wait_ns == 0)
+                return (struct turn){.kind = TURN_IDLE};
+        } else if (step >= load_acquire(&header->limit)) {
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_IDLE};
         } else if (phase_kind(phase) == PHASE_UPDATE) {
-            if (updates_run(board, weights, worker, phase)) {
+            if (updates_run(board, weights, worker, step, phase_slot(phase))) {
                 phase_end_update(board, weights, phase);
                 continue;
             }
         } else if (phase_kind(phase) == PHASE_NORM) {
             done = norms_run(board, worker, step);
             has_slot = !done || phase_begin_update(board, weights, phase);
-        } else if (task_claim(board->shard_tasks, header->shards, first, step, worker, &turn.shard, &turn.claim,
-                              &done)) {
-            turn.buffer = (uint32_t)load_relaxed(&board->workers[worker].scratch);
+        } else if (shard_claim(board, worker, step, &turn, &done)) {
             return turn;
         } else if (done) {
             has_slot = phase_end_gradient(board, weights, phase);
@@ -481,41 +272,60 @@ void board_stop(const struct board *board)
     board_ring(board);
 }
 
-/* The worker is dead, so its record stands still; only the server calls this. Did its last swap happen? While its
- * claim stands, no. Otherwise yes: nobody but the server takes a claim away, so the step could not go by without it. */
-static void intent_settle(const struct board *board, uint32_t worker)
+void board_team(const struct board *board, uint32_t active, int64_t spin_ns)
 {
-    struct board_worker *dead = &board->workers[worker];
-    uint64_t intent = load_acquire(&dead->intent);
-    if (intent == BOARD_NO_INTENT)
-        return;
-    uint64_t step = intent >> 32;
-    uint32_t shard = (uint32_t)(intent >> 16 & 0xffff), old = (uint32_t)(intent & 0xffff);
-    uint64_t task = load_acquire(&board->shard_tasks[shard].word);
-    bool stands = task_is(task, step, TASK_CLAIMED) && task_worker(task) == worker;
-    if (!stands)
-        store_release(&dead->scratch, old);
-    store_release(&dead->intent, BOARD_NO_INTENT);
-}
-
-static int64_t claims_free(struct board_task *tasks, uint32_t count, uint32_t worker)
-{
-    int64_t freed = -1;
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t task = load_acquire(&tasks[i].word);
-        if (task_state(task) == TASK_CLAIMED && task_worker(task) == worker &&
-            swap_if(&tasks[i].word, task, task_make(task_step(task), TASK_FREE, 0, task_buffer(task))))
-            freed = i;
-    }
-    return freed;
-}
-
-int64_t board_recover(const struct board *board, uint32_t worker)
-{
-    intent_settle(board, worker);
-    int64_t shard = claims_free(board->shard_tasks, board->header->shards, worker);
-    claims_free(board->norm_tasks, board->header->ranges, worker);
-    claims_free(board->range_tasks, board->header->ranges, worker);
+    store_relaxed(&board->header->spin_ns, (uint64_t)spin_ns);
+    store_release(&board->header->active, active);
     board_ring(board);
-    return shard;
+}
+
+/* -- lanes ------------------------------------------------------------------------------------------------------ */
+
+bool lane_open(const struct board *board, uint32_t lane, uint64_t batch)
+{
+    shared_u64 *word = &board->shard_tasks[lane].word;
+    uint64_t task = load_relaxed(word);
+    if (task_state(task) != TASK_EMPTY)
+        return false;
+    store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty lane */
+    board_ring(board);
+    return true;
+}
+
+/* The lane's gradient was applied. Only the server changes a lane that is done. */
+static void lane_empty(const struct board *board, uint32_t lane)
+{
+    shared_u64 *word = &board->shard_tasks[lane].word;
+    uint64_t task = load_acquire(word);
+    commit_bury(board, lane, task);
+    store_release(word, task_make(task_step(task), TASK_EMPTY, 0, task_buffer(task)));
+}
+
+struct lane lane_look(const struct board *board, uint32_t lane)
+{
+    uint64_t task = load_acquire(&board->shard_tasks[lane].word); /* pairs with board_commit */
+    return (struct lane){
+        .state = task_state(task),
+        .batch = task_step(task),
+        .version = task_state(task) == TASK_DONE ? board_buffer_at(board, task_buffer(task))->version : 0,
+    };
+}
+
+enum status lane_apply(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+                       uint64_t staleness)
+{
+    uint64_t capacity;
+    uint8_t *from;
+    unsigned slot;
+    enum status status = attachment_map(weights, latest_slot(channel_latest(&weights->channel)), &from, &capacity);
+    if (status == STATUS_OK)
+        status = attachment_pick_ready(weights, ((const struct slot_header *)from)->nbytes, &slot);
+    if (status == STATUS_OK)
+        status = lane_update(board, weights, lane, step, staleness, slot);
+    if (status != STATUS_OK)
+        return status;
+    channel_publish(&weights->channel, board->header->base_version + step + 1, slot);
+    lane_empty(board, lane);
+    store_release(&board->header->phase, phase_make(step + 1, PHASE_GRADIENT, 0)); /* pairs with board_step */
+    return STATUS_OK;
 }

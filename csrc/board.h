@@ -21,11 +21,21 @@
  * of its own and reads what stands still, so running it twice is harmless.
  *
  * A task is a word: step, state, worker, buffer. Words carry their step, so nothing is ever reset. Only the server
- * hands claims back, and only those of workers that the kernel declared dead; so a claimed range has one writer.
+ * hands claims back: all those of a worker that the kernel declared dead, and the gradient of one that is stopped. A
+ * claimed range is left to its worker as long as that lives, so it has one writer.
  *
  * Buffers: every shard owns one, every worker has one as scratch. A commit swaps them: the shard's word names the
- * scratch, and what it named before is the worker's new scratch. The worker writes down what it is about to do (its
- * intent) before the swap, so that board_recover can tell, from the one task word, whether a killed worker did it.
+ * scratch, and what it named before is the worker's new scratch. The worker writes down in its record what it is about
+ * to do before the swap; board_tasks.h says how that tells, after its death, which buffer is whose.
+ *
+ * Workers come and go while steps run: rows below `active` take part, and a row has memory for its buffer once it was
+ * active (board_nbytes_used).
+ *
+ * Lanes, for asynchronous training: a shard's task is then a lane, which holds a batch of its own. The server opens it,
+ * a worker computes the whole batch's gradient on the newest version that it finds, and the server applies it, in an
+ * order of its own:
+ *
+ *     EMPTY --lane_open--> FREE --claim--> CLAIMED --commit--> DONE --lane_apply--> EMPTY, and a new version
  */
 #ifndef UNTORN_BOARD_H
 #define UNTORN_BOARD_H
@@ -37,7 +47,7 @@
 enum { BOARD_METRICS = 16, BOARD_MAX_SHARDS = 1024, BOARD_MAX_WORKERS = 1024, BOARD_ERROR_NBYTES = 32768 };
 
 /* task = step << 32 | state << 30 | worker << 16 | buffer */
-enum task_state { TASK_FREE = 0, TASK_CLAIMED = 1, TASK_DONE = 2 };
+enum task_state { TASK_FREE = 0, TASK_CLAIMED = 1, TASK_DONE = 2, TASK_EMPTY = 3 };
 /* phase = step << 8 | kind << 6 | slot */
 enum phase_kind { PHASE_GRADIENT = 0, PHASE_UPDATE = 1, PHASE_NORM = 2 };
 
@@ -45,11 +55,10 @@ struct board_task { shared_u64 word; uint8_t pad[56]; };
 
 struct board_worker {
     shared_u64 scratch;        /* its buffer; writer: the worker, or the server once it is dead */
-    shared_u64 intent;         /* step << 32 | shard << 16 | the shard's old buffer; BOARD_NO_INTENT */
+    shared_u64 record;         /* of its last commit, see board_tasks.h; writers: the worker, and who settles it */
     shared_u64 commits;        /* gradients committed; writer: the worker */
     uint8_t pad[40];
 };
-#define BOARD_NO_INTENT UINT64_MAX
 
 /* A contiguous run of parameters of one dtype: the work of one update task. Written once. */
 struct board_range {
@@ -64,19 +73,22 @@ struct board_buffer {
     uint64_t examples;
     double loss;               /* mean over the examples */
     double metrics[BOARD_METRICS];
-    uint8_t pad[112];
+    uint64_t version;          /* of the weights that it was computed on; lanes only */
+    uint8_t pad[104];
 };
 
 /* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
 struct board_log {
     double examples, loss, metrics[BOARD_METRICS];
+    double staleness;          /* versions between the gradient's weights and those that it was applied to; lanes only */
     double grad_norm;          /* before clipping; 0 without */
 };
 
 struct board_header {
     char magic[8];
     uint64_t nbytes;
-    uint32_t shards, ranges, workers, optimizer;
+    uint32_t shards, ranges, workers, optimizer; /* workers: the most that there can be */
+    uint32_t lanes;            /* 1: every shard is a lane */
     uint64_t steps;            /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes;    /* of a gradient, without its header */
@@ -96,6 +108,8 @@ struct board_header {
     _Alignas(64) shared_u64 limit;           /* steps below it may run; writer: the server */
     shared_u32 stop;                         /* writer: the server */
     shared_u32 need_slot;                    /* raised by workers, lowered by the server */
+    shared_u32 active;                       /* workers from this one on leave; writer: the server */
+    shared_u64 spin_ns;                      /* how long to spin before sleeping; writer: the server */
     shared_u32 failed;                       /* 1 + the worker whose error text is complete; first one wins */
 };
 _Static_assert(sizeof(struct board_task) == 64 && sizeof(struct board_worker) == 64, "one line each");
@@ -113,7 +127,8 @@ struct board {
 };
 
 struct board_config {
-    uint32_t shards, ranges, workers, optimizer;
+    uint32_t shards, ranges, workers, active, optimizer; /* workers, active: the most there can be, and at first */
+    bool lanes;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
     double clip_norm;
     struct kernel_hyper hyper;
@@ -121,6 +136,10 @@ struct board_config {
 
 /* Bytes of a board; fills nothing. */
 uint64_t board_nbytes(const struct board_config *config);
+/* How many of these, from the start, need memory at first, and while so many workers take part. Behind them are the
+ * buffers of workers that may come later, and the texts of errors, which take memory when there are any. */
+uint64_t board_nbytes_needed(const struct board_config *config);
+uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers);
 /* Lay a new board out in zeroed memory of board_nbytes. */
 void board_format(struct board *board, void *memory, const struct board_config *config,
                   const struct board_range *ranges);
@@ -129,7 +148,7 @@ enum status board_attach(struct board *board, void *memory, uint64_t nbytes);
 
 struct board_buffer *board_buffer_at(const struct board *board, uint32_t buffer);
 
-enum turn_kind { TURN_GRADIENT = 0, TURN_IDLE = 1, TURN_STOP = 2, TURN_NEED_SLOT = 3 };
+enum turn_kind { TURN_GRADIENT = 0, TURN_IDLE = 1, TURN_STOP = 2, TURN_NEED_SLOT = 3, TURN_LEAVE = 4 };
 
 /* What to do next, and what it takes to commit it. Private to one worker. */
 struct turn {
@@ -139,20 +158,35 @@ struct turn {
     uint64_t claim;            /* the task word as claimed */
 };
 
-/* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for work:
- * spins up to spin_ns, sleeps up to wait_ns in all, then returns TURN_IDLE. `first` is the shard to look at first. */
-struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, uint32_t first,
-                       int64_t spin_ns, int64_t wait_ns);
-/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing.
- * (Today claims are taken from dead workers alone, so it is always true. Whoever takes them from stopped ones must
- * change intent_settle as well: tests/model/later_board_model.py has a way.) */
+/* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for
+ * work: spins for a while, if `spin`, sleeps up to wait_ns in all, then returns TURN_IDLE. */
+struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
+                       int64_t wait_ns);
+/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */
 bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn);
+/* Is the task still the worker's? */
+bool board_stands(const struct board *board, const struct turn *turn);
 
-/* The server: let steps below `limit` run; stop everything; settle the affairs of a worker that is dead. */
+/* The server: let steps below `limit` run; let the workers below `active` take part, spinning so long; stop all. */
 void board_open(const struct board *board, uint64_t limit);
+void board_team(const struct board *board, uint32_t active, int64_t spin_ns);
 void board_stop(const struct board *board);
-/* ...and say which shard's gradient it had claimed, or -1. */
+/* Settle the affairs of a worker that is dead; which shard's gradient it had claimed, or -1. */
 int64_t board_recover(const struct board *board, uint32_t worker);
+/* Give the gradient task of a worker that is stopped to others; which shard's, or -1. */
+int64_t board_give_up(const struct board *board, uint32_t worker);
+/* Does it hold a norm or update task, which only its death can free? */
+bool board_holds_range(const struct board *board, uint32_t worker);
+
+/* The server, with lanes: put a batch into an empty lane; false if it is not. No two batches have the same number. */
+bool lane_open(const struct board *board, uint32_t lane, uint64_t batch);
+struct lane { enum task_state state; uint64_t batch, version; }; /* version: of the weights, once it is DONE */
+struct lane lane_look(const struct board *board, uint32_t lane);
+/* Apply a lane's gradient, which is DONE, as this step, and record its staleness. The caller is the weights' publisher.
+ * STATUS_NO_SLOT: nothing happened, and the server makes room. */
+enum status lane_apply(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+                       uint64_t staleness);
+
 void board_ring(const struct board *board);
 void board_ring_server(const struct board *board);
 static inline uint64_t board_step(const struct board *board) { return load_acquire(&board->header->phase) >> 8; }

@@ -61,17 +61,18 @@ static PyObject *Board_next(PyObject *self, PyObject *args)
 {
     BoardObject *board = (BoardObject *)self;
     PyObject *weights;
-    unsigned worker, first;
-    double spin_s, wait_s;
-    if (!PyArg_ParseTuple(args, "O!IIdd", AttachmentType, &weights, &worker, &first, &spin_s, &wait_s))
+    unsigned worker;
+    int spin;
+    double wait_s;
+    if (!PyArg_ParseTuple(args, "O!Ipd", AttachmentType, &weights, &worker, &spin, &wait_s))
         return NULL;
     if (worker >= board->board.header->workers) {
         PyErr_Format(PyExc_ValueError, "worker %u: the board has %u", worker, board->board.header->workers);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    board->turn = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, first,
-                             (int64_t)(spin_s * 1e9), (int64_t)(wait_s * 1e9));
+    board->turn = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, spin != 0,
+                             (int64_t)(wait_s * 1e9));
     Py_END_ALLOW_THREADS
     const struct turn *turn = &board->turn;
     const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, turn->buffer);
@@ -94,6 +95,12 @@ static PyObject *Board_commit(PyObject *self, PyObject *argument)
     return PyBool_FromLong(counts);
 }
 
+static PyObject *Board_stands(PyObject *self, PyObject *unused)
+{
+    BoardObject *board = (BoardObject *)self;
+    return PyBool_FromLong(board->turn.kind == TURN_GRADIENT && board_stands(&board->board, &board->turn));
+}
+
 static PyObject *Board_fail(PyObject *self, PyObject *argument)
 {
     struct board_header *header = ((BoardObject *)self)->board.header;
@@ -106,10 +113,19 @@ static PyObject *Board_fail(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+/* Steps and batches are 32 bits of a task's word. */
+static bool step_check(unsigned long long step)
+{
+    if (step <= UINT32_MAX)
+        return true;
+    PyErr_Format(PyExc_OverflowError, "step %llu: a board counts to %lu", step, (unsigned long)UINT32_MAX);
+    return false;
+}
+
 static PyObject *Board_open(PyObject *self, PyObject *argument)
 {
     unsigned long long limit = PyLong_AsUnsignedLongLong(argument);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || !step_check(limit))
         return NULL;
     board_open(&((BoardObject *)self)->board, limit);
     Py_RETURN_NONE;
@@ -121,15 +137,115 @@ static PyObject *Board_stop(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static bool workers_check(const struct board *board, unsigned long workers)
+{
+    if (workers <= board->header->workers)
+        return true;
+    PyErr_Format(PyExc_ValueError, "%lu workers: the board has room for %u", workers, board->header->workers);
+    return false;
+}
+
+static PyObject *Board_team(PyObject *self, PyObject *args)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned active;
+    double spin_s;
+    if (!PyArg_ParseTuple(args, "Id", &active, &spin_s) || !workers_check(board, active))
+        return NULL;
+    board_team(board, active, (int64_t)(spin_s * 1e9));
+    Py_RETURN_NONE;
+}
+
+static PyObject *Board_nbytes_used(PyObject *self, PyObject *argument)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned long workers = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred() || !workers_check(board, workers))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(board_nbytes_used(board->header, (uint32_t)workers));
+}
+
+static bool worker_parse(const struct board *board, PyObject *argument, uint32_t *worker)
+{
+    unsigned long number = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return false;
+    if (number >= board->header->workers) {
+        PyErr_Format(PyExc_ValueError, "worker %lu: the board has %u", number, board->header->workers);
+        return false;
+    }
+    *worker = (uint32_t)number;
+    return true;
+}
+
 static PyObject *Board_recover(PyObject *self, PyObject *argument)
 {
-    unsigned long worker = PyLong_AsUnsignedLong(argument);
-    if (PyErr_Occurred())
+    const struct board *board = &((BoardObject *)self)->board;
+    uint32_t worker;
+    return worker_parse(board, argument, &worker) ? PyLong_FromLongLong(board_recover(board, worker)) : NULL;
+}
+
+static PyObject *Board_give_up(PyObject *self, PyObject *argument)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    uint32_t worker;
+    return worker_parse(board, argument, &worker) ? PyLong_FromLongLong(board_give_up(board, worker)) : NULL;
+}
+
+static PyObject *Board_holds_range(PyObject *self, PyObject *argument)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    uint32_t worker;
+    return worker_parse(board, argument, &worker) ? PyBool_FromLong(board_holds_range(board, worker)) : NULL;
+}
+
+static bool lane_check(const struct board *board, unsigned long lane)
+{
+    if (board->header->lanes && lane < board->header->shards)
+        return true;
+    PyErr_Format(PyExc_ValueError, "lane %lu: the board has %u", lane, board->header->lanes ? board->header->shards : 0);
+    return false;
+}
+
+static PyObject *Board_lane_open(PyObject *self, PyObject *args)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned lane;
+    unsigned long long batch;
+    if (!PyArg_ParseTuple(args, "IK", &lane, &batch) || !lane_check(board, lane) || !step_check(batch))
         return NULL;
-    int64_t shard = -1;
-    if (worker < ((BoardObject *)self)->board.header->workers)
-        shard = board_recover(&((BoardObject *)self)->board, (uint32_t)worker);
-    return PyLong_FromLongLong(shard);
+    return PyBool_FromLong(lane_open(board, lane, batch));
+}
+
+static PyObject *Board_lane(PyObject *self, PyObject *argument)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned long number = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred() || !lane_check(board, number))
+        return NULL;
+    const struct lane lane = lane_look(board, (uint32_t)number);
+    return Py_BuildValue("(iKK)", (int)lane.state, (unsigned long long)lane.batch, (unsigned long long)lane.version);
+}
+
+static PyObject *Board_lane_apply(PyObject *self, PyObject *args)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    PyObject *weights;
+    unsigned lane;
+    unsigned long long step, staleness;
+    if (!PyArg_ParseTuple(args, "O!IKK", AttachmentType, &weights, &lane, &step, &staleness) || !lane_check(board, lane))
+        return NULL;
+    if (lane_look(board, lane).state != TASK_DONE) {
+        PyErr_Format(PyExc_ValueError, "lane %u: it has no gradient to apply", lane);
+        return NULL;
+    }
+    enum status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = lane_apply(board, ((AttachmentObject *)weights)->attachment, lane, step, staleness);
+    Py_END_ALLOW_THREADS
+    if (status != STATUS_OK)
+        return status_raise(status);
+    Py_RETURN_NONE;
 }
 
 static PyObject *Board_slot_ready(PyObject *self, PyObject *unused)
@@ -159,7 +275,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 enum board_field {
     BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
-    BOARD_BATCH_SIZE, BOARD_STOPPED,
+    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES,
 };
 
 static PyObject *Board_field(PyObject *self, void *which)
@@ -178,6 +294,8 @@ static PyObject *Board_field(PyObject *self, void *which)
     case BOARD_ORDER_AT: value = header->order_at; break;
     case BOARD_ERRORS_AT: value = header->errors_at; break;
     case BOARD_NAMES_AT: value = header->names_at; break;
+    case BOARD_ACTIVE: value = load_acquire(&header->active); break;
+    case BOARD_LANES: value = header->lanes; break;
     case BOARD_SHARDS: value = header->shards; break;
     case BOARD_WORKERS: value = header->workers; break;
     case BOARD_STEPS: value = header->steps; break;
@@ -200,11 +318,22 @@ static PyObject *Board_commits(PyObject *self, void *unused)
 
 static PyMethodDef Board_methods[] = {
     {"next", Board_next, METH_VARARGS,
-     "next(weights, worker, first, spin_s, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
+     "next(weights, worker, spin, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
     {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
+    {"stands", Board_stands, METH_NOARGS, "stands() -> bool: is the task taken by next() still this worker's?"},
     {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
     {"open", Board_open, METH_O, "open(limit): let steps below `limit` run."},
     {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
+    {"team", Board_team, METH_VARARGS,
+     "team(active, spin_s): the workers below `active` take part, the others leave."},
+    {"nbytes_used", Board_nbytes_used, METH_O, "nbytes_used(workers): bytes from the start that need memory then."},
+    {"give_up", Board_give_up, METH_O,
+     "give_up(worker): give a stopped worker's gradient task to others; the shard, or -1."},
+    {"holds_range", Board_holds_range, METH_O, "holds_range(worker) -> bool: has it claimed a norm or an update?"},
+    {"lane_open", Board_lane_open, METH_VARARGS, "lane_open(lane, batch) -> bool: put a batch into an empty lane."},
+    {"lane", Board_lane, METH_O, "lane(lane) -> (state, batch, version its gradient was computed on, once done)."},
+    {"lane_apply", Board_lane_apply, METH_VARARGS,
+     "lane_apply(weights, lane, step, staleness): publish the version that a done lane's gradient makes, and empty it."},
     {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
     {"slot_ready", Board_slot_ready, METH_NOARGS, "There is a free slot again."},
     {"wait_server", Board_wait_server, METH_VARARGS, "wait_server(seen, timeout_s) -> the server's bell."},
@@ -225,6 +354,8 @@ static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("names_at", BOARD_NAMES_AT),
     BOARD_FIELD("shards", BOARD_SHARDS),
     BOARD_FIELD("workers", BOARD_WORKERS),
+    BOARD_FIELD("active", BOARD_ACTIVE),
+    BOARD_FIELD("lanes", BOARD_LANES),
     BOARD_FIELD("steps", BOARD_STEPS),
     BOARD_FIELD("examples", BOARD_EXAMPLES),
     BOARD_FIELD("batch_size", BOARD_BATCH_SIZE),
@@ -233,7 +364,7 @@ static PyGetSetDef Board_getset[] = {
 };
 
 static PyType_Slot Board_slots[] = {
-    {Py_tp_doc, "Board(fd): sync training's board, as format_board laid it out. Exports its bytes, writable."},
+    {Py_tp_doc, "Board(fd): the board of a training, as format_board laid it out. Exports its bytes, writable."},
     {Py_tp_new, Board_new},
     {Py_tp_dealloc, Board_dealloc},
     {Py_tp_methods, Board_methods},
@@ -246,30 +377,34 @@ static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, P
 static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges)
 {
     uint64_t nbytes = board_nbytes(config);
-    errno = posix_fallocate(fd, 0, (off_t)nbytes);
-    if (errno != 0)
+    if (ftruncate(fd, (off_t)nbytes) != 0)
         return STATUS_NO_SPACE;
     void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED)
         return STATUS_OS;
+    errno = posix_fallocate(fd, 0, (off_t)board_nbytes_needed(config));
+    enum status status = errno == 0 ? STATUS_OK : STATUS_NO_SPACE;
     struct board board;
-    board_format(&board, memory, config, ranges);
+    if (status == STATUS_OK)
+        board_format(&board, memory, config, ranges);
     munmap(memory, nbytes);
-    return STATUS_OK;
+    return status;
 }
 
 static PyObject *core_format_board(PyObject *module, PyObject *args)
 {
-    int fd;
+    int fd, lanes;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
     Py_buffer ranges;
-    if (!PyArg_ParseTuple(args, "i(IIKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &steps, &examples,
-                          &batch_size, &buffer_nbytes, &state_stride, &base_version, &config.optimizer,
-                          &hyper->momentum, &hyper->weight_decay, &hyper->beta1, &hyper->beta2, &hyper->eps,
-                          &hyper->nesterov, &hyper->centered, &hyper->amsgrad, &config.clip_norm, &ranges))
+    if (!PyArg_ParseTuple(args, "i(IIIpKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &config.active, &lanes,
+                          &steps, &examples, &batch_size, &buffer_nbytes, &state_stride, &base_version,
+                          &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1, &hyper->beta2,
+                          &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad, &config.clip_norm,
+                          &ranges))
         return NULL;
+    config.lanes = lanes != 0;
     config.steps = steps;
     config.examples = examples;
     config.batch_size = batch_size;
@@ -279,7 +414,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
     config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
     PyObject *result = NULL;
     if (config.shards == 0 || config.shards > BOARD_MAX_SHARDS || config.workers == 0 ||
-        config.workers > BOARD_MAX_WORKERS || config.ranges == 0) {
+        config.workers > BOARD_MAX_WORKERS || config.active > config.workers || config.ranges == 0) {
         PyErr_Format(PyExc_ValueError, "a board has 1 to %d shards, 1 to %d workers and at least one range",
                      BOARD_MAX_SHARDS, BOARD_MAX_WORKERS);
     } else if (config.optimizer >= KERNEL_OPTIMIZERS) {
@@ -294,7 +429,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
 
 static PyMethodDef board_functions[] = {
     {"format_board", core_format_board, METH_VARARGS,
-     "format_board(fd, (shards, workers, steps, examples, batch_size, buffer_nbytes, state_stride, base_version), "
+     "format_board(fd, (shards, most workers, workers, lanes, steps, examples, batch_size, buffer_nbytes, state_stride, "
+     "base_version), "
      "(optimizer, momentum, weight_decay, beta1, beta2, eps, nesterov, centered, amsgrad), clip_norm or 0, ranges): "
      "lay out a board in an empty file."},
     {NULL, NULL, 0, NULL},
@@ -307,12 +443,18 @@ bool module_add_board(PyObject *module)
            PyModule_AddIntConstant(module, "TURN_IDLE", TURN_IDLE) == 0 &&
            PyModule_AddIntConstant(module, "TURN_STOP", TURN_STOP) == 0 &&
            PyModule_AddIntConstant(module, "TURN_NEED_SLOT", TURN_NEED_SLOT) == 0 &&
+           PyModule_AddIntConstant(module, "TURN_LEAVE", TURN_LEAVE) == 0 &&
+           PyModule_AddIntConstant(module, "TASK_FREE", TASK_FREE) == 0 &&
+           PyModule_AddIntConstant(module, "TASK_CLAIMED", TASK_CLAIMED) == 0 &&
+           PyModule_AddIntConstant(module, "TASK_DONE", TASK_DONE) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_MAX_WORKERS", BOARD_MAX_WORKERS) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_SGD", KERNEL_SGD) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_RMSPROP", KERNEL_RMSPROP) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAGRAD", KERNEL_ADAGRAD) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_METRICS", BOARD_METRICS) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_LOG_COLUMNS", sizeof(struct board_log) / sizeof(double)) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_ERROR_NBYTES", BOARD_ERROR_NBYTES) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_BUFFER_HEADER_NBYTES", sizeof(struct board_buffer)) == 0;
 }

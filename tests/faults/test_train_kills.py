@@ -234,7 +234,9 @@ def test_a_shard_that_kills_every_worker_is_named(rng, model, how):
     with line_trainer(model, max_restarts=2) as trainer:
         with pytest.raises(WorkerError) as caught:
             trainer.fit(marked(at), epochs=1, batch_size=12)
-        assert f"3 workers died one after the other at step {step}, shard {shard} (the last {how}" in str(caught.value)
+        where = f"in epoch 0, step {step}, shard {shard} (4 examples: "
+        assert f"3 workers died one after the other {where}" in str(caught.value)
+        assert f"; the last {how}" in str(caught.value)
         assert "max_restarts is 2" in str(caught.value)
         assert trainer.snapshot().version == 1 + step
         fit_again(trainer)

@@ -7,6 +7,8 @@ import click
 import untorn
 from untorn.cli.doctor import doctor
 from untorn.cli.gc import gc
+from untorn.cli.join import join
+from untorn.cli.leave import leave
 from untorn.cli.ls import ls
 from untorn.cli.show import show
 from untorn.cli.top import top
@@ -14,7 +16,7 @@ from untorn.cli.train import train
 
 __all__ = ["COMMANDS", "group"]
 
-COMMANDS: tuple[click.Command, ...] = (train, ls, show, top, gc, doctor)
+COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, gc, doctor)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

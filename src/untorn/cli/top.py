@@ -1,4 +1,5 @@
-"""``untorn top``: what channels do right now: versions and bytes per second, and how far behind their readers are.
+"""``untorn top``: what channels do right now: versions and bytes per second, and how far behind their readers are. Of
+a job that runs, jobs.py has the picture.
 
 ::
 
@@ -14,21 +15,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from untorn.cli.failing import reported
+from untorn.cli.jobs import job_views
 from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.errors import UntornError
 from untorn.share.inspect import ChannelState, ChannelView, files_of
+from untorn.train.control import is_running, running_jobs
 
 __all__ = ["Line", "Sample", "look", "rates", "top"]
 
@@ -37,6 +40,7 @@ _NUMBERS = frozenset({"VERSION", "VERSIONS/S", "BYTES/S", "SIZE", "READERS", "AG
 _OPTIONAL = ("AGE", "SIZE", "PUBLISHER", "BYTES/S", "READERS", "VERSION")
 #: readers that are shown below their channel
 _MOST_READERS = 4
+_ASCII_LINES = str.maketrans("│┤─", "||-")
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class Sample:
         at: by the monotonic clock, in seconds.
         states: by the name that the channel was asked for.
         problems: of names that were asked for and could not be looked at.
+        jobs: the names of those that run; only where all channels were asked for.
     """
 
     at: float
     states: Mapping[str, ChannelState]
     problems: Mapping[str, str]
+    jobs: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def look(channels: Sequence[str]) -> Sample:
             problems[name] = str(error)
     if not channels:
         states = {found.name: found.state for found in list_channels() if found.state is not None}
-    return Sample(time.monotonic(), states, problems)
+    return Sample(time.monotonic(), states, problems, [] if channels else running_jobs())
 
 
 def rates(before: Sample | None, now: Sample) -> list[Line]:
@@ -91,8 +97,8 @@ def rates(before: Sample | None, now: Sample) -> list[Line]:
     return lines
 
 
-@click.command(short_help="Watch channels: rates, readers, how far behind they are.")
-@click.argument("channels", nargs=-1, metavar="[CHANNEL]...")
+@click.command(short_help="Watch channels, or a running job: rates, losses, workers.")
+@click.argument("channels", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--interval",
     "interval_s",
@@ -105,16 +111,61 @@ def rates(before: Sample | None, now: Sample) -> list[Line]:
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per refresh.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def top(*, channels: tuple[str, ...], interval_s: float, count: int | None, as_json: bool, debug: bool) -> None:
-    """Watch these channels, or all of this user's. q ends it.
+    """Watch the job NAME if one runs here, or the channels of these names, or all of this user's. q ends it.
 
-    BYTES/S is VERSIONS/S times the newest version's size. Below each channel are its readers, those furthest behind
-    first: the versions between what they hold and the newest. Looking takes no reader row and disturbs nobody.
+    Of a job (Trainer(name=NAME), or untorn train --name NAME) it shows how far it is, its losses and its workers.
+
+    Of channels: BYTES/S is VERSIONS/S times the newest version's size. Below each channel are its readers, those
+    furthest behind first: the versions between what they hold and the newest. Looking takes no reader row and disturbs
+    nobody.
     """
     with reported(debug=debug):
+        is_job = len(channels) == 1 and is_running(channels[0])
+        views: Iterator[View] = job_views(channels[0]) if is_job else _channel_views(channels)
         if as_json or not sys.stdout.isatty():
-            _print_lines(channels, interval_s, count, as_json=as_json)
+            _print_lines(views, interval_s, count, as_json=as_json)
         else:
-            _show_live(channels, interval_s, count)
+            _show_live(views, interval_s, count)
+
+
+class View(Protocol):
+    """One refresh, in the forms that it is shown in."""
+
+    def document(self) -> dict[str, Any]:
+        """What scripts get."""
+        ...
+
+    def printed(self, *, first: bool) -> Sequence[RenderableType]:
+        """What people get from a pipe."""
+        ...
+
+    def picture(self, width: int, height: int) -> Sequence[RenderableType]:
+        """What a terminal of so many characters and lines shows."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChannelsView:
+    """Channels between two looks."""
+
+    lines: Sequence[Line]
+    sample: Sample
+
+    def document(self) -> dict[str, Any]:
+        """Rates in versions and bytes per second; the state of each channel and its readers."""
+        return _json(self.lines, self.sample)
+
+    def printed(self, *, first: bool) -> list[RenderableType]:
+        """The whole table, with an empty line before the next."""
+        return [*([] if first else [""]), *_parts(self.lines, self.sample)]
+
+    def picture(self, width: int, height: int) -> list[RenderableType]:
+        """The whole table; grid() knows the width."""
+        return [*_parts(self.lines, self.sample)]
+
+
+def _channel_views(channels: Sequence[str]) -> Iterator[View]:
+    return (ChannelsView(lines, sample) for lines, sample in _samples(channels))
 
 
 def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
@@ -125,29 +176,24 @@ def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
         before = now
 
 
-def _print_lines(channels: Sequence[str], interval_s: float, count: int | None, *, as_json: bool) -> None:
+def _print_lines(views: Iterator[View], interval_s: float, count: int | None, *, as_json: bool) -> None:
     """The first look comes without rates, so it is not shown: one interval later there is something to say."""
-    samples = _samples(channels)
-    next(samples)
+    next(views)
     shown = 0
     while count is None or shown < count:
         time.sleep(interval_s)
-        lines, sample = next(samples)
-        if as_json:
-            say(json_line(_json(lines, sample)))
-        else:
-            say(*([] if shown == 0 else [""]), *_parts(lines, sample))
+        view = next(views)
+        say(*([json_line(view.document())] if as_json else view.printed(first=shown == 0)))
         shown += 1
 
 
-def _show_live(channels: Sequence[str], interval_s: float, count: int | None) -> None:
+def _show_live(views: Iterator[View], interval_s: float, count: int | None) -> None:
     console = Console(highlight=False)
-    samples = _samples(channels)
     with keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         shown = 0
         while count is None or shown < count:
-            lines, sample = next(samples)
-            parts = _parts(lines, sample)
+            view = next(views)
+            parts = view.picture(console.width, _room(console))
             live.update(_fitted(parts, console, interval_s), refresh=True)
             shown += 1
             if pressed(interval_s) == "q":
@@ -159,6 +205,9 @@ def _show_live(channels: Sequence[str], interval_s: float, count: int | None) ->
 
 def _parts(lines: Sequence[Line], sample: Sample) -> list[Table | Text]:
     parts: list[Table | Text] = []
+    if sample.jobs:
+        names = ", ".join(map(plain, sample.jobs))
+        parts += [Text(f"running jobs: {names} (untorn top NAME shows one)"), Text()]
     if lines:
         rows = [row for line in lines for row in _rows(line)]
         parts.append(grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL))
@@ -192,11 +241,17 @@ def _below(text: str) -> list[str | Text]:
     return [Text(text, style="dim"), *("" for _ in _COLUMNS[1:])]
 
 
-def _fitted(parts: Sequence[Table | Text], console: Console, interval_s: float) -> Group:
-    """As many lines as the terminal has; the last says how to end, where there is room for it."""
-    room = console.height - 2 if console.height > 3 else console.height
+def _room(console: Console) -> int:
+    """Lines above the last two, of which one says how to end, where there is room for it."""
+    return console.height - 2 if console.height > 3 else console.height
+
+
+def _fitted(parts: Sequence[RenderableType], console: Console, interval_s: float) -> Group:
+    """As many lines as the terminal has, and how to end."""
+    room = _room(console)
     lines = [line for part in parts for line in console.render_lines(part)]
-    texts = [Text.assemble(*((s.text, s.style or "") for s in line)) for line in lines]
+    told = _in_ascii if console.options.ascii_only else str
+    texts = [Text.assemble(*((told(s.text), s.style or "") for s in line)) for line in lines]
     if len(texts) > room:
         texts = [*texts[: room - 1], Text(f"... {len(texts) - room + 1} more lines")]
     if room < console.height:
@@ -205,9 +260,15 @@ def _fitted(parts: Sequence[Table | Text], console: Console, interval_s: float) 
     return Group(*texts)
 
 
+def _in_ascii(text: str) -> str:
+    """For a terminal without Unicode, where a curve is made of stars."""
+    return "".join(each if each.isascii() else "*" for each in text.translate(_ASCII_LINES))
+
+
 def _json(lines: Sequence[Line], sample: Sample) -> dict[str, Any]:
     return {
         "at": time.time(),
+        "jobs": list(sample.jobs),
         "channels": [
             {
                 "name": line.name,

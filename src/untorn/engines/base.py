@@ -26,14 +26,16 @@ class Death:
     Attributes:
         worker: its index.
         exitcode: as multiprocessing gives it: negative for a signal.
-        shard: the shard whose gradient it was computing, or -1.
-        step: the step of that.
+        shard: the shard, or the lane, whose gradient it was computing, or -1.
+        step: the step, or the batch, of that.
+        out_of_memory: the kernel has killed processes for want of memory since the last look.
     """
 
     worker: int
     exitcode: int
     shard: int
     step: int
+    out_of_memory: bool = False
 
 
 class Engine(ABC):
@@ -47,6 +49,15 @@ class Engine(ABC):
     @abstractmethod
     def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
         """Start a job: workers elsewhere get ``payload``, workers here are made by ``turner(index)``."""
+
+    @abstractmethod
+    def resize(self, workers: int) -> None:
+        """From the next advance() on this many take turns; the board's ``team`` says so to those that leave."""
+
+    @abstractmethod
+    def members(self) -> list[tuple[int, int, str]]:
+        """Who takes turns: index, process id, and "starting", "running", "stopped" (by a signal), "leaving" or
+        "dead"."""
 
     @abstractmethod
     def advance(self, until_step: int) -> list[Death]:

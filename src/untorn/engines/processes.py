@@ -13,25 +13,32 @@ learn of the server's death from the kernel too: the lock of the jobs channel is
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 from untorn import _core
 from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.memory import OutOfMemory
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
 from untorn.share.storage import Address
 
-__all__ = ["ProcessEngine", "environment", "worker_variables"]
+__all__ = ["ProcessEngine", "environment", "is_stopped", "worker_variables"]
 
+_log = logging.getLogger(__name__)
 _MOMENT_S = 0.02
 _JOIN_S = 5.0
+#: how long no step may end before somebody looks for stopped workers
+_LOOK_FOR_STOPPED_S = 0.1
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -48,36 +55,84 @@ _MALLOC_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRES
 
 
 class ProcessEngine(Engine):
-    """``workers`` processes, each running ``main(index, jobs)`` with its own number of BLAS threads."""
+    """``workers`` processes, each running ``main(index, jobs)`` with its own number of BLAS threads.
 
-    def __init__(self, workers: int, threads_per_worker: int, main: Callable[[int, Subscriber], None]) -> None:
+    Args:
+        most_workers: how many there can be after resize().
+    """
+
+    def __init__(
+        self, workers: int, most_workers: int, threads_per_worker: int, main: Callable[[int, Subscriber], None]
+    ) -> None:
         self.workers = workers
         self.restarts = 0
+        self._most_workers = most_workers
         self._threads = threads_per_worker
         self._main = main
         self._jobs: Publisher | None = None
-        self._processes: list[SpawnProcess] = []
+        self._processes: dict[int, SpawnProcess] = {}
+        self._leaving: set[int] = set()
+        #: gradients that were committed in a worker's row when it was started
+        self._commits_before: dict[int, int] = {}
+        self._oom = OutOfMemory()
         self._board: _core.Board | None = None
         self._bell = 0
+        self._looked_at_s = 0.0
+        self._step_then = -1
 
     @property
     def pids(self) -> list[int]:
         """The worker processes, by index."""
-        return [process.pid or 0 for process in self._processes]
+        processes = dict(self._processes)  # other threads may ask at any time
+        return [processes[index].pid or 0 for index in sorted(processes)]
 
     def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
         """See Engine."""
         self._board = board
         self._bell = 0
+        self._commits_before.clear()
         if self._jobs is None:
-            self._jobs = publish(payload, max_readers=4 * self.workers + 16)
+            self._jobs = publish(payload, max_readers=4 * self._most_workers + 16)
         else:
             self._jobs.update(payload)
-        for index in range(len(self._processes), self.workers):
-            self._processes.append(self._start(index))
+        self._start_missing()
+
+    def resize(self, workers: int) -> None:
+        """See Engine. Between two jobs, those that are too many end at once."""
+        self.workers = workers
+        for index in [index for index in self._processes if index >= workers]:
+            if self._board is not None:
+                self._leaving.add(index)
+            else:
+                _end(self._processes.pop(index))
+
+    def _start_missing(self) -> None:
+        for index in range(self.workers):
+            if index not in self._processes:
+                self._processes[index] = self._start(index)
+
+    def members(self) -> list[tuple[int, int, str]]:
+        """See Engine."""
+        commits = self._board.commits if self._board is not None else []
+        return [
+            (index, process.pid or 0, self._state(index, process, commits))
+            for index, process in sorted(self._processes.items())
+        ]
+
+    def _state(self, index: int, process: SpawnProcess, commits: list[int]) -> str:
+        if process.exitcode is not None:
+            return "dead"
+        if index in self._leaving:
+            return "leaving"
+        if is_stopped(process.pid or 0):
+            return "stopped"
+        starting = index < len(commits) and commits[index] <= self._commits_before.get(index, -1)
+        return "starting" if starting else "running"
 
     def _start(self, index: int) -> SpawnProcess:
         assert self._jobs is not None
+        if self._board is not None:
+            self._commits_before[index] = self._board.commits[index]
         process = multiprocessing.get_context("spawn").Process(
             target=_worker,
             args=(self._main, index, self._jobs.subscriber().address),
@@ -92,18 +147,49 @@ class ProcessEngine(Engine):
         """See Engine."""
         assert self._board is not None
         self._bell = self._board.wait_server(self._bell, _MOMENT_S)
-        return [self._replace(i) for i, process in enumerate(self._processes) if process.exitcode is not None]
+        self._pass_over_stopped(self._board)
+        deaths = self._bury(self._board)
+        self._start_missing()
+        return deaths
 
-    def _replace(self, index: int) -> Death:
-        assert self._board is not None
-        dead = self._processes[index]
-        exitcode = dead.exitcode or 0
-        step = self._board.step
-        shard = self._board.recover(index)
-        self.restarts += 1
-        self._processes[index] = self._start(index)
-        dead.close()  # after it was replaced: other threads may ask for the pids at any time
-        return Death(index, exitcode, shard, step)
+    def _bury(self, board: _core.Board) -> list[Death]:
+        """Settle the affairs of the dead. Who was told to leave has left; of the others, tell."""
+        deaths = []
+        for index, process in list(self._processes.items()):
+            if process.exitcode is None:
+                continue
+            exitcode, step = process.exitcode, board.step
+            shard = board.recover(index)
+            if shard >= 0 and board.lanes:
+                step = board.lane(shard)[1]
+            if index in self._leaving:
+                self._leaving.discard(index)
+                del self._processes[index]
+            else:
+                out_of_memory = exitcode == -signal.SIGKILL and self._oom.struck()
+                deaths.append(Death(index, exitcode, shard, step, out_of_memory))
+                self.restarts += 1
+                self._processes[index] = self._start(index)
+            process.close()  # after it was replaced: other threads may ask for the pids at any time
+        return deaths
+
+    def _pass_over_stopped(self, board: _core.Board) -> None:
+        """While no step ends: give the gradients of stopped processes to others. A range has one writer as long as
+        that lives, so who is stopped in the middle of one has to die."""
+        now = time.monotonic()
+        if board.step != self._step_then:
+            self._step_then, self._looked_at_s = board.step, now
+        if now - self._looked_at_s < _LOOK_FOR_STOPPED_S:
+            return
+        self._looked_at_s = now
+        for index, process in self._processes.items():
+            if process.exitcode is None and is_stopped(process.pid or 0):
+                shard = board.give_up(index)
+                if shard >= 0:
+                    _log.info("worker %d is stopped: shard %d is given to others", index, shard)
+                if board.holds_range(index):
+                    _log.warning("worker %d is stopped in the middle of an update: it is replaced", index)
+                    process.kill()
 
     def end(self) -> None:
         """See Engine."""
@@ -112,6 +198,9 @@ class ProcessEngine(Engine):
             self._board = None
         if self._jobs is not None:
             self._jobs.update(None)
+        for index in sorted(self._leaving):
+            _end(self._processes.pop(index))
+        self._leaving.clear()
 
     def close(self) -> None:
         """See Engine."""
@@ -121,13 +210,27 @@ class ProcessEngine(Engine):
         if self._jobs is not None:
             self._jobs.close()
             self._jobs = None
-        for process in self._processes:
-            process.join(_JOIN_S)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-            process.close()
+        for process in self._processes.values():
+            process.join(0 if is_stopped(process.pid or 0) else _JOIN_S)
+            _end(process)
         self._processes.clear()
+        self._leaving.clear()
+
+
+def _end(process: SpawnProcess) -> None:
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    process.close()
+
+
+def is_stopped(pid: int) -> bool:
+    """Was it stopped by a signal, or by a debugger? The kernel says so; what has ended is not stopped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")  # the name before it may contain anything
 
 
 def _worker(main: Callable[[int, Subscriber], None], index: int, address: Address) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -30,14 +31,24 @@ class SerialEngine(Engine):
         """See Engine."""
         self._board, self._turner = board, turner(0)
 
+    def resize(self, workers: int) -> None:
+        """See Engine. There is one worker, always."""
+
+    def members(self) -> list[tuple[int, int, str]]:
+        """See Engine."""
+        return [(0, os.getpid(), "running")]
+
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
         assert self._board is not None
         assert self._turner is not None
         end = time.monotonic() + _MOMENT_S
+        until = {_core.TURN_STOP, _core.TURN_NEED_SLOT}
+        if self._board.lanes:  # the server applies each gradient before the next is computed
+            until |= {_core.TURN_GRADIENT, _core.TURN_IDLE}
         with _blas_threads(self._threads):
             while self._board.step < until_step and time.monotonic() < end:
-                if self._turner.turn(0.0) in (_core.TURN_STOP, _core.TURN_NEED_SLOT):
+                if self._turner.turn(0.0) in until:
                     break
         return []
 

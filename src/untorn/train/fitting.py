@@ -25,6 +25,7 @@ from untorn.train import sampler
 from untorn.train.callbacks import Callback
 from untorn.train.callbacks.calls import training
 from untorn.train.data import SharedData
+from untorn.train.driving import Driver, driver_of
 from untorn.train.model import FrameworkModel
 from untorn.train.records import NO_RECORDS, Records, failure
 from untorn.train.resuming import give_states_back
@@ -43,57 +44,69 @@ def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) 
         give_states_back(fit.callbacks, states)
         if states and trainer.stop_training:
             return  # it had been stopped early
-        board = job.enter_context(_job(trainer, fit))
+        driver = job.enter_context(_job(trainer, fit))
         for _ in range(epochs):
             if fit.part is not None and trainer._part is None:  # it is over
                 fit.part = None
                 job.close()
-                board = job.enter_context(_job(trainer, fit))
-            _fit_epoch(trainer, fit, board)
+                driver = job.enter_context(_job(trainer, fit))
+            _fit_epoch(trainer, fit, driver)
             if trainer.stop_training:
                 break
 
 
 @contextlib.contextmanager
-def _job(trainer: Trainer, fit: Fit) -> Iterator[_core.Board]:
+def _job(trainer: Trainer, fit: Fit) -> Iterator[Driver]:
     """A board for one fit, or for what is left of an epoch, with the workers at it."""
-    running, plan = fit.running, fit.running.plan
-    examples = fit.examples - fit.skipped * fit.batch_size
-    batch_size = min(fit.batch_size, examples)
-    steps = sampler.steps_per_epoch(examples, batch_size)
+    running, team = fit.running, trainer._team
     fd = os.memfd_create("untorn-board", os.MFD_CLOEXEC)
     try:
-        sizes = (
-            trainer.shards, running.engine.workers, steps, examples, batch_size, plan.nbytes, plan.state_stride,
-            running.target.version,
-        )  # fmt: skip
         server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
-        try:
-            clip_norm = 0.0 if server else trainer.clip_norm or 0.0
-            _core.format_board(fd, sizes, running.optimizer.hyper, clip_norm, plan.ranges())
-        except _core.StatusError as error:
-            raise CapacityError(
-                f"no memory for {trainer.shards + running.engine.workers} gradient buffers of {plan.nbytes:,} bytes "
-                f"({os.strerror(error.args[1])}); use fewer shards or workers"
-            ) from None
-        board = _core.Board(fd)
+        board = _make_board(trainer, fit, fd, clips=server is None)
+        team.begin(board, fd)
+        driver = driver_of(board, running, trainer.max_staleness, server)
+        running.engine.resize(team.wanted)
         local = not isinstance(running.engine, ProcessEngine)
-        with fit.data.shared(max_readers=4 * running.engine.workers + 16, local=local) as shared:
+        with fit.data.shared(max_readers=4 * team.most + 16, local=local) as shared:
             job = _make_job(trainer, running, fd, shared)
             payload = {"board": job.board_path, "job": b""}
             if isinstance(running.engine, ProcessEngine):
                 payload["job"] = _pickle(job, trainer._model)
             try:
                 running.engine.begin(board, payload, lambda index: ShardWorker(job, index))
-                trainer._at_work, fit.server = True, server
-                yield board
+                trainer._at_work = True
+                yield driver
             finally:
                 running.engine.end()
-                trainer._at_work, fit.server = False, None
+                trainer._at_work = False
                 # after a failure, there are steps that nobody has counted
-                trainer.step = job.first_step + (server.steps if server else board.step)
+                trainer.step = job.first_step + driver.made
     finally:
+        team.end()
         os.close(fd)
+
+
+def _make_board(trainer: Trainer, fit: Fit, fd: int, *, clips: bool) -> _core.Board:
+    """A board for the steps of an epoch, or of what is left of one, in this empty file."""
+    running, plan, team = fit.running, fit.running.plan, trainer._team
+    examples = fit.examples - fit.skipped * fit.batch_size
+    batch_size = min(fit.batch_size, examples)
+    steps = sampler.steps_per_epoch(examples, batch_size)
+    lanes = trainer.mode == "async"
+    shards = trainer.max_staleness + 1 if lanes else trainer.shards
+    sizes = (
+        shards, team.most, team.wanted, int(lanes), steps, examples, batch_size, plan.nbytes, plan.state_stride,
+        running.target.version,
+    )  # fmt: skip
+    clip_norm = trainer.clip_norm or 0.0 if clips else 0.0
+    try:
+        _core.format_board(fd, sizes, running.optimizer.hyper, clip_norm, plan.ranges())
+    except _core.StatusError as error:
+        raise CapacityError(
+            f"no memory for {shards + team.wanted} gradient buffers of {plan.nbytes:,} bytes "
+            f"({os.strerror(error.args[1])}); use fewer {'workers' if lanes else 'shards or workers'}"
+        ) from None
+    return _core.Board(fd)
 
 
 def _make_job(trainer: Trainer, running: Running, board_fd: int, data: SharedData) -> Job:
@@ -108,14 +121,13 @@ def _make_job(trainer: Trainer, running: Running, board_fd: int, data: SharedDat
         plan=running.plan,
         seed=trainer.seed,
         first_step=trainer.step,
-        workers=running.engine.workers,
-        spin_s=trainer._spin_s,
         threads=trainer.threads_per_worker,
         accumulate=trainer.accumulate,
     )
 
 
-def _fit_epoch(trainer: Trainer, fit: Fit, board: _core.Board) -> None:
+def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver) -> None:
+    board = driver.board
     fit.inside_epoch, trainer._part = True, None
     started = time.perf_counter() - fit.seconds_before
     order = fit.order(trainer.seed, trainer.epoch)
@@ -130,11 +142,13 @@ def _fit_epoch(trainer: Trainer, fit: Fit, board: _core.Board) -> None:
     array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
     learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
     log = Records(board, fit.part.records if fit.part else None, clips=trainer.clip_norm is not None)
-    _run_steps(trainer, fit, board, log, started)
+    fit.status.begin_epoch(board, log)
+    _run_steps(trainer, fit, driver, log, started)
     seconds = time.perf_counter() - started
     metrics = log.means()
     if fit.validation_data is not None:
         metrics |= {f"val_{name}": value for name, value in trainer.evaluate(fit.validation_data).items()}
+    fit.status.end_epoch(metrics)
     rate = fit.examples / seconds
     for history in (trainer._history, fit.history):
         history.append(trainer.epoch, metrics, seconds=seconds, examples_per_s=rate)
@@ -148,28 +162,27 @@ def _fit_epoch(trainer: Trainer, fit: Fit, board: _core.Board) -> None:
         fit.saver.save(trainer.snapshot(), trainer._progress(score=score), NO_RECORDS)
 
 
-def _run_steps(trainer: Trainer, fit: Fit, board: _core.Board, log: Records, started: float) -> None:
-    running, steps, first, version = fit.running, board.steps, board.limit, fit.running.weights.version
+def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started: float) -> None:
+    running, board = fit.running, driver.board
+    steps, version = board.steps, running.weights.version
     # a row per step costs this process time that the workers could use
     listeners = [each for each in fit.callbacks if type(each).on_batch_end is not Callback.on_batch_end]
     rates = [trainer._rate.at(trainer.step + step) for step in range(steps)] if listeners else []
     if fit.part is not None:  # set in the first part of the epoch, for the next
         trainer._rate.changed = fit.part.progress.settings["learning_rate"]
-    ahead = 1 if fit.server else steps  # how far the workers go by themselves
-    board.open(first + ahead)
+    driver.begin(steps)
     seen = 0
     while seen < steps:
-        deaths = running.engine.advance(first + min(seen + ahead, steps))
+        deaths = running.engine.advance(driver.until)
         _supervise(trainer, fit, board, deaths)
-        done = max(seen, min(steps, board.step - first))
-        if fit.server and done > seen:
-            fit.server.make(board, first + seen)
-            board.open(first + min(done + ahead, steps))
-        snapshot = trainer.snapshot() if fit.saver.due() else None
-        if snapshot is not None and seen < snapshot.version - version < steps:
-            done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
-        else:
-            snapshot = None
+        done = max(seen, driver.move())
+        snapshot = None
+        if fit.saver.due() and driver.settled():
+            newest = trainer.snapshot()
+            if max(seen, 1) <= newest.version - version < steps:
+                snapshot = newest
+                done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
+            driver.go_on()
         trainer.step += done - seen
         if listeners:
             for step in range(seen, done):
@@ -186,12 +199,28 @@ def _run_steps(trainer: Trainer, fit: Fit, board: _core.Board, log: Records, sta
             )
             fit.saver.save(snapshot, progress, log.until(done))
         seen = done
+        _follow(trainer, fit, board, seen)
+
+
+def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
+    """Answer who asks from outside, and have as many workers as are wanted by now."""
+    fit.status.saw(done)
+    if fit.running.control is not None:
+        fit.running.control.poll(fit.status)
+    tuner = trainer.tuner
+    if tuner is not None and not tuner.found:
+        wanted = tuner.saw(time.monotonic(), board.step, board.commits)
+        if done == board.steps:
+            tuner.interrupted()
+        if wanted != trainer.workers:
+            trainer.resize(wanted)
+    trainer._team.follow(fit.running.engine, board)
 
 
 def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Death]) -> None:
     running = fit.running
     for death in deaths:
-        running.count_death(death, trainer.max_restarts, board)
+        running.count_death(death, trainer.max_restarts, board, trainer.epoch, fit.skipped)
     if board.failed:
         raise failure(board, trainer.epoch, fit.skipped)
     if board.need_slot:

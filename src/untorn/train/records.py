@@ -12,7 +12,7 @@ from untorn.errors import NonFiniteLossError, WorkerError
 from untorn.share.views import array_over
 from untorn.train import sampler
 
-__all__ = ["NO_RECORDS", "Records", "failure"]
+__all__ = ["NO_RECORDS", "Records", "failure", "task_named"]
 
 NO_RECORDS = np.zeros((0, 2))
 
@@ -23,15 +23,19 @@ class Records:
     Args:
         board: of this epoch, or of what was left of it.
         earlier: rows of the steps before, from a checkpoint in the middle of the epoch: see until().
-        clips: gradients are clipped, so their norm is measured, as the last of the metrics.
+        clips: gradients are clipped, so their norm is measured, as the last of the metrics. With lanes the gradients'
+            staleness comes before it.
     """
 
     def __init__(self, board: _core.Board, earlier: NDArray[np.float64] | None = None, *, clips: bool = False) -> None:
         self._board = board
-        #: examples, loss, the metrics, and the gradient's norm
-        self._rows = array_over(board, np.float64, (board.steps, 3 + _core.BOARD_METRICS), board.log_at)
+        #: examples, loss, the metrics, the staleness, and the gradient's norm
+        self._rows = array_over(board, np.float64, (board.steps, _core.BOARD_LOG_COLUMNS), board.log_at)
         self._earlier = NO_RECORDS if earlier is None else earlier
-        self._clips, self._has_norm = clips, False
+        #: what the board measures itself, and the column that has it
+        self._own = {"staleness": -2} if board.lanes else {}
+        self._own |= {"grad_norm": -1} if clips else {}
+        self._columns: list[int] = []
         self._names: list[str] | None = None
 
     @property
@@ -40,10 +44,10 @@ class Records:
         if self._names is None:
             at = self._board.names_at
             text = bytes(memoryview(self._board)[at : at + 4096]).split(b"\0", 1)[0]
-            self._names = json.loads(text) if text else []
-            self._has_norm = self._clips and "grad_norm" not in self._names
-            if self._has_norm:
-                self._names.append("grad_norm")
+            names = json.loads(text) if text else []
+            own = {name: column for name, column in self._own.items() if name not in names}
+            self._columns = [*range(2 + len(names)), *own.values()]
+            self._names = [*names, *own]
         return self._names
 
     def row(self, step: int) -> dict[str, float | int]:
@@ -62,11 +66,21 @@ class Records:
 
     def _measured(self, steps: slice) -> NDArray[np.float64]:
         """Examples, loss, and a column for each of the names."""
-        columns = list(range(2 + len(self.names)))
-        if self._has_norm:
-            columns[-1] = -1
-        rows: NDArray[np.float64] = self._rows[steps, columns]
+        assert self.names is not None  # which finds the columns
+        rows: NDArray[np.float64] = self._rows[steps, self._columns]
         return rows
+
+    def losses(self, first: int, last: int) -> NDArray[np.float64]:
+        """The losses of the steps from ``first`` until before ``last`` of this board: a copy."""
+        losses: NDArray[np.float64] = self._rows[first:last, 1].copy()
+        return losses
+
+    def staleness(self, steps: int) -> tuple[float, int] | None:
+        """Mean and largest staleness of the last steps before this one; None in sync mode, and before the first."""
+        if not self._board.lanes or steps == 0:
+            return None
+        staleness = self._rows[max(0, steps - 1000) : steps, -2]
+        return float(staleness.mean()), int(staleness.max())
 
     def means(self) -> dict[str, float]:
         """Means over the examples of the epoch."""
@@ -77,25 +91,29 @@ class Records:
         return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(self.names)}
 
 
+def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: int = 0) -> str:
+    """One gradient in words: its epoch, step, shard and examples; ``skipped``: steps of the epoch before this board."""
+    start, stop = sampler.shard_bounds(
+        step % board.steps,
+        0 if board.lanes else shard,
+        shards=1 if board.lanes else board.shards,
+        examples=board.examples,
+        batch_size=board.batch_size,
+    )
+    indices = array_over(board, np.int64, board.examples, board.order_at)[start:stop]
+    return (
+        f"epoch {epoch}, step {skipped + step % board.steps}, shard {shard} "
+        f"({len(indices)} examples: {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''})"
+    )
+
+
 def failure(board: _core.Board, epoch: int, skipped: int = 0) -> Exception:
     """The error for what the first worker to fail has reported; ``skipped``: steps of the epoch before this board."""
     worker = board.failed - 1
     at = board.errors_at + worker * _core.BOARD_ERROR_NBYTES
     text = bytes(memoryview(board)[at : at + _core.BOARD_ERROR_NBYTES]).split(b"\0", 1)[0]
     report = json.loads(text)
-    step, shard = report["step"], report["shard"]
-    start, stop = sampler.shard_bounds(
-        step % board.steps,
-        shard,
-        shards=board.shards,
-        examples=board.examples,
-        batch_size=board.batch_size,
-    )
-    indices = array_over(board, np.int64, board.examples, board.order_at)[start:stop]
-    where = (
-        f"epoch {epoch}, step {skipped + step % board.steps}, shard {shard} "
-        f"({len(indices)} examples: {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''})"
-    )
+    where = task_named(board, epoch, report["step"], report["shard"], skipped)
     if report["non_finite"]:
         return NonFiniteLossError(
             f"{report['summary'].split(': ', 1)[-1]} in {where}; the weights of the step before are kept in "

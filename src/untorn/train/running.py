@@ -22,15 +22,18 @@ from untorn.share.tree import flatten
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
 from untorn.train import sampler
 from untorn.train.callbacks import Callback
+from untorn.train.control import Control
 from untorn.train.data import Source
 from untorn.train.history import History
 from untorn.train.model import Parts
 from untorn.train.optimizers import FusedOptimizer
 from untorn.train.plan import ParameterPlan
+from untorn.train.records import task_named
 from untorn.train.resuming import Part
 from untorn.train.saver import Saver
 from untorn.train.server_optimizer import ServerOptimizer
 from untorn.train.server_steps import ServerSteps
+from untorn.train.status import JobStatus
 
 __all__ = ["Fit", "Running"]
 
@@ -49,7 +52,7 @@ class Fit:
         part: the first part of the epoch that runs, if this is the rest of one from a checkpoint.
         inside_epoch: from an epoch's begin until its numbers are in the history.
         rate: of the epoch that runs, as Rate.changed.
-        server: makes the steps of the job that runs, where the workers do not.
+        status: what is told to those who ask from outside.
     """
 
     running: Running
@@ -65,7 +68,7 @@ class Fit:
     part: Part | None = None
     inside_epoch: bool = False
     rate: float | None = None
-    server: ServerSteps | None = None
+    status: JobStatus = field(init=False)
 
     @property
     def cut(self) -> dict[str, int]:
@@ -119,19 +122,23 @@ class Running:
             self.target = publish_tree(Tree.of(summed), name=None, directory=None, sizes=_CHANNEL_SIZES)
         self.reader = self.weights.subscriber()
         self.engine = engine
+        #: who asks about the job from outside is answered through this
+        self.control = Control(name) if name is not None else None
         self._deaths: dict[tuple[int, int], int] = {}
         self._idle_deaths = 0
         self._idle_step = 0
 
-    def count_death(self, death: Death, max_restarts: int, board: _core.Board) -> None:
-        """Raises WorkerError when one task, or the very start, kills one worker after the other."""
+    def count_death(self, death: Death, max_restarts: int, board: _core.Board, epoch: int, skipped: int) -> None:
+        """Raises WorkerError when one task, or the very start, kills one worker after the other. ``skipped``: steps of
+        the epoch before this board."""
         if death.shard >= 0:
             task = (death.step, death.shard)
             self._deaths[task] = self._deaths.get(task, 0) + 1
             if self._deaths[task] > max_restarts:
+                where = task_named(board, epoch, *task, skipped)
                 raise WorkerError(
-                    f"{self._deaths[task]} workers died one after the other at step {death.step % board.steps}, shard "
-                    f"{death.shard} (the last {_how(death)}); max_restarts is {max_restarts}"
+                    f"{self._deaths[task]} workers died one after the other in {where}; the last {_how(death)}. "
+                    f"max_restarts is {max_restarts}"
                 )
         elif death.exitcode >= 0:  # it ended by itself, without a task
             if board.step != self._idle_step:
@@ -195,6 +202,8 @@ class Running:
 
     def close(self) -> None:
         """End the workers, and remove the weights' channel."""
+        if self.control is not None:
+            self.control.close()
         self.engine.close()
         self.reader.close()
         self.weights.unlink()
@@ -203,8 +212,13 @@ class Running:
 
 
 def _how(death: Death) -> str:
+    if death.exitcode == -9 and death.out_of_memory:
+        return (
+            "was killed by the kernel because memory ran out; use fewer workers, smaller batches, or accumulate= to "
+            "compute a shard in parts"
+        )
     if death.exitcode == -9:
-        return "was killed by SIGKILL: by somebody, or by the kernel for want of memory"
+        return "was killed by SIGKILL, and not by the kernel for want of memory"
     if death.exitcode < 0:
         return f"was ended by signal {-death.exitcode}"
     return f"ended with exit code {death.exitcode}"

@@ -87,7 +87,7 @@ class ServerSteps:
         norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
         row = step % board.steps
         if self._clip_norm is not None:
-            array_over(board, np.float64, (board.steps, 3 + _core.BOARD_METRICS), board.log_at)[row, -1] = norm
+            array_over(board, np.float64, (board.steps, _core.BOARD_LOG_COLUMNS), board.log_at)[row, -1] = norm
         rates = array_over(board, np.float64, (board.steps, _core.KERNEL_RATES), board.rates_at)
         self._session.step(self._gradients, float(rates[row, 0]))
         self._publish()

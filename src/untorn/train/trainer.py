@@ -39,13 +39,15 @@ from untorn.train.running import Fit, Running
 from untorn.train.saver import make_saver, newest
 from untorn.train.server_optimizer import ServerOptimizer, optimizer_of
 from untorn.train.settable import Rate, copy_weights
+from untorn.train.status import JobStatus
+from untorn.train.team import Team, Tuner
 from untorn.train.worker import worker_main
 
 __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
-_SPIN_S = 0.002
-_SPIN_CROWDED_S = 0.00002
+#: lanes are the shards of an async board
+_MOST_STALENESS = 1023
 
 
 class Trainer:
@@ -63,10 +65,17 @@ class Trainer:
         optimizer: SGD, Adam, AdamW, RMSprop or Adagrad. Or what makes an optimizer of torch.optim from a list of
             parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an optax.GradientTransformation: then
             the workers sum the gradients, and this process makes the step, which takes longer.
-        workers: worker processes; by default the processors that this process may use.
+        workers: worker processes; by default as many as there are processors for, with ``threads_per_worker`` each.
+            "auto" measures a few steps with that many and with fewer, and goes on with the fastest number: see
+            ``tuner``. A number that was given is taken, more than there are processors too.
         engine: "processes", or "serial": in this process, the reference.
-        shards: parts that every batch is cut into; by default ``workers``. The result depends on it.
-        mode: "sync".
+        shards: parts that every batch is cut into; by default ``workers`` where that is a number, else the processors.
+            The result depends on it.
+        mode: "sync", or "async": each batch's gradient is computed in one piece by one worker, and applied when it is
+            there, to weights that others may have changed meanwhile. The weights are whole versions here too.
+        max_staleness: in async mode, by how many versions the weights that a gradient is applied to may be newer than
+            those that it was computed on; at most that many + 1 gradients are under way. By default ``workers``. With 0
+            the result is that of sync mode with shards=1.
         seed: of the order of the examples and of ``rng``. 0 or more.
         clip_norm: the greatest norm of the whole gradient; a longer one is scaled down to it, as
             torch.nn.utils.clip_grad_norm_ does. The norm before clipping is the metric grad_norm.
@@ -74,7 +83,11 @@ class Trainer:
             averaged by their examples.
         threads_per_worker: BLAS threads of each worker.
         max_restarts: how often one shard's gradient may kill its worker before WorkerError.
-        name: publish the weights under this name while the trainer is open, for untorn.subscribe().
+        name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
+            the job of that name while it trains, and `untorn join` and `untorn leave` change its workers.
+
+    Attributes:
+        tuner: what workers="auto" has measured and picked; None for a number. str() of it says so in words.
 
     Example:
         >>> import numpy as np
@@ -96,7 +109,7 @@ class Trainer:
         params: Any = None,
         *,
         optimizer: Any,
-        workers: int | None = None,
+        workers: int | str | None = None,
         engine: str = "processes",
         shards: int | None = None,
         mode: str = "sync",
@@ -108,17 +121,23 @@ class Trainer:
         max_restarts: int = 3,
         name: str | None = None,
     ) -> None:
-        if mode != "sync" or max_staleness is not None:
-            raise NotImplementedError("mode='async' and max_staleness= are not available in this version of untorn")
         if engine not in ("processes", "serial"):
             raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
-        cpus = available_cpus()
-        self.workers = cpus if workers is None else _count("workers", workers, 1, 1000)
-        self.shards = _count("shards", self.workers if shards is None else shards, 1, 1024)
         self.engine = engine
+        self.mode = mode
         self.seed = _count("seed", seed, 0, 2**63 - 1)
         self.accumulate = _count("accumulate", accumulate, 1, 1_000_000)
         self.threads_per_worker = _count("threads_per_worker", threads_per_worker, 1, 1024)
+        if isinstance(workers, str) and workers != "auto":
+            raise TypeError(f"workers: expected an int or 'auto', found {workers!r}")
+        cpus = available_cpus()
+        fitting = max(1, cpus // self.threads_per_worker)
+        self.tuner = Tuner(1 if engine == "serial" else fitting) if workers == "auto" else None
+        count = fitting if workers is None or workers == "auto" else _count("workers", workers, 1, 1000)
+        self.max_staleness = _staleness(mode, max_staleness, count, given=workers is not None and workers != "auto")
+        if mode == "async":
+            count = min(count, self.max_staleness + 1)
+        self.shards = _shards(mode, shards, count if isinstance(workers, int) else fitting)
         self.max_restarts = _count("max_restarts", max_restarts, 0, 1_000_000)
         self.optimizer = optimizer
         self._at_work = False
@@ -135,8 +154,12 @@ class Trainer:
         self._model = model
         self._sent = model.for_workers() if isinstance(model, FrameworkModel) else model
         self._name = name
-        busy = self.workers + isinstance(self._optimizer, ServerOptimizer)
-        self._spin_s = _SPIN_S if busy <= cpus else _SPIN_CROWDED_S
+        self._team = Team(
+            count,
+            cpus=cpus // self.threads_per_worker,
+            server_works=mode == "async" or isinstance(self._optimizer, ServerOptimizer),
+            can_change=engine != "serial",
+        )
         self._closed = False
         self._open: Running | None = None
         self._job_number = 0
@@ -180,6 +203,24 @@ class Trainer:
     def subscriber(self) -> Subscriber:
         """Hand this to other processes: they follow the weights while they change."""
         return self._running().weights.subscriber()
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are to be; resize() changes it."""
+        return self._team.wanted
+
+    def resize(self, workers: int) -> None:
+        """Have so many workers from now on: while fit runs, too, from a callback or another thread. In sync mode the
+        bits of the result do not change. Returns at once; a process takes a moment to start, and one that is too many
+        ends after its gradient.
+
+        Raises ValueError for less than 1, for more than there is room for (64, or twice as many as at first), for more
+        than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError for want of memory.
+        """
+        workers = _count("workers", workers, 1, 1000)
+        if self.mode == "async":
+            _check_busy(workers, self.max_staleness)
+        self._team.set(workers)
 
     @property
     def restarts(self) -> int:
@@ -252,6 +293,7 @@ class Trainer:
             self._running(), source, examples, batch_size, epochs, validation_data, list(callbacks), saver,
             shuffle=bool(shuffle),
         )  # fmt: skip
+        fit.status = JobStatus(self, fit)
         for callback in fit.callbacks:
             callback.set_trainer(self)
         self.stop_training = False
@@ -332,6 +374,7 @@ class Trainer:
         return {
             "seed": self.seed,
             "shards": self.shards,
+            "mode": self.mode,
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
             "optimizer": getattr(self._optimizer, "settings", None) or described(self._optimizer),
@@ -407,7 +450,7 @@ class Trainer:
     def _make_engine(self) -> Engine:
         if self.engine == "serial":
             return SerialEngine(self.threads_per_worker)
-        return ProcessEngine(self.workers, self.threads_per_worker, worker_main)
+        return ProcessEngine(self.workers, self._team.most, self.threads_per_worker, worker_main)
 
     def close(self) -> None:
         """End the workers and close the weights' channel; a named one is removed. Closing twice is fine."""
@@ -430,6 +473,41 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
     if not least <= value <= most:
         raise ValueError(f"{name}: expected {least} to {most}, found {value}")
     return int(value)
+
+
+def _staleness(mode: str, max_staleness: int | None, workers: int, *, given: bool) -> int:
+    """The bound that these arguments ask for; 0 in sync mode."""
+    if mode not in ("sync", "async"):
+        raise ValueError(f"mode: expected 'sync' or 'async', found {mode!r}")
+    if mode == "sync":
+        if max_staleness is not None:
+            raise ValueError("max_staleness: sync mode has no stale gradients; leave it out, or give mode='async'")
+        return 0
+    if max_staleness is None:
+        return min(workers, _MOST_STALENESS)
+    max_staleness = _count("max_staleness", max_staleness, 0, _MOST_STALENESS)
+    if given:
+        _check_busy(workers, max_staleness)
+    return max_staleness
+
+
+def _check_busy(workers: int, max_staleness: int) -> None:
+    if workers > max_staleness + 1:
+        raise ValueError(
+            f"workers: with max_staleness={max_staleness} at most {max_staleness + 1} gradients are under way, and "
+            f"{workers - max_staleness - 1} of {workers} workers would have nothing to do; expected at most "
+            f"{max_staleness + 1} workers, or a larger max_staleness"
+        )
+
+
+def _shards(mode: str, shards: int | None, otherwise: int) -> int:
+    if mode == "sync":
+        return _count("shards", otherwise if shards is None else shards, 1, 1024)
+    if shards not in (None, 1):
+        raise ValueError(
+            f"shards: async mode computes each batch's gradient in one piece; leave it out, found {shards}"
+        )
+    return 1
 
 
 def _initial(model: Any, params: Any) -> Any:

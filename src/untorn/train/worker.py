@@ -1,4 +1,4 @@
-"""One worker of a sync job: take a shard, compute its gradient, commit it. The same code in a process or in place.
+"""One worker of a job: take a shard, compute its gradient, commit it. The same code in a process or in place.
 
 What a worker needs travels in a ``Job``: where the board is, how to reach the weights and the data, the model. Results
 travel through shared memory alone, so a killed worker leaves nothing half-sent behind.
@@ -50,17 +50,17 @@ class Job:
     plan: ParameterPlan
     seed: int
     first_step: int
-    workers: int
-    spin_s: float
     threads: int = 1
     accumulate: int = 1
 
 
 class _Buffer(NamedTuple):
-    """A gradient buffer: number of examples, loss and metrics, where the gradients go, and writable views of them."""
+    """A gradient buffer: number of examples, loss and metrics, the version that the gradient is of, where the gradients
+    go, and writable views of them."""
 
     count: Any
     measured: Any
+    version: Any
     places: tuple[tuple[int, int, str], ...]
     views: list[Any]
 
@@ -73,12 +73,12 @@ class ShardWorker:
         self.index = index
         self.board = open_board(job.board_path) if board is None else board
         self.steps = self.board.steps
+        self._lanes = bool(self.board.lanes)  # whose gradients are those of whole batches
         self.cut = {
-            "shards": self.board.shards,
+            "shards": 1 if self._lanes else self.board.shards,
             "examples": self.board.examples,
             "batch_size": self.board.batch_size,
         }
-        self.first = index * self.board.shards // max(1, job.workers) % self.board.shards
         self.target = _attached(job.target)
         self.weights = self.target if job.weights == job.target else _attached(job.weights)
         self.data = job.data.open()
@@ -87,18 +87,21 @@ class ShardWorker:
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
         self._named = False
-        self._spin_s = job.spin_s
+        self._spin = True
 
     def turn(self, wait_s: float = WAIT_S) -> int:
         """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
-        kind, step, shard, buffer_at = self.board.next(self.target, self.index, self.first, self._spin_s, wait_s)
-        # whoever waited in vain has nothing to gain from spinning
-        self._spin_s = 0.0 if kind == _core.TURN_IDLE else self.job.spin_s
+        kind, step, shard, buffer_at = self.board.next(self.target, self.index, self._spin, wait_s)
+        self._spin = kind != _core.TURN_IDLE  # whoever waited in vain has nothing to gain from spinning
         if kind != _core.TURN_GRADIENT:
             return kind
+        if self._lanes:
+            shard = 0
         try:
             self._compute(step, shard, buffer_at)
         except Exception as error:
+            if not self.board.stands():  # we were stopped, and the others went on without us
+                return kind
             self.report(error, step, shard)
             return _core.TURN_STOP
         self.board.commit(self.index)
@@ -119,6 +122,7 @@ class ShardWorker:
         params = self._decoder.value(hold)
         buffer = self._buffer(buffer_at)
         buffer.count[0] = examples = stop - start
+        buffer.version[0] = hold.version
         parts = self.job.accumulate
         if parts == 1:
             self._write(self.model(params, self.data.take(self.order[start:stop]), rng), buffer)
@@ -163,12 +167,12 @@ class ShardWorker:
         """The views of a buffer; made once."""
         views = self._buffers.get(buffer_at)
         if views is None:
+            plan = self.job.plan
             count = array_over(self.board, np.uint64, 1, buffer_at)
             measured = array_over(self.board, np.float64, 1 + _core.BOARD_METRICS, buffer_at + 8)
-            plan = self.job.plan
-            views = _Buffer(
-                count, measured, plan.gradient_places(buffer_at), plan.gradient_views(self.board, buffer_at)
-            )
+            version = array_over(self.board, np.uint64, 1, buffer_at + 16 + 8 * _core.BOARD_METRICS)
+            places, gradients = plan.gradient_places(buffer_at), plan.gradient_views(self.board, buffer_at)
+            views = _Buffer(count, measured, version, places, gradients)
             self._buffers[buffer_at] = views
         return views
 
@@ -235,35 +239,38 @@ def worker_main(index: int, jobs: Subscriber) -> None:
         done = snapshot.version
         payload = snapshot.value
         snapshot.close()
-        if payload is not None:
-            _take_part(index, jobs, done, payload)
+        if payload is not None and _take_part(index, jobs, done, payload) == _core.TURN_LEAVE:
+            return
 
 
-def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any]) -> None:
+def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any]) -> int:
+    """Take part in a job until it ends; the kind of the last turn."""
     try:
         board = open_board(payload["board"])
     except OSError:
-        return  # the job ended before we came to it
+        return _core.TURN_STOP  # the job ended before we came to it
     try:
         # The path names a descriptor, whose number the next job's board may get when this one is over. The data's
         # channel is closed before that, so a worker that can still attach to the data has opened the right board.
         worker = ShardWorker(pickle.loads(payload["job"]), index, board)
     except Exception as error:
         if not board.stopped and isinstance(error, UntornError | OSError) and jobs.version != number:
-            return
+            return _core.TURN_STOP
         report_failure(board, index, board.step, 0, error, traceback.format_exc())
-        return
+        return _core.TURN_STOP
     del board
-    _run(worker, jobs, number)
+    return _run(worker, jobs, number)
 
 
-def _run(worker: ShardWorker, jobs: Subscriber, number: int) -> None:
+def _run(worker: ShardWorker, jobs: Subscriber, number: int) -> int:
     looked = time.monotonic()
     with contextlib.suppress(BrokenChannelError):
-        while worker.turn() != _core.TURN_STOP:
+        while (kind := worker.turn()) not in (_core.TURN_STOP, _core.TURN_LEAVE):
             now = time.monotonic()
             if now - looked < WAIT_S:
                 continue
             looked = now
             if jobs.version != number or not jobs.publisher_alive():
-                return
+                return _core.TURN_STOP
+        return kind
+    return _core.TURN_STOP

@@ -1,9 +1,10 @@
-"""available_cpus: the affinity mask, or the cgroup's quota where it is smaller."""
+"""available_cpus: the affinity mask, or a cgroup's quota where it is smaller."""
 
 import os
 
 import pytest
 
+from untorn.engines import cgroups
 from untorn.train import cpus
 
 
@@ -22,26 +23,51 @@ def test_a_narrower_mask_counts():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("max 100000\n", 8),
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 1.5),
-        ("nonsense", 8),
-        ("", 8),
-    ],
+    [("max 100000\n", None), ("200000 100000\n", 2), ("150000 100000\n", 1.5), ("nonsense", None), ("", None)],
 )
-def test_the_quota_of_a_cgroup(tmp_path, text, expected):
+def test_a_quota_of_version_2(tmp_path, text, expected):
     file = tmp_path / "cpu.max"
     file.write_text(text)
-    assert cpus._cgroup_quota(file, 8) == expected
+    assert cpus.quota_of(file) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1\n", None), ("250000\n", 2.5), ("0", 0)])
+def test_a_quota_of_version_1(tmp_path, quota, expected):
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cpu.cfs_quota_us").write_text(quota)
+    assert cpus.quota_of(tmp_path / "cpu.cfs_quota_us") == expected
 
 
 def test_no_cgroup_is_no_quota(tmp_path):
-    assert cpus._cgroup_quota(tmp_path / "cpu.max", 8) == 8
+    assert cpus.quota_of(tmp_path / "cpu.max") is None
 
 
-@pytest.mark.parametrize(("quota", "expected"), [(0.1, 1), (1.5, 2), (3.0, 3), (64.0, 4)])
-def test_a_part_of_a_processor_counts_as_one(monkeypatch, quota, expected):
-    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(cpus, "_cgroup_quota", lambda *_: quota)
-    assert cpus.available_cpus() == expected
+def test_the_smallest_quota_counts(tmp_path, monkeypatch):
+    files = [tmp_path / "outer", tmp_path / "inner"]
+    for file, text in zip(files, ["100000 100000", "50000 100000"], strict=True):
+        file.write_text(text)
+    monkeypatch.setattr(cpus, "group_files", lambda *_, **__: files)
+    assert cpus.available_cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("membership", "there", "expected"),
+    [
+        ("0::/a/b\n", ["a/b/two", "a/two", "two"], ["a/b/two", "a/two", "two"]),
+        ("0::/a/b\n", ["a/two", "a/b/one"], ["a/two"]),
+        ("0::/\n", ["two"], ["two"]),
+        ("3:cpu,cpuacct:/a\n0::/\n", ["cpu/a/one", "cpu/one", "cpuacct/one"], ["cpu/a/one", "cpu/one"]),
+        ("3:memory:/a\n", ["cpu/a/one"], []),
+    ],
+)
+def test_files_of_the_groups(tmp_path, membership, there, expected):
+    (tmp_path / "membership").write_text(membership)
+    for name in there:
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text("")
+    found = cgroups.group_files("cpu", v1="one", v2="two", root=tmp_path / "root", membership=tmp_path / "membership")
+    assert [str(path.relative_to(tmp_path / "root")) for path in found] == expected
+
+
+def test_no_membership_is_no_files(tmp_path):
+    assert not list(cgroups.group_files("cpu", v1="one", v2="two", membership=tmp_path / "none"))

@@ -1,0 +1,83 @@
+"""What does a second process bring to training in PyTorch, by which way of sharing the weights?
+
+Everybody trains the same network on the same examples, with the same global batch and the same optimizer: untorn with
+one worker and with two; one process with one thread and with two; DistributedDataParallel; the Hogwild example's way;
+and the limit, two processes that compute gradients of fixed weights and exchange nothing. All of them live at once,
+those whose turn it is not asleep. `python -m benchmarks pytorch` takes four minutes; with UNTORN_BENCH_LARGE=1 it adds
+an MLP with 17 million parameters, and takes five.
+
+The ratios say how many times as long as untorn with two workers somebody takes for a step. That of the limit is the
+share of the limit's speed that untorn reaches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+
+from benchmarks.measure import Row, interleaved, row
+from benchmarks.peers import torch_ddp, torch_hogwild, torch_loop, torch_no_communication, untorn_torch
+from benchmarks.peers.torch_case import Case, convolutional, images, mlp, sequences, transformer, vectors
+from benchmarks.peers.torch_crew import Crew
+
+NAME = "pytorch"
+QUESTION = "A training step in PyTorch: what does a second process bring, by which way of sharing the weights?"
+
+TURNS, WARM_UP = 11, 1
+UNTORN, LIMIT, DDP = "untorn, 2 workers", "no communication, 2 processes", "DistributedDataParallel, gloo, 2 ranks"
+
+CASES = [
+    Case("MLP, h=64", partial(mlp, 64), vectors, batch=256, steps=400),
+    Case("MLP, h=64", partial(mlp, 64), vectors, batch=32, steps=400),
+    Case("MLP, h=512", partial(mlp, 512), vectors, batch=256, steps=40),
+    Case("MLP, h=512", partial(mlp, 512), vectors, batch=256, steps=40, optimizer="Adam"),
+    Case("MLP, h=2048", partial(mlp, 2048), vectors, batch=256, steps=4),
+    Case("convolutional network", convolutional, images, batch=64, steps=24),
+    Case("transformer", transformer, sequences, batch=64, steps=12),
+]
+LARGE = Case("MLP, h=4096", partial(mlp, 4096), vectors, batch=256, steps=2)
+
+
+def contestants() -> dict[str, untorn_torch.Training | Crew]:
+    """Those who take turns, by name."""
+    return {
+        UNTORN: untorn_torch.contestant(workers=2),
+        LIMIT: torch_no_communication.contestant(processes=2),
+        DDP: torch_ddp.contestant(ranks=2),
+        "Hogwild, 2 processes": torch_hogwild.contestant(processes=2),
+        "1 process, 2 threads": torch_loop.contestant(threads=2),
+        "1 process, 1 thread": torch_loop.contestant(threads=1),
+        "untorn, 1 worker": untorn_torch.contestant(workers=1),
+    }
+
+
+def aims(parameters: int) -> dict[str, float]:
+    """The least ratios to reach: of the limit's time, and of DistributedDataParallel's."""
+    if parameters < 10_000:
+        return {LIMIT: 0.85, DDP: 4}
+    return {LIMIT: 0.9, DDP: 1.4} if parameters >= 300_000 else {}
+
+
+def measure(case: Case, trainings: dict[str, untorn_torch.Training | Crew]) -> Iterator[Row]:
+    """A row for each contestant: milliseconds per step."""
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(each.training(case)) for name, each in trainings.items()}
+        times = interleaved(turns, turns=TURNS, warm_up=WARM_UP)
+    parameters = case.parameters()
+    least = aims(parameters)
+    what = f"{case.name} ({parameters:,} parameters), {case.optimizer}, batch {case.batch}"
+    for name, seconds in times.items():
+        compared = {} if name == UNTORN else {"to": times[UNTORN], "ratio_to": UNTORN}
+        yield row(f"{what}: {name}", seconds, unit="ms", **compared, ratio_at_least=least.get(name))
+
+
+def run() -> list[Row]:
+    if importlib.util.find_spec("torch") is None:
+        return [Row("a step in PyTorch", None, note="PyTorch is not installed (pip install torch)")]
+    cases = [*CASES, LARGE] if os.environ.get("UNTORN_BENCH_LARGE") else CASES
+    with ExitStack() as stack:
+        trainings = {name: stack.enter_context(each) for name, each in contestants().items()}
+        return [line for case in cases for line in measure(case, trainings)]

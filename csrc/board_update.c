@@ -1,0 +1,229 @@
+/* What a step computes: the sum of the shards' gradients, its norm, the next version and the step's record. */
+#include "board_update.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "board_tasks.h"
+#include "futex.h"
+
+/* torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0. */
+#define CLIP_EPSILON 1e-6
+
+/* The gradients that a step is made of: every shard's, or one lane's. All are committed. */
+struct shards {
+    uint32_t count;
+    const struct board_buffer *buffers[BOARD_MAX_SHARDS];
+    double weights[BOARD_MAX_SHARDS];
+    double examples;
+};
+
+static void shards_collect(const struct board *board, uint32_t first, uint32_t count, struct shards *shards)
+{
+    uint64_t examples = 0;
+    shards->count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t task = load_acquire(&board->shard_tasks[first + i].word); /* pairs with board_commit */
+        shards->buffers[i] = board_buffer_at(board, task_buffer(task));
+        examples += shards->buffers[i]->examples;
+    }
+    shards->examples = (double)examples;
+    for (uint32_t i = 0; i < count; i++) /* a batch of nothing: every shard is absent, and nothing is not a number */
+        shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
+}
+
+static enum kernel_dtype range_dtype(const struct board_range *range)
+{
+    return (enum kernel_dtype)(range->dtype & 0xff);
+}
+static enum merge_kind range_kind(const struct board_range *range) { return (enum merge_kind)(range->dtype >> 8); }
+
+/* One range's gradients; `grads` is room for their addresses. */
+static struct kernel_range shards_range(const struct board *board, const struct shards *shards, uint32_t index,
+                                        const void **grads)
+{
+    const struct board_range *range = &board->ranges[index];
+    for (uint32_t i = 0; i < shards->count; i++)
+        grads[i] = (const uint8_t *)(shards->buffers[i] + 1) + range->grad_offset;
+    return (struct kernel_range){
+        .count = range->count,
+        .shards = shards->count,
+        .grads = grads,
+        .weights = shards->weights,
+        .grad_scale = 1,
+    };
+}
+
+/* -- norms -------------------------------------------------------------------------------------------------------- */
+
+static uint32_t first_range(const struct board *board, uint32_t worker)
+{
+    uint32_t active = load_relaxed(&board->header->active);
+    return active == 0 ? 0 : (uint32_t)((uint64_t)worker * board->header->ranges / active % board->header->ranges);
+}
+
+static void range_norm(const struct board *board, const struct shards *shards, uint32_t index)
+{
+    const void *grads[BOARD_MAX_SHARDS];
+    const struct board_range *range = &board->ranges[index];
+    const struct kernel_range work = shards_range(board, shards, index, grads);
+    board->squares[index] = range_kind(range) == MERGE_STEP ? kernel_square_sum(range_dtype(range), &work) : 0;
+}
+
+bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
+{
+    const struct board_header *header = board->header;
+    uint32_t index, first = first_range(board, worker);
+    uint64_t claim;
+    struct shards shards = {0};
+    bool done;
+    while (range_claim(board->norm_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
+        if (shards.count == 0)
+            shards_collect(board, 0, header->shards, &shards);
+        range_norm(board, &shards, index);
+        range_commit(&board->norm_tasks[index], claim);
+        first = index + 1;
+    }
+    return done;
+}
+
+/* The norm of the step's whole gradient; its norm tasks are done. */
+static double norm_collect(const struct board *board)
+{
+    return sqrt(kernel_tree_sum(board->header->ranges, board->squares));
+}
+
+/* What a gradient of this norm is multiplied by; clip_norm 0: no clipping. */
+static double clip_scale(double clip_norm, double norm)
+{
+    if (clip_norm == 0)
+        return 1;
+    double scale = clip_norm / (norm + CLIP_EPSILON);
+    return scale > 1 ? 1 : scale; /* a norm that is not a number stays one, and every parameter shows it */
+}
+
+/* -- the step's record ---------------------------------------------------------------------------------------------- */
+
+static double shards_mean(const struct shards *shards, const double *(*pick)(const struct board_buffer *, int),
+                          int which)
+{
+    double terms[BOARD_MAX_SHARDS];
+    uint32_t present = 0;
+    for (uint32_t i = 0; i < shards->count; i++) /* an empty shard has measured nothing */
+        if (shards->weights[i] != 0)
+            terms[present++] = shards->weights[i] * *pick(shards->buffers[i], which);
+    return kernel_tree_sum(present, terms);
+}
+
+static const double *pick_loss(const struct board_buffer *buffer, int which) { return &buffer->loss; }
+static const double *pick_metric(const struct board_buffer *buffer, int which) { return &buffer->metrics[which]; }
+
+static void log_write(const struct board *board, uint64_t step, const struct shards *shards, double norm,
+                      uint64_t staleness)
+{
+    struct board_log *log = &board->log[step % board->header->steps];
+    log->examples = shards->examples;
+    log->loss = shards_mean(shards, pick_loss, 0);
+    log->staleness = (double)staleness;
+    log->grad_norm = norm;
+    for (int metric = 0; metric < BOARD_METRICS; metric++)
+        log->metrics[metric] = shards_mean(shards, pick_metric, metric);
+}
+
+/* -- updates ------------------------------------------------------------------------------------------------------ */
+
+/* The part of a version that no range covers: header and schema. Done with range 0, so it has one writer. */
+static void version_begin(const struct board *board, uint64_t step, const uint8_t *from, uint8_t *to)
+{
+    const struct slot_header *source = (const struct slot_header *)from;
+    struct slot_header *target = (struct slot_header *)to;
+    memcpy(to, from, sizeof *source + source->schema_nbytes);
+    target->version = board->header->base_version + step + 1;
+    target->published_ns = clock_wall_ns();
+}
+
+static void range_update(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index,
+                         double grad_scale, const uint8_t *from, uint8_t *to)
+{
+    const struct board_header *header = board->header;
+    const struct board_range *range = &board->ranges[index];
+    const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
+    void *state_out[KERNEL_MAX_STATES];
+    struct kernel_hyper hyper = header->hyper;
+    hyper.rates = board->rates[step % header->steps];
+    unsigned states = kernel_state_count((enum kernel_optimizer)header->optimizer, &hyper);
+    for (unsigned k = 0; k < states; k++) {
+        uint64_t offset = range->slot_offset + (k + 1) * header->state_stride;
+        state_in[k] = from + offset;
+        state_out[k] = to + offset;
+    }
+    struct kernel_range work = shards_range(board, shards, index, grads);
+    work.grad_scale = grad_scale;
+    work.params_in = from + range->slot_offset;
+    work.params_out = to + range->slot_offset;
+    work.state_in = state_in;
+    work.state_out = state_out;
+    if (range_kind(range) == MERGE_STEP)
+        kernel_step((enum kernel_optimizer)header->optimizer, range_dtype(range), &hyper, &work);
+    else
+        merge(range_kind(range), range_dtype(range), &work);
+}
+
+static bool slots_map(struct attachment *weights, unsigned slot, uint8_t **from, uint8_t **to)
+{
+    uint64_t capacity;
+    unsigned newest = latest_slot(channel_latest(&weights->channel));
+    return attachment_map(weights, newest, from, &capacity) == STATUS_OK &&
+           attachment_map(weights, slot, to, &capacity) == STATUS_OK;
+}
+
+bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot)
+{
+    const struct board_header *header = board->header;
+    uint32_t index, first = first_range(board, worker);
+    uint64_t claim;
+    uint8_t *from = NULL, *to = NULL;
+    struct shards shards;
+    double norm = 0;
+    bool done;
+    while (range_claim(board->range_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
+        if (from == NULL) {
+            if (!slots_map(weights, slot, &from, &to)) {
+                range_give_back(&board->range_tasks[index], claim);
+                return false; /* no memory for a mapping: another worker may do better */
+            }
+            shards_collect(board, 0, header->shards, &shards);
+            norm = header->clip_norm != 0 ? norm_collect(board) : 0;
+        }
+        if (index == 0) {
+            version_begin(board, step, from, to);
+            log_write(board, step, &shards, norm, 0);
+        }
+        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), from, to);
+        range_commit(&board->range_tasks[index], claim);
+        first = index + 1;
+    }
+    return done;
+}
+
+enum status lane_update(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+                        uint64_t staleness, unsigned slot)
+{
+    const struct board_header *header = board->header;
+    uint8_t *from, *to;
+    struct shards shards;
+    double norm = 0;
+    if (!slots_map(weights, slot, &from, &to))
+        return STATUS_OS;
+    shards_collect(board, lane, 1, &shards);
+    if (header->clip_norm != 0) {
+        for (uint32_t index = 0; index < header->ranges; index++)
+            range_norm(board, &shards, index);
+        norm = norm_collect(board);
+    }
+    version_begin(board, step, from, to);
+    log_write(board, step, &shards, norm, staleness);
+    for (uint32_t index = 0; index < header->ranges; index++)
+        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), from, to);
+    return STATUS_OK;
+}

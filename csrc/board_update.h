@@ -1,0 +1,15 @@
+/* What a step computes. Private to board*.c; see board.h. */
+#ifndef UNTORN_BOARD_UPDATE_H
+#define UNTORN_BOARD_UPDATE_H
+
+#include "board.h"
+
+/* Do every norm task of this step that nobody has; true if all are done. */
+bool norms_run(const struct board *board, uint32_t worker, uint64_t step);
+/* Do every update task of this step that nobody has, into this slot; true if all are done. */
+bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot);
+/* Do all of one lane's update, norm included, into this slot. */
+enum status lane_update(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+                        uint64_t staleness, unsigned slot);
+
+#endif

@@ -1,0 +1,40 @@
+"""Has the kernel killed processes because memory ran out? It counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from untorn.engines.cgroups import group_files
+
+__all__ = ["OutOfMemory"]
+
+_MACHINE = Path("/proc/vmstat")
+
+
+class OutOfMemory:
+    """Tells whether the kernel's counts of out-of-memory kills, of the process's groups and of the machine, have risen.
+
+    Args:
+        counters: files of lines "name number", of which the one named oom_kill counts.
+    """
+
+    def __init__(self, counters: Iterable[Path] | None = None) -> None:
+        if counters is None:
+            counters = [*group_files("memory", v1="memory.oom_control", v2="memory.events"), _MACHINE]
+        self._before = {path: _count(path) for path in counters}
+
+    def struck(self) -> bool:
+        """Since this was made, or last asked."""
+        now = {path: _count(path) for path in self._before}
+        risen = any(now[path] > before for path, before in self._before.items())
+        self._before = now
+        return risen
+
+
+def _count(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -1,0 +1,147 @@
+"""What a running job tells those who ask from outside (control.py): how far it is, its losses, its workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.train.records import Records
+
+if TYPE_CHECKING:
+    from untorn.train.running import Fit
+    from untorn.train.trainer import Trainer
+
+__all__ = ["JobStatus", "LossCurve"]
+
+
+class LossCurve:
+    """Losses of all steps, as at most ``most`` points: each the mean of as many neighbours as it takes.
+
+    Example:
+        >>> curve = LossCurve(most=4)
+        >>> curve.extend(0, [8.0, 6.0, 4.0, 2.0, 1.0, 1.0])
+        >>> curve.points()
+        [(1, 7.0), (3, 3.0), (5, 1.0)]
+    """
+
+    def __init__(self, most: int = 200) -> None:
+        self._most = most
+        self._stride = 1
+        self._means = np.zeros(0)
+        #: steps that are not a whole point yet
+        self._rest = np.zeros(0)
+        self._first: int | None = None
+
+    def extend(self, step: int, losses: NDArray[np.float64] | list[float]) -> None:
+        """Add the losses of this step and the ones that follow it."""
+        if self._first is None:
+            self._first = step
+        losses = np.concatenate([self._rest, losses])
+        whole = len(losses) // self._stride * self._stride
+        self._means = np.concatenate([self._means, losses[:whole].reshape(-1, self._stride).mean(axis=1)])
+        self._rest = losses[whole:]
+        while len(self._means) > self._most:
+            if len(self._means) % 2:  # the last one waits for its neighbour
+                self._rest = np.concatenate([np.full(self._stride, self._means[-1]), self._rest])
+                self._means = self._means[:-1]
+            self._means = self._means.reshape(-1, 2).mean(axis=1)
+            self._stride *= 2
+
+    def points(self) -> list[tuple[int, float]]:
+        """(last step of those that the point is of, their mean loss)."""
+        first = self._first or 0
+        points = [(first + (i + 1) * self._stride - 1, float(mean)) for i, mean in enumerate(self._means)]
+        if len(self._rest):
+            points.append((first + len(self._means) * self._stride + len(self._rest) - 1, float(self._rest.mean())))
+        return points
+
+
+class JobStatus:
+    """The handlers (control.Handlers) of one call of fit."""
+
+    def __init__(self, trainer: Trainer, fit: Fit) -> None:
+        self._trainer = trainer
+        self._fit = fit
+        self._started_at = time.time()
+        self._curve = LossCurve()
+        self._board: _core.Board | None = None
+        self._log: Records | None = None
+        self._begun_s = 0.0
+        #: steps of this board's epoch that are done, and that the curve has
+        self._done = self._in_curve = 0
+        self._first_step = 0
+        self._last: dict[str, float] = {}
+
+    def begin_epoch(self, board: _core.Board, log: Records) -> None:
+        """An epoch begins."""
+        self._board, self._log = board, log
+        self._begun_s = time.monotonic()
+        self._done = self._in_curve = 0
+        self._first_step = self._trainer.step
+
+    def saw(self, done: int) -> None:
+        """So many steps of it are done."""
+        self._done = done
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """It is over, and measured this."""
+        self._catch_up()
+        self._last = {name: value for name, value in metrics.items() if name.startswith("val_")}
+
+    def _catch_up(self) -> None:
+        """Reading the losses costs some microseconds, so it is done when somebody asks, and at an epoch's end."""
+        if self._log is not None and self._done > self._in_curve:
+            self._curve.extend(self._first_step + self._in_curve, self._log.losses(self._in_curve, self._done))
+            self._in_curve = self._done
+
+    # -- control.Handlers
+
+    @property
+    def workers(self) -> int:
+        """See control.Handlers."""
+        return self._trainer.workers
+
+    def resize(self, workers: int) -> None:
+        """See control.Handlers."""
+        self._trainer.resize(workers)
+
+    def status(self) -> dict[str, Any]:
+        """See control.Handlers, and docs/commands.md for the keys."""
+        trainer, fit, board, log = self._trainer, self._fit, self._board, self._log
+        assert board is not None
+        assert log is not None
+        self._catch_up()
+        measured: dict[str, Any] = dict(log.row(self._done - 1)) if self._done else {}
+        examples = min(self._done * board.batch_size, board.examples)
+        step = self._first_step + self._done
+        commits = board.commits
+        return {
+            "name": fit.running.weights.name,
+            "pid": os.getpid(),
+            "mode": trainer.mode,
+            "engine": trainer.engine,
+            "step": step,
+            "epoch": trainer.epoch,
+            "epochs": fit.epochs,
+            "step_in_epoch": fit.skipped + self._done,
+            "steps_per_epoch": fit.skipped + board.steps,
+            "version": fit.running.weights.version,
+            "workers": [
+                {"index": index, "pid": pid, "state": state, "gradients": commits[index]}
+                for index, pid, state in fit.running.engine.members()
+            ],
+            "restarts": trainer.restarts,
+            "losses": self._curve.points(),
+            "loss": measured.pop("loss", None),
+            "metrics": {k: v for k, v in measured.items() if k not in ("examples", "staleness")} | self._last,
+            "examples_per_s": examples / max(time.monotonic() - self._begun_s, 1e-9) if self._done else None,
+            "learning_rate": trainer._rate.at(step),
+            "max_staleness": trainer.max_staleness,
+            "staleness": log.staleness(self._done),
+            "started_at": self._started_at,
+        }

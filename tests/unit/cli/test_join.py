@@ -1,0 +1,137 @@
+"""``untorn join`` and ``untorn leave``: what they ask of a job, what they print, and how they fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+from click.testing import CliRunner, Result
+
+import helpers
+from untorn.cli.group import group
+from untorn.train.control import Control
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(group, [str(arg) for arg in args])
+
+
+class Job:
+    """Two workers, of at most four."""
+
+    workers = 2
+
+    def status(self) -> dict:
+        return {}
+
+    def resize(self, workers: int) -> None:
+        if workers > 4:
+            raise ValueError(f"at most 4 workers, found {workers}")
+        self.workers = workers
+
+
+def train(pipe, name: str) -> None:
+    job = Job()
+    with contextlib.closing(Control(name)) as control:
+        pipe.put()
+        while not pipe.has_message():
+            control.poll(job)
+
+
+def be_busy(pipe, name: str) -> None:
+    with contextlib.closing(Control(name)):
+        pipe.put()
+        pipe.get()
+
+
+@pytest.fixture
+def job(name):
+    """The name of a job that runs."""
+    with helpers.start(train, name) as child:
+        child.get()
+        yield name
+
+
+def test_join_and_leave(job):
+    for args, told in [
+        (["join", job], f"{job}: 3 workers (was 2)"),
+        (["join", job, "--workers", 1], f"{job}: 4 workers (was 3)"),
+        (["leave", job, "--workers", 3], f"{job}: 1 worker (was 4)"),
+        (["join", job, "--workers", 2], f"{job}: 3 workers (was 1)"),
+        (["leave", job], f"{job}: 2 workers (was 3)"),
+    ]:
+        result = run(*args)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, f"{told}\n", "")
+
+
+def test_json(job):
+    for command, workers in (("join", 4), ("leave", 2)):
+        result = run(command, job, "--workers", 2, "--json")
+        assert result.exit_code == 0
+        assert json.loads(result.stdout) == {"name": job, "workers": workers, "was": 6 - workers}
+        assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["join", "--workers", 3], "at most 4 workers, found 5"),
+        (["leave", "--workers", 2], "has 2 workers and keeps at least 1; asked for 0"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_what_cannot_be_is_status_1(job, args, told, more):
+    result = run(*args, job, *more)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert run("join", job).stdout == f"{job}: 3 workers (was 2)\n"  # nothing had changed
+
+
+@pytest.mark.parametrize("command", ["join", "leave"])
+def test_no_such_job(name, command):
+    result = run(command, name)
+    assert result.exit_code == 1
+    assert f"error: no job {name!r} runs here" in result.stderr
+    assert "untorn top" in result.stderr
+    assert "Trainer(name=...)" in result.stderr
+
+
+def test_a_busy_job(name):
+    with helpers.start(be_busy, name) as child:
+        child.get()
+        result = run("leave", name, "--timeout", 0.02)
+    assert result.exit_code == 1
+    assert "did not answer within 0.02 s" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["join", "leave"])
+@pytest.mark.parametrize("args", [[], ["a", "b"], ["a", "--workers", 0], ["a", "--workers", -1], ["a", "--timeout", 0]])
+def test_wrong_usage_is_status_2(command, args):
+    assert run(command, *args).exit_code == 2
+
+
+def test_ctrl_c_while_the_job_is_busy(name):
+    with helpers.start(be_busy, name) as child:
+        child.get()
+        code = "import sys; from untorn.train import control; from untorn.cli.group import group\n"
+        code += "real = control._received\n"
+        code += "control._received = lambda *args: (print('waits', flush=True), real(*args))[1]\n"
+        code += f"group(['join', {name!r}, '--timeout', '60'])"
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == "waits\n"
+            asking.send_signal(signal.SIGINT)
+            _, errors = asking.communicate(timeout=helpers.WATCHDOG_S)
+    assert (asking.returncode, errors) == (130, "interrupted\n")
