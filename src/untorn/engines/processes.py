@@ -66,7 +66,7 @@ class ProcessEngine(Engine):
     ) -> None:
         self.workers = workers
         self.restarts = 0
-        self._most_workers = most_workers
+        self.most_workers = most_workers
         self._threads = threads_per_worker
         self._main = main
         self._jobs: Publisher | None = None
@@ -75,7 +75,9 @@ class ProcessEngine(Engine):
         #: gradients that were committed in a worker's row when it was started
         self._commits_before: dict[int, int] = {}
         self._oom = OutOfMemory()
-        self._board: _core.Board | None = None
+        #: of the job that runs, and on top of it one that is done aside
+        self._boards: list[_core.Board] = []
+        self._payload: dict[str, Any] | None = None
         self._bell = 0
         self._looked_at_s = 0.0
         self._step_then = -1
@@ -88,20 +90,53 @@ class ProcessEngine(Engine):
 
     def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
         """See Engine."""
-        self._board = board
+        self._boards = [board]
+        self._assign(payload)
+        self._payload = payload
+        self._start_missing()
+
+    def _assign(self, payload: dict[str, Any] | None) -> None:
+        """Tell the workers what to do next."""
         self._bell = 0
         self._commits_before.clear()
         if self._jobs is None:
-            self._jobs = publish(payload, max_readers=4 * self._most_workers + 16)
+            self._jobs = publish(payload, max_readers=4 * self.most_workers + 16)
         else:
             self._jobs.update(payload)
+
+    @property
+    def job_number(self) -> int:
+        """Of the job that runs; 0 between jobs."""
+        return int(self._payload["number"]) if self._payload else 0
+
+    @property
+    def has_workers(self) -> bool:
+        """Are there any processes by now?"""
+        return bool(self._processes)
+
+    @contextmanager
+    def aside(self, board: _core.Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
+        """Have the workers do another job in between: inside, advance() is about this board. Between jobs, too."""
+        outer = self._boards[-1] if self._boards else None
+        self._boards.append(board)
+        self._assign(payload)
         self._start_missing()
+        if outer is not None:
+            outer.team(0, 0.0)  # whoever leaves it looks for something newer first, and finds this job
+        try:
+            yield
+        finally:
+            if outer is not None:
+                outer.team(self.workers, spin_s)  # before anybody comes back
+            self._assign(self._payload)
+            board.stop()
+            self._boards.pop()
 
     def resize(self, workers: int) -> None:
         """See Engine. Between two jobs, those that are too many end at once."""
         self.workers = workers
         for index in [index for index in self._processes if index >= workers]:
-            if self._board is not None:
+            if self._boards:
                 self._leaving.add(index)
             else:
                 _end(self._processes.pop(index))
@@ -113,7 +148,7 @@ class ProcessEngine(Engine):
 
     def members(self) -> list[tuple[int, int, str]]:
         """See Engine."""
-        commits = self._board.commits if self._board is not None else []
+        commits = self._boards[-1].commits if self._boards else []
         return [
             (index, process.pid or 0, self._state(index, process, commits))
             for index, process in sorted(self._processes.items())
@@ -131,8 +166,8 @@ class ProcessEngine(Engine):
 
     def _start(self, index: int) -> SpawnProcess:
         assert self._jobs is not None
-        if self._board is not None:
-            self._commits_before[index] = self._board.commits[index]
+        if self._boards:
+            self._commits_before[index] = self._boards[-1].commits[index]
         process = multiprocessing.get_context("spawn").Process(
             target=_worker,
             args=(self._main, index, self._jobs.subscriber().address),
@@ -145,10 +180,10 @@ class ProcessEngine(Engine):
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
-        assert self._board is not None
-        self._bell = self._board.wait_server(self._bell, _MOMENT_S)
-        self._pass_over_stopped(self._board)
-        deaths = self._bury(self._board)
+        board = self._boards[-1]
+        self._bell = board.wait_server(self._bell, _MOMENT_S)
+        self._pass_over_stopped(board)
+        deaths = self._bury(board)
         self._start_missing()
         return deaths
 
@@ -159,6 +194,8 @@ class ProcessEngine(Engine):
             if process.exitcode is None:
                 continue
             exitcode, step = process.exitcode, board.step
+            for each in self._boards[:-1]:
+                each.recover(index)
             shard = board.recover(index)
             if shard >= 0 and board.lanes:
                 step = board.lane(shard)[1]
@@ -193,20 +230,22 @@ class ProcessEngine(Engine):
 
     def end(self) -> None:
         """See Engine."""
-        if self._board is not None:
-            self._board.stop()
-            self._board = None
+        self._stop()
         if self._jobs is not None:
             self._jobs.update(None)
         for index in sorted(self._leaving):
             _end(self._processes.pop(index))
         self._leaving.clear()
 
+    def _stop(self) -> None:
+        self._payload = None
+        for board in self._boards:
+            board.stop()
+        self._boards = []
+
     def close(self) -> None:
         """See Engine."""
-        if self._board is not None:
-            self._board.stop()
-            self._board = None
+        self._stop()
         if self._jobs is not None:
             self._jobs.close()
             self._jobs = None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from untorn import _core
 from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.threads import threads_limited
 
 __all__ = ["SerialEngine"]
 
@@ -46,7 +45,7 @@ class SerialEngine(Engine):
         until = {_core.TURN_STOP, _core.TURN_NEED_SLOT}
         if self._board.lanes:  # the server applies each gradient before the next is computed
             until |= {_core.TURN_GRADIENT, _core.TURN_IDLE}
-        with _blas_threads(self._threads):
+        with threads_limited(self._threads):
             while self._board.step < until_step and time.monotonic() < end:
                 if self._turner.turn(0.0) in until:
                     break
@@ -59,19 +58,3 @@ class SerialEngine(Engine):
     def close(self) -> None:
         """See Engine."""
         self.end()
-
-
-def _blas_threads(threads: int) -> contextlib.AbstractContextManager[Any]:
-    """The number of threads can change the last bit of a matrix product, so it must be that of the workers."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        warnings.warn(
-            "threadpoolctl is not installed, so the serial engine uses as many BLAS threads as the library likes; "
-            "the last bits of the weights may differ from the processes engine's: pip install 'untorn[train]'",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return contextlib.nullcontext()
-    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(limits=threads)
-    return limits

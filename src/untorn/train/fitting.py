@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,12 +19,12 @@ from untorn import _core
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
 from untorn.share.views import array_over
-from untorn.train import sampler
+from untorn.train import measuring, sampler
 from untorn.train.callbacks import Callback
 from untorn.train.callbacks.calls import training
 from untorn.train.data import SharedData
 from untorn.train.driving import Driver, driver_of
-from untorn.train.model import FrameworkModel
+from untorn.train.model import replica_of
 from untorn.train.records import NO_RECORDS, Records, failure
 from untorn.train.resuming import give_states_back
 from untorn.train.running import Fit, Running
@@ -67,13 +65,16 @@ def _job(trainer: Trainer, fit: Fit) -> Iterator[Driver]:
         driver = driver_of(board, running, trainer.max_staleness, server)
         running.engine.resize(team.wanted)
         local = not isinstance(running.engine, ProcessEngine)
-        with fit.data.shared(max_readers=4 * team.most + 16, local=local) as shared:
-            job = _make_job(trainer, running, fd, shared)
-            payload = {"board": job.board_path, "job": b""}
-            if isinstance(running.engine, ProcessEngine):
-                payload["job"] = _pickle(job, trainer._model)
+        with fit.data.shared(max_readers=fit.max_readers, local=local) as shared:
+            job = _make_job(trainer, running, shared)
+            threads = trainer.threads_per_worker
+            payload = {} if local else trainer._payload(job, fd)
             try:
-                running.engine.begin(board, payload, lambda index: ShardWorker(job, index))
+                running.engine.begin(
+                    board,
+                    payload,
+                    lambda index: ShardWorker(job, index, board, replica_of(trainer._sent, threads=threads)),
+                )
                 trainer._at_work = True
                 yield driver
             finally:
@@ -109,19 +110,14 @@ def _make_board(trainer: Trainer, fit: Fit, fd: int, *, clips: bool) -> _core.Bo
     return _core.Board(fd)
 
 
-def _make_job(trainer: Trainer, running: Running, board_fd: int, data: SharedData) -> Job:
-    trainer._job_number += 1
+def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
     return Job(
-        number=trainer._job_number,
-        board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
         weights=running.weights.subscriber().address,
         target=running.target.subscriber().address,
         data=data,
-        model=trainer._sent,
         plan=running.plan,
         seed=trainer.seed,
         first_step=trainer.step,
-        threads=trainer.threads_per_worker,
         accumulate=trainer.accumulate,
     )
 
@@ -147,7 +143,12 @@ def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver) -> None:
     seconds = time.perf_counter() - started
     metrics = log.means()
     if fit.validation_data is not None:
-        metrics |= {f"val_{name}": value for name, value in trainer.evaluate(fit.validation_data).items()}
+        metrics |= {
+            f"val_{name}": value
+            for name, value in measuring.evaluate(
+                trainer, fit.validation_data, measuring.EVALUATION_BATCH_SIZE, fit.share_validation
+            ).items()
+        }
     fit.status.end_epoch(metrics)
     rate = fit.examples / seconds
     for history in (trainer._history, fit.history):
@@ -171,6 +172,8 @@ def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started
     if fit.part is not None:  # set in the first part of the epoch, for the next
         trainer._rate.changed = fit.part.progress.settings["learning_rate"]
     driver.begin(steps)
+    if trainer.tuner is not None:
+        trainer.tuner.begin_epoch(time.monotonic(), trainer.step)
     seen = 0
     while seen < steps:
         deaths = running.engine.advance(driver.until)
@@ -209,9 +212,7 @@ def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
         fit.running.control.poll(fit.status)
     tuner = trainer.tuner
     if tuner is not None and not tuner.found:
-        wanted = tuner.saw(time.monotonic(), board.step, board.commits)
-        if done == board.steps:
-            tuner.interrupted()
+        wanted = tuner.saw(time.monotonic(), trainer.step, board.commits)
         if wanted != trainer.workers:
             trainer.resize(wanted)
     trainer._team.follow(fit.running.engine, board)
@@ -225,28 +226,3 @@ def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Deat
         raise failure(board, trainer.epoch, fit.skipped)
     if board.need_slot:
         running.find_slot(board)
-
-
-def _pickle(job: Job, model: Any) -> bytes:
-    """The job for the workers. What plain pickle cannot send, such as a lambda or a notebook's function, goes through
-    cloudpickle if it is installed."""
-    interactive = not hasattr(sys.modules["__main__"], "__file__")
-    reason: object = "it is defined in an interactive session"
-    of_session = getattr(model, "__module__", getattr(type(model), "__module__", "")) == "__main__"
-    if not (interactive and (of_session or isinstance(model, FrameworkModel))):
-        try:
-            return pickle.dumps(job, protocol=5)
-        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
-            reason = error
-    try:
-        import cloudpickle
-    except ImportError:
-        raise TypeError(
-            f"model: it cannot be sent to worker processes ({reason}); define it at the top of a module, or install "
-            "cloudpickle: pip install 'untorn[train]'"
-        ) from None
-    try:
-        sent: bytes = cloudpickle.dumps(job, protocol=5)
-    except Exception as error:
-        raise TypeError(f"model: it cannot be sent to worker processes ({error})") from None
-    return sent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from untorn.errors import NonFiniteLossError, WorkerError
 from untorn.share.views import array_over
 from untorn.train import sampler
 
-__all__ = ["NO_RECORDS", "Records", "failure", "task_named"]
+__all__ = ["NO_RECORDS", "Records", "failure", "metric_names", "report_of", "task_named"]
 
 NO_RECORDS = np.zeros((0, 2))
 
@@ -42,9 +43,7 @@ class Records:
     def names(self) -> list[str]:
         """The metrics' names; whole as soon as one step is done."""
         if self._names is None:
-            at = self._board.names_at
-            text = bytes(memoryview(self._board)[at : at + 4096]).split(b"\0", 1)[0]
-            names = json.loads(text) if text else []
+            names = metric_names(self._board)
             own = {name: column for name, column in self._own.items() if name not in names}
             self._columns = [*range(2 + len(names)), *own.values()]
             self._names = [*names, *own]
@@ -91,6 +90,23 @@ class Records:
         return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(self.names)}
 
 
+def metric_names(board: _core.Board) -> list[str]:
+    """The metrics' names, which workers write with their first gradient."""
+    names: list[str] = json.loads(_text(board, board.names_at, 4096) or b"[]")
+    return names
+
+
+def report_of(board: _core.Board) -> dict[str, Any]:
+    """What the first worker to fail has reported: see worker.Reporter."""
+    at = board.errors_at + (board.failed - 1) * _core.BOARD_ERROR_NBYTES
+    report: dict[str, Any] = json.loads(_text(board, at, _core.BOARD_ERROR_NBYTES))
+    return report
+
+
+def _text(board: _core.Board, at: int, nbytes: int) -> bytes:
+    return bytes(memoryview(board)[at : at + nbytes]).split(b"\0", 1)[0]
+
+
 def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: int = 0) -> str:
     """One gradient in words: its epoch, step, shard and examples; ``skipped``: steps of the epoch before this board."""
     start, stop = sampler.shard_bounds(
@@ -109,14 +125,11 @@ def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: i
 
 def failure(board: _core.Board, epoch: int, skipped: int = 0) -> Exception:
     """The error for what the first worker to fail has reported; ``skipped``: steps of the epoch before this board."""
-    worker = board.failed - 1
-    at = board.errors_at + worker * _core.BOARD_ERROR_NBYTES
-    text = bytes(memoryview(board)[at : at + _core.BOARD_ERROR_NBYTES]).split(b"\0", 1)[0]
-    report = json.loads(text)
+    report = report_of(board)
     where = task_named(board, epoch, report["step"], report["shard"], skipped)
     if report["non_finite"]:
         return NonFiniteLossError(
             f"{report['summary'].split(': ', 1)[-1]} in {where}; the weights of the step before are kept in "
             "trainer.params. Lower the learning rate, or look at these examples for bad values"
         )
-    return WorkerError(f"failed in worker {worker}, {where}: {report['summary']}", report["traceback"])
+    return WorkerError(f"failed in worker {board.failed - 1}, {where}: {report['summary']}", report["traceback"])

@@ -3,6 +3,7 @@ what it holds during one fit."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
 from untorn.train import sampler
 from untorn.train.callbacks import Callback
 from untorn.train.control import Control
-from untorn.train.data import Source
+from untorn.train.data import SharedData, Source
 from untorn.train.history import History
 from untorn.train.model import Parts
 from untorn.train.optimizers import FusedOptimizer
@@ -35,7 +36,7 @@ from untorn.train.server_optimizer import ServerOptimizer
 from untorn.train.server_steps import ServerSteps
 from untorn.train.status import JobStatus
 
-__all__ = ["Fit", "Running"]
+__all__ = ["Fit", "Running", "how_it_died"]
 
 #: reader rows, slots and slots that keep their space, of the channel of the weights
 _CHANNEL_SIZES = (1024, 64, 8)
@@ -53,6 +54,8 @@ class Fit:
         inside_epoch: from an epoch's begin until its numbers are in the history.
         rate: of the epoch that runs, as Rate.changed.
         status: what is told to those who ask from outside.
+        max_readers: of a channel that all workers read.
+        held: what is let go when fit ends.
     """
 
     running: Running
@@ -63,12 +66,15 @@ class Fit:
     validation_data: Any
     callbacks: list[Callback]
     saver: Saver
+    max_readers: int
     shuffle: bool = True
     history: History = field(default_factory=History)
     part: Part | None = None
     inside_epoch: bool = False
     rate: float | None = None
     status: JobStatus = field(init=False)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _shared_validation: SharedData | None = None
 
     @property
     def cut(self) -> dict[str, int]:
@@ -80,6 +86,14 @@ class Fit:
         every = self.data.examples
         order = sampler.epoch_order(seed, epoch, every) if self.shuffle else np.arange(every)
         return order[: self.examples]
+
+    def share_validation(self) -> SharedData:
+        """Make the validation data readable by workers, until fit ends."""
+        if self._shared_validation is None:
+            readers = self.max_readers
+            shared = self.validation_data.shared(max_readers=readers, local=False)
+            self._shared_validation = self.held.enter_context(shared)
+        return self._shared_validation
 
     @property
     def skipped(self) -> int:
@@ -137,7 +151,7 @@ class Running:
             if self._deaths[task] > max_restarts:
                 where = task_named(board, epoch, *task, skipped)
                 raise WorkerError(
-                    f"{self._deaths[task]} workers died one after the other in {where}; the last {_how(death)}. "
+                    f"{self._deaths[task]} workers died one after the other in {where}; the last {how_it_died(death)}. "
                     f"max_restarts is {max_restarts}"
                 )
         elif death.exitcode >= 0:  # it ended by itself, without a task
@@ -146,9 +160,9 @@ class Running:
             self._idle_deaths += 1
             if self._idle_deaths > max_restarts:
                 raise WorkerError(
-                    f"{self._idle_deaths} workers ended before they could take part (the last {_how(death)}); what "
-                    "they printed says why. A script that trains needs `if __name__ == '__main__':` around its start, "
-                    "because worker processes import it"
+                    f"{self._idle_deaths} workers ended before they could take part (the last {how_it_died(death)}); "
+                    "what they printed says why. A script that trains needs `if __name__ == '__main__':` around its "
+                    "start, because worker processes import it"
                 )
 
     def server_steps(self, clip_norm: float | None, threads: int) -> ServerSteps | None:
@@ -211,7 +225,8 @@ class Running:
         self.target.close()
 
 
-def _how(death: Death) -> str:
+def how_it_died(death: Death) -> str:
+    """In words, after "the last worker"."""
     if death.exitcode == -9 and death.out_of_memory:
         return (
             "was killed by the kernel because memory ran out; use fewer workers, smaller batches, or accumulate= to "

@@ -74,6 +74,11 @@ class Team:
             self.wanted = workers
 
     @property
+    def max_readers(self) -> int:
+        """Rows of a channel that all workers read, with room for those that were killed and not yet buried."""
+        return 4 * self.most + 16
+
+    @property
     def spin_s(self) -> float:
         """How long a worker spins before it sleeps: longer where it takes no processor from others."""
         return _SPIN_S if self.wanted + self._server_works <= self._cpus else _SPIN_CROWDED_S
@@ -119,7 +124,11 @@ class Tuner:
     steps_per_s: dict[int, float] = field(default_factory=dict)
     found: bool = False
     _windows: list[float] = field(default_factory=list)
-    _since: tuple[float, int] | None = None
+    #: when it looked last, and what the window has so far; without the time between epochs
+    _last: tuple[float, int] | None = None
+    _seconds: float = 0.0
+    _steps: int = 0
+    _all_work: bool = False
 
     #: what a window has at least, how many there are, and how much slower counts as equally fast
     WINDOW_S = 0.15
@@ -132,30 +141,30 @@ class Tuner:
         if self.most == 1:
             self.found = True
 
+    def begin_epoch(self, now_s: float, step: int) -> None:
+        """The time before this is nobody's."""
+        self._last = (now_s, step)
+
     def saw(self, now_s: float, step: int, commits: list[int]) -> int:
         """At this time so many steps were done, and each worker had committed so many gradients since it is one; how
         many workers there are to be."""
-        if self.found:
+        last, self._last = self._last, (now_s, step)
+        if self.found or last is None:
             return self.workers
-        if self._since is None:
-            if len(commits) >= self.workers and all(count > 0 for count in commits[: self.workers]):
-                self._since = (now_s, step)
+        if not self._all_work:
+            self._all_work = len(commits) >= self.workers and all(count > 0 for count in commits[: self.workers])
             return self.workers
-        began_s, first = self._since
-        if now_s - began_s < self.WINDOW_S or step - first < self.WINDOW_STEPS:
-            return self.workers
-        self._windows.append((step - first) / (now_s - began_s))
-        self._since = (now_s, step)
+        self._seconds += now_s - last[0]
+        self._steps += step - last[1]
+        if self._seconds >= self.WINDOW_S and self._steps >= self.WINDOW_STEPS:
+            self._windows.append(self._steps / self._seconds)
+            self._seconds, self._steps = 0.0, 0
         if len(self._windows) == self.WINDOWS:
             self.steps_per_s[self.workers] = statistics.median(self._windows)
             self._windows.clear()
-            self._since = None
+            self._all_work = False
             self._next()
         return self.workers
-
-    def interrupted(self) -> None:
-        """An epoch ended: the time until the next is nobody's."""
-        self._since = None
 
     def _next(self) -> None:
         if self.workers > 1:

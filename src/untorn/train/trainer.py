@@ -23,15 +23,17 @@ import numpy as np
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import ClosedError
 from untorn.share import Snapshot, Subscriber
-from untorn.train import sampler
+from untorn.train import measuring, sampler
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
 from untorn.train.cpus import available_cpus
-from untorn.train.data import chunks, source_of
+from untorn.train.data import source_of
 from untorn.train.fitting import run_epochs
 from untorn.train.history import History
+from untorn.train.measuring import EVALUATION_BATCH_SIZE
 from untorn.train.model import FrameworkModel, Parts, replica_of
 from untorn.train.optimizers import check_clip_norm
+from untorn.train.payload import payload_of
 from untorn.train.plan import check_parameters
 from untorn.train.records import NO_RECORDS
 from untorn.train.resuming import Part, callback_states, check_settings, described
@@ -155,7 +157,7 @@ class Trainer:
         self._sent = model.for_workers() if isinstance(model, FrameworkModel) else model
         self._name = name
         self._team = Team(
-            count,
+            1 if engine == "serial" else count,
             cpus=cpus // self.threads_per_worker,
             server_works=mode == "async" or isinstance(self._optimizer, ServerOptimizer),
             can_change=engine != "serial",
@@ -291,13 +293,13 @@ class Trainer:
         batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
         fit = Fit(
             self._running(), source, examples, batch_size, epochs, validation_data, list(callbacks), saver,
-            shuffle=bool(shuffle),
+            self._team.max_readers, shuffle=bool(shuffle),
         )  # fmt: skip
         fit.status = JobStatus(self, fit)
         for callback in fit.callbacks:
             callback.set_trainer(self)
         self.stop_training = False
-        with saver:
+        with saver, fit.held:
             states = self._resume(fit) if resume else {}
             if self._part is not None:
                 self._part.check_cut(fit.cut)
@@ -392,32 +394,24 @@ class Trainer:
 
     # -- evaluation
 
-    def evaluate(self, data: Any, *, batch_size: int = 1024) -> dict[str, float]:
-        """Loss and metrics of the newest weights, means over all examples. Runs in this process."""
-        batch_size = _count("batch_size", batch_size, 1, 2**31)
-        source = source_of("data", self._arrays(data))
-        examples = source.examples
-        totals: dict[str, float] = {}
-        with self.snapshot() as snapshot:
-            params = self._params_of(snapshot)
-            for indices in chunks(examples, batch_size):
-                rng = sampler.shard_rng(self.seed, 2**40, 0, 1) if self.model.takes_rng else None
-                answer = self.model.measure(params, source.take(indices), rng)
-                for name, value in ({"loss": answer.loss} | dict(answer.metrics)).items():
-                    totals[name] = totals.get(name, 0.0) + value * len(indices)
-        return {name: total / examples for name, total in totals.items()}
+    def evaluate(self, data: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> dict[str, float]:
+        """Loss and metrics of the newest weights, means over all examples, ``batch_size`` at a time. The worker
+        processes take part, if they run and there are several batches; the result has the same bits without them.
 
-    def predict(self, x: Any, *, batch_size: int = 1024) -> Any:
-        """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined. A
-        TorchModel gives its module's outputs; x is then the input, a tuple of the inputs, or a dict.
-
-        Raises TypeError if the model has no predict method.
+        Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
         """
-        source = source_of("x", self._arrays(x))
-        with self.snapshot() as snapshot:
-            params = self._params_of(snapshot)
-            parts = [self.model.predict(params, source.take(each)) for each in chunks(source.examples, batch_size)]
-        return np.concatenate(parts)
+        batch_size = _count("batch_size", batch_size, 1, 2**31)
+        return measuring.evaluate(self, source_of("data", self._arrays(data)), batch_size)
+
+    def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
+        """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
+        worker processes, as evaluate() is. A TorchModel gives its module's outputs; x is then the input, a tuple of the
+        inputs, or a dict.
+
+        Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
+        """
+        batch_size = _count("batch_size", batch_size, 1, 2**31)
+        return measuring.predict(self, source_of("x", self._arrays(x)), batch_size)
 
     def module(self) -> Any:
         """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
@@ -429,9 +423,26 @@ class Trainer:
     def _arrays(self, data: Any) -> Any:
         return self._model.arrays(data) if isinstance(self._model, FrameworkModel) else data
 
+    @property
+    def _is_framework(self) -> bool:
+        return isinstance(self._model, FrameworkModel)
+
+    def _payload(self, job: Any, board_fd: int, *, within: int = 0) -> dict[str, Any]:
+        """What workers get to know about the next job."""
+        self._job_number += 1
+        return payload_of(
+            job,
+            number=self._job_number,
+            board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
+            model=self._model,
+            sent=self._sent,
+            threads=self.threads_per_worker,
+            within=within,
+        )
+
     def _params_of(self, snapshot: Snapshot) -> Any:
         """The weights as a model reads them here; frameworks know no read-only memory."""
-        if not isinstance(self._model, FrameworkModel):
+        if not self._is_framework:
             return snapshot.value
         hold = snapshot._held()
         return snapshot._attached.decoder(hold).value(hold.private())

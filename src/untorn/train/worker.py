@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from untorn import _core
+from untorn.engines import Turner
 from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
 from untorn.share import storage
 from untorn.share.layout import Decoder
@@ -26,10 +27,10 @@ from untorn.share.subscriber import Subscriber
 from untorn.share.views import array_over
 from untorn.train import sampler
 from untorn.train.data import SharedData
-from untorn.train.model import Gradient, replica_of
+from untorn.train.model import Gradient, Replica, replica_of
 from untorn.train.plan import ParameterPlan
 
-__all__ = ["Job", "ShardWorker", "worker_main"]
+__all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_main"]
 
 #: how long a worker waits for work before it looks whether its server lives
 WAIT_S = 0.1
@@ -38,20 +39,20 @@ _NAMES_NBYTES = 4096
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know to take part in one fit. What updates make goes to ``target``: the next weights, or
-    what the server makes them of."""
+    """All that a worker must know to take part in one fit, beside the board and the model. What updates make goes to
+    ``target``: the next weights, or what the server makes them of."""
 
-    number: int
-    board_path: str
     weights: Address
     target: Address
     data: SharedData
-    model: Any
     plan: ParameterPlan
     seed: int
     first_step: int
-    threads: int = 1
     accumulate: int = 1
+
+    def begin(self, index: int, board: _core.Board, model: Replica) -> ShardWorker:
+        """The worker for it."""
+        return ShardWorker(self, index, board, model)
 
 
 class _Buffer(NamedTuple):
@@ -68,10 +69,11 @@ class _Buffer(NamedTuple):
 class ShardWorker:
     """Takes part in one job. ``turn`` does one thing and says what it was."""
 
-    def __init__(self, job: Job, index: int, board: _core.Board | None = None) -> None:
+    def __init__(self, job: Job, index: int, board: _core.Board, model: Replica) -> None:
         self.job = job
         self.index = index
-        self.board = open_board(job.board_path) if board is None else board
+        self.board = board
+        self.model = model
         self.steps = self.board.steps
         self._lanes = bool(self.board.lanes)  # whose gradients are those of whole batches
         self.cut = {
@@ -79,14 +81,13 @@ class ShardWorker:
             "examples": self.board.examples,
             "batch_size": self.board.batch_size,
         }
-        self.target = _attached(job.target)
-        self.weights = self.target if job.weights == job.target else _attached(job.weights)
+        self.target = attached(job.target)
+        self.weights = self.target if job.weights == job.target else attached(job.weights)
         self.data = job.data.open()
-        self.model = replica_of(job.model, threads=job.threads)
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
-        self._named = False
+        self._reporter = Reporter(board, index)
         self._spin = True
 
     def turn(self, wait_s: float = WAIT_S) -> int:
@@ -102,7 +103,7 @@ class ShardWorker:
         except Exception as error:
             if not self.board.stands():  # we were stopped, and the others went on without us
                 return kind
-            self.report(error, step, shard)
+            self._reporter.report(error, step, shard)
             return _core.TURN_STOP
         self.board.commit(self.index)
         return kind
@@ -114,8 +115,7 @@ class ShardWorker:
             return
         hold = self.weights.pin()
         if self._decoder is None:
-            schema = bytes(memoryview(hold)[_core.HEADER_NBYTES : _core.HEADER_NBYTES + hold.schema_nbytes])
-            self._decoder = Decoder(schema, hold.nbytes)
+            self._decoder = decoder_of(hold)
         rng = None
         if self.model.takes_rng:
             rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, self.cut["shards"])
@@ -139,8 +139,7 @@ class ShardWorker:
 
     def _write(self, gradient: Gradient, buffer: _Buffer) -> None:
         buffer.measured[0] = gradient.loss
-        if not self._named:
-            self._name_metrics(tuple(gradient.metrics))
+        self._reporter.name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
         for index in _core.copy_leaves(self.board, buffer.places, gradient.leaves):  # those that need conversion
@@ -149,8 +148,7 @@ class ShardWorker:
     def _add(self, gradient: Gradient, share: float, buffer: _Buffer, *, begin: bool) -> None:
         """Add one part of a shard, which has this share of its examples. Loss, metrics and gradients add up to means;
         of the model's own buffers, which come first, the last part's values stand."""
-        if not self._named:
-            self._name_metrics(tuple(gradient.metrics))
+        self._reporter.name_metrics(tuple(gradient.metrics))
         measured = np.array([gradient.loss, *gradient.metrics.values()])
         buffer.measured[: len(measured)] = share * measured + (0 if begin else buffer.measured[: len(measured)])
         for index, (view, leaf) in enumerate(zip(buffer.views, gradient.leaves, strict=True)):
@@ -176,26 +174,44 @@ class ShardWorker:
             self._buffers[buffer_at] = views
         return views
 
-    def _name_metrics(self, names: tuple[str, ...]) -> None:
-        """Every worker writes the same names; whoever is first, the server finds them whole after a step."""
+
+class Reporter:
+    """Tells the server, through the board, what the metrics' names are and what went wrong."""
+
+    def __init__(self, board: _core.Board, index: int) -> None:
+        self._board = board
+        self._index = index
+        self._named = False
+
+    def name_metrics(self, names: tuple[str, ...]) -> None:
+        """Every worker writes the same names, once; whoever is first, the server finds them whole after a step."""
+        if self._named:
+            return
         text = json.dumps(names).encode()
         if len(text) >= _NAMES_NBYTES:
             raise ValueError(f"the names of the metrics are too long: {names}")
-        _core.copy(self.board, self.board.names_at, text + b"\0")
+        _core.copy(self._board, self._board.names_at, text + b"\0")
         self._named = True
 
     def report(self, error: Exception, step: int, shard: int) -> None:
-        """Tell the server what went wrong, with the traceback as the user's own code would show it."""
+        """Tell what went wrong, with the traceback as the user's own code would show it."""
         trace = error.__traceback__
         while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace)
-        report_failure(self.board, self.index, step, shard, error, "".join(lines))
+        report_failure(self._board, self._index, step, shard, error, "".join(lines))
 
 
-def _attached(address: Address) -> _core.Attachment:
+def attached(address: Address) -> _core.Attachment:
+    """Attach to the channel there, as one who may write."""
     files = storage.open_files(address.places, address.label, writable=True, id=address.id)
     return storage.attach(*files, _core.WRITER, address.label)
+
+
+def decoder_of(hold: _core.Hold) -> Decoder:
+    """What reads versions of the structure of this one."""
+    schema = bytes(memoryview(hold)[_core.HEADER_NBYTES : _core.HEADER_NBYTES + hold.schema_nbytes])
+    return Decoder(schema, hold.nbytes)
 
 
 def _is_ours(filename: str) -> bool:
@@ -230,7 +246,7 @@ def open_board(path: str) -> _core.Board:
 
 def worker_main(index: int, jobs: Subscriber) -> None:
     """The life of a worker process: take part in every job that the server publishes, until it is gone."""
-    done = 0
+    desk, done = _Desk(index, jobs), 0
     while True:
         try:
             snapshot = jobs.snapshot(newer_than=done)
@@ -239,38 +255,71 @@ def worker_main(index: int, jobs: Subscriber) -> None:
         done = snapshot.version
         payload = snapshot.value
         snapshot.close()
-        if payload is not None and _take_part(index, jobs, done, payload) == _core.TURN_LEAVE:
-            return
+        if payload is None:
+            desk.clear()
+        elif desk.take_part(done, payload) == _core.TURN_LEAVE and jobs.version == done:
+            return  # there are too many of us, and it was not to do something else meanwhile
 
 
-def _take_part(index: int, jobs: Subscriber, number: int, payload: dict[str, Any]) -> int:
-    """Take part in a job until it ends; the kind of the last turn."""
-    try:
-        board = open_board(payload["board"])
-    except OSError:
-        return _core.TURN_STOP  # the job ended before we came to it
-    try:
-        # The path names a descriptor, whose number the next job's board may get when this one is over. The data's
-        # channel is closed before that, so a worker that can still attach to the data has opened the right board.
-        worker = ShardWorker(pickle.loads(payload["job"]), index, board)
-    except Exception as error:
-        if not board.stopped and isinstance(error, UntornError | OSError) and jobs.version != number:
-            return _core.TURN_STOP
-        report_failure(board, index, board.step, 0, error, traceback.format_exc())
-        return _core.TURN_STOP
-    del board
-    return _run(worker, jobs, number)
+class _Desk:
+    """What a worker process has at hand: the model, and the job that is interrupted by another."""
+
+    def __init__(self, index: int, jobs: Subscriber) -> None:
+        self._index = index
+        self._jobs = jobs
+        self._workers: dict[int, Turner] = {}
+        self._model: tuple[bytes, int, Replica] | None = None
+
+    def clear(self) -> None:
+        """There is no job: let its memory go."""
+        self._workers.clear()
+
+    def take_part(self, version: int, payload: dict[str, Any]) -> int:
+        """Take part in a job, published as this version, until it ends; the kind of the last turn."""
+        number = payload["number"]
+        known = {key: self._workers[key] for key in (number, payload["within"]) if key in self._workers}
+        self._workers = known
+        if number not in known:
+            worker = self._begin(version, payload)
+            if worker is None:
+                return _core.TURN_STOP
+            known[number] = worker
+        return _run(known[number], self._jobs, version)
+
+    def _begin(self, version: int, payload: dict[str, Any]) -> Turner | None:
+        """The worker for this job; None if the job is over, or cannot be begun, and then the server knows why."""
+        try:
+            board = open_board(payload["board"])
+        except OSError:
+            return None  # the job ended before we came to it
+        try:
+            # The path names a descriptor, whose number the next job's board may get when this one is over. The data's
+            # channel is closed before that, so a worker that can still attach to the data has opened the right board.
+            model = self._replica(payload["model"], payload["threads"])
+            worker: Turner = pickle.loads(payload["job"]).begin(self._index, board, model)
+            return worker
+        except Exception as error:
+            over = isinstance(error, UntornError | OSError) and self._jobs.version != version
+            if board.stopped or not over:
+                report_failure(board, self._index, board.step, 0, error, traceback.format_exc())
+            return None
+
+    def _replica(self, model: bytes, threads: int) -> Replica:
+        """What was compiled for one job serves the next."""
+        if self._model is None or self._model[:2] != (model, threads):
+            self._model = (model, threads, replica_of(pickle.loads(model), threads=threads))
+        return self._model[2]
 
 
-def _run(worker: ShardWorker, jobs: Subscriber, number: int) -> int:
+def _run(worker: Turner, jobs: Subscriber, version: int) -> int:
     looked = time.monotonic()
     with contextlib.suppress(BrokenChannelError):
-        while (kind := worker.turn()) not in (_core.TURN_STOP, _core.TURN_LEAVE):
+        while (kind := worker.turn(WAIT_S)) not in (_core.TURN_STOP, _core.TURN_LEAVE):
             now = time.monotonic()
             if now - looked < WAIT_S:
                 continue
             looked = now
-            if jobs.version != number or not jobs.publisher_alive():
+            if jobs.version != version or not jobs.publisher_alive():
                 return _core.TURN_STOP
         return kind
     return _core.TURN_STOP

@@ -1,0 +1,137 @@
+"""evaluate and predict: the same bits whoever computes, and what goes wrong in a worker is told."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import networks
+from untorn import NonFiniteLossError, WorkerError
+from untorn.train import SGD, Callback, Trainer, measuring
+
+DATA = networks.classes_of(500, 6, 3)
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch):
+    monkeypatch.setattr(measuring, "_WORTH_S", 0.0)
+
+
+class Model:
+    """A network that tells where it was asked."""
+
+    def loss_and_grad(self, params, batch):
+        loss, grads, metrics = networks.mlp(params, batch)
+        return loss, grads, metrics | {"here": float(os.getpid())}
+
+    def predict(self, params, x):
+        return networks.mlp(params, (x, np.zeros(len(x), int)))[1][0].w[0] + x.sum(1)[:, None]
+
+
+class Fragile(Model):
+    """Fails for the example that is all ones; kills its process for the one that is all twos; NaN for threes."""
+
+    def loss_and_grad(self, params, batch):
+        value = batch[0][(batch[0] == batch[0][:, :1]).all(1), 0]
+        if 1 in value:
+            raise RuntimeError("ones")
+        if 2 in value:
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss, grads, metrics = super().loss_and_grad(params, batch)
+        return (float("nan") if 3 in value else loss), grads, metrics
+
+    def predict(self, params, x):
+        return super().predict(params, x)[:, : 1 + int((x == 4).all(1).any())]
+
+
+def trainer_of(model, **arguments):
+    given = {"optimizer": SGD(0.1), "shards": 2, "workers": 2, "max_restarts": 1} | arguments
+    return Trainer(model, networks.mlp_params((6, 5, 3)), **given)
+
+
+def without_here(metrics):
+    return {name: value for name, value in metrics.items() if not name.endswith("here")}
+
+
+def test_workers_give_the_bits_of_one_process():
+    answers = []
+    for engine in ({"engine": "serial"}, {"workers": 1}, {"workers": 3}):
+        with trainer_of(Model(), **engine) as trainer:
+            trainer.fit(DATA, epochs=1, batch_size=100)
+            evaluated = trainer.evaluate(DATA, batch_size=64)
+            if "workers" in engine:
+                assert evaluated["here"] != os.getpid()
+            answers.append((without_here(evaluated), trainer.predict(DATA[0], batch_size=33).tobytes()))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_validation_interrupts_a_fit_and_gives_it_back():
+    histories, digests = [], []
+    for engine in ({"engine": "serial"}, {"workers": 2}):
+        with trainer_of(Model(), **engine) as trainer:
+            large = tuple(np.concatenate([part] * 5) for part in DATA)  # more than one batch of 1024
+            history = trainer.fit(DATA, epochs=4, batch_size=50, validation_data=large).history
+            assert trainer.restarts == 0
+            if "workers" in engine:
+                assert history["val_here"][-1] != os.getpid()
+            histories.append(without_here(history))
+            digests.append([layer.w.tobytes() for layer in trainer.params])
+    assert histories[0] == histories[1]
+    assert digests[0] == digests[1]
+
+
+def test_between_two_epochs_in_async_mode_too():
+    with trainer_of(Model(), mode="async", shards=None) as trainer:
+        large = tuple(np.concatenate([part] * 5) for part in DATA)
+        history = trainer.fit(DATA, epochs=3, batch_size=50, validation_data=large).history
+        assert len(history["val_loss"]) == 3
+
+
+class Kill(Callback):
+    """Kills a worker at the end of each epoch, which validation comes after."""
+
+    def on_epoch_begin(self, epoch, logs):
+        os.kill(self.trainer.pids[epoch % 2], signal.SIGKILL)
+
+
+def test_a_killed_worker_is_replaced_while_others_answer(rng):
+    large = tuple(np.concatenate([part] * 20) for part in DATA)
+    with trainer_of(Model(), engine="serial") as trainer:
+        expected = without_here(trainer.fit(DATA, epochs=3, batch_size=50, validation_data=large).history)
+    with trainer_of(Model(), max_restarts=10) as trainer:
+        got = trainer.fit(DATA, epochs=3, batch_size=50, validation_data=large, callbacks=[Kill()]).history
+        assert trainer.restarts >= 1
+        assert without_here(got) == expected
+        os.kill(trainer.pids[0], signal.SIGKILL)
+        assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
+
+
+def with_example(index, value):
+    x = DATA[0].copy()
+    x[index] = value
+    return x, DATA[1]
+
+
+def test_an_error_in_a_worker_is_raised_with_its_traceback():
+    with trainer_of(Fragile()) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=100)
+        with pytest.raises(WorkerError, match=r"at examples 200 to 249: RuntimeError: ones") as caught:
+            trainer.evaluate(with_example(211, 1), batch_size=50)
+        assert 'raise RuntimeError("ones")' in str(caught.value)
+        with pytest.raises(NonFiniteLossError, match="the loss is nan for examples 450 to 499"):
+            trainer.evaluate(with_example(499, 3), batch_size=50)
+        with pytest.raises(WorkerError, match=r"2 workers died one after the other at examples 50 to 99.* SIGKILL"):
+            trainer.evaluate(with_example(50, 2), batch_size=50)
+        with pytest.raises(WorkerError, match=r"examples 100 to 149 it is float32 of shape \(2,\)"):
+            trainer.predict(with_example(101, 4)[0], batch_size=50)
+        assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0  # and all is well again
+
+
+def test_outputs_that_are_no_rows_are_joined_here():
+    class Odd(Model):
+        def predict(self, params, x):
+            return np.arange(3)
+
+    with trainer_of(Odd(), engine="serial") as trainer:
+        assert trainer.predict(DATA[0], batch_size=250).tolist() == [0, 1, 2, 0, 1, 2]

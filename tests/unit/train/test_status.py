@@ -1,0 +1,75 @@
+"""What a running job tells: the curve of its losses, and its numbers."""
+
+import math
+
+import pytest
+
+import networks
+from untorn.train import SGD, Callback, Trainer
+from untorn.train.control import ask
+from untorn.train.status import LossCurve
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 8, 17, 100, 1000])
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_a_curve_is_short_and_every_step_counts_once(steps, at_once):
+    curve = LossCurve(most=8)
+    losses = [float(step) for step in range(steps)]
+    for start in range(0, steps, at_once):
+        curve.extend(50 + start, losses[start : start + at_once])
+    points = curve.points()
+    assert len(points) <= 9
+    ends = [step - 50 for step, _ in points]
+    assert ends == sorted(set(ends))
+    assert (ends[-1] if points else -1) == steps - 1
+    for first, (end, (_, mean)) in zip([-1, *ends], zip(ends, points, strict=True), strict=False):
+        assert math.isclose(mean, (first + 1 + end) / 2)  # the mean of the steps since the point before
+
+
+class Ask(Callback):
+    """Asks for the status from another thread while training goes on, and so from the same process."""
+
+    def __init__(self) -> None:
+        self.answer = None
+
+    def on_epoch_begin(self, epoch, logs):
+        from concurrent.futures import ThreadPoolExecutor
+
+        if epoch == 2:
+            self.pool = ThreadPoolExecutor(1)
+            self.future = self.pool.submit(ask, self.trainer._name, {"do": "status"}, timeout_s=60)
+
+    def on_epoch_end(self, epoch, logs):
+        if epoch >= 2 and self.answer is None and self.future.done():
+            self.answer = self.future.result()
+            self.pool.shutdown()
+            self.trainer.stop_training = True
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "sync", "shards": 2}, {"mode": "async", "max_staleness": 3}])
+def test_a_job_answers(name, arguments):
+    questioner = Ask()
+    with Trainer(
+        networks.mlp, networks.mlp_params((4, 8, 3)), optimizer=SGD(0.1), name=name, workers=2, **arguments
+    ) as trainer:
+        data = networks.classes_of(64, 4, 3)
+        trainer.fit(data, epochs=100_000, batch_size=8, callbacks=[questioner], validation_data=data)
+        answer = questioner.answer
+        assert answer is not None
+        pids = trainer.pids
+    assert (answer["name"], answer["mode"], answer["engine"]) == (name, arguments["mode"], "processes")
+    assert answer["epochs"] == 100_000
+    assert answer["steps_per_epoch"] == 8
+    assert answer["step"] == 8 * answer["epoch"] + answer["step_in_epoch"]
+    assert answer["version"] >= 1 + answer["step"]
+    assert [worker["pid"] for worker in answer["workers"]] == pids
+    assert {worker["state"] for worker in answer["workers"]} <= {"starting", "running"}
+    assert sum(worker["gradients"] for worker in answer["workers"]) >= answer["step"]
+    assert answer["losses"][-1][0] <= answer["step"] + 1
+    assert len(answer["losses"]) <= 201
+    assert {"val_loss", "val_accuracy"} <= answer["metrics"].keys()
+    assert answer["learning_rate"] == 0.1
+    assert answer["restarts"] == 0
+    if arguments["mode"] == "async":
+        assert answer["max_staleness"] == 3
+        assert answer["staleness"] is None or answer["staleness"][1] <= 3
