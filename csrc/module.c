@@ -170,5 +170,9 @@ PyMODINIT_FUNC PyInit__core(void)
     PyObject *module = PyModule_Create(&core_module);
     if (module != NULL && !module_fill(module))
         Py_CLEAR(module);
+#ifdef Py_GIL_DISABLED
+    if (module != NULL && PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) != 0)
+        Py_CLEAR(module);
+#endif
     return module;
 }

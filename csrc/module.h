@@ -2,7 +2,7 @@
  *
  *     module_channel.c   Attachment   one process's side of a channel (attachment.h)
  *                        Hold         a pinned version; exports its bytes, read-only; unpins with its last view
- *                        Private      a pinned version, writable: what is written stays with this object
+ *                        Private      a pinned version, writable: what is written stays with its Hold
  *                        Draft        a slot being written; exports its bytes, writable
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
@@ -27,6 +27,15 @@ typedef struct {
 } AttachmentObject;
 
 extern PyTypeObject *AttachmentType;
+
+/* Free-threaded builds have no GIL; there this guards what threads change of an object. Elsewhere the GIL does. */
+#ifdef Py_GIL_DISABLED
+#define OBJECT_LOCK(object) Py_BEGIN_CRITICAL_SECTION(object)
+#define OBJECT_UNLOCK() Py_END_CRITICAL_SECTION()
+#else
+#define OBJECT_LOCK(object) {
+#define OBJECT_UNLOCK() }
+#endif
 
 /* Raise StatusError; returns NULL. */
 PyObject *status_raise(enum status status);

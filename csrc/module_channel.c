@@ -43,7 +43,7 @@ typedef struct {
     PyObject_HEAD
     AttachmentObject *owner;
     struct pin pin;
-    PyObject *writable; /* its living Private or NULL; borrowed: the Private refers to us */
+    uint8_t *writable; /* a private mapping of the version, or NULL: what its Privates export */
 } HoldObject;
 
 static PyObject *Attachment_pin(PyObject *self, PyObject *unused)
@@ -333,6 +333,8 @@ static PyType_Spec Attachment_spec = {"untorn._core.Attachment", sizeof(Attachme
 static void Hold_dealloc(PyObject *self)
 {
     HoldObject *hold = (HoldObject *)self;
+    if (hold->writable != NULL)
+        munmap(hold->writable, hold->pin.nbytes);
     if (hold->owner != NULL) {
         attachment_unpin(hold->owner->attachment, hold->pin.slot, hold->pin.generation);
         Py_DECREF(hold->owner);
@@ -348,51 +350,40 @@ static int Hold_getbuffer(PyObject *self, Py_buffer *view, int flags)
 
 typedef struct {
     PyObject_HEAD
-    HoldObject *hold;
-    uint8_t *base;
+    HoldObject *hold; /* which has the mapping */
 } PrivateObject;
 
-/* One for all values of a version, or a tree of tensors would need a mapping for each. */
+/* One mapping for all values of a hold, or a tree of tensors would need one for each. */
 static PyObject *Hold_private(PyObject *self, PyObject *unused)
 {
     HoldObject *hold = (HoldObject *)self;
-    if (hold->writable != NULL)
-        return Py_NewRef(hold->writable);
+    enum status status = STATUS_OK;
+    OBJECT_LOCK(self);
+    if (hold->writable == NULL)
+        status = attachment_map_private(hold->owner->attachment, &hold->pin, &hold->writable);
+    OBJECT_UNLOCK();
+    if (status != STATUS_OK)
+        return status_raise(status);
     PrivateObject *made = PyObject_New(PrivateObject, PrivateType);
-    if (made == NULL)
-        return NULL;
-    made->hold = NULL;
-    enum status status = attachment_map_private(hold->owner->attachment, &hold->pin, &made->base);
-    if (status != STATUS_OK) {
-        status_raise(status);
-        Py_DECREF(made);
-        return NULL;
-    }
-    Py_INCREF(self);
-    made->hold = hold;
-    hold->writable = (PyObject *)made;
+    if (made != NULL)
+        made->hold = (HoldObject *)Py_NewRef(self);
     return (PyObject *)made;
 }
 
 static void Private_dealloc(PyObject *self)
 {
-    PrivateObject *private = (PrivateObject *)self;
-    if (private->hold != NULL) {
-        munmap(private->base, private->hold->pin.nbytes);
-        private->hold->writable = NULL;
-        Py_DECREF(private->hold);
-    }
+    Py_DECREF(((PrivateObject *)self)->hold);
     object_free(self);
 }
 
 static int Private_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
-    PrivateObject *private = (PrivateObject *)self;
-    return PyBuffer_FillInfo(view, self, private->base, (Py_ssize_t)private->hold->pin.nbytes, 0, flags);
+    const HoldObject *hold = ((PrivateObject *)self)->hold;
+    return PyBuffer_FillInfo(view, self, hold->writable, (Py_ssize_t)hold->pin.nbytes, 0, flags);
 }
 
 static PyType_Slot Private_slots[] = {
-    {Py_tp_doc, "One pinned version, writable: pages that are written become this object's own."},
+    {Py_tp_doc, "One pinned version, writable: pages that are written become its Hold's own."},
     {Py_tp_dealloc, Private_dealloc},
     {Py_bf_getbuffer, Private_getbuffer},
     {0, NULL},

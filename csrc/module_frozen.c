@@ -205,13 +205,17 @@ static PyObject *FrozenIterator_next(PyObject *object)
     FrozenIteratorObject *self = (FrozenIteratorObject *)object;
     FrozenTableObject *owner = self->owner;
     struct frozen_record record;
-    if (self->left == 0)
+    bool more, whole = true;
+    OBJECT_LOCK(object);
+    more = self->left != 0;
+    if (more)
+        whole = frozen_read(owner->table.entries, owner->table.entries_nbytes, &self->offset, &record);
+    self->left = more && whole ? self->left - 1 : 0;
+    OBJECT_UNLOCK();
+    if (!more)
         return NULL;
-    self->left--;
-    if (!frozen_read(owner->table.entries, owner->table.entries_nbytes, &self->offset, &record)) {
-        self->left = 0;
+    if (!whole)
         return frozen_damaged("an entry that ends outside the table");
-    }
     if (self->what == ITERATE_KEYS)
         return key_make(&record.key);
     if (self->what == ITERATE_VALUES)

@@ -172,9 +172,11 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
             return refuse(build, step, PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
                                                             "bytes, None or a tuple of these", Py_TYPE(key)));
         Py_INCREF(key);
+        Py_INCREF(value);
         const struct step below = {step, key, 0};
         const bool put = node_put(build, key, &below, depth + 1) && node_put(build, value, &below, depth + 1);
         Py_DECREF(key);
+        Py_DECREF(value);
         if (!put)
             return false;
         if (PyDict_Size(dict) != count)
@@ -190,8 +192,12 @@ static bool container_put(struct build *build, PyObject *value, uint64_t place, 
     if (depth >= FROZEN_MAX_DEPTH)
         return refuse(build, step, PyUnicode_FromFormat("nested too deep: more than %d levels, or it contains itself",
                                                         FROZEN_MAX_DEPTH));
-    return PyDict_CheckExact(value) ? dict_put(build, value, place, step, depth)
-                                    : sequence_put(build, value, place, step, depth);
+    bool put;
+    OBJECT_LOCK(value);
+    put = PyDict_CheckExact(value) ? dict_put(build, value, place, step, depth)
+                                   : sequence_put(build, value, place, step, depth);
+    OBJECT_UNLOCK();
+    return put;
 }
 
 /* A str, bytes or int: what can be a key is the same as a value. */
@@ -352,7 +358,13 @@ static PyObject *core_frozen_build(PyObject *module, PyObject *args)
     struct frozen_builder *builder = &build.builder;
     const bool dict = PyDict_CheckExact(data);
     bool built = frozen_builder_begin(builder, dict ? (uint64_t)PyDict_Size(data) : 0, spare_seed) || no_memory();
-    built = built && (dict ? entries_of_dict(&build, data) : entries_of_pairs(&build, data));
+    if (built && dict) {
+        OBJECT_LOCK(data);
+        built = entries_of_dict(&build, data);
+        OBJECT_UNLOCK();
+    } else if (built) {
+        built = entries_of_pairs(&build, data);
+    }
     built = built && (frozen_builder_end(builder) || no_memory());
     if (built && (index = memory_make(&builder->index)) != NULL &&
         (entries = memory_make(&builder->entries)) != NULL && (blob = memory_make(&builder->blob)) != NULL)

@@ -21,8 +21,14 @@ from untorn.share.views import array_over
 
 __all__ = ["Edit"]
 
-# originals, the tree or container, the loop's name, and the argument of getrefcount
-_OWN_REFERENCES = 4
+
+def _reference_counts(leaves: list[Any]) -> list[int]:
+    """How many references each of these has, those that are made by asking included."""
+    return [sys.getrefcount(leaf) for leaf in leaves]
+
+
+#: what that says of an array that only the list and its container refer to; versions of Python differ
+_OWN_REFERENCES = _reference_counts([np.empty(0)])[0] + 1
 
 
 class Collected(NamedTuple):
@@ -144,11 +150,10 @@ class Edit:
     def end(self) -> None:
         """From here on nobody writes to the slot through what was handed out."""
         spread = False
-        for leaf in self._originals:
+        for leaf, count in zip(self._originals, _reference_counts(self._originals), strict=True):
             if isinstance(leaf, np.ndarray):
                 leaf.flags.writeable = False
                 # whoever wrote `as params` for a single array has one reference more
-                allowed = _OWN_REFERENCES + (leaf is self.tree)
-                spread = spread or sys.getrefcount(leaf) > allowed
+                spread = spread or count > _OWN_REFERENCES + (leaf is self.tree)
         if spread or self._layout.has_foreign:
             self._attachment.seal(self._draft)

@@ -317,11 +317,18 @@ class Publisher:
 
     def close(self) -> None:
         """End publishing. Readers keep what they have; waiting ones learn that nothing newer comes. A named channel's
-        files stay, for readers and for the next publisher, until unlink(). Closing twice is fine."""
-        if self._open_versions is not None:
-            self._open_versions.attachment.retire()
+        files stay, for readers and for the next publisher, until unlink(). Closing twice is fine.
+
+        Waits for a thread that is writing a version just now."""
+        versions = self._open_versions
+        if versions is None:
+            return
+        # inside an edit, which then publishes nothing; or in a forked child, where nobody may ever release the lock
+        alone = self._writer == threading.get_ident() or versions.attachment.forked
+        with contextlib.nullcontext() if alone else self._lock:
+            versions.attachment.retire()
             self._open_versions = None
-            let_go_of_the_dead()
+        let_go_of_the_dead()
 
     def unlink(self) -> None:
         """Remove the files of a named channel; readers that are attached keep it. Does nothing on an anonymous one.

@@ -66,9 +66,10 @@ class _Attached:
             decoder = Decoder(schema, hold.nbytes, allow_pickle=allow_pickle)
         except (FormatError, UnsupportedTypeError, ImportError) as error:
             raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
-        while len(self._decoders) >= _MAX_DECODERS:
-            self._decoders.pop(next(iter(self._decoders)))
-        self._decoders[key] = decoder
+        with _attached_lock:  # threads share this
+            while len(self._decoders) >= _MAX_DECODERS:
+                self._decoders.pop(next(iter(self._decoders)))
+            self._decoders[key] = decoder
         return decoder
 
     def pin(self) -> _core.Hold:
