@@ -320,6 +320,21 @@ def _put_through_arrow(meta: Any, parts: dict[str, Any]) -> Any:
     return dtype.__from_arrow__(parts["values"])
 
 
+# -- single values: names, labels and fills are often of these types
+
+
+def _take_scalar(value: Any) -> Parts:
+    return Parts((), {"values": pd.array([value])})
+
+
+def _put_scalar(_: Any, parts: dict[str, Any]) -> Any:
+    return parts["values"][0]
+
+
+#: those of which there is one
+_SINGLETONS = {type(pd.NA): ("NA", pd.NA), type(pd.NaT): ("NaT", pd.NaT)}
+
+
 def _exactly(cls: type) -> Callable[[type], bool]:
     return lambda other: other is cls
 
@@ -378,6 +393,18 @@ ADAPTERS = (
         for name, (cls, take, put) in _BY_TYPE.items()
     ),
     Adapter("pandas.Index", lambda cls: cls in _INDEXES, _take_index, _put_index),
+    Adapter(
+        "pandas.scalar",
+        lambda cls: cls in (pd.Timestamp, pd.Timedelta, pd.Period, pd.Interval),
+        _take_scalar,
+        _put_scalar,
+    ),
+    Adapter(
+        "pandas.missing",
+        lambda cls: cls in _SINGLETONS,
+        lambda value: Parts((_SINGLETONS[type(value)][0],), {}),
+        lambda meta, _: dict(_SINGLETONS.values())[meta[0]],
+    ),
     Adapter("pandas.StringArray", lambda cls: issubclass(cls, _STRINGS), _take_string, _put_string),
     Adapter("pandas.ExtensionArray", _of(ExtensionArray), _take_through_arrow, _put_through_arrow),
 )

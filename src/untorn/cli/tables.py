@@ -6,13 +6,14 @@ keys, messages) is shown with ``plain``, so that no byte of it can steer the ter
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -92,7 +93,15 @@ def grid(
 
 def width_of_stdout() -> int:
     """Characters in a line."""
-    return Console(file=sys.stdout).width if sys.stdout.isatty() else _UNBOUNDED
+    out = _stdout()
+    return Console(file=out).width if out.isatty() else _UNBOUNDED
+
+
+def _stdout() -> TextIO:
+    """Raises OSError where the shell closed it (``>&-``), as writing to it would."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    return sys.stdout
 
 
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
@@ -106,7 +115,7 @@ def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
 def say(*parts: RenderableType) -> None:
     """Write to stdout: a str as it is, anything else so that it fits the terminal. If nobody reads it any more, end
     quietly, as programs do that get SIGPIPE."""
-    out = sys.stdout
+    out = _stdout()
     if out.isatty():
         console, buffer = Console(file=out, highlight=False), None
     else:

@@ -181,9 +181,9 @@ class _Packing:
         if value.dtype.hasobject and self._allow_pickle:
             return self._pack_other(value)
         array = np.asarray(value)
-        if array.dtype not in self._dtypes:
-            array_spec(array)  # raises if no other process could read that dtype
-        number = self._dtypes.setdefault(array.dtype, len(self._dtypes))
+        number = self._dtypes.get(array.dtype)
+        if number is None:  # array_spec raises if no other process could read that dtype
+            number = self._dtypes[array_spec(array).detail[0]] = len(self._dtypes)
         alignment = 64 if array.nbytes >= _core.FROZEN_LARGE else 16
         return kind, number, alignment, _bytes_of(array), array.shape
 

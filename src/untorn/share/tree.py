@@ -130,7 +130,12 @@ class _Flattening:
             )
         if len(self._above) >= MAX_DEPTH:
             raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
-        opened = _open_container(value, path)
+        try:
+            opened = _open_container(value, path)
+        except UnsupportedTypeError:
+            if self.allow_pickle:  # a dict with keys that only a pickle has, a class of an odd place
+                return self._pickle(value, path)
+            raise
         if opened is None:
             return self._foreign(value, path)
         kind, detail, members = opened
@@ -220,7 +225,8 @@ def _check_key(key: Any, path: tuple[str, ...]) -> None:
     if type(key) not in _KEY_TYPES and not (type(key) is tuple and all(type(part) in _KEY_TYPES for part in key)):
         raise UnsupportedTypeError(
             f"{path_of(path)}: a dict key of type {type(key).__qualname__}; "
-            "expected str, int, float, bool, bytes, None or a tuple of these"
+            "expected str, int, float, bool, bytes, None or a tuple of these; "
+            "with allow_pickle=True on both sides the dict is pickled"
         )
 
 
@@ -271,13 +277,14 @@ def _compact_strides(array: NDArray[Any]) -> tuple[int, ...] | None:
 
 
 def _checked_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> np.dtype[Any]:
-    if dtype not in _KNOWN_DTYPES:
-        _check_dtype(dtype, path)
-        _KNOWN_DTYPES.add(dtype)
-    return dtype
+    """The dtype as readers get it: without metadata."""
+    known = _KNOWN_DTYPES.get(dtype)
+    if known is None:
+        known = _KNOWN_DTYPES[dtype] = _described_dtype(dtype, path)
+    return known
 
 
-def _check_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> None:
+def _described_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> np.dtype[Any]:
     if dtype.hasobject:
         raise UnsupportedTypeError(
             f"{path_of(path)}: an array of dtype {dtype} holds references to Python objects, which mean nothing in "
@@ -294,6 +301,7 @@ def _check_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> None:
             f"{path_of(path)}: dtype {dtype!r} has no plain description that another process could read; "
             "convert the array with .astype() or .view()"
         )
+    return again
 
 
 def _type_name(value: Any) -> str:
@@ -320,4 +328,4 @@ _LEAF_KINDS: dict[type, str] = {
 }
 _FIXED = {kind: Spec(kind) for kind in ("int", "float", "complex", "bool", "none")}
 _BYTE = np.dtype(np.uint8)
-_KNOWN_DTYPES: set[np.dtype[Any]] = set()
+_KNOWN_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {}

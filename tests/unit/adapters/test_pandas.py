@@ -201,6 +201,7 @@ def test_publishing_copies_no_column():
         pd.DataFrame([[1, 2.5]], columns=["0:x", "attrs"]),
         pd.Series([], dtype=object),
         pd.Series([1], name=("a", 2)),
+        pd.DataFrame([[1, 2]], index=pd.date_range("2024", periods=1, tz="UTC")).iloc[0],
         pd.Index([]),
         pd.DatetimeIndex([], tz="UTC"),
         pd.MultiIndex.from_arrays([[], []]),
@@ -209,6 +210,27 @@ def test_publishing_copies_no_column():
 def test_empty_and_odd(value):
     with untorn.publish({"t": value}) as publisher:
         assert_same(read(publisher), value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.Timestamp("2024-02-29 12:00:00.123456789", tz="Europe/Paris"),
+        pd.Timestamp("2024").as_unit("s"),
+        pd.Timedelta("-1D").as_unit("ms"),
+        pd.Period("2024-02", freq="M"),
+        pd.Interval(0.5, 2.5, closed="both"),
+        pd.Interval(pd.Timestamp("2024"), pd.Timestamp("2025")),
+        pd.NaT,
+        pd.NA,
+    ],
+    ids=repr,
+)
+def test_single_values(value):
+    with untorn.publish({"t": value}) as publisher:
+        got = read(publisher)
+    assert type(got) is type(value) and repr(got) == repr(value)
+    assert getattr(got, "unit", None) == getattr(value, "unit", None)
 
 
 def test_attrs_and_flags():

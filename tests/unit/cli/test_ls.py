@@ -157,6 +157,12 @@ def test_nobody_reads_to_the_end(tmp_path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_closed_stdout_is_an_error_in_one_line(tmp_path):
+    command = [f'exec "{sys.executable}" -m untorn.cli ls "{tmp_path}" >&-']
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 9] stdout is closed\n")
+
+
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (40_000_000, "40.0 MB"), (999_960, "1.0 MB"), (3e15, "3,000.0 TB")],

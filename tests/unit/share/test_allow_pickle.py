@@ -106,8 +106,9 @@ def test_asking_survives_a_pickled_subscriber():
         [complex(1, 2), {4}, {"k": frozenset("ab")}],
         np.ones(1000)[::2],
         (np.ones((10, 10)).T, {1}),
+        {frozenset("ab"): np.ones(3), np.int64(1): 2},
     ],
-    ids=["set", "object array", "range", "mixed", "strided", "transposed"],
+    ids=["set", "object array", "range", "mixed", "strided", "transposed", "keys of any kind"],
 )
 def test_round_trips(value):
     with untorn.publish({"v": value}, allow_pickle=True) as publisher:

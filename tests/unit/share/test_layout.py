@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import untorn
 from untorn import _core
 from untorn.errors import FormatError
 from untorn.share.layout import Decoder, Layout
@@ -203,6 +204,12 @@ def test_each_dtype_by_name(dtype):
     assert back["a"].dtype == array.dtype
     assert_same(back["a"], array)
     assert back["s"] == array[0] or np.isnat(array[0])
+
+
+def test_metadata_of_a_dtype_is_left_behind_without_a_warning():
+    array = np.zeros(3, np.dtype("f8", metadata={"unit": "m"}))
+    back = round_trip({"a": array, "s": array[0], "f": untorn.FrozenDict({"a": array})})
+    assert back["a"].dtype == back["f"]["a"].dtype == "f8" and back["a"].dtype.metadata is None
 
 
 def test_arrays_are_aligned_views_without_a_copy():
