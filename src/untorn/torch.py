@@ -69,6 +69,10 @@ class TorchModel(FrameworkModel):
         metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
         forward: ``forward(module, batch[, rng]) -> loss`` or ``(loss, outputs)`` in place of the above; batch is the
             data's tree, of tensors. Metrics need the outputs.
+        sample_weight: the data has one more part, a number per example: the last of a tuple or list, the part named
+            "sample_weight" of a dict. ``loss`` then gives a number per example (reduction="none"), and trained is
+            ``(sample_weight * losses).mean()``: divided by the number of examples, as Keras does. Metrics are not
+            weighted.
 
     Raises:
         TypeError: the module, or one of these functions, is none.
@@ -93,6 +97,7 @@ class TorchModel(FrameworkModel):
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         forward: Callable[..., Any] | None = None,
+        sample_weight: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
@@ -100,6 +105,10 @@ class TorchModel(FrameworkModel):
             raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
         if forward is not None and not callable(forward):
             raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
+        if forward is not None and sample_weight:
+            raise TypeError(
+                "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
+            )
         for name, metric in (metrics or {}).items():
             if not callable(metric):
                 raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
@@ -107,6 +116,7 @@ class TorchModel(FrameworkModel):
         self.loss = loss
         self.metrics = dict(metrics or {})
         self.forward = forward
+        self.sample_weight = sample_weight
 
     def parts(self) -> Parts:
         """See FrameworkModel. Views."""
@@ -156,6 +166,8 @@ class _TorchReplica(Replica):
     def __init__(self, model: TorchModel, threads: int | None) -> None:
         self._model = model
         self._module = module = _hollow(model._module)
+        self._modules = list(module.modules())
+        self._modes: list[bool] = []
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = {name: _Buffer(module, name) for name, _ in module.named_buffers()}
@@ -183,9 +195,8 @@ class _TorchReplica(Replica):
 
     def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         self._move_to(params)
-        self._module.train()
-        assert rng is not None
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        self._train()
+        _seed_torch(rng)
         versions, addresses = self._traces()
         loss, outputs, tensors = self._loss_of(batch, rng)
         metrics = self._metrics_of(outputs, tensors)
@@ -202,6 +213,12 @@ class _TorchReplica(Replica):
         leaves = [buffer.taken() for buffer in self._buffers.values()]
         leaves += [self._gradient_of(parameter) for parameter in self._trained]
         return Gradient(number, leaves, metrics)
+
+    def _train(self) -> None:
+        """Be in training mode: as train() leaves it, which takes longer than looking."""
+        if self._modes != [module.training for module in self._modules]:
+            self._module.train()
+            self._modes = [module.training for module in self._modules]
 
     def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any]:
         gradient, parameter.grad = parameter.grad, None
@@ -247,18 +264,23 @@ class _TorchReplica(Replica):
             parameter.data = self._away[parameter.dtype]
 
     def _loss_of(self, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
-        """(loss, outputs or _NONE, the batch as tensors)."""
-        tensors = mapped(batch, torch.as_tensor)
+        """(loss, outputs or _NONE, the batch as tensors, without weights)."""
+        tensors = mapped(batch, _tensor)
         outputs: Any = _NONE
         if self._model.forward is not None:
             answer = self._model.forward(self._module, tensors, *((rng,) if self._forward_takes_rng else ()))
             loss, outputs = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, _NONE)
             name = "forward"
         else:
+            weight: torch.Tensor | None = None
+            if self._model.sample_weight:
+                tensors, weight = _without_weight(tensors)
             inputs, named, target = _split(tensors)
             outputs = self._module(*inputs, **named)
             assert self._model.loss is not None
             loss = self._model.loss(outputs, target, *((rng,) if self._loss_takes_rng else ()))
+            if weight is not None:
+                loss = _weighted(loss, weight)
             name = "the loss function"
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
@@ -279,15 +301,14 @@ class _TorchReplica(Replica):
 
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica. Leaves the state of torch's random numbers as it was."""
-        assert rng is not None
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self._evaluating(params):
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            _seed_torch(rng)
             loss, outputs, tensors = self._loss_of(batch, rng)
             return Gradient(checked_loss(loss.item()), [], self._metrics_of(outputs, tensors))
 
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. What the module returns, as an array; x is its input, a tuple of its inputs, or a dict."""
-        inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), torch.as_tensor)
+        inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
         with torch.no_grad(), self._evaluating(params):
             outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
             if not isinstance(outputs, torch.Tensor):
@@ -341,18 +362,53 @@ class _Buffer:
 _NONE = object()
 
 
+def _seed_torch(rng: np.random.Generator | None) -> None:
+    """Seed torch's random numbers with rng.integers(2**63), which takes longer."""
+    assert rng is not None
+    torch.default_generator.manual_seed(rng.bit_generator.random_raw() >> 1)
+
+
+def _tensor(leaf: Any) -> torch.Tensor:
+    return torch.from_numpy(leaf) if type(leaf) is np.ndarray else torch.as_tensor(leaf)
+
+
 def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """(positional inputs, named inputs, target) of a batch."""
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return tuple(batch[:-1]), {}, batch[-1]
     if isinstance(batch, Mapping) and len(batch) > 1:
         key = "target" if "target" in batch else list(batch)[-1]
         return (), {name: part for name, part in batch.items() if name != key}, batch[key]
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return tuple(batch[:-1]), {}, batch[-1]
     found = f"{type(batch).__name__}{f' of length {len(batch)}' if isinstance(batch, tuple | list | Mapping) else ''}"
     raise TypeError(
         f"data: expected inputs and a target, such as (x, y) or {{'x': x, 'target': y}}, found a {found}; "
         "forward= takes other data"
     )
+
+
+def _without_weight(batch: Any) -> tuple[Any, torch.Tensor]:
+    """(inputs and target, the weights) of a batch."""
+    if isinstance(batch, Mapping) and "sample_weight" in batch:
+        return {name: part for name, part in batch.items() if name != "sample_weight"}, batch["sample_weight"]
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        return batch[:-1], batch[-1]
+    what = "a dict without it" if isinstance(batch, Mapping) else f"a {type(batch).__name__} of {len(batch)} parts"
+    raise TypeError(
+        "data: with sample_weight=True expected inputs, a target and weights, such as (x, y, w) or {'x': x, 'target': "
+        f"y, 'sample_weight': w}}, found {what}; validation data has weights too (ones, for none)"
+    )
+
+
+def _weighted(losses: Any, weight: torch.Tensor) -> torch.Tensor:
+    """The mean of an example's losses times its weight, over the examples."""
+    if not isinstance(losses, torch.Tensor) or weight.ndim != 1 or losses.shape[:1] != weight.shape:
+        found = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise TypeError(
+            "the loss function: with sample_weight=True expected a loss for each example, as losses of torch.nn give "
+            f"with reduction='none', and a weight for each; found {found}, and weights of shape {tuple(weight.shape)}"
+        )
+    each = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    return (each * weight.to(each.dtype)).mean()
 
 
 def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:
