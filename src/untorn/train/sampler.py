@@ -5,10 +5,12 @@ Nothing here depends on the number of workers: that is what makes the result ind
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch", "used_examples"]
+__all__ = ["ShardRandom", "epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch", "used_examples"]
 
 # different uses of one seed draw from different streams
 _ORDER_STREAM = 2**63
@@ -47,6 +49,32 @@ def shard_bounds(step: int, shard: int, *, shards: int, examples: int, batch_siz
 
 
 def shard_rng(seed: int, step: int, shard: int, shards: int) -> np.random.Generator:
-    """The random numbers of one shard of one step since training began."""
-    key = np.array([seed, step * shards + shard], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    """The random numbers of one shard of one step since training began: Philox keyed by (seed, step and shard)."""
+    return ShardRandom(seed, shards).rng(step, shard)
+
+
+class ShardRandom:
+    """The random numbers of one shard after another: one generator, set to each, for making one takes ten times as
+    long.
+
+    Example:
+        >>> random = ShardRandom(seed=0, shards=2)
+        >>> first = random.rng(step=0, shard=0).random()
+        >>> first == random.rng(step=0, shard=1).random()
+        False
+        >>> first == random.rng(step=0, shard=0).random()
+        True
+    """
+
+    def __init__(self, seed: int, shards: int) -> None:
+        self._seed = seed
+        self._shards = shards
+        self._philox = np.random.Philox(key=0)
+        self._rng = np.random.Generator(self._philox)
+        self._state: dict[str, Any] = dict(self._philox.state)  # of one that has drawn nothing
+
+    def rng(self, step: int, shard: int) -> np.random.Generator:
+        """Those of one shard of one step since training began. The generator is the same object each time."""
+        self._state["state"]["key"] = (self._seed, step * self._shards + shard)
+        self._philox.state = self._state
+        return self._rng

@@ -87,6 +87,7 @@ class ShardWorker:
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
+        self._random = sampler.ShardRandom(job.seed, self.cut["shards"])
         self._reporter = Reporter(board, index)
         self._spin = True
 
@@ -118,7 +119,7 @@ class ShardWorker:
             self._decoder = decoder_of(hold)
         rng = None
         if self.model.takes_rng:
-            rng = sampler.shard_rng(self.job.seed, self.job.first_step + step, shard, self.cut["shards"])
+            rng = self._random.rng(self.job.first_step + step, shard)
         params = self._decoder.value(hold)
         buffer = self._buffer(buffer_at)
         buffer.count[0] = examples = stop - start
