@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import struct
+import sys
 import tempfile
 import time
 from multiprocessing import forkserver, resource_tracker
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import helpers
 from helpers import descriptors, untorn_mappings
 from untorn.share.subscriber import let_go_of_the_dead
 
@@ -36,6 +38,20 @@ atexit.register(shutil.rmtree, _HYPOTHESIS_HOME, ignore_errors=True)
 
 def pytest_report_header() -> str:
     return f"untorn: UNTORN_SEED={SEED}"
+
+
+def pytest_configure() -> None:
+    """Spawned processes run their parent's main program first. Let them not run pytest's, which does nothing for them
+    and takes a third of their start."""
+    main = sys.modules["__main__"]
+    main.__spec__, main.__file__ = None, helpers.__file__
+
+
+def pytest_collection_finish() -> None:
+    """Libraries that test modules import stay. Looking through what they made of themselves at every collection of
+    garbage, here and in every forked child, would take more time than many tests do."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -130,15 +146,23 @@ def _helpers_descriptors() -> set[int]:
     return {fd for fd in (tracker._fd, server._forkserver_alive_fd) if fd is not None}
 
 
+#: processes that are not children of this one; a number of them is not given again between two looks
+_strangers: set[int] = set()
+
+
 def _children() -> dict[int, str]:
     """Processes that have this one as their parent, zombies too."""
     spared = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
     found = {}
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    there = set(map(int, filter(str.isdigit, os.listdir("/proc"))))
+    _strangers.intersection_update(there)
+    for pid in there - _strangers - spared:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == os.getpid() and pid not in spared:
+            if int(parent) == os.getpid():
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200]
+            else:
+                _strangers.add(pid)
     return found
 
 
