@@ -124,4 +124,5 @@ def descriptors() -> dict[int, str]:
 def untorn_mappings() -> list[str]:
     """This process's mappings of channels, as lines of /proc/self/maps."""
     with open("/proc/self/maps") as maps:
-        return [line.rstrip() for line in maps if "/memfd:untorn" in line or "/untorn-" in line]
+        found = [line.rstrip() for line in maps if "/memfd:untorn" in line or "/untorn-" in line]
+    return [line for line in found if not line.endswith(".so")]  # of a checkout in a directory untorn-...
