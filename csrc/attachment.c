@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "futex.h"
 
@@ -14,7 +15,13 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+#ifndef TMPFS_MAGIC
+#define TMPFS_MAGIC 0x01021994
+#endif
+
 static const int64_t WAIT_SPIN_NS = 20000;
+/* A reservation of less than this is made without asking how much memory there is. */
+static const uint64_t LARGE_NBYTES = 64 << 20;
 
 /* -- locks ------------------------------------------------------------------------------------------------------ */
 
@@ -607,11 +614,42 @@ static void slot_release(struct attachment *a, unsigned slot)
               (off_t)capacity); /* a file system without holes keeps the space until the gap is used again */
 }
 
+/* What the kernel says that it could still give, swap included; UINT64_MAX if it does not say. */
+static uint64_t memory_available(void)
+{
+    char line[128];
+    unsigned long long kilobytes, total = 0;
+    bool found = false;
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        bool available = sscanf(line, "MemAvailable: %llu", &kilobytes) == 1;
+        if (available || sscanf(line, "SwapFree: %llu", &kilobytes) == 1)
+            total += kilobytes;
+        found |= available;
+    }
+    if (file != NULL)
+        fclose(file);
+    return found ? total * 1024 : UINT64_MAX;
+}
+
+/* Files in memory have no limit of their own, or one that is more than there is: reserving would go on until the
+ * kernel kills somebody. */
+static bool memory_is_short(int fd, uint64_t nbytes)
+{
+    struct statfs stat;
+    return nbytes >= LARGE_NBYTES && fstatfs(fd, &stat) == 0 && stat.f_type == TMPFS_MAGIC &&
+           memory_available() < nbytes;
+}
+
 static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
 {
     struct control *control = a->channel.control;
     uint64_t length = page_round(nbytes);
     uint64_t offset = channel_find_gap(control, length);
+    if (memory_is_short(a->data_fd, length)) {
+        errno = ENOMEM;
+        return STATUS_NO_SPACE;
+    }
     int failure = posix_fallocate(a->data_fd, (off_t)offset, (off_t)length);
     if (failure != 0) {
         fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);

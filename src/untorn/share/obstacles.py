@@ -51,8 +51,13 @@ def unreadable(error: OSError, label: str, path: str) -> OSError:
     )
 
 
-def no_space(fd: int, nbytes: int, what: str) -> CapacityError:
-    """The error for a file system without room for ``nbytes``."""
+def no_space(fd: int, nbytes: int, what: str, *, number: int = errno.ENOSPC) -> CapacityError:
+    """The error for a file system, or with ENOMEM a machine, without room for ``nbytes``."""
+    if number == errno.ENOMEM:
+        return CapacityError(
+            f"{what} needs {nbytes:,} bytes of memory, and this machine has less available (untorn doctor says how "
+            "much); free some, let old snapshots go, or use directory= on a disk"
+        )
     status = os.fstatvfs(fd)
     free = status.f_bavail * status.f_frsize
     return CapacityError(

@@ -235,7 +235,10 @@ class Publisher:
         """
         if not isinstance(changes, Mapping):
             raise TypeError(f"changes: expected a dict of path to value, found {type(changes).__name__}")
-        trees = {path: Tree.of(value, allow_pickle=self._allow_pickle) for path, value in changes.items()}
+        trees = {
+            path: Tree.of(value, allow_pickle=self._allow_pickle, at=str(path).strip("/"))
+            for path, value in changes.items()
+        }
         with self._writing("patch"):
             return self._versions.patch(trees, timeout_s)
 

@@ -13,11 +13,13 @@ views outlive snapshots, subscribers and channels.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +220,9 @@ class Snapshot:
         self._hold = None
         self._value = None
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a Snapshot stays in its process; send the Subscriber, or what you need of the value")
+
     def __repr__(self) -> str:
         state = "closed" if self._hold is None else f"{self._hold.nbytes:,} bytes"
         return f"<untorn.Snapshot of {self._attached.address.label!r}, version {self.version}, {state}>"
@@ -316,7 +321,7 @@ class Subscriber:
         attachment = self._waited(newer_than)
         if attachment.version > newer_than:
             return attachment.version
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else _deadline(timeout_s)
         while True:
             left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
             if attachment.wait(newer_than, max(0.0, min(left, LIVENESS_INTERVAL_S))):
@@ -340,7 +345,7 @@ class Subscriber:
         import asyncio
 
         attachment = self._waited(newer_than)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else _deadline(timeout_s)
         or_lost = timeout_s is None or not self._may_be_taken_over()
         version = self._verdict(attachment, newer_than, timeout_s, deadline)
         if version is not None:
@@ -449,6 +454,15 @@ class Subscriber:
         return f"<untorn.Subscriber of {self.name!r}>"
 
 
+def _deadline(timeout_s: float) -> float:
+    """When to give up, on the monotonic clock."""
+    if not isinstance(timeout_s, Real):
+        raise TypeError(f"timeout_s: expected a number of seconds, found {type(timeout_s).__name__}")
+    if math.isnan(timeout_s):
+        raise ValueError("timeout_s: expected a number of seconds, found nan")
+    return time.monotonic() + float(timeout_s)
+
+
 def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str, allow_pickle: bool) -> Subscriber:
     address = Address(id, places, label)
     try:
@@ -504,7 +518,7 @@ def subscribe(
     else:
         files = storage.named(text)
     address = Address(b"", ((files.control, files.data),), files.label)
-    deadline = time.monotonic() + timeout_s
+    deadline = _deadline(timeout_s)
     while True:
         try:
             return Subscriber(address, _attach(address), allow_pickle=allow_pickle)

@@ -74,15 +74,15 @@ def path_of(path: tuple[str, ...]) -> str:
     return "/".join(path) if path else "(the value itself)"
 
 
-def flatten(value: Any, *, allow_pickle: bool = False) -> tuple[Spec, list[Any]]:
+def flatten(value: Any, *, allow_pickle: bool = False, at: str = "") -> tuple[Spec, list[Any]]:
     """Take a value apart: its spec, and its leaves (arrays as they are, scalars as given) in depth-first order.
 
     Nothing is copied, except what an adapter must, and pickles. Raises UnsupportedTypeError, naming the place, for a
     type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that is nested more
-    than 200 deep.
+    than 200 deep. ``at`` is where the value will be in a larger one.
     """
     flattening = _Flattening(allow_pickle)
-    return flattening.node(value, ()), flattening.leaves
+    return flattening.node(value, (at,) if at else ()), flattening.leaves
 
 
 class _Flattening:

@@ -61,9 +61,9 @@ class Tree(NamedTuple):
     leaves: list[Any]
 
     @classmethod
-    def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False) -> Tree:
-        """Nothing is copied. Raises UnsupportedTypeError."""
-        spec, leaves = flatten(value, allow_pickle=allow_pickle)
+    def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False, at: str = "") -> Tree:
+        """Nothing is copied. Raises UnsupportedTypeError, whose text begins with the place; ``at``: where it begins."""
+        spec, leaves = flatten(value, allow_pickle=allow_pickle, at=at)
         if extra is None:
             return cls(spec, None, leaves)
         beside, more = flatten(extra, allow_pickle=allow_pickle)
@@ -281,6 +281,7 @@ class Versions:
                         attachment.data_fd,
                         nbytes,
                         f"channel {self._label!r}: version {attachment.version + 1}",
+                        number=number,
                     ) from None
                 if code != "no_slot":
                     raise OSError(number, os.strerror(number), self._label) from None

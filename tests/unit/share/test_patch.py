@@ -156,8 +156,10 @@ def test_after_a_dropped_edit_a_slot_is_not_trusted(channel):
 
 def test_a_refused_value_does_not_spoil_a_slot(channel):
     before = newest(channel)["head"]["w"].copy()
-    with pytest.raises(UnsupportedTypeError, match=r"cannot share builtins\.object"):
+    with pytest.raises(UnsupportedTypeError, match=r"^head/w: cannot share builtins\.object"):
         channel.patch({"head/w": object()})
+    with pytest.raises(UnsupportedTypeError, match=r"^head/w/1/x: cannot share builtins\.object"):
+        channel.patch({"/head/w": [1, {"x": object()}]})
     assert channel.version == 1
     channel.patch({"step": 5})
     assert (newest(channel)["head"]["w"] == before).all()

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import resource
 import shutil
 import stat
@@ -522,6 +523,30 @@ def test_a_channel_that_does_not_fit_leaves_nothing(small):
     gc.collect()
     assert used(small) == 0
     publish(small, 1).close()
+
+
+def _publish_more_than_there_is(pipe, name):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))  # should the check fail, let not the machine suffer
+    huge = np.broadcast_to(np.zeros(1), (1 << 43,))
+    with untorn.publish(1, name=name) as publisher:
+        for attempt in (lambda: publisher.update(huge), lambda: untorn.publish(huge)):
+            try:
+                attempt()
+            except CapacityError as error:
+                pipe.put(str(error))
+        pipe.put(publisher.update(2))
+        publisher.unlink()
+
+
+def test_more_than_the_machine_has_is_a_capacity_error(name):
+    """And not the end of some process, which is what the kernel would choose."""
+    with start(_publish_more_than_there_is, name) as child:
+        for _ in range(2):
+            assert re.search(
+                r"needs 70,368,744,[\d,]+ bytes of memory, and this machine has less available", child.get()
+            )
+        assert child.get() == 2
+        assert child.join() == 0
 
 
 def _publish_under_a_limit(pipe, folder):

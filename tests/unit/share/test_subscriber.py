@@ -1,6 +1,7 @@
 """Snapshots, waiting, lifetimes, and how a subscriber travels to other processes."""
 
 import gc
+import math
 import multiprocessing
 import os
 import pickle
@@ -142,6 +143,23 @@ def test_a_timeout_names_the_version(weights, timeout_s):
     for wait in (lambda: reader.wait(1, timeout_s), lambda: reader.snapshot(newer_than=1, timeout_s=timeout_s)):
         with pytest.raises(TimeoutError, match="newer than version 1"):
             wait()
+
+
+def test_a_timeout_must_be_a_number(weights):
+    reader = weights.subscriber()
+    for wait in (
+        lambda timeout_s: reader.wait(1, timeout_s),
+        lambda timeout_s: untorn.subscribe("no-such-channel", timeout_s=timeout_s),
+    ):
+        with pytest.raises(TypeError, match="timeout_s: expected a number of seconds, found str"):
+            wait("1")
+        with pytest.raises(ValueError, match="timeout_s: expected a number of seconds, found nan"):
+            wait(math.nan)
+
+
+def test_a_snapshot_stays_in_its_process(weights):
+    with pytest.raises(TypeError, match="send the Subscriber"):
+        pickle.dumps(weights.subscriber().snapshot())
 
 
 def test_newer_than_must_be_a_version(weights):
