@@ -5,6 +5,7 @@ torch is imported inside functions, so that the benchmarks can be listed where i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,20 @@ class Case:
     def order(self, turn: int) -> np.ndarray:
         """The examples in the order in which this turn takes them."""
         return np.random.default_rng([2, turn]).permutation(self.examples)
+
+    def check(self, module: nn.Module, *, trains: bool = True) -> None:
+        """Look at what a contestant has in the end. Raises RuntimeError if it has not done its work."""
+        import torch
+
+        x, y = (torch.from_numpy(part[: self.batch]) for part in self.data())
+        with torch.no_grad():
+            number = float(loss()(module(x), y))
+        if not math.isfinite(number):
+            raise RuntimeError(f"{self.name}: the loss is {number} in the end")
+        pairs = zip(module.parameters(), self.module().parameters(), strict=True)
+        still = [torch.equal(now, first) for now, first in pairs]
+        if any(still) if trains else not all(still):
+            raise RuntimeError(f"{self.name}: {sum(still)} of {len(still)} parameters are what they were at first")
 
     def torch_optimizer(self, parameters: Iterable[Tensor]) -> Any:
         """The optimizer as torch has it, in its fused form: the fastest on a processor."""

@@ -2,9 +2,11 @@
 
 ::
 
-    Crew ── (case, what is shared) ──> process 0, process 1: stepping() ──> step
+    Crew ── (case, what is shared) ──> process 0, process 1: stepping() ──> step, module
        │ ── go ──────────────────────> every step: its part of the batch, step(x, y)
-       └──────────────────── seconds <──
+       │ <──────────────────── seconds
+       │ ── over ────────────────────> is the module trained?
+       └ <─────────────────────── done
                                        read from their pipes between turns: asleep
 
 A process ends when its pipe is closed, also by the kernel.
@@ -21,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.peers.torch_case import Case, loss
 from untorn.engines.processes import environment, worker_variables
@@ -43,8 +45,17 @@ class Seat:
     threads: int
 
 
+class Work(NamedTuple):
+    """What a process does in a case."""
+
+    step: Step
+    module: nn.Module
+    trains: bool = True
+    """Does a step change the module?"""
+
+
 #: how a peer begins a case in one of its processes, with what all of them share, and ends it
-Stepping = Callable[[Seat, Case, Any], AbstractContextManager[Step]]
+Stepping = Callable[[Seat, Case, Any], AbstractContextManager[Work]]
 
 
 class Crew:
@@ -99,7 +110,8 @@ class Crew:
 
     @contextmanager
     def training(self, case: Case) -> Iterator[Callable[[], float]]:
-        """Be ready to train this case. What is given makes a turn, and returns the seconds per step of the slowest."""
+        """Be ready to train this case. What is given makes a turn, and returns the seconds per step of the slowest.
+        Raises RuntimeError in the end if a process has not done its work; after an error there is no other case."""
         shared = self._share(case)
         self._tell((case, shared))
         self._answers()
@@ -108,11 +120,9 @@ class Crew:
             self._tell(True)
             return max(self._answers()) / case.steps
 
-        try:
-            yield turn
-        finally:
-            with contextlib.suppress(OSError):  # whoever has died has said why
-                self._tell(False)
+        yield turn
+        self._tell(False)
+        self._answers()
 
     def _tell(self, message: Any) -> None:
         for _, connection in self._members:
@@ -133,8 +143,10 @@ def _member(stepping: Stepping, seat: Seat, connection: Connection) -> None:
     with contextlib.suppress(EOFError, ConnectionError):  # the benchmark is over, or interrupted
         while True:
             case, shared = connection.recv()
-            with stepping(seat, case, shared) as step:
-                _take_turns(seat, case, step, connection)
+            with stepping(seat, case, shared) as work:
+                _take_turns(seat, case, work.step, connection)
+                case.check(work.module, trains=work.trains)
+            connection.send(0.0)
 
 
 def _take_turns(seat: Seat, case: Case, step: Step, connection: Connection) -> None:
@@ -154,26 +166,26 @@ def _take_turns(seat: Seat, case: Case, step: Step, connection: Connection) -> N
         turn += 1
 
 
-def gradients(module: nn.Module) -> Step:
-    """A step that leaves the gradients of these examples in ``.grad``."""
+def gradients(module: nn.Module) -> Work:
+    """A step leaves the gradients of these examples in ``.grad``."""
     criterion = loss()
 
     def step(x: Tensor, y: Tensor) -> None:
         module.zero_grad()
         criterion(module(x), y).backward()
 
-    return step
+    return Work(step, module, trains=False)
 
 
-def updates(module: nn.Module, case: Case) -> Step:
-    """A step that takes the gradients, and moves the parameters with an optimizer of this process."""
-    optimizer, take_gradients = case.torch_optimizer(module.parameters()), gradients(module)
+def updates(module: nn.Module, case: Case) -> Work:
+    """A step takes the gradients, and moves the parameters with an optimizer of this process."""
+    optimizer, take_gradients = case.torch_optimizer(module.parameters()), gradients(module).step
 
     def step(x: Tensor, y: Tensor) -> None:
         take_gradients(x, y)
         optimizer.step()
 
-    return step
+    return Work(step, module)
 
 
 @contextmanager

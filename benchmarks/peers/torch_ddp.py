@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Step, updates
+from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
 
 
 def contestant(ranks: int) -> Crew:
@@ -23,7 +23,7 @@ def free_port(case: Case) -> int:
 
 
 @contextmanager
-def stepping(seat: Seat, case: Case, port: int) -> Iterator[Step]:
+def stepping(seat: Seat, case: Case, port: int) -> Iterator[Work]:
     """See torch_crew.Stepping."""
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel

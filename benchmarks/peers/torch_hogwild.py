@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Step, updates
+from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,6 @@ def module_in_shared_memory(case: Case) -> nn.Module:
 
 
 @contextmanager
-def stepping(seat: Seat, case: Case, module: nn.Module) -> Iterator[Step]:
+def stepping(seat: Seat, case: Case, module: nn.Module) -> Iterator[Work]:
     """See torch_crew.Stepping."""
     yield updates(module, case)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Step, updates
+from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
 
 
 def contestant(threads: int) -> Crew:
@@ -15,6 +15,6 @@ def contestant(threads: int) -> Crew:
 
 
 @contextmanager
-def stepping(seat: Seat, case: Case, shared: None) -> Iterator[Step]:
+def stepping(seat: Seat, case: Case, shared: None) -> Iterator[Work]:
     """See torch_crew.Stepping."""
     yield updates(case.module(), case)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Step, gradients
+from benchmarks.peers.torch_crew import Crew, Seat, Work, gradients
 
 
 def contestant(processes: int) -> Crew:
@@ -18,6 +18,6 @@ def contestant(processes: int) -> Crew:
 
 
 @contextmanager
-def stepping(seat: Seat, case: Case, shared: None) -> Iterator[Step]:
+def stepping(seat: Seat, case: Case, shared: None) -> Iterator[Work]:
     """See torch_crew.Stepping."""
     yield gradients(case.module())

@@ -32,7 +32,7 @@ class Training:
     @contextmanager
     def training(self, case: Case) -> Iterator[Callable[[], float]]:
         """Be ready to train this case. What is given makes a turn, and returns its seconds per step: those of a whole
-        epoch, with its beginning and its end."""
+        epoch, with its beginning and its end. Raises RuntimeError in the end if nothing was trained."""
         pace = _Pace()
         thread = Thread(target=self._fit, args=(case, pace))
         thread.start()
@@ -47,6 +47,7 @@ class Training:
         finally:
             pace.go.put(False)
             thread.join()
+        pace.taken()
 
     def _fit(self, case: Case, pace: _Pace) -> None:
         from untorn.torch import TorchModel
@@ -55,6 +56,8 @@ class Training:
             model = TorchModel(case.module(), loss())
             with Trainer(model, optimizer=case.untorn_optimizer(), workers=self._workers) as trainer:
                 trainer.fit(case.data(), epochs=2**30, batch_size=case.batch, callbacks=[pace])
+                case.check(trainer.module())
+            pace.seconds.put(0.0)
         except Exception as error:
             pace.seconds.put(error)
 
@@ -71,7 +74,7 @@ class _Pace(Callback):
         self.trainer.stop_training = not self.go.get()
 
     def taken(self) -> float:
-        """Seconds of the epoch that runs now; blocks until it is over. Raises what ended fit."""
+        """Seconds of the epoch that runs now, 0 of none; blocks until it is over. Raises what ended fit."""
         answer = self.seconds.get()
         if isinstance(answer, Exception):
             raise answer
