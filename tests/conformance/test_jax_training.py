@@ -95,7 +95,7 @@ def expected():
     return run(small, engine="serial")
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])  # two are killed below
 def jax_any_number_of_processes_gives_the_same_bits(workers, expected):
     assert run(small, workers=workers) == expected
 
