@@ -10,6 +10,7 @@ import pytest
 from untorn.jobs import digits, load_job
 
 pytest.importorskip("sklearn")
+threadpoolctl = pytest.importorskip("threadpoolctl")
 
 
 def test_the_gradient_equals_central_differences():
@@ -105,6 +106,7 @@ def test_shifts_move_by_one_pixel():
     assert y.tolist() == [3] * 5
 
 
+@threadpoolctl.threadpool_limits.wrap(limits=1)  # as a worker has it; for arrays this small, more take much longer
 def test_it_learns():
     """The job as it stands, with its optimizer written out in NumPy."""
     job = load_job("digits", seed=0)
