@@ -13,7 +13,7 @@ import untorn
 from helpers import start
 
 #: elements of the array (8 bytes each), and how many snapshots each reader checks by default and in a soak
-SIZES = {1: 150_000, 64: 150_000, 4096: 80_000, 65_536: 15_000, 524_288: 3_000}
+SIZES = {1: 60_000, 64: 60_000, 4096: 40_000, 65_536: 15_000, 524_288: 3_000}
 SOAK = {1: 2_000_000, 64: 2_000_000, 4096: 1_000_000, 65_536: 60_000, 524_288: 6_000}
 READERS = 2
 
