@@ -71,7 +71,7 @@ class ShardRandom:
         self._shards = shards
         self._philox = np.random.Philox(key=0)
         self._rng = np.random.Generator(self._philox)
-        self._state: dict[str, Any] = dict(self._philox.state)  # of one that has drawn nothing
+        self._state: Any = self._philox.state  # of one that has drawn nothing
 
     def rng(self, step: int, shard: int) -> np.random.Generator:
         """Those of one shard of one step since training began. The generator is the same object each time."""
