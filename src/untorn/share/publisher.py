@@ -156,7 +156,7 @@ class Publisher:
         self._id = attachment.id
         self._allow_pickle = allow_pickle
         self._open_versions: Versions | None = Versions(attachment, self._label, durable=durable)  # None: closed
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # close() may come inside edit(), or in a signal handler
         self._writer = 0  # the thread that has the lock
 
     # -- what it is
@@ -326,9 +326,8 @@ class Publisher:
         versions = self._open_versions
         if versions is None:
             return
-        # inside an edit, which then publishes nothing; or in a forked child, where nobody may ever release the lock
-        alone = self._writer == threading.get_ident() or versions.attachment.forked
-        with contextlib.nullcontext() if alone else self._lock:
+        # in a forked child the lock may be a thread's that is not there
+        with contextlib.nullcontext() if versions.attachment.forked else self._lock:
             versions.attachment.retire()
             self._open_versions = None
         let_go_of_the_dead()
