@@ -300,6 +300,9 @@ class Publisher:
             self._writer = threading.get_ident()
             try:
                 yield
+            except (_core.StatusError, ClosedError):
+                _ = self._versions  # says so, if a signal handler closed it meanwhile
+                raise
             finally:
                 self._writer = 0
 

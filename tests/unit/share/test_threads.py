@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import sys
 import sysconfig
 import threading
@@ -136,6 +137,20 @@ def test_closing_while_others_write_and_read():
                 assert reader.snapshot().value["a"].size == 10
 
         together(use, use, lambda publisher=publisher: publisher.close(), reader.close, rounds=3)
+
+
+def test_closing_in_a_signal_handler():
+    publishers = []
+    before = signal.signal(signal.SIGALRM, lambda *_: publishers[-1].close())
+    try:
+        for number in range(30):
+            publishers.append(untorn.publish({"a": np.zeros(2000)}))
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 1e-5)
+            with pytest.raises(untorn.ClosedError, match="is closed"):
+                while True:
+                    publishers[-1].update({"a": np.ones(2000)})
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_closing_inside_an_edit_publishes_nothing():
