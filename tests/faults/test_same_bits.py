@@ -25,9 +25,8 @@ def run(model: str, optimizer: str, *arguments: object) -> None:
 
 
 def test_the_same_bits_in_every_way(seed):
-    pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    run("torch", "torch.optim", "--seed", seed, "--kills", 4, "--server-kills", 1)
+    run("numpy", "adamw", "--seed", seed, "--kills", 4, "--server-kills", 1)
 
 
 @pytest.mark.soak

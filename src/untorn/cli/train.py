@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Any
 
 import click
 
 from untorn.cli.failing import INTERRUPTED, reported
 from untorn.jobs import Job, load_job
-from untorn.train import Callback, History, ProgressBar, Trainer, weights_sha256
+from untorn.train import Callback, History, ProgressBar, TensorBoard, Trainer, weights_sha256
 from untorn.train.callbacks import Logs
 
 __all__ = ["train"]
@@ -28,9 +29,24 @@ __all__ = ["train"]
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
+class _Workers(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks alone
+    """A number of at least 1, or "auto"."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """See click.ParamType."""
+        return "auto" if value == "auto" else int(_AT_LEAST_1.convert(value, param, ctx))
+
+
 @click.command(short_help="Train a network: a job by name, or FILE.py:NAME.")
 @click.argument("job", metavar="JOB")
-@click.option("--workers", type=_AT_LEAST_1, help="Worker processes.  [default: the processors there are]")
+@click.option(
+    "--workers",
+    type=_Workers(),
+    metavar="N|auto",
+    help="Worker processes; auto measures and picks the fastest number.  [default: the processors there are]",
+)
 @click.option(
     "--engine",
     type=click.Choice(["serial", "processes"]),
@@ -43,11 +59,26 @@ _AT_LEAST_1 = click.IntRange(min=1)
     "--batch-size", type=_AT_LEAST_1, help="Examples per step, of all workers together.  [default: the job's]"
 )
 @click.option(
+    "--mode",
+    type=click.Choice(["sync", "async"]),
+    default="sync",
+    show_default=True,
+    help="async: each worker takes whole batches, and gradients are applied as they come.",
+)
+@click.option(
+    "--max-staleness",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="async: weights may change this often between a gradient's computation and its use.  [default: --workers]",
+)
+@click.option(
     "--shards", type=_AT_LEAST_1, help="Parts of a batch; decides the result.  [default: the job's, or --workers]"
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
-@click.option("--name", metavar="CHANNEL", help="Publish the weights under this name while they change.")
+@click.option(
+    "--name", metavar="NAME", help="Publish the weights under this name, for untorn.subscribe, top, join and leave."
+)
 @click.option(
     "--checkpoint-dir",
     metavar="DIR",
@@ -55,12 +86,17 @@ _AT_LEAST_1 = click.IntRange(min=1)
     help="Write checkpoints here while training goes on: after each epoch, and every five minutes.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --checkpoint-dir, if there is one.")
+@click.option(
+    "--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write events for TensorBoard here."
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(
     *,
     job: str,
-    workers: int | None,
+    workers: int | str | None,
     engine: str,
+    mode: str,
+    max_staleness: int | None,
     epochs: int | None,
     batch_size: int | None,
     shards: int | None,
@@ -69,14 +105,19 @@ def train(
     name: str | None,
     checkpoint_dir: str | None,
     resume: bool,
+    tensorboard: str | None,
     debug: bool,
 ) -> None:
     """Train JOB and print its test accuracy, its speed and the SHA-256 of its weights.
 
     JOB is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Job, or a function that returns one, in a file of
     your own. Equal --seed and --shards give equal weights, whatever the number of workers and the engine, and however
-    often training was stopped and went on with --resume.
+    often training was stopped and went on with --resume; with --mode async they depend on who was faster.
     """
+    if max_staleness is not None and mode == "sync":
+        raise click.UsageError("--max-staleness needs --mode async: in sync mode no gradient is stale")
+    if shards is not None and mode == "async":
+        raise click.UsageError("--shards needs --mode sync: in async mode a batch is computed in one piece")
     if resume and checkpoint_dir is None:
         raise click.UsageError("--resume needs --checkpoint-dir DIR: where to go on from")
     with reported(debug=debug):
@@ -89,7 +130,9 @@ def train(
             optimizer=loaded.optimizer,
             workers=workers,
             engine=engine,
-            shards=shards if shards is not None else loaded.shards,
+            mode=mode,
+            max_staleness=max_staleness,
+            shards=loaded.shards if shards is None and mode == "sync" else shards,
             seed=seed,
             name=name,
         )
@@ -102,6 +145,7 @@ def train(
             name=name,
             checkpoint_dir=checkpoint_dir,
             resume=resume,
+            more=[] if tensorboard is None else [TensorBoard(tensorboard)],
         )
 
 
@@ -115,6 +159,7 @@ def _run(
     name: str | None,
     checkpoint_dir: str | None,
     resume: bool,
+    more: list[Callback],
 ) -> None:
     """Train and print; Ctrl-C ends it with exit status 130."""
     where = _Where(checkpoint_dir if resume else None)
@@ -124,18 +169,20 @@ def _run(
         with trainer, contextlib.closing(bar):
             _say(f"{job.name}: {job.description}" if job.description else job.name)
             if name is not None:
-                _say(f'follow the weights from another process: untorn.subscribe("{name}")')
+                _say(f'from elsewhere: untorn top {name}, untorn join {name}; the weights: untorn.subscribe("{name}")')
             held_out = job.load_validation_data()
             history = trainer.fit(
                 job.load_data(),
                 epochs=epochs,
                 batch_size=batch_size,
                 validation_data=held_out,
-                callbacks=[where, bar],
+                callbacks=[where, bar, *more],
                 checkpoint_dir=checkpoint_dir,
                 resume=resume,
             )
             where.finished = True
+            if trainer.tuner is not None:
+                _say(f"--workers auto: {trainer.tuner}")
             seconds = time.perf_counter() - started
             tested = {} if held_out is None else trainer.evaluate(held_out)
             digest = weights_sha256(trainer.params)

@@ -167,10 +167,43 @@ def test_bad_input_is_one_error_and_status_1(file, args, words):
 
 
 @pytest.mark.parametrize(
-    "args", [["--workers", "0"], ["--epochs", "x"], ["--engine", "gpu"], ["--nonsense"], ["--resume"]]
+    "args",
+    [
+        ["--workers", "0"],
+        ["--workers", "many"],
+        ["--epochs", "x"],
+        ["--engine", "gpu"],
+        ["--nonsense"],
+        ["--resume"],
+        ["--max-staleness", "2"],
+        ["--mode", "async", "--shards", "2"],
+    ],
 )
 def test_wrong_usage_is_status_2(args):
     assert run("train", "digits", *args).exit_code == 2
+
+
+def test_async_mode(file):
+    given = ["--mode", "async", "--max-staleness", 0, "--epochs", 2]
+    result = run("train", f"{file}:job", "--engine", "serial", *given)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^epoch +2/2 .*staleness 0", result.stderr, re.MULTILINE)
+    alone = run("train", f"{file}:job", "--engine", "serial", "--epochs", 2, "--shards", 1)
+    assert values(result)["sha256"] == values(alone)["sha256"]
+
+
+def test_workers_auto_says_what_it_found(file, monkeypatch):
+    monkeypatch.setattr("untorn.train.trainer.available_cpus", lambda: 1)
+    result = run("train", f"{file}:job", "--workers", "auto", "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert "--workers auto: 1 worker" in result.stderr
+
+
+def test_tensorboard(file, tmp_path):
+    pytest.importorskip("tensorboard")
+    result = run("train", f"{file}:job", "--engine", "serial", "--shards", 1, "--tensorboard", tmp_path / "board")
+    assert result.exit_code == 0, result.output
+    assert list((tmp_path / "board" / "train").iterdir())
 
 
 def test_debug_lets_the_error_through():
