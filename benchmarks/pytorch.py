@@ -3,8 +3,8 @@
 Everybody trains the same network on the same examples, with the same global batch and the same optimizer: untorn with
 one worker and with two; one process with one thread and with two; DistributedDataParallel; the Hogwild example's way;
 and the limit, two processes that compute gradients of fixed weights and exchange nothing. All of them live at once,
-those whose turn it is not asleep. `python -m benchmarks pytorch` takes four minutes; with UNTORN_BENCH_LARGE=1 it adds
-an MLP with 17 million parameters, and takes five.
+those whose turn it is not asleep. `python -m benchmarks pytorch` takes about five minutes; with UNTORN_BENCH_LARGE=1 it
+adds an MLP with 17 million parameters, and takes a minute more.
 
 The ratios say how many times as long as untorn with two workers somebody takes for a step. That of the limit is the
 share of the limit's speed that untorn reaches. One process with two threads can be faster than two processes with one
@@ -35,9 +35,9 @@ UNTORN, LIMIT, DDP = "untorn, 2 workers", "no communication, 2 processes", "Dist
 THREADS = "1 process, 2 threads"
 
 CASES = [
-    Case("MLP, h=64", partial(mlp, 64), vectors, batch=256, steps=400),
+    Case("MLP, h=64", partial(mlp, 64), vectors, batch=256, steps=250),
     Case("MLP, h=64", partial(mlp, 64), vectors, batch=32, steps=400),
-    Case("MLP, h=64", partial(mlp, 64), vectors, batch=256, steps=400, optimizer="Adam"),
+    Case("MLP, h=64", partial(mlp, 64), vectors, batch=256, steps=250, optimizer="Adam"),
     Case("MLP, h=512", partial(mlp, 512), vectors, batch=256, steps=40),
     Case("MLP, h=512", partial(mlp, 512), vectors, batch=256, steps=40, optimizer="Adam"),
     Case("MLP, h=2048", partial(mlp, 2048), vectors, batch=256, steps=4),
