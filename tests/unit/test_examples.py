@@ -14,23 +14,31 @@ WATCHDOG_S = 120
 
 SMALL_SETTINGS = {
     "dataframe.py": ["--rows", "20000", "--days", "3"],
+    "dataset.py": ["--epochs", "1"],
     "dictionary.py": ["--entries", "50000", "--readers", "2"],
     "jax_digits.py": ["--workers", "2", "--epochs", "4"],
+    "kills.py": ["--epochs", "3"],
     "large_array.py": ["--megabytes", "8", "--readers", "2", "--versions", "6"],
     "live_model.py": ["--workers", "2", "--requests", "100"],
-    "mnist_like.py": ["--epochs", "2"],
+    "mnist_like.py": [],
+    "plain_loop.py": ["--workers", "2", "--epochs", "2"],
     "pool.py": ["--megabytes", "8", "--tasks", "4"],
     "queues.py": ["--clients", "2", "--epochs", "4"],
+    "resume.py": ["--kills", "1", "--epochs", "3"],
+    "shards.py": ["--epochs", "1"],
     "sparse_matrix.py": ["--rows", "2000", "--tasks", "3"],
+    "staleness.py": ["--epochs", "2"],
     "store.py": [],
     "threads.py": ["--seconds", "0.3"],
     "torn.py": ["--seconds", "1", "--elements", "500", "--readers", "2"],
+    "watched.py": ["--epochs", "2"],
 }
 
 
-def start(name, *arguments):
+def start(name, *arguments, cwd=None):
     return subprocess.Popen(
         [sys.executable, EXAMPLES / name, *arguments],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -39,11 +47,17 @@ def start(name, *arguments):
 
 
 def run_small(name, *arguments):
-    process = start(name, *SMALL_SETTINGS[name], *arguments)
-    out, err = process.communicate(timeout=WATCHDOG_S)
-    assert process.returncode == 0, err
+    out, err = run_both(name, *arguments)
     assert err == ""
     return out
+
+
+def run_both(name, *arguments, cwd=None):
+    """(stdout, stderr), where progress goes."""
+    process = start(name, *SMALL_SETTINGS[name], *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=WATCHDOG_S)
+    assert process.returncode == 0, err
+    return out, err
 
 
 def test_every_example_is_run_here():
@@ -115,10 +129,56 @@ def test_store_keeps_what_was_written(tmp_path):
     assert not list((tmp_path / "prices").iterdir())
 
 
-def test_mnist_like_learns():
-    _, first, second, answer = run_small("mnist_like.py").splitlines()
-    assert float(second.split()[1]) < float(first.split()[1])
-    assert re.fullmatch(r"the first digit is a \d", answer)
+def test_mnist_like_learns_in_25_lines(tmp_path):
+    assert len((EXAMPLES / "mnist_like.py").read_text().splitlines()) <= 25
+    out, err = run_both("mnist_like.py", cwd=tmp_path)
+    assert float(re.fullmatch(r"test accuracy ([\d.]+)%\n", out)[1]) > 80
+    assert [line[:9] for line in err.splitlines()] == [f"epoch {n}/4" for n in (1, 2, 3, 4)]
+    assert (tmp_path / "digits.pt").exists()
+
+
+def test_plain_loop_and_any_number_of_workers_agree():
+    plain, one, difference, *shared = run_small("plain_loop.py").splitlines()
+    assert plain.split()[-3] == one.split()[-3]  # the accuracies
+    assert float(re.search(r"differ by (\S+) at most", difference)[1]) < 1e-5
+    assert len(shared) == 2
+    assert len({line.split()[-1] for line in shared}) == 1
+
+
+def test_watched_job_says_how_it_goes(name):
+    out, err = run_both("watched.py", "--name", name)
+    assert out == ""
+    assert [line[:9] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_shards_decide_the_weights_and_workers_do_not():
+    _, *lines = run_small("shards.py").splitlines()
+    rows = [(int(shards), int(workers), weights) for shards, workers, _, weights in map(str.split, lines)]
+    assert [row[:2] for row in rows] == [(shards, workers) for shards in (1, 2, 8) for workers in (1, 2, 3)]
+    assert len({weights for _, _, weights in rows}) == len({(shards, weights) for shards, _, weights in rows}) == 3
+
+
+def test_staleness_compares_both_modes():
+    _, *lines = run_small("staleness.py").splitlines()
+    assert [line.split()[:2] for line in lines] == [["sync", "-"], ["async", "3"], ["async", "15"]]
+
+
+def test_kills_change_nothing():
+    alone, killed = run_small("kills.py").splitlines()
+    assert re.search(r": (\w{12})", killed)[1] == alone.split()[-1]
+    assert int(killed.split()[0]) > 0
+
+
+def test_resume_gives_the_weights_of_a_training_without_a_kill():
+    *begun, killed, straight = run_small("resume.py").splitlines()
+    assert begun in (["training ... killed"], ["training ... done"])
+    assert killed.split()[-1] == straight.split()[-1]
+
+
+def test_dataset_gives_the_same_weights_as_arrays():
+    lines = run_small("dataset.py").splitlines()
+    assert len(lines) == 3
+    assert len({line[16:] for line in lines}) == 1
 
 
 def test_jax_digits_learns():
