@@ -135,7 +135,8 @@ class _Traces:
         mappings = untorn_mappings()
         if len(mappings) > self.mappings:
             found += [f"mapping {line}" for line in mappings]
-        found += [f"process {pid}: {what}" for pid, what in (_children().items() - self.children.items())]
+        # by number alone: what was just forked then had still its parent's command line
+        found += [f"process {pid}: {what}" for pid, what in _children().items() if pid not in self.children]
         found += [f"file {file}" for file in sorted(_channel_files() - self.files) if not _is_in_use(file)]
         return found
 
