@@ -8,21 +8,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
 from untorn.share.views import array_over
 from untorn.train import measuring, sampler
-from untorn.train.callbacks import Callback
 from untorn.train.callbacks.calls import training
-from untorn.train.data import SharedData
+from untorn.train.data import SharedData, Source, Stream
 from untorn.train.driving import Driver, driver_of
 from untorn.train.model import replica_of
 from untorn.train.records import NO_RECORDS, Records, failure
@@ -42,30 +44,50 @@ def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) 
         give_states_back(fit.callbacks, states)
         if states and trainer.stop_training:
             return  # it had been stopped early
-        driver = job.enter_context(_job(trainer, fit))
+        driver = None
         for _ in range(epochs):
-            if fit.part is not None and trainer._part is None:  # it is over
-                fit.part = None
+            fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
+            if fit.stream is not None:
+                _fit_stream(trainer, fit, fit.stream)
+            else:
+                if driver is None:
+                    driver = job.enter_context(_job(trainer, fit, _rest_of(fit)))
+                _fit_epoch(trainer, fit, driver)
+            if fit.part is not None:  # it is over, and its board was made for the rest of it alone
+                fit.part = driver = None
                 job.close()
-                driver = job.enter_context(_job(trainer, fit))
-            _fit_epoch(trainer, fit, driver)
             if trainer.stop_training:
                 break
 
 
+class _Piece(NamedTuple):
+    """What one board is for: examples of this source, in batches of this size."""
+
+    source: Source
+    examples: int
+    batch_size: int
+
+
+def _rest_of(fit: Fit) -> _Piece:
+    """An epoch, or what is left of one."""
+    assert fit.data is not None
+    examples = fit.examples - fit.skipped * fit.batch_size
+    return _Piece(fit.data, examples, min(fit.batch_size, examples))
+
+
 @contextlib.contextmanager
-def _job(trainer: Trainer, fit: Fit) -> Iterator[Driver]:
-    """A board for one fit, or for what is left of an epoch, with the workers at it."""
+def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
+    """A board for a piece, with the workers at it."""
     running, team = fit.running, trainer._team
     fd = os.memfd_create("untorn-board", os.MFD_CLOEXEC)
     try:
         server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
-        board = _make_board(trainer, fit, fd, clips=server is None)
+        board = _make_board(trainer, running, fd, piece, clips=server is None)
         team.begin(board, fd)
         driver = driver_of(board, running, trainer.max_staleness, server)
         running.engine.resize(team.wanted)
         local = not isinstance(running.engine, ProcessEngine)
-        with fit.data.shared(max_readers=fit.max_readers, local=local) as shared:
+        with piece.source.shared(max_readers=fit.max_readers, local=local) as shared:
             job = _make_job(trainer, running, shared)
             threads = trainer.threads_per_worker
             payload = {} if local else trainer._payload(job, fd)
@@ -87,11 +109,10 @@ def _job(trainer: Trainer, fit: Fit) -> Iterator[Driver]:
         os.close(fd)
 
 
-def _make_board(trainer: Trainer, fit: Fit, fd: int, *, clips: bool) -> _core.Board:
-    """A board for the steps of an epoch, or of what is left of one, in this empty file."""
-    running, plan, team = fit.running, fit.running.plan, trainer._team
-    examples = fit.examples - fit.skipped * fit.batch_size
-    batch_size = min(fit.batch_size, examples)
+def _make_board(trainer: Trainer, running: Running, fd: int, piece: _Piece, *, clips: bool) -> _core.Board:
+    """A board for the steps of a piece, in this empty file."""
+    plan, team = running.plan, trainer._team
+    _, examples, batch_size = piece
     steps = sampler.steps_per_epoch(examples, batch_size)
     lanes = trainer.mode == "async"
     shards = trainer.max_staleness + 1 if lanes else trainer.shards
@@ -123,39 +144,90 @@ def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
 
 
 def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver) -> None:
+    """An epoch, or what is left of one, on one board."""
     board = driver.board
+    epoch = _begin_epoch(trainer, fit, steps=fit.skipped + board.steps)
+    order = fit.order(trainer.seed, trainer.epoch)[fit.skipped * fit.batch_size :]
+    _run_piece(trainer, fit, driver, epoch, order)
+    _end_epoch(trainer, fit, epoch)
+
+
+def _fit_stream(trainer: Trainer, fit: Fit, stream: Stream) -> None:
+    """An epoch of batches as they come: one board after the other."""
+    epoch = _begin_epoch(trainer, fit, steps=stream.steps_per_epoch or 0)
+    fit.examples = int(epoch.rows[:, 0].sum())
+    behind, fit.behind = fit.behind, 0
+    for source, batch_size in stream.windows(trainer.epoch, skip=fit.skipped, behind=behind):
+        with _job(trainer, fit, _Piece(source, source.examples, batch_size)) as driver:
+            _run_piece(trainer, fit, driver, epoch, np.arange(source.examples))
+        fit.skipped += driver.board.steps
+        fit.examples += source.examples
+    _end_epoch(trainer, fit, epoch)
+
+
+@dataclass
+class _Epoch:
+    """What the pieces of one epoch add up to.
+
+    Attributes:
+        started: when, by the clock of perf_counter.
+        rows: what the steps before the piece that runs measured.
+        log: of the piece that runs, or was the last.
+        learning_rate: of the last step.
+    """
+
+    started: float
+    rows: NDArray[np.float64]
+    log: Records | None = None
+    learning_rate: float = math.nan
+
+
+def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
     fit.inside_epoch, trainer._part = True, None
-    started = time.perf_counter() - fit.seconds_before
-    order = fit.order(trainer.seed, trainer.epoch)
-    array_over(board, np.int64, board.examples, board.order_at)[:] = order[fit.skipped * fit.batch_size :]
+    progress = fit.part.progress if fit.part else None
+    epoch = _Epoch(time.perf_counter() - (progress.seconds if progress else 0.0), NO_RECORDS)
     for callback in fit.callbacks:
-        logs = {"steps": fit.skipped + board.steps, "examples": fit.examples, "epochs": fit.epochs}
+        logs = {"steps": steps, "examples": 0 if fit.stream else fit.examples, "epochs": fit.epochs}
         callback.on_epoch_begin(trainer.epoch, logs)
-    if fit.part is not None:  # what callbacks set now, they had set when the epoch began
-        trainer._rate.changed = fit.part.progress.rate_of_epoch
     fit.rate = trainer._rate.changed
-    rates = trainer._rate.rates(trainer.step, board.steps)
+    if progress is not None and fit.part is not None:
+        fit.rate = progress.rate_of_epoch  # what callbacks set now, they had set when the epoch began
+        trainer._rate.changed = progress.settings["learning_rate"]  # set in the first part of it, for the next
+        epoch.rows = fit.part.records
+    return epoch
+
+
+def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order: NDArray[np.int64]) -> None:
+    """Put a piece of the epoch on its board, and run its steps."""
+    board = driver.board
+    array_over(board, np.int64, board.examples, board.order_at)[:] = order
+    with trainer._rate.as_it_was(fit.rate):
+        rates = trainer._rate.rates(trainer.step, board.steps)
+        shown = [trainer._rate.at(trainer.step + step) for step in range(board.steps)] if fit.listeners else []
+        epoch.learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
     array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
-    learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
-    log = Records(board, fit.part.records if fit.part else None, clips=trainer.clip_norm is not None)
-    fit.status.begin_epoch(board, log)
-    _run_steps(trainer, fit, driver, log, started)
-    seconds = time.perf_counter() - started
-    metrics = log.means()
+    epoch.log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
+    fit.status.begin_epoch(board, epoch.log)
+    _run_steps(trainer, fit, driver, epoch.log, epoch.started, shown)
+    if fit.stream is not None:
+        epoch.rows = epoch.log.until(board.steps)
+
+
+def _end_epoch(trainer: Trainer, fit: Fit, epoch: _Epoch) -> None:
+    assert epoch.log is not None
+    seconds = time.perf_counter() - epoch.started
+    metrics = epoch.log.means()
     if fit.validation_data is not None:
-        metrics |= {
-            f"val_{name}": value
-            for name, value in measuring.evaluate(
-                trainer, fit.validation_data, measuring.EVALUATION_BATCH_SIZE, fit.share_validation
-            ).items()
-        }
+        share = fit.share_validation
+        validated = measuring.evaluate(trainer, fit.validation_data, measuring.EVALUATION_BATCH_SIZE, share)
+        metrics |= {f"val_{name}": value for name, value in validated.items()}
     fit.status.end_epoch(metrics)
     rate = fit.examples / seconds
     for history in (trainer._history, fit.history):
         history.append(trainer.epoch, metrics, seconds=seconds, examples_per_s=rate)
     trainer.epoch += 1
     fit.inside_epoch = False
-    ended = metrics | {"learning_rate": learning_rate, "examples_per_s": rate, "seconds": seconds}
+    ended = metrics | {"learning_rate": epoch.learning_rate, "examples_per_s": rate, "seconds": seconds}
     for callback in fit.callbacks:
         callback.on_epoch_end(trainer.epoch - 1, ended)
     if fit.saver.directory is not None:
@@ -163,14 +235,9 @@ def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver) -> None:
         fit.saver.save(trainer.snapshot(), trainer._progress(score=score), NO_RECORDS)
 
 
-def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started: float) -> None:
-    running, board = fit.running, driver.board
+def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started: float, rates: list[float]) -> None:
+    running, board, listeners = fit.running, driver.board, fit.listeners
     steps, version = board.steps, running.weights.version
-    # a row per step costs this process time that the workers could use
-    listeners = [each for each in fit.callbacks if type(each).on_batch_end is not Callback.on_batch_end]
-    rates = [trainer._rate.at(trainer.step + step) for step in range(steps)] if listeners else []
-    if fit.part is not None:  # set in the first part of the epoch, for the next
-        trainer._rate.changed = fit.part.progress.settings["learning_rate"]
     driver.begin(steps)
     if trainer.tuner is not None:
         trainer.tuner.begin_epoch(time.monotonic(), trainer.step)

@@ -24,7 +24,7 @@ from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
 from untorn.train import sampler
 from untorn.train.callbacks import Callback
 from untorn.train.control import Control
-from untorn.train.data import SharedData, Source
+from untorn.train.data import SharedData, Source, Stream
 from untorn.train.history import History
 from untorn.train.model import Parts
 from untorn.train.optimizers import FusedOptimizer
@@ -47,19 +47,24 @@ class Fit:
     """One call of fit: what its epochs have in common.
 
     Attributes:
-        examples: of an epoch: those of the data, or with drop_last fewer.
+        data: whose examples are shuffled and cut into batches; or else
+        stream: that gives the batches.
+        examples: of an epoch: those of the data, or with drop_last fewer; of a stream those that came so far.
         epochs: as given.
+        max_readers: of a channel that all workers read.
         history: what fit returns.
         part: the first part of the epoch that runs, if this is the rest of one from a checkpoint.
+        skipped: steps of the epoch that are on no board any more, or were on none.
+        behind: batches of earlier epochs that an iterator has to be read past first, after resuming.
         inside_epoch: from an epoch's begin until its numbers are in the history.
         rate: of the epoch that runs, as Rate.changed.
         status: what is told to those who ask from outside.
-        max_readers: of a channel that all workers read.
         held: what is let go when fit ends.
     """
 
     running: Running
-    data: Source
+    data: Source | None
+    stream: Stream | None
     examples: int
     batch_size: int
     epochs: int
@@ -70,6 +75,8 @@ class Fit:
     shuffle: bool = True
     history: History = field(default_factory=History)
     part: Part | None = None
+    skipped: int = 0
+    behind: int = 0
     inside_epoch: bool = False
     rate: float | None = None
     status: JobStatus = field(init=False)
@@ -77,12 +84,20 @@ class Fit:
     _shared_validation: SharedData | None = None
 
     @property
+    def listeners(self) -> list[Callback]:
+        """Who wants to hear of each step: a row for it costs this process time that the workers could use."""
+        return [each for each in self.callbacks if type(each).on_batch_end is not Callback.on_batch_end]
+
+    @property
     def cut(self) -> dict[str, int]:
         """How the data is cut into batches."""
+        if self.stream is not None:
+            return {"batch_size": 0, "examples": 0, "shuffle": False}
         return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self.shuffle}
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The examples of an epoch, in their order."""
+        assert self.data is not None
         every = self.data.examples
         order = sampler.epoch_order(seed, epoch, every) if self.shuffle else np.arange(every)
         return order[: self.examples]
@@ -90,20 +105,9 @@ class Fit:
     def share_validation(self) -> SharedData:
         """Make the validation data readable by workers, until fit ends."""
         if self._shared_validation is None:
-            readers = self.max_readers
-            shared = self.validation_data.shared(max_readers=readers, local=False)
+            shared = self.validation_data.shared(max_readers=self.max_readers, local=False)
             self._shared_validation = self.held.enter_context(shared)
         return self._shared_validation
-
-    @property
-    def skipped(self) -> int:
-        """Steps of the epoch that are not on this board."""
-        return self.part.progress.step_in_epoch if self.part else 0
-
-    @property
-    def seconds_before(self) -> float:
-        """What these took."""
-        return self.part.progress.seconds if self.part else 0.0
 
 
 class Running:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,15 @@ class Rate:
         if self.changed is None:
             return rate
         return self.changed * rate if callable(self._optimizer.learning_rate) else self.changed
+
+    @contextmanager
+    def as_it_was(self, changed: float | None) -> Iterator[None]:
+        """Inside, what was set is this, as ``changed`` was at some time."""
+        now, self.changed = self.changed, changed
+        try:
+            yield
+        finally:
+            self.changed = now
 
     def set(self, rate: Any, *, step: int) -> None:
         """Let this step have this rate. Raises TypeError or ValueError."""

@@ -27,7 +27,7 @@ from untorn.train import measuring, sampler
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
 from untorn.train.cpus import available_cpus
-from untorn.train.data import source_of
+from untorn.train.data import Stream, batches_of, source_of
 from untorn.train.fitting import run_epochs
 from untorn.train.history import History
 from untorn.train.measuring import EVALUATION_BATCH_SIZE
@@ -242,7 +242,8 @@ class Trainer:
         data: Any,
         *,
         epochs: int,
-        batch_size: int,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         validation_data: Any = None,
@@ -257,8 +258,12 @@ class Trainer:
         Args:
             data: a tuple, list or dict of arrays with one example per row, such as (x, y): copied once into shared
                 memory, or mapped from their files. Or a dataset with len() and [index], whose items the workers read.
+                Or an iterable of batches, which this process reads ahead of the workers.
             epochs: how many.
-            batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller.
+            batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller. Of an
+                iterable of batches each batch has its own.
+            steps_per_epoch: of an iterable of batches: how many an epoch takes; by default all. An iterator that
+                cannot start anew, such as a generator, goes on in each epoch where the last one left it.
             shuffle: a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
             drop_last: leave a last, smaller batch out; with shuffle, other examples in each epoch.
             validation_data: evaluated in this process after each epoch, as val_loss and val_... metrics.
@@ -284,15 +289,27 @@ class Trainer:
             OSError: a checkpoint could not be written. The weights are kept, and so are the checkpoints before.
         """
         epochs = _count("epochs", epochs, 0, 2**31)
-        batch_size = _count("batch_size", batch_size, 1, 2**31)
-        data, validation_data = self._arrays(data), self._arrays(validation_data)
-        source = source_of("data", data)
         if validation_data is not None:
-            validation_data = source_of("validation_data", validation_data)
+            validation_data = source_of("validation_data", self._arrays(validation_data))
+        batches = batches_of(data)
+        source, stream, examples = None, None, 0
+        if batches is not None:
+            _check_no_cut(batch_size=batch_size, drop_last=drop_last)
+            steps = None if steps_per_epoch is None else _count("steps_per_epoch", steps_per_epoch, 1, 2**31)
+            stream = Stream("data", batches, steps)
+        elif steps_per_epoch is not None:
+            raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
+        else:
+            source = source_of("data", self._arrays(data))
+            if batch_size is None:
+                raise TypeError(
+                    "fit() needs batch_size=, the examples per step; only iterables of batches have their own"
+                )
+            batch_size = _count("batch_size", batch_size, 1, 2**31)
+            batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
-        batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
         fit = Fit(
-            self._running(), source, examples, batch_size, epochs, validation_data, list(callbacks), saver,
+            self._running(), source, stream, examples, batch_size or 0, epochs, validation_data, list(callbacks), saver,
             self._team.max_readers, shuffle=bool(shuffle),
         )  # fmt: skip
         fit.status = JobStatus(self, fit)
@@ -304,6 +321,8 @@ class Trainer:
             if self._part is not None:
                 self._part.check_cut(fit.cut)
             self._cut, fit.part = fit.cut, self._part
+            if resume and stream is not None and stream.goes_on:
+                fit.behind = self.step - (self._part.progress.step_in_epoch if self._part else 0)
             saver.begin(self.step, resume=resume)
             self._fit = fit
             try:
@@ -519,6 +538,13 @@ def _shards(mode: str, shards: int | None, otherwise: int) -> int:
             f"shards: async mode computes each batch's gradient in one piece; leave it out, found {shards}"
         )
     return 1
+
+
+def _check_no_cut(**given: Any) -> None:
+    """An iterable of batches comes in batches, in its own order."""
+    for name, value in given.items():
+        if value not in (None, False):
+            raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
 
 
 def _initial(model: Any, params: Any) -> Any:

@@ -153,8 +153,8 @@ class Stream(IterableDataset):
     [
         (Items(int, length=0), ValueError, "data: no examples in it"),
         (iter([(1, 2)]), TypeError, "data: a builtins.list_iterator can only be read from its beginning"),
-        (Stream(), TypeError, "can only be read from its beginning"),
-        (DataLoader(Stream()), TypeError, "data.dataset: a "),
+        (Stream(), TypeError, "gives examples one by one; expected batches: torch.utils.data.DataLoader("),
+        (DataLoader(Stream()), TypeError, "DataLoader can only be read from its beginning, which does for fit alone"),
         (Dataset(), TypeError, "or a dataset with len() and [index], found torch"),
         (Items, TypeError, "found builtins.type"),
     ],

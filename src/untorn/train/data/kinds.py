@@ -9,10 +9,21 @@ from untorn.train.data.arrays import ArraySource, is_array, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.items import Examples, ItemSource
 
-__all__ = ["source_of"]
+__all__ = ["batches_of", "source_of"]
 
 #: samplers whose order is what shuffle=True or shuffle=False of fit gives
 _PLAIN_SAMPLERS = frozenset({"RandomSampler", "SequentialSampler"})
+
+
+def batches_of(data: Any) -> Any:
+    """The iterable of batches that this is, or None if its examples can be chosen: a DataLoader that reads an
+    IterableDataset, or anything that has iter() but is no tree of arrays and has no [index]."""
+    if _is_torch(data, "DataLoader"):
+        return data if _is_torch(data.dataset, "IterableDataset") and data.batch_size is not None else None
+    known = isinstance(data, Source | Examples | dict | tuple | list | str | bytes | Mapping | type) or is_array(data)
+    if known or _is_torch(data, "Dataset") or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return None
+    return data if isinstance(data, Iterable) else None
 
 
 def source_of(what: str, data: Any) -> Source:
@@ -29,12 +40,12 @@ def source_of(what: str, data: Any) -> Source:
     if isinstance(data, dict | tuple | list) or is_array(data):
         return ArraySource(what, data)
     if _is_torch(data, "IterableDataset"):
-        raise _iterable(what, data)
+        raise _examples_one_by_one(what, data)
     if not isinstance(data, str | bytes | Mapping | type):
         if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
             return ItemSource(what, data)
         if isinstance(data, Iterable):
-            raise _iterable(what, data)
+            raise _only_for_training(what, data)
     raise TypeError(
         f"{what}: expected a NumPy array, or a tuple, list or dict of them, or a dataset with len() and [index], found "
         f"{type_name(data)}"
@@ -49,7 +60,7 @@ def _is_torch(data: Any, name: str) -> bool:
 def _of_loader(what: str, loader: Any) -> Source:
     """A DataLoader's dataset and collate_fn. Its workers and batches are for loops that read it; fit has its own."""
     if _is_torch(loader.dataset, "IterableDataset"):
-        raise _iterable(f"{what}.dataset", loader.dataset)
+        raise _only_for_training(what, loader) if loader.batch_size else _examples_one_by_one(what, loader)
     batches, sampler = loader.batch_sampler, loader.sampler
     if batches is not None and type(batches).__name__ != "BatchSampler":
         raise _not_honoured(what, "batch_sampler", batches)
@@ -73,8 +84,15 @@ def _not_honoured(what: str, part: str, found: Any) -> Exception:
     )
 
 
-def _iterable(what: str, data: Any) -> Exception:
+def _only_for_training(what: str, data: Any) -> Exception:
     return TypeError(
-        f"{what}: a {type_name(data)} can only be read from its beginning; expected arrays, or a dataset with len() "
-        "and [index], whose examples can be shuffled and divided among workers. Read it into arrays or a .npy file"
+        f"{what}: a {type_name(data)} can only be read from its beginning, which does for fit alone; expected arrays, "
+        "or a dataset with len() and [index]"
+    )
+
+
+def _examples_one_by_one(what: str, data: Any) -> Exception:
+    return TypeError(
+        f"{what}: a {type_name(data)} gives examples one by one; expected batches: "
+        "torch.utils.data.DataLoader(dataset, batch_size=...)"
     )

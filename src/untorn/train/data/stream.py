@@ -1,0 +1,204 @@
+"""Batches that come one after the other, from something that can only be read from its beginning.
+
+::
+
+    iterable ── a thread reads ahead, a bounded number of bytes ──> batches ── take(): all that are there ──> window
+
+A window is a run of batches of one size (the last may be smaller), put together to arrays: a source like any other, for
+as many steps as it has batches. How the batches fall into windows depends on who was faster; the result does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from untorn.train.data.arrays import ArraySource, type_name
+from untorn.train.data.base import Source
+from untorn.train.data.collate import as_batch
+
+__all__ = ["Stream", "Window"]
+
+#: what is read ahead, at most, beside one batch
+_AHEAD_NBYTES = 64 << 20
+_AHEAD_BATCHES = 256
+
+
+class Window(NamedTuple):
+    """Some batches: where their examples are, and the size of all but the last."""
+
+    source: Source
+    batch_size: int
+
+
+class _Batch(NamedTuple):
+    tree: Any
+    examples: int
+    nbytes: int
+
+
+class Stream:
+    """An iterable of batches: trees of arrays or tensors with one example per row.
+
+    Args:
+        what: its name in errors.
+        batches: each epoch begins with iter(batches). Where that starts anew, an epoch is all of it, or the first
+            ``steps_per_epoch`` batches; an iterator, such as a generator, goes on where the last epoch left it.
+        steps_per_epoch: batches of an epoch; None: as many as there are.
+    """
+
+    def __init__(self, what: str, batches: Iterable[Any], steps_per_epoch: int | None) -> None:
+        self.what = what
+        self.steps_per_epoch = steps_per_epoch
+        self._batches = batches
+
+    @property
+    def goes_on(self) -> bool:
+        """Is it an iterator, which cannot start anew?"""
+        return isinstance(self._batches, Iterator)
+
+    def windows(self, epoch: int, *, skip: int, behind: int = 0) -> Iterator[Window]:
+        """The windows of an epoch, without its first ``skip`` batches, nor the ``behind`` that come before it. Raises
+        ValueError or TypeError for batches that do not fit, and whatever the iterable raises."""
+        set_epoch = getattr(self._batches, "set_epoch", None)
+        if callable(set_epoch):  # as samplers and datasets of PyTorch and Hugging Face have it
+            set_epoch(epoch)
+        with _ReadAhead(self._read(skip, behind)) as ahead:
+            while batches := ahead.take():
+                yield self._window(batches)
+
+    def _read(self, skip: int, behind: int) -> Iterator[_Batch]:
+        number = 0
+        iterator = iter(self._batches)
+        for _ in itertools.islice(iterator, behind):
+            pass
+        while self.steps_per_epoch is None or number < self.steps_per_epoch:
+            try:
+                tree = next(iterator)
+            except StopIteration:
+                break
+            number += 1
+            if number > skip:
+                yield self._checked(f"{self.what}: batch {number - 1}", tree)
+        if self.steps_per_epoch is not None and number < self.steps_per_epoch:
+            raise ValueError(f"{self.what}: it ended after {number} batches; steps_per_epoch is {self.steps_per_epoch}")
+        if number == 0:
+            raise ValueError(
+                f"{self.what}: a {type_name(self._batches)} without batches; an iterator can be read once, so give an "
+                "object whose iter() starts anew, or enough batches and steps_per_epoch="
+            )
+
+    def _checked(self, where: str, tree: Any) -> _Batch:
+        tree = as_batch(where, tree)
+        try:
+            leaves = _leaves(tree)
+            counts = {len(leaf) for leaf in leaves}
+        except TypeError:
+            raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them") from None
+        if len(counts) != 1 or counts == {0}:
+            raise ValueError(f"{where}: expected arrays with one example per row, found {sorted(counts)} rows")
+        return _Batch(tree, counts.pop(), sum(leaf.nbytes for leaf in leaves))
+
+    def _window(self, batches: list[_Batch]) -> Window:
+        trees = [batch.tree for batch in batches]
+        return Window(ArraySource(self.what, _joined(trees)), batches[0].examples)
+
+
+class _ReadAhead:
+    """Reads in a thread of its own, and keeps what was read until it is taken. A context manager."""
+
+    def __init__(self, batches: Iterator[_Batch]) -> None:
+        self._batches = batches
+        self._ready: list[_Batch] = []
+        self._changed = threading.Condition()
+        self._over = self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="untorn-read-ahead", daemon=True)
+
+    def __enter__(self) -> _ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()  # one batch at most is still being read
+
+    def _run(self) -> None:
+        try:
+            for batch in self._batches:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or not self._is_full())
+                    if self._closed:
+                        return
+                    self._ready.append(batch)
+                    self._changed.notify_all()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _is_full(self) -> bool:
+        nbytes = sum(batch.nbytes for batch in self._ready)
+        return len(self._ready) >= _AHEAD_BATCHES or nbytes >= _AHEAD_NBYTES
+
+    def take(self) -> list[_Batch]:
+        """All that are there and fit together, at least one; empty at the end. Raises what reading raised, after what
+        was read before."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._over)
+            if not self._ready and self._error is not None:
+                raise self._error
+            count = _fitting(self._ready)
+            taken, self._ready = self._ready[:count], self._ready[count:]
+            self._changed.notify_all()
+            return taken
+
+
+def _fitting(batches: list[_Batch]) -> int:
+    """How many are of one kind and size; the last of them may be smaller."""
+    for index, batch in enumerate(batches):
+        if _kind(batch.tree) != _kind(batches[0].tree) or batch.examples > batches[0].examples:
+            return index
+        if batch.examples < batches[0].examples:
+            return index + 1
+    return len(batches)
+
+
+def _kind(tree: Any) -> Any:
+    """Its structure, and what its rows are like."""
+    if isinstance(tree, dict):
+        return "dict", [(key, _kind(part)) for key, part in tree.items()]
+    if isinstance(tree, tuple | list):
+        return type(tree), [_kind(part) for part in tree]
+    return tree.dtype, tree.shape[1:]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for part in tree.values() for leaf in _leaves(part)]
+    if isinstance(tree, tuple | list):
+        return [leaf for part in tree for leaf in _leaves(part)]
+    if not isinstance(tree, np.ndarray):
+        raise TypeError
+    return [tree]
+
+
+def _joined(trees: list[Any]) -> Any:
+    """The same tree with the rows of all."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _joined([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple | list):
+        parts = [_joined([tree[index] for tree in trees]) for index in range(len(first))]
+        if hasattr(first, "_fields"):
+            return type(first)(*parts)
+        return type(first)(parts)
+    return first if len(trees) == 1 else np.concatenate(trees)
