@@ -22,7 +22,7 @@ import helpers
 import networks
 from untorn.engines import SerialEngine
 from untorn.errors import BusyError, FormatError, WorkerError
-from untorn.train import measuring, (
+from untorn.train import (
     SGD,
     Adagrad,
     Adam,
@@ -32,6 +32,7 @@ from untorn.train import measuring, (
     RMSprop,
     Trainer,
     checkpoint,
+    measuring,
     weights_sha256,
 )
 from untorn.train.saver import Saver, steps_to_keep
