@@ -40,7 +40,7 @@ _MOST_LINES = 3
 _LOG_FROM = 30.0
 #: of a braille character, by its dots' row and column
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-_STYLES = {"running": "green", "starting": "yellow", "dead": "red", "stopped": "dim"}
+_STYLES = {"running": "green", "starting": "yellow", "dead": "red", "stopped": "dim", "leaving": "dim"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class JobView:
         """What people get from a pipe: one line with the most important."""
         parts, status = [plain(self.look.name)], self.look.status
         if status is not None:
-            at_work = sum(worker.get("state") not in ("stopped", "dead") for worker in _workers_of(self.look))
+            at_work = sum(worker.get("state") not in ("stopped", "leaving", "dead") for worker in _workers_of(self.look))
             parts += [_epoch(status), f"step {status.get('step', 0):,}", f"version {status.get('version', 0):,}"]
             parts += [*_measured(status), count(at_work, "worker"), *_mishaps(status)]
         return ["  ".join(parts + ([plain(self.look.problem)] if self.look.problem else []))]
