@@ -292,8 +292,7 @@ bool lane_open(const struct board *board, uint32_t lane, uint64_t batch)
     return true;
 }
 
-/* The lane's gradient was applied. Only the server changes a lane that is done. */
-static void lane_empty(const struct board *board, uint32_t lane)
+void lane_empty(const struct board *board, uint32_t lane)
 {
     shared_u64 *word = &board->shard_tasks[lane].word;
     uint64_t task = load_acquire(word);
@@ -308,6 +307,7 @@ struct lane lane_look(const struct board *board, uint32_t lane)
         .state = task_state(task),
         .batch = task_step(task),
         .version = task_state(task) == TASK_DONE ? board_buffer_at(board, task_buffer(task))->version : 0,
+        .buffer = task_buffer(task),
     };
 }
 

@@ -33,9 +33,10 @@
  *
  * Lanes, for asynchronous training: a shard's task is then a lane, which holds a batch of its own. The server opens it,
  * a worker computes the whole batch's gradient on the newest version that it finds, and the server applies it, in an
- * order of its own:
+ * order of its own; or it reads what is there, and empties the lane:
  *
  *     EMPTY --lane_open--> FREE --claim--> CLAIMED --commit--> DONE --lane_apply--> EMPTY, and a new version
+ *                                                                   --lane_empty--> EMPTY
  */
 #ifndef UNTORN_BOARD_H
 #define UNTORN_BOARD_H
@@ -180,8 +181,11 @@ bool board_holds_range(const struct board *board, uint32_t worker);
 
 /* The server, with lanes: put a batch into an empty lane; false if it is not. No two batches have the same number. */
 bool lane_open(const struct board *board, uint32_t lane, uint64_t batch);
-struct lane { enum task_state state; uint64_t batch, version; }; /* version: of the weights, once it is DONE */
+/* version: of the weights, once it is DONE; buffer: where its gradient is then */
+struct lane { enum task_state state; uint64_t batch, version; uint32_t buffer; };
 struct lane lane_look(const struct board *board, uint32_t lane);
+/* What a DONE lane holds was read: its buffer goes to whoever commits next. Only the server changes such a lane. */
+void lane_empty(const struct board *board, uint32_t lane);
 /* Apply a lane's gradient, which is DONE, as this step, and record its staleness. The caller is the weights' publisher.
  * STATUS_NO_SLOT: nothing happened, and the server makes room. */
 enum status lane_apply(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,

@@ -2,8 +2,9 @@
  *
  * A gradient may be taken from a worker that is stopped and will go on later, so "my claim is gone" does not say that
  * a commit happened. What a killed worker's last commit did is told from the shard's word: it names the buffer that
- * the commit put there. That is true until the next claim of the shard, so whoever claims it settles the record of
- * the worker whose commit the claim buries. tests/model/board_model.py checks this, kills and stops included.
+ * the commit put there. That is true until the next claim of the shard, so whoever claims it (or empties the lane)
+ * settles first the record of the worker whose commit that buries. docs/protocol.md has the proof, and
+ * tests/model/board_model.py checks it, kills and stops included.
  */
 #ifndef UNTORN_BOARD_TASKS_H
 #define UNTORN_BOARD_TASKS_H

@@ -224,7 +224,29 @@ static PyObject *Board_lane(PyObject *self, PyObject *argument)
     if (PyErr_Occurred() || !lane_check(board, number))
         return NULL;
     const struct lane lane = lane_look(board, (uint32_t)number);
-    return Py_BuildValue("(iKK)", (int)lane.state, (unsigned long long)lane.batch, (unsigned long long)lane.version);
+    const uint8_t *buffer = (const uint8_t *)board_buffer_at(board, lane.buffer);
+    return Py_BuildValue("(iKKK)", (int)lane.state, (unsigned long long)lane.batch, (unsigned long long)lane.version,
+                         (unsigned long long)(buffer - (const uint8_t *)board->header));
+}
+
+static bool lane_check_done(const struct board *board, unsigned long lane)
+{
+    if (!lane_check(board, lane))
+        return false;
+    if (lane_look(board, (uint32_t)lane).state == TASK_DONE)
+        return true;
+    PyErr_Format(PyExc_ValueError, "lane %lu: it has no gradient", lane);
+    return false;
+}
+
+static PyObject *Board_lane_empty(PyObject *self, PyObject *argument)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned long lane = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred() || !lane_check_done(board, lane))
+        return NULL;
+    lane_empty(board, (uint32_t)lane);
+    Py_RETURN_NONE;
 }
 
 static PyObject *Board_lane_apply(PyObject *self, PyObject *args)
@@ -233,12 +255,9 @@ static PyObject *Board_lane_apply(PyObject *self, PyObject *args)
     PyObject *weights;
     unsigned lane;
     unsigned long long step, staleness;
-    if (!PyArg_ParseTuple(args, "O!IKK", AttachmentType, &weights, &lane, &step, &staleness) || !lane_check(board, lane))
+    if (!PyArg_ParseTuple(args, "O!IKK", AttachmentType, &weights, &lane, &step, &staleness) ||
+        !lane_check_done(board, lane))
         return NULL;
-    if (lane_look(board, lane).state != TASK_DONE) {
-        PyErr_Format(PyExc_ValueError, "lane %u: it has no gradient to apply", lane);
-        return NULL;
-    }
     enum status status;
     Py_BEGIN_ALLOW_THREADS
     status = lane_apply(board, ((AttachmentObject *)weights)->attachment, lane, step, staleness);
@@ -331,7 +350,9 @@ static PyMethodDef Board_methods[] = {
      "give_up(worker): give a stopped worker's gradient task to others; the shard, or -1."},
     {"holds_range", Board_holds_range, METH_O, "holds_range(worker) -> bool: has it claimed a norm or an update?"},
     {"lane_open", Board_lane_open, METH_VARARGS, "lane_open(lane, batch) -> bool: put a batch into an empty lane."},
-    {"lane", Board_lane, METH_O, "lane(lane) -> (state, batch, version its gradient was computed on, once done)."},
+    {"lane", Board_lane, METH_O,
+     "lane(lane) -> (state, batch, version its gradient was computed on and offset of the buffer with it, once done)."},
+    {"lane_empty", Board_lane_empty, METH_O, "lane_empty(lane): what the done lane holds was read."},
     {"lane_apply", Board_lane_apply, METH_VARARGS,
      "lane_apply(weights, lane, step, staleness): publish the version that a done lane's gradient makes, and empty it."},
     {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},

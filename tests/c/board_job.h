@@ -1,7 +1,7 @@
 /* A small training job for the board's tests: parameters of both dtypes in three ranges, an optimizer with two buffers
  * of state, rates that change, clipping if the seed is odd, and a made-up gradient that depends on the weights, the
- * step and the shard. The reference takes the same steps one after the other, without board, channel or ranges in
- * parallel.
+ * step and the shard; with lanes, on the weights and the batch. The reference takes the same steps one after the other,
+ * without board, channel or ranges in parallel.
  */
 #ifndef UNTORN_TESTS_BOARD_JOB_H
 #define UNTORN_TESTS_BOARD_JOB_H
@@ -30,11 +30,14 @@ static inline double job_number(const struct job *job, uint64_t step, uint64_t s
     return ldexp((double)(check_random(&state) >> 11), -52) - 1;
 }
 
+/* How many gradients make a step. */
+static inline uint32_t job_parts(const struct job *job) { return job->config.lanes ? 1 : job->config.shards; }
+
 /* Some shards are empty in some steps; never all of them. */
 static inline uint64_t job_examples(const struct job *job, uint64_t step, uint32_t shard)
 {
     uint64_t state = job->seed ^ step << 32 ^ shard;
-    return shard == step % job->config.shards ? 3 : check_random(&state) % 4;
+    return shard == step % job_parts(job) ? 3 : check_random(&state) % 4;
 }
 
 static inline double job_param(const struct board_range *range, const uint8_t *slot, uint64_t i)
@@ -70,7 +73,7 @@ static inline void job_gradient(const struct job *job, uint64_t step, uint32_t s
         }
 }
 
-static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps)
+static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps, bool lanes)
 {
     static const uint64_t counts[JOB_RANGES] = {37, 300, 5};
     const uint64_t first = sizeof(struct slot_header) + JOB_SCHEMA_NBYTES;
@@ -85,6 +88,8 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         .shards = shards,
         .ranges = JOB_RANGES,
         .workers = workers,
+        .active = workers,
+        .lanes = lanes,
         .optimizer = KERNEL_ADAM,
         .steps = steps,
         .examples = 8,
@@ -115,10 +120,11 @@ static inline struct kernel_rates job_rates(uint64_t step)
     return (struct kernel_rates){.lr = 0.1 * part, .shrink = 1 - 0.01 * part, .root_scale = 1.5};
 }
 
-static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots)
+static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots,
+                                  bool lanes)
 {
     struct job job = {.seed = seed};
-    job_lay_out(&job, shards, workers, steps);
+    job_lay_out(&job, shards, workers, steps, lanes);
     job.files = files_make(workers + 2, max_slots, 2);
     job.publisher = files_attach(job.files, ROLE_PUBLISHER);
     uint8_t *address;
@@ -147,9 +153,13 @@ static inline void job_close(struct job *job)
 /* -- the reference ---------------------------------------------------------------------------------------------- */
 
 struct job_reference {
-    uint8_t *slot;             /* of the last step: the parts that ranges cover */
-    double *losses, *examples, *norms; /* per step */
+    uint8_t *slots;            /* of every version, from the base on: the parts that ranges cover */
+    const uint8_t *slot;       /* of the last */
+    double *losses, *examples, *norms, *staleness; /* per step */
 };
+
+/* What the server applied as a step; with lanes alone. */
+struct job_applied { uint64_t batch, version; };
 
 /* The shards of one step, as the kernels take them; the pointers are at the first range. */
 struct reference_shards {
@@ -162,9 +172,9 @@ static inline struct kernel_range reference_range(const struct job *job, const s
                                                   unsigned r)
 {
     const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
-    for (uint32_t s = 0; s < job->config.shards; s++)
+    for (uint32_t s = 0; s < job_parts(job); s++)
         shards->grads[s] = shards->buffers + s * stride + sizeof(struct board_buffer) + job->ranges[r].grad_offset;
-    return (struct kernel_range){.count = job->ranges[r].count, .shards = job->config.shards, .grads = shards->grads,
+    return (struct kernel_range){.count = job->ranges[r].count, .shards = job_parts(job), .grads = shards->grads,
                                  .weights = shards->weights, .grad_scale = 1};
 }
 
@@ -183,18 +193,23 @@ static inline double reference_clip(const struct job *job, const struct referenc
     return fmin(1, job->config.clip_norm / (*norm + 1e-6));
 }
 
-static inline void reference_step(const struct job *job, uint64_t step, const struct reference_shards *shards,
-                                  const uint8_t *from, struct job_reference *reference)
+/* `applied`: the batch, and the version that its gradient was computed on; in sync training the step, and the newest. */
+static inline void reference_step(const struct job *job, uint64_t step, struct job_applied applied,
+                                  const struct reference_shards *shards, struct job_reference *reference)
 {
     const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
+    const uint8_t *from = reference->slots + step * job->slot_nbytes;
+    uint8_t *to = reference->slots + (step + 1) * job->slot_nbytes;
     double *examples = &reference->examples[step];
     uint32_t present = 0;
     *examples = 0;
-    for (uint32_t s = 0; s < job->config.shards; s++)
-        *examples += (double)job_examples(job, step, s);
-    for (uint32_t s = 0; s < job->config.shards; s++) {
+    reference->staleness[step] = (double)(JOB_BASE_VERSION + step - applied.version);
+    for (uint32_t s = 0; s < job_parts(job); s++)
+        *examples += (double)job_examples(job, applied.batch, s);
+    for (uint32_t s = 0; s < job_parts(job); s++) {
         struct board_buffer *buffer = (struct board_buffer *)(shards->buffers + s * stride);
-        job_gradient(job, step, s, from, buffer);
+        job_gradient(job, applied.batch, s, reference->slots + (applied.version - JOB_BASE_VERSION) * job->slot_nbytes,
+                     buffer);
         shards->weights[s] = (double)buffer->examples / *examples;
         if (buffer->examples != 0)
             shards->terms[present++] = shards->weights[s] * buffer->loss;
@@ -206,33 +221,36 @@ static inline void reference_step(const struct job *job, uint64_t step, const st
     for (unsigned r = 0; r < JOB_RANGES; r++) {
         const uint64_t at = job->ranges[r].slot_offset, stride_of_state = job->config.state_stride;
         const void *state_in[] = {from + at + stride_of_state, from + at + 2 * stride_of_state};
-        void *state_out[] = {reference->slot + at + stride_of_state, reference->slot + at + 2 * stride_of_state};
+        void *state_out[] = {to + at + stride_of_state, to + at + 2 * stride_of_state};
         struct kernel_range work = reference_range(job, shards, r);
         work.grad_scale = scale;
         work.params_in = from + at;
-        work.params_out = reference->slot + at;
+        work.params_out = to + at;
         work.state_in = state_in;
         work.state_out = state_out;
         kernel_step(KERNEL_ADAM, (enum kernel_dtype)job->ranges[r].dtype, &hyper, &work);
     }
 }
 
-static inline struct job_reference reference_run(const struct job *job)
+/* `applied`: what each step applied; NULL in sync training. */
+static inline struct job_reference reference_run(const struct job *job, const struct job_applied *applied)
 {
     const uint64_t steps = job->config.steps;
-    const uint32_t count = job->config.shards;
-    struct job_reference reference = {calloc(1, job->slot_nbytes), calloc(steps, sizeof(double)),
-                                      calloc(steps, sizeof(double)), calloc(steps, sizeof(double))};
-    uint8_t *from = calloc(1, job->slot_nbytes);
+    const uint32_t count = job_parts(job);
+    struct job_reference reference = {.slots = calloc(steps + 1, job->slot_nbytes),
+                                      .losses = calloc(steps, sizeof(double)),
+                                      .examples = calloc(steps, sizeof(double)),
+                                      .norms = calloc(steps, sizeof(double)),
+                                      .staleness = calloc(steps, sizeof(double))};
     const struct reference_shards shards = {calloc(count, sizeof(struct board_buffer) + job->config.buffer_nbytes),
                                             calloc(count, sizeof *shards.grads), calloc(count, sizeof(double)),
                                             calloc(count, sizeof(double))};
-    job_weights_begin(job, reference.slot);
+    reference.slot = reference.slots + steps * job->slot_nbytes;
+    job_weights_begin(job, reference.slots);
     for (uint64_t step = 0; step < steps; step++) {
-        memcpy(from, reference.slot, job->slot_nbytes);
-        reference_step(job, step, &shards, from, &reference);
+        const struct job_applied newest = {step, JOB_BASE_VERSION + step};
+        reference_step(job, step, applied != NULL ? applied[step] : newest, &shards, &reference);
     }
-    free(from);
     free(shards.buffers);
     free(shards.grads);
     free(shards.weights);
@@ -242,10 +260,11 @@ static inline struct job_reference reference_run(const struct job *job)
 
 static inline void reference_free(struct job_reference *reference)
 {
-    free(reference->slot);
+    free(reference->slots);
     free(reference->losses);
     free(reference->examples);
     free(reference->norms);
+    free(reference->staleness);
 }
 
 /* The job is over: the newest version is the reference's, bit for bit, and so is the log. */
@@ -270,12 +289,21 @@ static inline bool job_equals(const struct job *job, const struct job_reference 
     for (uint64_t step = 0; step < job->config.steps; step++)
         equal &= CHECK(memcmp(&job->board.log[step].loss, &reference->losses[step], sizeof(double)) == 0 &&
                            job->board.log[step].examples == reference->examples[step] &&
+                           job->board.log[step].staleness == reference->staleness[step] &&
                            job->board.log[step].grad_norm == reference->norms[step],
                        "the log of step %" PRIu64, step);
     return equal;
 }
 
-/* Every buffer has one owner: a shard's task word or a worker's scratch. */
+/* What the server would make of this worker's record; see record_settle. Nobody is in the middle of a commit. */
+static inline uint64_t job_buffer_on_record(const struct job *job, uint32_t worker)
+{
+    const uint64_t record = atomic_load(&job->board.workers[worker].record);
+    const uint64_t shard = record >> 22 & 1023, scratch = record >> 11 & 2047, other = record & 2047;
+    return (atomic_load(&job->board.shard_tasks[shard].word) & 0xffff) == scratch ? other : scratch;
+}
+
+/* Every buffer has one owner: a shard's task word, or a worker, whose scratch and record say the same. */
 static inline bool job_buffers_are_owned_once(const struct job *job)
 {
     const uint32_t shards = job->config.shards, count = shards + job->config.workers;
@@ -284,6 +312,7 @@ static inline bool job_buffers_are_owned_once(const struct job *job)
         const uint64_t buffer = i < shards ? atomic_load(&job->board.shard_tasks[i].word) & 0xffff
                                            : atomic_load(&job->board.workers[i - shards].scratch);
         once &= buffer < count && !owned[buffer];
+        once &= i < shards || job_buffer_on_record(job, i - shards) == buffer;
         if (buffer < count)
             owned[buffer] = true;
     }

@@ -1,24 +1,43 @@
-/* Workers as threads, each with its own attachment and row, some of which die: the weights and the log must equal the
- * serial reference bit for bit, whatever the number of workers.
+/* Workers as threads, each with its own attachment and row, some of which die, are given up, leave or come: the weights
+ * and the log must equal the serial reference bit for bit, whatever the number of workers. With lanes, the reference
+ * applies the same gradients in the same order.
  *
  * A thread that dies leaves its words as they stand, half a gradient in its scratch, and closes its attachment, which
- * is what the kernel does for a process. Deaths inside a commit or an update are test_board.c's.
+ * is what the kernel does for a process. Deaths inside a commit or an update are test_board.c's. Who is given up is not
+ * stopped here, so that its commit and the server's swap meet.
  */
 #include <pthread.h>
 
 #include "board_job.h"
 
+enum { MOST_LANES = 4 };
+
 static const uint64_t STEPS = SANITIZED ? 100 : 1000;
+static const int64_t SPIN_NS = 20000;
 
 struct worker {
     pthread_t thread;
     const struct job *job;
     uint32_t index;
     uint64_t stream;
-    bool mortal;
-    _Atomic bool died;
+    bool mortal, started;
+    _Atomic bool ended;
     int64_t died_with; /* the shard that it had claimed */
 };
+
+/* The server, and how hard it makes it for its workers. */
+struct crew {
+    struct job job;
+    struct worker *workers;
+    uint32_t active;
+    uint64_t stream;
+    bool restless;             /* it gives tasks of live workers to others, and changes their number */
+    unsigned given_up;
+};
+
+static unsigned deaths, given_up; /* in all */
+
+/* -- a worker ------------------------------------------------------------------------------------------------------ */
 
 static bool worker_dies(struct worker *self, struct turn *turn)
 {
@@ -32,16 +51,21 @@ static bool worker_dies(struct worker *self, struct turn *turn)
 static bool worker_turn(struct worker *self, struct attachment *weights, struct turn *turn)
 {
     const struct job *job = self->job;
+    const bool lanes = job->config.lanes;
+    struct board_buffer *buffer = board_buffer_at(&job->board, turn->buffer);
     struct pin pin;
     if (!CHECK(attachment_pin(weights, &pin) == STATUS_OK))
         return false;
-    CHECK(pin.version == JOB_BASE_VERSION + turn->step, "the weights of step %" PRIu64 " are version %" PRIu64, turn->step,
-          pin.version);
+    CHECK(lanes || pin.version == JOB_BASE_VERSION + turn->step || !board_stands(&job->board, turn),
+          "the weights of step %" PRIu64 " are version %" PRIu64, turn->step, pin.version);
     if (worker_dies(self, turn))
         return false;
-    job_gradient(job, turn->step, turn->shard, pin.address, board_buffer_at(&job->board, turn->buffer));
+    job_gradient(job, turn->step, lanes ? 0 : turn->shard, pin.address, buffer);
+    if (self->mortal && check_random(&self->stream) % 8 == 0)
+        sched_yield(); /* time to be given up in */
+    buffer->version = pin.version;
     attachment_unpin(weights, pin.slot, pin.generation);
-    CHECK(board_commit(&job->board, self->index, turn));
+    board_commit(&job->board, self->index, turn);
     return true;
 }
 
@@ -51,84 +75,208 @@ static void *worker_run(void *argument)
     const struct board *board = &self->job->board;
     struct attachment *weights = files_attach(self->job->files, ROLE_WRITER);
     for (;;) {
-        const uint32_t first = (uint32_t)check_random(&self->stream) % board->header->shards;
-        struct turn turn = board_next(board, weights, self->index, first, 20000, 20000000);
-        if (turn.kind == TURN_STOP || (turn.kind == TURN_GRADIENT && !worker_turn(self, weights, &turn)))
+        struct turn turn = board_next(board, weights, self->index, true, 20000000);
+        if (turn.kind == TURN_STOP || turn.kind == TURN_LEAVE)
+            break;
+        if (turn.kind == TURN_GRADIENT && !worker_turn(self, weights, &turn))
             break;
     }
     attachment_close(weights);
-    atomic_store(&self->died, true);
+    atomic_store(&self->ended, true);
     board_ring_server(board);
     return NULL;
 }
 
+/* -- the server ---------------------------------------------------------------------------------------------------- */
+
 static void worker_start(struct worker *worker)
 {
     worker->died_with = -1;
-    atomic_store(&worker->died, false);
+    worker->started = true;
+    atomic_store(&worker->ended, false);
     CHECK(pthread_create(&worker->thread, NULL, worker_run, worker) == 0);
 }
 
-/* The server's part: space for workers who ask for it, a new worker for one that died. */
-static unsigned serve(struct job *job, struct worker *workers)
+static void worker_bury(struct crew *crew, struct worker *worker)
 {
-    struct board_header *header = job->board.header;
-    unsigned deaths = 0;
-    for (;;) {
-        const uint32_t seen = load_acquire(&header->server_bell);
-        if (board_step(&job->board) == job->config.steps)
-            return deaths;
-        if (swap(&header->need_slot, 0) != 0) {
-            const enum status status = attachment_grow(job->publisher, job->slot_nbytes);
-            CHECK(status == STATUS_OK || status == STATUS_NO_SLOT, "status %d", (int)status);
-            board_ring(&job->board);
-        }
-        for (uint32_t w = 0; w < job->config.workers; w++)
-            if (atomic_load(&workers[w].died)) {
-                pthread_join(workers[w].thread, NULL);
-                CHECK(board_recover(&job->board, w) == workers[w].died_with);
-                worker_start(&workers[w]);
-                deaths++;
-            }
-        futex_sleep(&header->server_bell, seen, &header->server_sleepers, 10000000);
+    pthread_join(worker->thread, NULL);
+    worker->started = false;
+    const int64_t lost = board_recover(&crew->job.board, worker->index);
+    CHECK(lost == worker->died_with || (lost == -1 && crew->given_up > 0));
+    deaths += worker->died_with >= 0;
+}
+
+static void crew_start_missing(struct crew *crew)
+{
+    for (uint32_t w = 0; w < crew->active; w++)
+        if (!crew->workers[w].started)
+            worker_start(&crew->workers[w]);
+}
+
+static struct crew crew_open(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal, bool lanes)
+{
+    struct crew crew = {
+        .job = job_open(check_stream(shards), shards, count, STEPS, max_slots, lanes),
+        .workers = calloc(count, sizeof *crew.workers),
+        .active = count,
+        .stream = check_stream(1000 * count + shards),
+        .restless = mortal,
+    };
+    for (uint32_t w = 0; w < count; w++)
+        crew.workers[w] = (struct worker){.index = w, .mortal = mortal, .stream = check_stream(100 * shards + w)};
+    return crew;
+}
+
+static void crew_start(struct crew *crew)
+{
+    for (uint32_t w = 0; w < crew->job.config.workers; w++)
+        crew->workers[w].job = &crew->job;
+    board_team(&crew->job.board, crew->active, SPIN_NS);
+    crew_start_missing(crew);
+}
+
+/* Give somebody's task to others; have more workers, or fewer. */
+static void crew_disturb(struct crew *crew)
+{
+    const uint32_t count = crew->job.config.workers;
+    const uint64_t dice = check_random(&crew->stream);
+    if (dice % 4 != 0)
+        crew->given_up += board_give_up(&crew->job.board, (uint32_t)(dice >> 8) % count) >= 0;
+    if (dice % 64 == 1) {
+        crew->active = 1 + (uint32_t)(dice >> 8) % count;
+        board_team(&crew->job.board, crew->active, SPIN_NS);
     }
 }
 
-static unsigned train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal)
+/* Space for workers who ask for it, a new worker for one that ended; then sleep until something is to be done. */
+static void crew_supervise(struct crew *crew, uint32_t seen)
 {
-    struct job job = job_open(check_stream(shards), shards, count, STEPS, max_slots);
-    struct job_reference reference = reference_run(&job);
-    struct worker *workers = calloc(count, sizeof *workers);
-    for (uint32_t w = 0; w < count; w++) {
-        workers[w] = (struct worker){.job = &job, .index = w, .mortal = mortal, .stream = check_stream(100 * shards + w)};
-        worker_start(&workers[w]);
+    struct job *job = &crew->job;
+    struct board_header *header = job->board.header;
+    if (swap(&header->need_slot, 0) != 0) {
+        const enum status status = attachment_grow(job->publisher, job->slot_nbytes);
+        CHECK(status == STATUS_OK || status == STATUS_NO_SLOT, "status %d", (int)status);
+        board_ring(&job->board);
     }
-    board_open(&job.board, STEPS);
-    const unsigned deaths = serve(&job, workers);
-    board_stop(&job.board);
+    for (uint32_t w = 0; w < job->config.workers; w++)
+        if (crew->workers[w].started && atomic_load(&crew->workers[w].ended))
+            worker_bury(crew, &crew->workers[w]);
+    crew_start_missing(crew);
+    if (crew->restless)
+        crew_disturb(crew);
+    futex_sleep(&header->server_bell, seen, &header->server_sleepers, crew->restless ? 50000 : 10000000);
+}
+
+/* All steps are done: the result is right, and every gradient counted once. */
+static void crew_close(struct crew *crew, const struct job_applied *applied)
+{
+    struct job *job = &crew->job;
+    board_stop(&job->board);
+    for (uint32_t w = 0; w < job->config.workers; w++)
+        if (crew->workers[w].started)
+            worker_bury(crew, &crew->workers[w]);
     uint64_t commits = 0;
-    for (uint32_t w = 0; w < count; w++) {
-        pthread_join(workers[w].thread, NULL);
-        commits += load_relaxed(&job.board.workers[w].commits);
-    }
-    if (!CHECK(job_equals(&job, &reference) & CHECK(commits == STEPS * shards) & CHECK(job_buffers_are_owned_once(&job))))
-        printf("with %u shards, %u workers, at most %u slots\n", shards, count, max_slots);
+    for (uint32_t w = 0; w < job->config.workers; w++)
+        commits += load_relaxed(&job->board.workers[w].commits);
+    struct job_reference reference = reference_run(job, applied);
+    if (!CHECK(job_equals(job, &reference) & CHECK(commits == STEPS * job_parts(job)) &
+               CHECK(job_buffers_are_owned_once(job))))
+        printf("with %u %s, %u workers\n", job->config.shards, applied ? "lanes" : "shards", job->config.workers);
+    given_up += crew->given_up;
     reference_free(&reference);
-    free(workers);
-    job_close(&job);
-    return deaths;
+    free(crew->workers);
+    job_close(job);
+}
+
+/* -- sync training, and lanes ---------------------------------------------------------------------------------------- */
+
+static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal)
+{
+    struct crew crew = crew_open(shards, count, max_slots, mortal, false);
+    struct board_header *header = crew.job.board.header;
+    crew_start(&crew);
+    board_open(&crew.job.board, STEPS);
+    for (;;) {
+        const uint32_t seen = load_acquire(&header->server_bell);
+        if (board_step(&crew.job.board) == STEPS)
+            break;
+        crew_supervise(&crew, seen);
+    }
+    crew_close(&crew, NULL);
+}
+
+/* May this lane's gradient be applied now? Only if all others, which are under way since these steps, can be applied
+ * after it, oldest first, and none of them is then more than `lanes` - 1 versions old. */
+static bool lane_may(uint32_t lanes, const uint64_t *since, const bool *under_way, uint64_t made, uint32_t lane)
+{
+    for (uint32_t i = 0; i < lanes; i++) {
+        uint64_t before = 0;
+        for (uint32_t other = 0; other < lanes; other++)
+            before += under_way[other] && other != lane &&
+                      (since[other] < since[i] || (since[other] == since[i] && other < i));
+        if (under_way[i] && i != lane && made + 1 + before - since[i] > lanes - 1)
+            return false;
+    }
+    return true;
+}
+
+static bool lane_take(struct crew *crew, uint32_t lane, uint64_t made, struct job_applied *applied)
+{
+    struct job *job = &crew->job;
+    const struct lane done = lane_look(&job->board, lane);
+    const uint64_t staleness = JOB_BASE_VERSION + made - done.version;
+    if (lane_apply(&job->board, job->publisher, lane, made, staleness) != STATUS_OK) {
+        attachment_grow(job->publisher, job->slot_nbytes);
+        return false;
+    }
+    CHECK(staleness < job->config.shards, "%" PRIu64 " versions", staleness);
+    applied[made] = (struct job_applied){done.batch, done.version};
+    return true;
+}
+
+static void train_lanes(uint32_t lanes, uint32_t count, bool mortal)
+{
+    struct crew crew = crew_open(lanes, count, count + 2, mortal, true);
+    struct job_applied *applied = calloc(STEPS, sizeof *applied);
+    struct board *board = &crew.job.board;
+    uint64_t next = 0, made = 0, since[MOST_LANES] = {0}, batches = 0;
+    bool under_way[MOST_LANES] = {0};
+    crew_start(&crew);
+    while (made < STEPS) {
+        const uint32_t seen = load_acquire(&board->header->server_bell);
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            if (lane_look(board, lane).state == TASK_DONE && lane_may(lanes, since, under_way, made, lane) &&
+                lane_take(&crew, lane, made, applied)) {
+                under_way[lane] = false;
+                batches += applied[made++].batch;
+            }
+            if (next < STEPS && !under_way[lane]) {
+                CHECK(lane_open(board, lane, next++));
+                under_way[lane] = true;
+                since[lane] = made;
+            }
+        }
+        if (made < STEPS)
+            crew_supervise(&crew, seen);
+    }
+    CHECK(batches == STEPS * (STEPS - 1) / 2, "each batch once");
+    crew_close(&crew, applied);
+    free(applied);
 }
 
 int main(void)
 {
     static const uint32_t shard_counts[] = {1, 2, 3, 5, 8}, worker_counts[] = {1, 2, 3, 6};
-    unsigned deaths = 0;
     check_begin("stress_board");
-    for (unsigned s = 0; s < sizeof shard_counts / sizeof *shard_counts; s++)
-        for (unsigned w = 0; w < sizeof worker_counts / sizeof *worker_counts; w++) {
-            train(shard_counts[s], worker_counts[w], 64, false);
-            deaths += train(shard_counts[s], worker_counts[w], worker_counts[w] + 2, true);
+    for (unsigned w = 0; w < sizeof worker_counts / sizeof *worker_counts; w++) {
+        const uint32_t count = worker_counts[w];
+        for (unsigned s = 0; s < sizeof shard_counts / sizeof *shard_counts; s++) {
+            train(shard_counts[s], count, 64, false);
+            train(shard_counts[s], count, count + 2, true);
         }
-    printf("stress_board: %" PRIu64 " steps each, %u deaths\n", STEPS, deaths);
+        for (uint32_t lanes = 1; lanes <= MOST_LANES; lanes++)
+            train_lanes(lanes, count, lanes % 2 == 0);
+    }
+    printf("stress_board: %" PRIu64 " steps each, %u deaths, %u given up\n", STEPS, deaths, given_up);
     return check_end();
 }

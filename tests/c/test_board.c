@@ -1,110 +1,45 @@
-/* The board, one worker at a time: its words, what each crash leaves in them and what recovery makes of it; then kills
- * before every single atomic operation of board.c, of workers and of the server's recovery, after each of which the
- * others must arrive at the reference's bits.
- *
- * A kill is a longjmp out of hook(): the words stand as they stood. What the dead was writing is overwritten with
- * garbage, as if it had been half-way.
+/* The board, one worker at a time: its words, what each crash leaves in them and what recovery makes of it; workers who
+ * are stopped, and those who come and go; then faults before every single atomic operation, of workers and of the
+ * server's recovery, after each of which the others must arrive at the reference's bits.
  */
 #include "hooks.h"
 
 #include "board.c"
+#include "board_tasks.c"
+#include "board_update.c"
 
-#include <setjmp.h>
+#include "board_team.h"
 
-#include "board_job.h"
+static uint64_t phase_of(const struct job *job) { return atomic_load(&job->board.header->phase); }
 
-enum { WORKERS = 2 };
-
-/* -- kills ------------------------------------------------------------------------------------------------------ */
-
-static struct {
-    bool armed;
-    uint64_t left;             /* atomic operations until the kill */
-    uint64_t spent;            /* while armed */
-    void (*stopped)(void);     /* instead of a kill: what the others do before it is continued */
-    jmp_buf end;
-} fate;
-
-static void hook(void)
+static struct team sync_team(uint64_t seed, uint32_t shards, uint64_t steps)
 {
-    if (!fate.armed)
-        return;
-    fate.spent++;
-    if (fate.left-- == 0) {
-        fate.armed = false;
-        if (fate.stopped == NULL)
-            longjmp(fate.end, 1);
-        fate.stopped();
+    return team_open(seed, shards, steps, false);
+}
+
+/* One of them goes on as far as it can alone. */
+static void turns_take(struct team *team, uint32_t worker)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        turn_run(team, worker);
+        slots_grow(team);
     }
 }
 
-/* -- the job, driven by hand ------------------------------------------------------------------------------------- */
-
-static uint64_t shard_word(const struct job *job, uint32_t shard) { return atomic_load(&job->board.shard_tasks[shard].word); }
-static uint64_t scratch_of(const struct job *job, uint32_t worker) { return atomic_load(&job->board.workers[worker].scratch); }
-static uint64_t intent_of(const struct job *job, uint32_t worker) { return atomic_load(&job->board.workers[worker].intent); }
-static uint64_t phase_of(const struct job *job) { return atomic_load(&job->board.header->phase); }
-static uint64_t version_of(const struct job *job) { return latest_version(channel_latest(&job->publisher->channel)); }
-
-struct team {
-    struct job job;
-    struct attachment *weights[WORKERS];
-};
-
-static struct team team_open(uint64_t seed, uint32_t shards, uint64_t steps)
+/* Both take turns until nothing is left; the result is right, and every gradient counted once. `killed`: whose commits
+ * may have been counted no more. */
+static bool team_finish(struct team *team, const struct job_reference *reference, bool killed)
 {
-    struct team team = {.job = job_open(seed, shards, WORKERS, steps, 8)};
-    for (uint32_t w = 0; w < WORKERS; w++)
-        team.weights[w] = files_attach(team.job.files, ROLE_WRITER);
-    board_open(&team.job.board, steps);
-    return team;
-}
-
-static void team_close(struct team *team)
-{
-    for (uint32_t w = 0; w < WORKERS; w++)
-        attachment_close(team->weights[w]);
-    job_close(&team->job);
-}
-
-static struct turn turn_take(struct team *team, uint32_t worker)
-{
-    return board_next(&team->job.board, team->weights[worker], worker, worker, 0, 0);
-}
-
-static void turn_compute(struct team *team, uint32_t worker, const struct turn *turn)
-{
-    struct pin pin;
-    CHECK(attachment_pin(team->weights[worker], &pin) == STATUS_OK && pin.version == JOB_BASE_VERSION + turn->step);
-    job_gradient(&team->job, turn->step, turn->shard, pin.address, board_buffer_at(&team->job.board, turn->buffer));
-    attachment_unpin(team->weights[worker], pin.slot, pin.generation);
-}
-
-static enum turn_kind turn_run(struct team *team, uint32_t worker)
-{
-    struct turn turn = turn_take(team, worker);
-    if (turn.kind != TURN_GRADIENT)
-        return turn.kind;
-    turn_compute(team, worker, &turn);
-    CHECK(board_commit(&team->job.board, worker, &turn));
-    return TURN_GRADIENT;
-}
-
-static void slots_grow(struct team *team)
-{
-    if (atomic_exchange(&team->job.board.header->need_slot, 0) != 0)
-        CHECK(attachment_grow(team->job.publisher, team->job.slot_nbytes) == STATUS_OK);
-}
-
-/* Both take turns until nothing is left. */
-static void team_finish(struct team *team)
-{
-    for (unsigned turns = 0; board_step(&team->job.board) < team->job.config.steps; turns++) {
-        if (!CHECK(turns < 10000, "they come to a stop in phase %" PRIx64, phase_of(&team->job)))
-            return;
+    const struct job *job = &team->job;
+    for (unsigned turns = 0; board_step(&job->board) < job->config.steps; turns++) {
+        if (!CHECK(turns < 10000, "they come to a stop in phase %" PRIx64, phase_of(job)))
+            return false;
         turn_run(team, turns % WORKERS);
         slots_grow(team);
     }
+    const uint64_t commits = commits_of(job), all = job->config.steps * job->config.shards;
+    return job_equals(job, reference) & CHECK(job_buffers_are_owned_once(job)) &
+           CHECK(commits == all || (killed && commits + 1 == all), "%" PRIu64 " commits", commits);
 }
 
 /* -- words and layout -------------------------------------------------------------------------------------------- */
@@ -126,14 +61,20 @@ static void test_words(void)
         const uint64_t phase = phase_make(step, kind, slot);
         CHECK(phase_step(phase) == step && phase_kind(phase) == kind && phase_slot(phase) == slot);
     }
-    const uint64_t most = task_make(1, TASK_DONE, BOARD_MAX_WORKERS - 1, BOARD_MAX_SHARDS + BOARD_MAX_WORKERS - 1);
-    CHECK(task_worker(most) == BOARD_MAX_WORKERS - 1 && task_buffer(most) == BOARD_MAX_SHARDS + BOARD_MAX_WORKERS - 1);
+    const uint32_t last = BOARD_MAX_SHARDS + BOARD_MAX_WORKERS - 1;
+    const uint64_t most = task_make(UINT32_MAX, TASK_DONE, BOARD_MAX_WORKERS - 1, last);
+    CHECK(task_step(most) == UINT32_MAX && task_worker(most) == BOARD_MAX_WORKERS - 1 && task_buffer(most) == last);
+    const uint64_t record = record_intent(UINT32_MAX, BOARD_MAX_SHARDS - 1, last, last - 1);
+    CHECK(record >> 32 == UINT32_MAX && record_shard(record) == BOARD_MAX_SHARDS - 1);
+    CHECK(record_scratch(record) == last && record_other(record) == last - 1);
+    CHECK(record_scratch(record_settled(last)) == last && record_other(record_settled(last)) == last);
 }
 
 static void test_layout(void)
 {
-    struct job job = job_open(1, 3, WORKERS, 4, 8);
+    struct job job = job_open(1, 3, WORKERS, 4, 8, false);
     struct board other;
+    const struct board_header *header = job.board.header;
     const uint64_t nbytes = board_nbytes(&job.config);
     CHECK(board_attach(&other, job.memory, nbytes) == STATUS_OK && memcmp(&other, &job.board, sizeof other) == 0);
     CHECK(board_attach(&other, job.memory, nbytes - 1) == STATUS_FORMAT);
@@ -141,8 +82,12 @@ static void test_layout(void)
     job.board.header->magic[0] ^= 1;
     CHECK(board_attach(&other, job.memory, nbytes) == STATUS_FORMAT);
     const uint8_t *last = (const uint8_t *)board_buffer_at(&job.board, 3 + WORKERS - 1);
-    CHECK(last + job.board.header->buffer_stride == (const uint8_t *)job.memory + nbytes, "the last buffer is the end");
+    const uint64_t end = (uint64_t)(last - (const uint8_t *)job.memory) + header->buffer_stride;
     CHECK((uintptr_t)last % 4096 == 0 && job_buffers_are_owned_once(&job));
+    CHECK(board_nbytes_used(header, WORKERS) == end, "all buffers, and no more");
+    CHECK(board_nbytes_used(header, 1) == end - header->buffer_stride, "not that of a worker who may come later");
+    CHECK(board_nbytes_needed(&job.config) == end && header->active == WORKERS);
+    CHECK(header->errors_at == end && nbytes == end + WORKERS * BOARD_ERROR_NBYTES, "nor the texts of errors");
     job_close(&job);
 }
 
@@ -150,7 +95,7 @@ static void test_layout(void)
 
 static void test_claim_and_commit(void)
 {
-    struct team team = team_open(2, 3, 1);
+    struct team team = sync_team(2, 3, 1);
     struct job *job = &team.job;
     struct turn first = turn_take(&team, 0), second = turn_take(&team, 1);
     CHECK(first.kind == TURN_GRADIENT && first.shard == 0 && first.buffer == 3 && first.step == 0);
@@ -159,7 +104,8 @@ static void test_claim_and_commit(void)
     turn_compute(&team, 0, &first);
     CHECK(board_commit(&job->board, 0, &first));
     CHECK(shard_word(job, 0) == task_make(0, TASK_DONE, 0, 3) && scratch_of(job, 0) == 0, "the buffers were swapped");
-    CHECK(intent_of(job, 0) == BOARD_NO_INTENT && atomic_load(&job->board.workers[0].commits) == 1);
+    CHECK(record_of(job, 0) == record_intent(0, 0, 3, 0), "what it was about to do, and did");
+    CHECK(commits_of(job) == 1 && job_buffers_are_owned_once(job));
     CHECK(!board_commit(&job->board, 0, &first), "it counts once");
     CHECK(scratch_of(job, 0) == 0 && job_buffers_are_owned_once(job));
     team_close(&team);
@@ -167,9 +113,9 @@ static void test_claim_and_commit(void)
 
 static void test_step_by_hand(void)
 {
-    struct team team = team_open(14, 2, 1);
+    struct team team = sync_team(14, 2, 1);
     struct job *job = &team.job;
-    struct job_reference reference = reference_run(job);
+    struct job_reference reference = reference_run(job, NULL);
     struct turn turns[2] = {turn_take(&team, 0), turn_take(&team, 1)};
     for (uint32_t w = 0; w < 2; w++)
         turn_compute(&team, w, &turns[w]);
@@ -193,9 +139,9 @@ static void test_step_by_hand(void)
 /* The same with a norm task per range in between; the batch's gradient is longer than clip_norm. */
 static void test_clipped_step_by_hand(void)
 {
-    struct team team = team_open(3 + 2 * 7, 2, 1);
+    struct team team = sync_team(3 + 2 * 7, 2, 1);
     struct job *job = &team.job;
-    struct job_reference reference = reference_run(job);
+    struct job_reference reference = reference_run(job, NULL);
     CHECK(reference.norms[0] > job->config.clip_norm, "%g", reference.norms[0]);
     CHECK(turn_run(&team, 0) == TURN_GRADIENT && turn_run(&team, 1) == TURN_GRADIENT);
     CHECK(turn_take(&team, 0).kind == TURN_NEED_SLOT, "the norms are done, and there is no slot");
@@ -208,15 +154,14 @@ static void test_clipped_step_by_hand(void)
     CHECK(turn_take(&team, 0).kind == TURN_IDLE, "one is missing");
     CHECK(board_recover(&job->board, 1) == -1, "a norm is no shard's gradient");
     slots_grow(&team);
-    team_finish(&team);
-    CHECK(job_equals(job, &reference));
+    team_finish(&team, &reference, false);
     reference_free(&reference);
     team_close(&team);
 }
 
 static void test_limit(void)
 {
-    struct team team = team_open(4, 1, 3);
+    struct team team = sync_team(4, 1, 3);
     atomic_store(&team.job.board.header->limit, 0);
     CHECK(turn_take(&team, 0).kind == TURN_IDLE);
     for (uint64_t limit = 1; limit <= 3; limit++) {
@@ -233,14 +178,17 @@ static void test_limit(void)
 /* A batch of nothing leaves numbers behind, and is a step all the same. */
 static void test_no_examples(void)
 {
-    struct team team = team_open(5, 2, 1);
+    struct team team = sync_team(5, 2, 1);
     for (uint32_t w = 0; w < WORKERS; w++) {
         struct turn turn = turn_take(&team, w);
         turn_compute(&team, w, &turn);
         board_buffer_at(&team.job.board, turn.buffer)->examples = 0;
         CHECK(board_commit(&team.job.board, w, &turn));
     }
-    team_finish(&team);
+    for (unsigned turns = 0; turns < 4; turns++) {
+        turn_run(&team, 0);
+        slots_grow(&team);
+    }
     uint8_t *slot;
     uint64_t capacity;
     const uint64_t latest = channel_latest(&team.job.publisher->channel);
@@ -256,7 +204,7 @@ static void test_no_examples(void)
 /* Every slot is held: the workers ask, and go on when some are let go. */
 static void test_need_slot(void)
 {
-    struct team team = team_open(6, 1, 20);
+    struct team team = sync_team(6, 1, 20);
     struct attachment *reader = files_attach(team.job.files, ROLE_READER);
     struct pin pins[8];
     for (unsigned i = 0; i < 8; i++) {
@@ -273,9 +221,8 @@ static void test_need_slot(void)
     for (unsigned i = 3; i < 5; i++) /* one for the latest, one for the next */
         attachment_unpin(reader, pins[i].slot, pins[i].generation);
     atomic_store(&team.job.board.header->need_slot, 0);
-    team_finish(&team);
-    struct job_reference reference = reference_run(&team.job);
-    CHECK(job_equals(&team.job, &reference));
+    struct job_reference reference = reference_run(&team.job, NULL);
+    team_finish(&team, &reference, false);
     reference_free(&reference);
     attachment_close(reader);
     team_close(&team);
@@ -285,7 +232,7 @@ static void test_need_slot(void)
 
 static void test_recover_claim(void)
 {
-    struct team team = team_open(7, 2, 1);
+    struct team team = sync_team(7, 2, 1);
     struct job *job = &team.job;
     CHECK(board_recover(&job->board, 0) == -1, "it had nothing");
     struct turn lost = turn_take(&team, 0);
@@ -306,46 +253,95 @@ static void test_recover_claim(void)
     team_close(&team);
 }
 
-/* board_commit, cut after each of its stores: the words written by hand. */
+/* board_commit, cut before each of its operations: recovered at once; or after the others went on as far as they could,
+ * so that a claim of the next step has buried the commit; or after the task was given up as well. */
+static bool commit_cut(uint64_t cut, bool others, bool given_up)
+{
+    enum { SWAP = 1 }; /* the second operation */
+    struct team team = sync_team(8, 2, 3);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct turn turn = turn_take(&team, 0);
+    const uint64_t scratch = scratch_of(job, 0), old = task_buffer(turn.claim);
+    turn_compute(&team, 0, &turn);
+    fate_set(cut, NULL, true);
+    volatile bool killed = true;
+    if (setjmp(fate.end) == 0) {
+        fate.armed = true;
+        board_commit(&job->board, 0, &turn);
+        fate.armed = false;
+        killed = false;
+    }
+    CHECK(board_stands(&job->board, &turn) == (cut <= SWAP), "cut %" PRIu64, cut);
+    if (given_up)
+        CHECK((board_give_up(&job->board, 0) == turn.shard) == (cut <= SWAP));
+    if (others) {
+        turns_take(&team, 1);
+        CHECK(board_step(&job->board) == (given_up || cut > SWAP ? 3 : 0), "cut %" PRIu64, cut);
+        CHECK(cut <= SWAP || record_of(job, 0) == record_settled((uint32_t)old), "whoever claimed it next settled it");
+    }
+    const bool stands = cut <= SWAP && !given_up;
+    CHECK(board_recover(&job->board, 0) == (stands ? (int64_t)turn.shard : -1), "cut %" PRIu64, cut);
+    CHECK(scratch_of(job, 0) == (cut <= SWAP ? scratch : old) && job_buffers_are_owned_once(job), "cut %" PRIu64, cut);
+    team_finish(&team, &reference, true);
+    reference_free(&reference);
+    team_close(&team);
+    return killed;
+}
+
 static void test_recover_commit(void)
 {
-    enum { BEFORE_SWAP, AFTER_SWAP, AFTER_SCRATCH, STEP_GONE_BY, CLAIMED_ANEW, CUTS };
-    for (int cut = 0; cut < CUTS; cut++) {
-        struct team team = team_open(8, 2, 2);
-        struct job *job = &team.job;
-        struct board_worker *self = &job->board.workers[0];
-        const struct turn turn = turn_take(&team, 0);
-        const uint64_t scratch = scratch_of(job, 0), old = task_buffer(turn.claim);
-        atomic_store(&self->intent, turn.step << 32 | (uint64_t)turn.shard << 16 | old);
-        if (cut >= AFTER_SWAP)
-            atomic_store(&job->board.shard_tasks[turn.shard].word, task_make(0, TASK_DONE, 0, (uint32_t)scratch));
-        if (cut == AFTER_SCRATCH)
-            atomic_store(&self->scratch, old);
-        if (cut == STEP_GONE_BY || cut == CLAIMED_ANEW) /* by another, whose scratch was 3 */
-            atomic_store(&job->board.shard_tasks[turn.shard].word, task_make(1, TASK_CLAIMED, 1, (uint32_t)scratch));
-        if (cut == STEP_GONE_BY) {
-            atomic_store(&job->board.shard_tasks[turn.shard].word, task_make(1, TASK_DONE, 1, (uint32_t)scratch_of(job, 1)));
-            atomic_store(&job->board.workers[1].scratch, scratch);
-        }
-        const uint64_t word = shard_word(job, turn.shard);
-        const int64_t lost = board_recover(&job->board, 0);
-        CHECK(intent_of(job, 0) == BOARD_NO_INTENT && job_buffers_are_owned_once(job), "cut %d", cut);
-        if (cut == BEFORE_SWAP) {
-            CHECK(lost == turn.shard && scratch_of(job, 0) == scratch);
-            CHECK(shard_word(job, turn.shard) == task_make(0, TASK_FREE, 0, (uint32_t)old));
-        } else {
-            CHECK(lost == -1 && scratch_of(job, 0) == old && shard_word(job, turn.shard) == word, "cut %d", cut);
-        }
-        team_close(&team);
+    for (unsigned how = 0; how < 4; how++) {
+        uint64_t cuts = 0;
+        while (commit_cut(cuts, how & 1, how & 2))
+            cuts++;
+        CHECK(cuts == 5, "%" PRIu64 ": record, swap, scratch, commits loaded and stored", cuts);
+    }
+}
+
+/* The same, and the others go on in the middle of the recovery, before each of its operations: what the server has
+ * loaded may be buried before it swaps. */
+static bool recovery_interrupted(uint64_t cut, uint64_t before)
+{
+    struct team team = sync_team(9, 1, 4);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct turn turn = turn_take(&team, 0);
+    turn_compute(&team, 0, &turn);
+    fate_set(cut, NULL, true);
+    if (setjmp(fate.end) == 0) {
+        fate.armed = true;
+        board_commit(&job->board, 0, &turn);
+    }
+    stopped_team = &team;
+    fate_set(before, others_go_on, false);
+    fate.armed = true;
+    board_recover(&job->board, 0);
+    const bool interrupted = !fate.armed;
+    fate.armed = false;
+    CHECK(job_buffers_are_owned_once(job), "cut %" PRIu64 ", others before %" PRIu64, cut, before);
+    team_finish(&team, &reference, true);
+    reference_free(&reference);
+    team_close(&team);
+    return interrupted;
+}
+
+static void test_recover_while_others_go_on(void)
+{
+    for (uint64_t cut = 0; cut < 5; cut++) {
+        uint64_t before = 0;
+        while (recovery_interrupted(cut, before))
+            before++;
+        CHECK(before > 10, "%" PRIu64, before);
     }
 }
 
 /* The update is published, and whoever did it was killed before the phase moved on. */
 static void test_published_and_not_moved_on(void)
 {
-    struct team team = team_open(9, 2, 2);
+    struct team team = sync_team(9, 2, 2);
     struct job *job = &team.job;
-    struct job_reference reference = reference_run(job);
+    struct job_reference reference = reference_run(job, NULL);
     CHECK(attachment_grow(job->publisher, job->slot_nbytes) == STATUS_OK);
     board_open(&job->board, 1);
     while (version_of(job) == JOB_BASE_VERSION)
@@ -357,15 +353,98 @@ static void test_published_and_not_moved_on(void)
     CHECK(turn.kind == TURN_GRADIENT && turn.step == 1 && phase_of(job) == phase_make(1, PHASE_GRADIENT, 0));
     CHECK(channel_latest(&job->publisher->channel) == latest, "it is not published twice");
     CHECK(board_recover(&job->board, 1) == turn.shard);
-    team_finish(&team);
-    CHECK(job_equals(job, &reference));
+    team_finish(&team, &reference, false);
     reference_free(&reference);
     team_close(&team);
 }
 
-/* -- kills everywhere -------------------------------------------------------------------------------------------- */
+/* -- workers who are stopped, who come and who go ------------------------------------------------------------------ */
 
-/* What the dead may have been writing: its scratch, and the norms and ranges that it had claimed. */
+static void test_give_up(void)
+{
+    struct team team = sync_team(15, 2, 3);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    CHECK(board_give_up(&job->board, 0) == -1, "it has nothing");
+    const struct turn late = turn_take(&team, 0);
+    CHECK(board_give_up(&job->board, 1) == -1 && board_stands(&job->board, &late), "only the stopped worker's");
+    CHECK(board_give_up(&job->board, 0) == late.shard && !board_stands(&job->board, &late));
+    turns_take(&team, 1);
+    CHECK(board_step(&job->board) == 3 && commits_of(job) == 6, "the others need it no more");
+    turn_compute(&team, 0, &late);
+    CHECK(!board_commit(&job->board, 0, &late), "it counts nothing");
+    CHECK(commits_of(job) == 6 && scratch_of(job, 0) == late.buffer && job_buffers_are_owned_once(job));
+    CHECK(board_recover(&job->board, 0) == -1 && scratch_of(job, 0) == late.buffer, "its intent came to nothing");
+    team_finish(&team, &reference, false);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* Given up, continued, and at the same shard of the same step again: with the same words as before. */
+static void test_give_up_and_claim_again(void)
+{
+    struct team team = sync_team(16, 1, 2);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct turn late = turn_take(&team, 0);
+    CHECK(board_give_up(&job->board, 0) == 0 && !board_commit(&job->board, 0, &late));
+    const struct turn again = turn_take(&team, 0);
+    CHECK(again.claim == late.claim && again.buffer == late.buffer && board_stands(&job->board, &again));
+    CHECK(board_recover(&job->board, 0) == 0 && scratch_of(job, 0) == late.buffer, "the record is of the first time");
+    team_finish(&team, &reference, false);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* Norms and updates have one writer: their claims are not given up. */
+static void test_holds_range(void)
+{
+    struct team team = sync_team(17, 2, 1);
+    const struct board *board = &team.job.board;
+    struct board_task *tasks[] = {board->norm_tasks, board->range_tasks};
+    CHECK(turn_take(&team, 1).kind == TURN_GRADIENT && !board_holds_range(board, 1), "a gradient is no range");
+    for (unsigned kind = 0; kind < 2; kind++) {
+        const uint64_t claim = task_make(0, TASK_CLAIMED, 1, 0);
+        atomic_store(&tasks[kind][2].word, claim);
+        CHECK(board_holds_range(board, 1) && !board_holds_range(board, 0));
+        board_give_up(board, 1);
+        CHECK(atomic_load(&tasks[kind][2].word) == claim);
+        board_recover(board, 1);
+        CHECK(!board_holds_range(board, 1) && atomic_load(&tasks[kind][2].word) == task_make(0, TASK_FREE, 0, 0));
+    }
+    team_close(&team);
+}
+
+static void test_team(void)
+{
+    struct team team = sync_team(18, 3, 4);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct turn last = turn_take(&team, 1);
+    const uint32_t bell = atomic_load(&job->board.header->bell);
+    board_team(&job->board, 1, 1000);
+    CHECK(atomic_load(&job->board.header->bell) != bell && atomic_load(&job->board.header->spin_ns) == 1000);
+    turn_compute(&team, 1, &last);
+    CHECK(board_commit(&job->board, 1, &last), "what it has begun it may end");
+    CHECK(turn_take(&team, 1).kind == TURN_LEAVE && board_recover(&job->board, 1) == -1);
+    while (board_step(&job->board) < 2) {
+        turn_run(&team, 0);
+        slots_grow(&team);
+    }
+    CHECK(turn_take(&team, 1).kind == TURN_LEAVE);
+    board_team(&job->board, 2, 0);
+    CHECK(turn_take(&team, 1).kind == TURN_GRADIENT && board_recover(&job->board, 1) >= 0);
+    team_finish(&team, &reference, false);
+    board_stop(&job->board);
+    board_team(&job->board, 0, 0);
+    CHECK(turn_take(&team, 1).kind == TURN_STOP, "whoever is to stop stays for the next job");
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* -- faults everywhere --------------------------------------------------------------------------------------------- */
+
+/* What the dead may have been writing: the norms and ranges that it had claimed. Its scratch: see recover_twice. */
 static void dead_scribble(struct team *team, uint32_t dead)
 {
     const struct job *job = &team->job;
@@ -390,46 +469,25 @@ static void dead_scribble(struct team *team, uint32_t dead)
     }
 }
 
-/* One turn, killed before its atomic operation number `left`; false if the turn ended before. */
-static bool turn_run_and_kill(struct team *team, uint32_t worker, uint64_t left)
+/* Often by several steps. */
+static void others_go_on(void)
 {
-    fate.left = left;
-    fate.spent = 0;
-    if (setjmp(fate.end) != 0)
-        return true;
-    fate.armed = true;
-    turn_run(team, worker);
-    fate.armed = false;
-    return false;
+    turns_take(stopped_team, 1);
+    CHECK(version_of(&stopped_team->job) - JOB_BASE_VERSION - board_step(&stopped_team->job.board) <= 1);
 }
 
-/* Recovery, killed before its operation number `left`, and then done again by the next server. */
-static void recover_twice(struct team *team, uint32_t dead, uint64_t left)
+/* Worker 0 has this fault before its operation number `left`, counted over all its turns; false if it never had.
+ * `first`: who begins. */
+static bool job_with_one_fault(struct team *team, const struct fault *fault, unsigned first, uint64_t left)
 {
-    fate.left = left;
-    fate.spent = 0;
-    if (setjmp(fate.end) == 0) {
-        fate.armed = true;
-        board_recover(&team->job.board, dead);
-        fate.armed = false;
-    }
-    board_recover(&team->job.board, dead);
-    CHECK(intent_of(&team->job, dead) == BOARD_NO_INTENT && job_buffers_are_owned_once(&team->job));
-    memset(board_buffer_at(&team->job.board, (uint32_t)scratch_of(&team->job, dead)), 0xee,
-           sizeof(struct board_buffer) + team->job.config.buffer_nbytes);
-}
-
-/* Worker 0 is killed before its operation number `left`, counted over all its turns; false if it never was. */
-static bool job_with_one_kill(struct team *team, unsigned first, uint64_t left)
-{
+    stopped_team = team;
     for (unsigned turns = first; board_step(&team->job.board) < team->job.config.steps; turns++) {
         if (!CHECK(turns < 10000, "they come to a stop"))
             return false;
         if (turns % WORKERS == 0) {
-            if (turn_run_and_kill(team, 0, left)) {
-                dead_scribble(team, 0);
+            fate_set(left, fault->stopped, fault->killed);
+            if (turn_run_into_fate(team, 0) || fate.left == UINT64_MAX)
                 return true;
-            }
             left -= fate.spent;
         } else {
             turn_run(team, turns % WORKERS);
@@ -439,93 +497,53 @@ static bool job_with_one_kill(struct team *team, unsigned first, uint64_t left)
     return false;
 }
 
-/* How many of the kills came in each phase. `first`: who begins. */
-static void test_kill_before_every_operation(uint64_t seed, uint32_t shards, unsigned first, uint64_t in_phases[3])
+/* How many of the faults left the board in each phase. */
+static void test_fault_before_every_operation(const struct fault *fault, uint64_t seed, uint32_t shards,
+                                              uint64_t in_phases[3])
 {
     struct job_reference reference = {0};
-    uint64_t kills = 0, stream = check_stream(1);
-    for (bool killed = true; killed; kills += killed) {
-        struct team team = team_open(seed, shards, 3);
-        if (kills == 0)
-            reference = reference_run(&team.job);
-        killed = job_with_one_kill(&team, first, kills);
-        in_phases[phase_kind(phase_of(&team.job))] += killed;
-        for (unsigned i = 0; killed && kills % 2 != 0 && i < 20; i++) { /* the other goes on as far as it can alone */
-            turn_run(&team, 1);
-            slots_grow(&team);
-        }
-        if (killed)
+    uint64_t faults = 0, stream = check_stream(1);
+    for (bool had = true; had; faults += had) {
+        struct team team = sync_team(seed, shards, 3);
+        if (faults == 0)
+            reference = reference_run(&team.job, NULL);
+        had = job_with_one_fault(&team, fault, (unsigned)(shards + seed) / 2 % WORKERS, faults);
+        in_phases[phase_kind(phase_of(&team.job))] += had;
+        if (had && fault->killed) {
+            dead_scribble(&team, 0);
             recover_twice(&team, 0, check_random(&stream) % 24);
-        team_finish(&team);
-        if (!job_equals(&team.job, &reference))
-            printf("killed before operation %" PRIu64 "\n", kills);
-        team_close(&team);
-    }
-    CHECK(kills > 40, "%" PRIu64, kills);
-    reference_free(&reference);
-}
-
-/* Not killed but stopped, before every single operation, while the other goes on as far as it can, often by several
- * steps; then it is continued with what it had loaded before. */
-static struct team *stopped_team;
-static void others_go_on(void)
-{
-    for (unsigned i = 0; i < 20; i++) {
-        turn_run(stopped_team, 1);
-        slots_grow(stopped_team);
-        CHECK(version_of(&stopped_team->job) - JOB_BASE_VERSION - board_step(&stopped_team->job.board) <= 1);
-    }
-}
-
-static void test_stop_before_every_operation(uint64_t seed, uint32_t shards, unsigned first)
-{
-    struct job_reference reference = {0};
-    fate.stopped = others_go_on;
-    bool stopped = true;
-    for (uint64_t stops = 0; stopped; stops++) {
-        struct team team = team_open(seed, shards, 4);
-        uint64_t version = 0;
-        stopped_team = &team;
-        if (stops == 0)
-            reference = reference_run(&team.job);
-        fate.left = stops;
-        for (unsigned turns = first; board_step(&team.job.board) < team.job.config.steps && turns < 1000; turns++) {
-            fate.armed = turns % WORKERS == 0 && fate.left != UINT64_MAX;
-            turn_run(&team, turns % WORKERS);
-            fate.armed = false;
-            slots_grow(&team);
-            CHECK(version_of(&team.job) >= version, "versions only grow");
-            version = version_of(&team.job);
         }
-        stopped = fate.left == UINT64_MAX;
-        if (!job_equals(&team.job, &reference))
-            printf("stopped before operation %" PRIu64 "\n", stops);
+        if (!team_finish(&team, &reference, had && fault->killed))
+            printf("%s before operation %" PRIu64 "; %u shards, job %" PRIu64 "\n", fault->name, faults, shards, seed);
         team_close(&team);
     }
-    fate.stopped = NULL;
+    CHECK(faults > 40, "%" PRIu64, faults);
     reference_free(&reference);
 }
 
-/* Any number of kills of both, at random. */
-static void test_kills_at_random(void)
+/* Any number of faults of worker 0, at random, and kills of worker 1. */
+static void test_faults_at_random(void)
 {
     uint64_t stream = check_stream(2);
     for (int round = 0; round < (SANITIZED ? 60 : 300); round++) {
         const uint32_t shards = 1 + (uint32_t)(check_random(&stream) % 4);
-        struct team team = team_open(check_random(&stream), shards, 4);
-        struct job_reference reference = reference_run(&team.job);
+        struct team team = sync_team(check_random(&stream), shards, 4);
+        struct job_reference reference = reference_run(&team.job, NULL);
         unsigned turns = 0;
+        stopped_team = &team;
         for (; board_step(&team.job.board) < 4; turns++) {
             const uint32_t worker = (uint32_t)(check_random(&stream) % WORKERS);
+            const struct fault *fault = &FAULTS[worker == 0 ? check_random(&stream) % FAULT_COUNT : 0];
+            fate_set(check_random(&stream) % 64, fault->stopped, fault->killed);
             if (!CHECK(turns < 10000, "they come to a stop"))
                 break;
-            if (turn_run_and_kill(&team, worker, check_random(&stream) % 64)) {
+            if (turn_run_into_fate(&team, worker)) {
                 dead_scribble(&team, worker);
                 recover_twice(&team, worker, check_random(&stream) % 24);
             }
             slots_grow(&team);
         }
-        if (!job_equals(&team.job, &reference))
+        if (!job_equals(&team.job, &reference) || !CHECK(job_buffers_are_owned_once(&team.job)))
             printf("round %d, %u shards, %u turns\n", round, shards, turns);
         reference_free(&reference);
         team_close(&team);
@@ -545,16 +563,19 @@ int main(void)
     test_need_slot();
     test_recover_claim();
     test_recover_commit();
+    test_recover_while_others_go_on();
     test_published_and_not_moved_on();
+    test_give_up();
+    test_give_up_and_claim_again();
+    test_holds_range();
+    test_team();
     uint64_t in_phases[3] = {0};
-    for (uint32_t shards = 1; shards <= 4; shards++)
-        for (unsigned first = 0; first < WORKERS; first++)
-            for (uint64_t seed = 10; seed < 12; seed++) { /* without clipping, and with */
-                test_kill_before_every_operation(seed, shards, first, in_phases);
-                test_stop_before_every_operation(seed + 2, shards, first);
-            }
+    for (unsigned fault = 0; fault < FAULT_COUNT; fault++)
+        for (uint32_t shards = 1; shards <= MOST_SHARDS; shards++)
+            for (uint64_t seed = 10; seed < 12; seed++) /* without clipping, and with */
+                test_fault_before_every_operation(&FAULTS[fault], seed + 2 * fault, shards, in_phases);
     for (unsigned kind = 0; kind < 3; kind++)
-        CHECK(in_phases[kind] > 100, "phase %u: %" PRIu64, kind, in_phases[kind]);
-    test_kills_at_random();
+        CHECK(in_phases[kind] > 25 * MOST_SHARDS, "phase %u: %" PRIu64, kind, in_phases[kind]);
+    test_faults_at_random();
     return check_end();
 }

@@ -1,31 +1,34 @@
-"""Sync training's board (`csrc/board.c`) as a model: every atomic access of the code is one step.
+"""Sync training's board (`csrc/board*.c`) as a model: every atomic access of the code is one step.
 
     phase     (step, GRADIENT, -) -> (step, UPDATE, target slot) -> (step + 1, GRADIENT, -)
               with clipping, (step, NORM, -) in between
     gradient  one word per shard: (step, FREE | CLAIMED | DONE, worker, buffer)
     norm      one word per range: (step, FREE | CLAIMED | DONE, worker), and one number per range
     update    one word per range: (step, FREE | CLAIMED | DONE, worker)
-    record    two words per worker: scratch (its buffer), intent (step, shard, the shard's old buffer) or none
+    row       two words per worker: scratch (its buffer), record (step, shard, and two buffers: its own is one of them)
 
-    board_next      load the phase; task_claim: load a word, compare-and-swap it, load the next one
-    _compute        pin the weights; write half 0, half 1 of the scratch buffer
-    board_commit    store the intent; swap the shard's word; store scratch = old; clear the intent
+    board_next      load the phase; shard_claim, range_claim: load a word; compare-and-swap it; load the next one.
+                    A shard's word that says DONE: first load that worker's record, and if it is of this very commit,
+                    swap it for "its buffer is the other" (commit_bury)
+    _compute        pin the weights; write the scratch buffer
+    board_commit    store the record (scratch or the shard's buffer); swap the shard's word; store scratch
     phase_end_*     pick a slot, swap the phase; load latest, swap it, swap the phase
     norms_run       load the shards' words; write the range's number; swap its word; claim the next one
     updates_run     load latest; load the shards' words, the norms; write the range; swap its word; claim the next one
-    board_recover   (the worker is dead) load its intent; load that shard's word: while its claim stands, the swap did
-                    not happen, otherwise scratch = old; clear the intent; then free its claims; start another
-
-Only dead workers lose claims: a stopped worker is waited for, so it needs no step here, it is one that nobody
-schedules. `later_board_model.py` is the protocol that takes gradient tasks from stopped workers too.
+    board_recover   (the worker is dead) free its claims; load its record; load that shard's word: if it names the
+                    scratch, the swap happened, and the other is its own, or else the scratch is; swap the record,
+                    or look again; store scratch; start another worker
+    server          sees that a worker is stopped, which may go on at any moment, or never; then frees its claim of a
+                    gradient (board_give_up), or, if it has claimed a norm or an update (board_holds_range), kills it
 
 Memory is sequentially consistent, pinning is one step, and so is scanning the held words for a free slot: fences
-and pins are the channel model's subject. A load of a word that only its reader writes is part of the step after it.
+and pins are the channel model's subject. A load of a word that only its reader writes is part of the step after it,
+and so is a load of a dead worker's claim, which nobody but the server can change.
 
-Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer's half contains
-the (shard, step) of which it is exactly the gradient, a range's norm the step of whose gradients it is, and 0 (-1 in
-a slot or a norm) is anything else. So a result is right if and only if every gradient was computed on whole, right
-weights and counted exactly once, and scaled by the norms of all ranges.
+Values are names. A slot's range contains the version that it is exactly right for, a gradient buffer the (shard,
+step) of which it is exactly the gradient, a range's norm the step of whose gradients it is, and 0 (-1 in a slot or a
+norm) is anything else. So a result is right if and only if every gradient was computed on whole, right weights and
+counted exactly once, and scaled by the norms of all ranges.
 """
 
 from __future__ import annotations
@@ -37,15 +40,14 @@ from typing import Literal, NamedTuple, TypeAlias
 FREE, CLAIMED, DONE = "free", "claimed", "done"
 GRADIENT, NORM, UPDATE = "gradient", "norm", "update"
 
-IDLE, SCAN, CLAIM = "idle", "scan", "claim"
-PIN, HALF_0, HALF_1 = "pin", "half 0", "half 1"
-INTENT, SWAP, SCRATCH, CLEAR = "intent", "swap", "scratch", "clear"
+IDLE, SCAN, BURY_LOAD, BURY, CLAIM = "idle", "scan", "bury: load", "bury", "claim"
+PIN, COMPUTE = "pin", "compute"
+RECORD, SWAP, SCRATCH = "record", "swap", "scratch"
 MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE = "measure", "pick", "move", "latest", "publish", "advance"
 SOURCE, COLLECT, NORMS, BEGIN, WRITE, FINISH = "source", "collect", "norms", "begin", "write", "finish"
-DEAD, SETTLE_WORD, SETTLE_SCRATCH, SETTLE_CLEAR = "dead", "settle: word", "settle: scratch", "settle: clear"
-FREE_LOAD, FREE_SWAP, START = "free: load", "free: swap", "start"
+DEAD, SETTLE_LOAD, SETTLE_WORD, SETTLE, START = "dead", "settle: load", "settle: word", "settle", "start"
 
-SETTLE, FREE_CLAIMS = "settle", "free claims"
+GIVES_UP, KILLS = "gives up", "kills"
 
 
 class Task(NamedTuple):
@@ -57,23 +59,20 @@ class Task(NamedTuple):
     buffer: int = -1
 
 
-class Intent(NamedTuple):
-    """What a commit is about to do: the shard's word gives up the buffer `old`."""
-
-    step: int
-    shard: int
-    old: int
-
-
 class Record(NamedTuple):
+    """Whose buffer is what: a commit that swaps `scratch` for `other`, or may have; settled if they are the same."""
+
+    scratch: int
+    other: int
+    shard: int = 0
+    step: int = 0
+
+
+class Row(NamedTuple):
     """A worker's two words."""
 
     scratch: int
-    intent: Intent | None = None
-
-
-Half: TypeAlias = tuple[int, int] | int
-"""Half a gradient buffer: (shard, step), or 0."""
+    record: Record
 
 
 class Worker(NamedTuple):
@@ -86,16 +85,20 @@ class Worker(NamedTuple):
     first: int = 0  # where a scan of words begins, how far it is, whether all were done
     at: int = 0
     done: bool = True
-    word: Task | None = None  # what a swap expects; a claim
     task: int = -1
     swapped: bool = False  # the commit's swap happened, and the scratch word does not say so yet
     pinned: int = -1  # the held word: stays when the worker dies
     latest: tuple[int, int] | None = None
-    buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
-    norms: tuple[int, ...] = ()  # of the ranges, likewise
+    norms: tuple[int, ...] = ()  # of the ranges, as an update has collected them
     source: int = -1  # what the range contained in the version before
-    intent: Intent | None = None  # the server's: the dead worker's
-    todo: tuple[str, ...] = ()  # the rest of a commit, or of a repair
+    todo: tuple[str, ...] = ()  # the rest of a commit
+    stopped: bool = False
+    server: str = ""  # what the server does next, having seen it stopped
+    # from here on, see key(): what names buffers
+    word: Task | None = None  # what a swap expects; a claim
+    buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
+    record: Record | None = None  # somebody's, about to be settled
+    mine: int = -1  # the server's: the dead worker's buffer
 
 
 class State(NamedTuple):
@@ -106,8 +109,8 @@ class State(NamedTuple):
     slots: tuple[tuple[int, ...], ...]
     shards: tuple[Task, ...]
     ranges: tuple[Task, ...]
-    buffers: tuple[tuple[Half, Half], ...]
-    records: tuple[Record, ...]
+    buffers: tuple[tuple[int, int] | int, ...]
+    rows: tuple[Row, ...]
     workers: tuple[Worker, ...]
     kills: int
     stops: int
@@ -127,14 +130,19 @@ class Board:
     ranges: int = 2
     rounds: int = 2  # optimizer steps
     slots: int = 4
-    kills: int = 1
+    kills: int = 0
+    stops: int = 0
     clips: bool = False  # gradients are clipped by their norm
+    stops_anywhere: bool = False  # not only with a claim, or in a commit: elsewhere it is as if nobody scheduled it
     looks_around: bool = False  # idle workers look at any time, not only when there is something to do
-    commit: tuple[str, ...] = (INTENT, SWAP, SCRATCH, CLEAR)
-    recover: tuple[str, ...] = (SETTLE, FREE_CLAIMS)
-    stands: Literal["exact", "any claim", "never"] = "exact"  # which word says that the swap did not happen
-    stops: int = 0  # live workers whose gradient claim the server takes away
-    norms_recovered: bool = True  # claims of norm tasks are freed as well
+    commit: tuple[str, ...] = (RECORD, SWAP, SCRATCH)
+    buries: Literal["before", "after", "anything", "never"] = "before"  # the claim; whatever commit the record is of
+    bury_swaps: bool = True  # or it stores the record, whatever is there by then
+    looks_again: bool = True  # the server swaps a dead worker's record, and failing that looks again; or it stores it
+    neither: Literal["scratch", "other"] = "scratch"  # a dead worker's buffer where the shard's word names neither
+    recovers: tuple[str, ...] = (GRADIENT, NORM, UPDATE)  # a dead worker's claims of these are freed
+    gives_up: tuple[str, ...] = (GRADIENT,)  # and a stopped one's of these
+    kills_stopped: bool = True  # who is stopped with a claim of a range
     shared_words: bool = False  # norm tasks have the updates' words
     in_place: bool = False  # updates write into latest's slot
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
@@ -149,8 +157,10 @@ class Board:
             slots=tuple((0 if slot == 0 else -1,) * self.ranges for slot in range(self.slots)),
             shards=tuple(Task(0, FREE, -1, shard) for shard in range(self.shards)),
             ranges=tuple(Task(0, FREE, -1) for _ in range(self.ranges)),
-            buffers=((0, 0),) * (self.shards + self.workers),
-            records=tuple(Record(self.shards + row) for row in range(self.workers)),
+            buffers=(0,) * (self.shards + self.workers),
+            rows=tuple(
+                Row(buffer, Record(buffer, buffer)) for buffer in range(self.shards, self.shards + self.workers)
+            ),
             workers=(Worker(),) * self.workers,
             kills=self.kills,
             stops=self.stops,
@@ -159,51 +169,47 @@ class Board:
         )
 
     def steps(self, state: State) -> Iterator[Step]:
-        """The next step of every worker, of the server for each dead one, and the faults."""
+        """The next step of every worker, of the server for each that is dead or stopped, and the faults."""
         for row, worker in enumerate(state.workers):
             if worker.pc in _SERVER:
-                yield (*self._server(state, row), False)
+                yield (*self._recover(state, row), False)
                 continue
             if state.kills:
-                dead = Worker(DEAD, pinned=worker.pinned, todo=self.recover)
-                killed = _put(state, row, dead)._replace(kills=state.kills - 1)
+                killed = _put(state, row, _dead(worker))._replace(kills=state.kills - 1)
                 yield f"KILL worker {row} at '{worker.pc}'", killed, True
-            if state.stops and worker.pc in (PIN, HALF_0, HALF_1, *self.commit):
-                task = state.shards[worker.task]
-                if task == worker.word:
-                    freed = task._replace(state=FREE, worker=-1)
-                    after = state._replace(shards=_with(state.shards, worker.task, freed), stops=state.stops - 1)
-                    yield f"server frees LIVE worker {row}'s claim of shard {worker.task}", after, True
-            if worker.pc != IDLE or self._wakes(state):
+            if worker.stopped:
+                yield f"worker {row} goes on", _put(state, row, worker._replace(stopped=False)), True
+            elif state.stops and self._stops_here(state, row):
+                stopped = _put(state, row, worker._replace(stopped=True))
+                yield f"worker {row} STOPS at '{worker.pc}'", stopped._replace(stops=state.stops - 1), True
+            if worker.server or (worker.stopped and self._in_the_way(state, row)):
+                yield (*self._pass_over(state, row), False)
+            if not worker.stopped and (worker.pc != IDLE or self._wakes(state)):
                 label, after = self._worker(state, row)
                 yield f"worker {row} {label}", after, False
 
     def key(self, state: State) -> Hashable:
-        """Forget the names of buffers: number them as shards, records, then registers name them."""
-        order = {-1: -1}
-
-        def name(buffer: int) -> int:
-            return order.setdefault(buffer, len(order) - 1)
-
-        def words(task: Task | None) -> Hashable:
-            return task and (*task[:3], name(task.buffer))
-
-        def intents(intent: Intent | None) -> Hashable:
-            return intent and (*intent[:2], name(intent.old))
-
-        shards = tuple(map(words, state.shards))
-        records = tuple((name(record.scratch), intents(record.intent)) for record in state.records)
-        workers = tuple(
-            (
-                *worker._replace(word=None, buffers=(), intent=None),
-                words(worker.word),
-                tuple(map(name, worker.buffers)),
-                intents(worker.intent),
-            )
-            for worker in state.workers
-        )
-        contents = tuple(state.buffers[buffer] for buffer in order if buffer >= 0)
-        return (*state[:3], shards, state.ranges, contents, records, workers, *state[8:])
+        """Forget the names of buffers: number them as shards, rows, then registers name them."""
+        named = [shard.buffer for shard in state.shards]
+        for row in state.rows:
+            named += (row.scratch, *row.record[:2])
+        parts: list[Hashable] = [*state[:3], state.ranges, *state[8:]]
+        for shard in state.shards:
+            parts += shard[:3]
+        for row in state.rows:
+            parts += row.record[2:]
+        for worker in state.workers:
+            parts += worker[:_NAMES]
+            if worker.word is not None:
+                named.append(worker.word.buffer)
+                parts += worker.word[:3]
+            if worker.record is not None:
+                named += worker.record[:2]
+                parts += worker.record[2:]
+            named += (*worker.buffers, worker.mine)
+        order = dict(zip(dict.fromkeys([-1, *named]), range(-1, len(named)), strict=False))
+        contents = [state.buffers[buffer] for buffer in order if buffer >= 0]
+        return (*parts, *map(order.__getitem__, named), *contents)
 
     def broken(self, state: State) -> str | None:
         """Check the promises."""
@@ -214,24 +220,26 @@ class Board:
         if len(owner) < self.shards:
             return f"two shards name the same buffer: {[shard.buffer for shard in state.shards]}"
         for row, worker in enumerate(state.workers):
-            if worker.pc in _SERVER and (worker.todo != () or state.records[row].intent is not None):
+            if worker.pc in _SERVER:
                 continue  # its record has still to be settled
             mine = _buffer(state, row)
             if mine in owner:
                 return f"buffer {mine} belongs to {owner[mine]} and to worker {row}"
             owner[mine] = f"worker {row}"
-            pinned = worker.pinned >= 0 and worker.pc not in _SERVER
-            if pinned and state.slots[worker.pinned] != (worker.step,) * self.ranges:
+            # A stopped worker that was given up finds newer weights, and commits nothing.
+            if worker.pc == COMPUTE and state.shards[worker.task] == worker.word:
                 found = state.slots[worker.pinned]
-                return f"worker {row} works on version {worker.step}, and has pinned {found}"
+                if found != (worker.step,) * self.ranges:
+                    return f"worker {row} works on version {worker.step}, and has pinned {found}"
         step, kind, _ = state.phase
         if version != step and (version, kind) != (step + 1, UPDATE):
             return f"step {step} has version {version}"
         return None
 
     def finished(self, state: State) -> bool:
-        """Whether the last step's version is published and every worker is idle."""
-        return state.phase[0] == self.rounds and all(worker.pc == IDLE for worker in state.workers)
+        """Whether the last step's version is published and every worker is idle, or stopped and nobody needs it."""
+        idle = state.phase[0] == self.rounds and all(w.pc == IDLE or w.stopped for w in state.workers)
+        return idle or all(w.stopped for w in state.workers)
 
     def show(self, state: State) -> dict[str, str]:
         """Name the parts of a state, for a trace."""
@@ -246,9 +254,10 @@ class Board:
             parts[f"range {number}"] = f"step {task.step}, {task.state}, worker {task.worker}"
         for number, (task, norm) in enumerate(zip(state.measures, state.norms, strict=True)):
             parts[f"norm {number}"] = f"step {task.step}, {task.state}, worker {task.worker}, of step {norm}"
-        parts |= {f"buffer {number}": f"{a} {b}" for number, (a, b) in enumerate(state.buffers)}
-        parts |= {f"record {row}": f"scratch {r.scratch}, {r.intent}" for row, r in enumerate(state.records)}
-        parts |= {f"worker {row}": f"next: {worker.pc}" for row, worker in enumerate(state.workers)}
+        parts |= {f"buffer {number}": f"{content}" for number, content in enumerate(state.buffers)}
+        parts |= {f"row {number}": f"scratch {row.scratch}, {row.record}" for number, row in enumerate(state.rows)}
+        for row, worker in enumerate(state.workers):
+            parts[f"worker {row}"] = f"next: {worker.pc}" + (", stopped" if worker.stopped else "")
         return parts
 
     # --- a worker: board_next -------------------------------------------------------------------------------
@@ -285,10 +294,12 @@ class Board:
         if worker.pc == IDLE:
             step, kind, slot = state.phase
             first = row * (self.shards if kind == GRADIENT else self.ranges) // self.workers
-            scan = Worker(SCAN, step, kind, slot, first)
+            scan = Worker(SCAN, step, kind, slot, first, server=worker.server)
             return f"loads the phase: step {step}, {kind}", _put(state, row, scan)
         if worker.pc in (SCAN, CLAIM):
             return self._claim(state, row)
+        if worker.pc in (BURY_LOAD, BURY):
+            return self._bury(state, row)
         if worker.pc in (MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE):
             return self._end_phase(state, row)
         if worker.kind != GRADIENT and worker.pc == COLLECT:
@@ -297,45 +308,73 @@ class Board:
             return self._norm(state, row)
         if worker.kind == UPDATE:
             return self._update(state, row)
-        if worker.pc in (PIN, HALF_0, HALF_1):
+        if worker.pc in (PIN, COMPUTE):
             return self._compute(state, row)
         return self._commit(state, row)
 
     def _claim(self, state: State, row: int) -> tuple[str, State]:
-        """task_claim: one load, or one swap."""
+        """shard_claim, range_claim: one load, or one swap."""
         worker = state.workers[row]
         name, words = {GRADIENT: "shard", NORM: "norm", UPDATE: "range"}[worker.kind], self._words(state, worker.kind)
         number = (worker.first + worker.at) % len(words)
+        buries = worker.kind == GRADIENT and self.buries != "never"
         if worker.pc == SCAN:
             word = words[number]
             label = f"looks at {name} {number}: step {word.step}, {word.state}"
             if self._claimable(word, worker.step):
-                return label, _put(state, row, worker._replace(pc=CLAIM, word=word, done=False))
+                pc = BURY_LOAD if buries and word.state == DONE and self.buries != "after" else CLAIM
+                return label, _put(state, row, worker._replace(pc=pc, word=word, task=number, done=False))
             done = worker.done and word[:2] == (worker.step, DONE)
             return label, _put(state, row, self._look_on(worker._replace(done=done), len(words)))
         label = f"claims {name} {number} of step {worker.step}"
+        assert worker.word is not None
         if words[number] != worker.word:
             return label + " (CAS fails)", _put(state, row, self._look_on(worker, len(words)))
         claim = Task(worker.step, CLAIMED, row, worker.word.buffer)
-        begin = {GRADIENT: PIN, NORM: COLLECT, UPDATE: SOURCE}[worker.kind]
-        pc = BEGIN if worker.buffers else begin
-        after = _put(state, row, worker._replace(pc=pc, word=claim, task=number, first=0, at=0, done=True))
+        pc = {GRADIENT: PIN, NORM: COLLECT, UPDATE: SOURCE}[worker.kind]
+        if worker.buffers:
+            pc = BEGIN
+        if buries and self.buries == "after" and worker.word.state == DONE:
+            pc = BURY_LOAD
+        word = worker.word if pc == BURY_LOAD else claim
+        after = _put(state, row, worker._replace(pc=pc, word=word, task=number, first=0, at=0, done=True))
         return label, self._word(after, worker.kind, number, claim)
 
     def _look_on(self, worker: Worker, count: int) -> Worker:
         """After a word that could not be claimed: the next one, or the end of the scan."""
         if worker.at + 1 < count:
-            return worker._replace(pc=SCAN, at=worker.at + 1, word=None)
+            return worker._replace(pc=SCAN, at=worker.at + 1, word=None, task=-1)
         if not worker.done:
-            return Worker()
+            return _idle(worker)
         pc = {GRADIENT: MEASURE if self.clips else PICK, NORM: PICK, UPDATE: LATEST}[worker.kind]
-        return Worker(pc, worker.step, worker.kind, worker.slot)
+        return Worker(pc, worker.step, worker.kind, worker.slot, server=worker.server)
+
+    def _bury(self, state: State, row: int) -> tuple[str, State]:
+        """commit_bury: settle the record of the worker whose commit the claim is about to bury."""
+        worker = state.workers[row]
+        word = worker.word
+        assert word is not None
+        record, name = state.rows[word.worker].record, f"worker {word.worker}'s record"
+        onward = worker._replace(pc=CLAIM, record=None)
+        if self.buries == "after":
+            onward = onward._replace(pc=PIN, word=Task(worker.step, CLAIMED, row, word.buffer))
+        if worker.pc == BURY_LOAD:
+            settles = record == Record(word.buffer, record.other, worker.task, word.step) or self.buries == "anything"
+            if settles:
+                onward = worker._replace(pc=BURY, record=record)
+            return f"loads {name}" + ("" if settles else ": not of that commit"), _put(state, row, onward)
+        after = _put(state, row, onward)
+        assert worker.record is not None
+        wins = record == worker.record or not self.bury_swaps
+        if wins:
+            after = _record(after, word.worker, Record(worker.record.other, worker.record.other))
+        return f"settles {name}: buffer {worker.record.other}{_won(wins)}", after
 
     def _end_phase(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
         step, slot = worker.step, worker.slot
         if worker.pc == MEASURE:
-            after = _put(state, row, Worker())
+            after = _put(state, row, _idle(worker))
             moves = state.phase == (step, GRADIENT, -1)
             if moves:
                 after = after._replace(phase=(step, NORM, -1))
@@ -345,7 +384,7 @@ class Board:
             slot = state.latest[1] if self.in_place else min(set(range(self.slots)) - taken)
             return f"picks slot {slot}", _put(state, row, worker._replace(pc=MOVE, slot=slot))
         if worker.pc == MOVE:
-            after = _put(state, row, Worker())
+            after = _put(state, row, _idle(worker))
             moves = state.phase == (step, worker.kind, -1)
             if moves:
                 after = after._replace(phase=(step, UPDATE, slot))
@@ -362,7 +401,7 @@ class Board:
             if moves:
                 after = after._replace(latest=(step + 1, slot))
             return f"publishes version {step + 1} in slot {slot}{_won(moves)}", after
-        after = _put(state, row, Worker())
+        after = _put(state, row, _idle(worker))
         moves = state.phase == (step, UPDATE, slot)
         if moves:
             after = after._replace(phase=(step + 1, GRADIENT, -1))
@@ -374,40 +413,32 @@ class Board:
         worker = state.workers[row]
         if worker.pc == PIN:
             version, slot = state.latest
-            return f"pins version {version}", _put(state, row, worker._replace(pc=HALF_0, pinned=slot))
-        scratch = state.records[row].scratch
-        half = int(worker.pc == HALF_1)
+            return f"pins version {version}", _put(state, row, worker._replace(pc=COMPUTE, pinned=slot))
+        scratch = state.rows[row].scratch
         right = state.slots[worker.pinned] == (worker.step,) * self.ranges
-        content = _with(state.buffers[scratch], half, (worker.task, worker.step) if right else 0)
-        worker = worker._replace(pc=HALF_1)
-        if half == 1:
-            worker = worker._replace(pc=self.commit[0], todo=self.commit[1:], pinned=-1)
-        after = _put(state, row, worker)._replace(buffers=_with(state.buffers, scratch, content))
-        return f"writes half {half} of shard {worker.task} into buffer {scratch}", after
+        worker = worker._replace(pc=self.commit[0], todo=self.commit[1:], pinned=-1)
+        after = _fill(_put(state, row, worker), scratch, (worker.task, worker.step) if right else 0)
+        return f"writes the gradient of shard {worker.task} into buffer {scratch}", after
 
     def _commit(self, state: State, row: int) -> tuple[str, State]:
         worker = state.workers[row]
         step, shard = worker.step, worker.task
         assert worker.word is not None
-        old, record = worker.word.buffer, state.records[row]
-        idle = worker._replace(pc=worker.todo[0], todo=worker.todo[1:]) if worker.todo else Worker()
+        old, scratch = worker.word.buffer, state.rows[row].scratch
+        onward = worker._replace(pc=worker.todo[0], todo=worker.todo[1:]) if worker.todo else _idle(worker)
         if worker.pc == SWAP:
-            if state.shards[shard] != worker.word:
-                end = worker._replace(pc=CLEAR, todo=()) if CLEAR in self.commit else Worker()
-                return f"commits shard {shard} (CAS fails)", _put(state, row, end)
-            after = _put(state, row, idle._replace(swapped=True))
-            # What a scratch buffer contains counts no more.
-            after = after._replace(buffers=_with(state.buffers, old, (0, 0)))
-            label = f"commits shard {shard} with buffer {record.scratch}"
-            return label, self._word(after, GRADIENT, shard, Task(step, DONE, row, record.scratch))
-        if worker.pc == INTENT:
-            label, record = f"stores its intent: buffer {old} out", record._replace(intent=Intent(step, shard, old))
-        elif worker.pc == SCRATCH:
-            label, record = f"stores that buffer {old} is its scratch", record._replace(scratch=old)
-            idle = idle._replace(swapped=False)
-        else:
-            label, record = "clears its intent", record._replace(intent=None)
-        return label, _put(state, row, idle)._replace(records=_with(state.records, row, record))
+            if state.shards[shard] != worker.word:  # What a scratch buffer contains counts no more.
+                return f"commits shard {shard} (CAS fails)", _fill(_put(state, row, _idle(worker)), scratch)
+            after = _fill(_put(state, row, onward._replace(swapped=SCRATCH in worker.todo)), old)
+            label = f"commits shard {shard} with buffer {scratch}"
+            return label, self._word(after, GRADIENT, shard, Task(step, DONE, row, scratch))
+        after = _put(state, row, onward)
+        if worker.pc == RECORD:
+            label = f"records that it swaps buffer {scratch} for {old}"
+            return label, _record(after, row, Record(scratch, old, shard, step))
+        rows = _with(state.rows, row, state.rows[row]._replace(scratch=old))
+        after = _put(state, row, onward._replace(swapped=False))._replace(rows=rows)
+        return f"stores that buffer {old} is its scratch", after
 
     # --- a norm task, an update task ------------------------------------------------------------------------
 
@@ -422,7 +453,7 @@ class Board:
         return f"finds shard {number} in buffer {buffer}", after
 
     def _gradients_are_right(self, state: State, worker: Worker) -> bool:
-        gradients = [state.buffers[buffer][worker.task % 2] for buffer in worker.buffers]
+        gradients = [state.buffers[buffer] for buffer in worker.buffers]
         return gradients == [(shard, worker.step) for shard in range(self.shards)]
 
     def _finish(self, state: State, row: int) -> tuple[str, State]:
@@ -474,87 +505,98 @@ class Board:
     def _write(self, state: State, slot: int, task: int, value: int) -> State:
         return state._replace(slots=_with(state.slots, slot, _with(state.slots[slot], task, value)))
 
-    # --- the server: board_recover --------------------------------------------------------------------------
+    # --- the server -----------------------------------------------------------------------------------------
 
-    def _server(self, state: State, row: int) -> tuple[str, State]:
-        """One step for a dead worker. `todo` is what is left of the repair; () once the record is settled."""
-        server, record, name = state.workers[row], state.records[row], f"dead worker {row}'s"
+    def _claims(self, state: State, row: int, kinds: tuple[str, ...]) -> list[tuple[str, int]]:
+        """The tasks of these kinds that this worker has claimed."""
+        words = [(kind, number, word) for kind in kinds for number, word in enumerate(self._words(state, kind))]
+        return [(kind, number) for kind, number, word in words if word[1:3] == (CLAIMED, row)]
+
+    def _free(self, state: State, kind: str, number: int) -> State:
+        word = self._words(state, kind)[number]
+        return self._word(state, kind, number, word._replace(state=FREE, worker=-1))
+
+    def _stops_here(self, state: State, row: int) -> bool:
+        pc = state.workers[row].pc
+        claims = self._claims(state, row, (GRADIENT, NORM, UPDATE))
+        return pc != IDLE and (self.stops_anywhere or pc in self.commit or claims != [])
+
+    def _in_the_way(self, state: State, row: int) -> bool:
+        """Whether a stopped worker has something that the server would take from it."""
+        kinds = self.gives_up + ((NORM, UPDATE) if self.kills_stopped else ())
+        return self._claims(state, row, kinds) != []
+
+    def _pass_over(self, state: State, row: int) -> tuple[str, State]:
+        """What the server does about a worker that it saw stopped, which may have gone on since."""
+        worker, name = state.workers[row], f"worker {row}"
+        claims = self._claims(state, row, self.gives_up)
+        if worker.server == "":
+            after = _put(state, row, worker._replace(server=GIVES_UP if claims else KILLS))
+            return f"server sees that {name} is stopped", after
+        if worker.server == KILLS and self._claims(state, row, (NORM, UPDATE)):
+            return f"server kills {name}", _put(state, row, _dead(worker))
+        claims = claims if worker.server == GIVES_UP else []
+        after = _put(state, row, worker._replace(server=""))
+        for kind, number in claims:
+            after = self._free(after, kind, number)
+        return f"server takes from {name}: {claims}", after
+
+    def _recover(self, state: State, row: int) -> tuple[str, State]:
+        """board_recover: one step for a dead worker."""
+        server, record, name = state.workers[row], state.rows[row].record, f"dead worker {row}'s"
         if server.pc == DEAD:
-            intent = record.intent
-            if server.todo[:1] == (SETTLE,):
-                if intent is None:
-                    return f"server finds {name} intent: none", _put(state, row, self._settled(server))
-                after = _put(state, row, server._replace(pc=SETTLE_WORD, intent=intent))
-                return f"server loads {name} intent: {intent}", after
-            pc = FREE_LOAD if server.todo else START
-            return f"server turns to {name} claims", _put(state, row, server._replace(pc=pc))
+            claims = self._claims(state, row, self.recovers)
+            if claims:
+                kind, number = claims[0]
+                return f"server frees {name} claim of {kind} {number}", self._free(state, kind, number)
+            return f"server turns to {name} record", _put(state, row, server._replace(pc=SETTLE_LOAD))
+        if server.pc == SETTLE_LOAD:
+            if record.scratch == record.other:
+                after = server._replace(pc=START, mine=record.scratch)
+            else:
+                after = server._replace(pc=SETTLE_WORD, record=record)
+            return f"server loads {name} record: {record}", _put(state, row, after)
         if server.pc == SETTLE_WORD:
-            intent = server.intent
-            assert intent is not None
-            word = state.shards[intent.shard]
-            stands = {
-                "exact": word[:3] == (intent.step, CLAIMED, row),
-                "any claim": word.state == CLAIMED,
-                "never": False,
-            }[self.stands]
-            label = f"server looks at shard {intent.shard}: " + ("claimed still" if stands else "the swap happened")
-            return label, _put(state, row, server._replace(pc=SETTLE_CLEAR if stands else SETTLE_SCRATCH))
-        if server.pc == SETTLE_SCRATCH:
-            assert server.intent is not None
-            settled = record._replace(scratch=server.intent.old)
-            after = _put(state, row, server._replace(pc=SETTLE_CLEAR))
-            label = f"server stores {name} scratch: buffer {settled.scratch}"
-            return label, after._replace(records=_with(state.records, row, settled))
-        if server.pc == SETTLE_CLEAR:
-            after = _put(state, row, self._settled(server))
-            settled = record._replace(intent=None)
-            return f"server clears {name} intent", after._replace(records=_with(state.records, row, settled))
-        if server.pc in (FREE_LOAD, FREE_SWAP):
-            return self._free(state, row)
+            loaded = server.record
+            assert loaded is not None
+            named = state.shards[loaded.shard].buffer
+            mine = loaded.other if named == loaded.scratch else loaded.scratch
+            if named not in (loaded.scratch, loaded.other) and self.neither == "other":
+                mine = loaded.other
+            label = f"server finds buffer {named} in shard {loaded.shard}: {mine} was {name}"
+            return label, _put(state, row, server._replace(pc=SETTLE, mine=mine))
+        if server.pc == SETTLE:
+            if self.looks_again and record != server.record:
+                again = server._replace(pc=SETTLE_LOAD, record=None, mine=-1)
+                return f"server settles {name} record (CAS fails)", _put(state, row, again)
+            after = _put(state, row, server._replace(pc=START, record=None))
+            return f"server settles {name} record", _record(after, row, Record(server.mine, server.mine))
         # The dead worker's held word is zeroed. What its buffer contains counts no more.
         after = _put(state, row, Worker())
-        after = after._replace(buffers=_with(state.buffers, record.scratch, (0, 0)))
-        return f"server starts another worker {row} with buffer {record.scratch}", after
-
-    def _settled(self, server: Worker) -> Worker:
-        after = server._replace(intent=None, todo=server.todo[1:])
-        return after._replace(pc=FREE_LOAD if after.todo else START)
-
-    def _free(self, state: State, row: int) -> tuple[str, State]:
-        """claims_free, for the shards' words, then the norms' and the ranges': one load, or one swap."""
-        server = state.workers[row]
-        kinds = (GRADIENT,) * self.shards
-        if self.clips and self.norms_recovered:
-            kinds += (NORM,) * self.ranges
-        kinds += (UPDATE,) * self.ranges
-        kind = kinds[server.at]
-        number = server.at - kinds.index(kind)
-        word = self._words(state, kind)[number]
-        onward = server._replace(pc=FREE_LOAD, at=server.at + 1, word=None)
-        if onward.at == len(kinds):
-            todo = server.todo[1:]
-            onward = onward._replace(pc=DEAD if todo else START, at=0, todo=todo)
-        name = f"{kind} task {number}"
-        if server.pc == FREE_LOAD:
-            if word[1:3] == (CLAIMED, row):
-                onward = server._replace(pc=FREE_SWAP, word=word)
-            return f"server looks at {name}: {word.state}", _put(state, row, onward)
-        after = _put(state, row, onward)
-        if word == server.word:
-            after = self._word(after, kind, number, word._replace(state=FREE, worker=-1))
-        return f"server frees dead worker {row}'s claim of {name}{_won(word == server.word)}", after
+        after = after._replace(rows=_with(state.rows, row, state.rows[row]._replace(scratch=server.mine)))
+        return f"server starts another worker {row} with buffer {server.mine}", _fill(after, server.mine)
 
 
-_SERVER = (DEAD, SETTLE_WORD, SETTLE_SCRATCH, SETTLE_CLEAR, FREE_LOAD, FREE_SWAP, START)
+_NAMES = Worker._fields.index("word")
+_SERVER = (DEAD, SETTLE_LOAD, SETTLE_WORD, SETTLE, START)
+
+
+def _idle(worker: Worker) -> Worker:
+    """Done with a task: a worker that remembers nothing."""
+    return Worker(server=worker.server)
+
+
+def _dead(worker: Worker) -> Worker:
+    return Worker(DEAD, pinned=worker.pinned)
 
 
 def _buffer(state: State, row: int) -> int:
     """The buffer that this worker may write into."""
-    worker, record = state.workers[row], state.records[row]
+    worker = state.workers[row]
     if worker.swapped:
         assert worker.word is not None
         return worker.word.buffer
-    return record.scratch
+    return state.rows[row].scratch
 
 
 def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]
@@ -564,6 +606,14 @@ def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type
 
 def _put(state: State, row: int, worker: Worker) -> State:
     return state._replace(workers=_with(state.workers, row, worker))
+
+
+def _record(state: State, row: int, record: Record) -> State:
+    return state._replace(rows=_with(state.rows, row, state.rows[row]._replace(record=record)))
+
+
+def _fill(state: State, buffer: int, content: tuple[int, int] | int = 0) -> State:
+    return state._replace(buffers=_with(state.buffers, buffer, content))
 
 
 def _won(wins: bool) -> str:

@@ -1,8 +1,7 @@
-"""The board's protocol as the code has it, in every state that any order of steps and kills can reach.
+"""The board's protocol in every state that any order of steps, kills and stops can reach.
 
-Every run is also checked to end with the last version published, if nobody is killed any more: no deadlock, no going
-round for ever. A stopped worker is one that nobody schedules: it is waited for, and whatever it finds when it goes on
-is among the orders.
+Every run is also checked to end with the last version published, if nobody is killed or stopped any more: no deadlock,
+no going round for ever, and whoever is stopped for good is not needed.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from board_model import CLEAR, FREE_CLAIMS, INTENT, SCRATCH, SETTLE, SWAP, Board
+from board_model import GRADIENT, NORM, RECORD, SCRATCH, SWAP, UPDATE, Board
 from explorer import Result, explore
 
 
@@ -34,70 +33,100 @@ def assert_broken(board: Board, reason: str) -> None:
     assert reason in result.counterexample.reason
 
 
+#: one shard, one range
+SMALL: dict[str, Any] = {"shards": 1, "ranges": 1}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"kills": 0}, id="no kill"),
-        pytest.param({"kills": 1}, id="a kill"),
+        pytest.param({}, id="no fault"),
+        pytest.param({"ranges": 1, "kills": 1}, id="a kill"),
+        pytest.param({"rounds": 1, "kills": 1}, id="a kill, two ranges"),
         pytest.param({"ranges": 1, "rounds": 1, "kills": 2}, id="two kills in one step"),
-        pytest.param({"ranges": 1, "rounds": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
-        pytest.param({"clips": True, "rounds": 1}, id="clipping, a kill"),
-        pytest.param({"clips": True, "shards": 1, "kills": 0}, id="clipping, two steps"),
-        pytest.param({"clips": True, "shards": 1, "ranges": 1}, id="clipping, two steps, a kill"),
+        pytest.param({"ranges": 1, "stops": 1}, id="a stop"),
+        pytest.param({**SMALL, "stops": 1, "stops_anywhere": True}, id="a stop anywhere"),
+        pytest.param({**SMALL, "kills": 1, "stops": 1}, id="a kill and a stop"),
+        pytest.param({"ranges": 1, "rounds": 1, "kills": 1, "looks_around": True}, id="idle workers look at any time"),
+        pytest.param({"shards": 1, "clips": True, "rounds": 1, "kills": 1}, id="clipping, a kill"),
+        pytest.param({**SMALL, "clips": True, "rounds": 1, "stops": 1}, id="clipping, a stop"),
+        pytest.param({"shards": 1, "clips": True}, id="clipping, two steps"),
     ],
 )
 def test_every_version_is_the_one_right_result(options: dict[str, Any]) -> None:
     assert_safe(Board(**options))
 
 
-# --- mutants: settling a dead worker's commit ---------------------------------------------------------------
+# --- mutants: whose buffer is what ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "mutant",
     [
-        pytest.param({"recover": (FREE_CLAIMS, SETTLE)}, id="claims freed before the intent is settled"),
-        pytest.param({"recover": (FREE_CLAIMS,)}, id="the intent is not settled"),
-        pytest.param({"commit": (SWAP, INTENT, SCRATCH, CLEAR)}, id="intent stored after the swap"),
-        pytest.param({"commit": (SWAP, SCRATCH)}, id="no intent"),
-        pytest.param({"commit": (INTENT, SWAP, CLEAR, SCRATCH)}, id="scratch stored after the intent is cleared"),
-        pytest.param({"commit": (INTENT, SCRATCH, CLEAR, SWAP)}, id="swap after the intent is cleared"),
-        pytest.param({"stands": "any claim"}, id="another's claim of a later step is taken for the dead worker's"),
-        pytest.param({"stands": "never"}, id="every swap is taken to have happened"),
+        pytest.param({"commit": (SWAP, RECORD, SCRATCH)}, id="recorded after the swap"),
+        pytest.param({"commit": (SWAP, SCRATCH)}, id="not recorded"),
+        pytest.param({"commit": (RECORD, SCRATCH, SWAP)}, id="scratch stored before the swap"),
+        pytest.param({"commit": (RECORD, SWAP)}, id="scratch not stored"),
+        pytest.param({"buries": "never"}, id="claims settle no record"),
+        pytest.param({"buries": "never", "neither": "other"}, id="nor does it help to guess the other buffer"),
+        pytest.param({"buries": "after"}, id="settled after the claim"),
+        pytest.param({"buries": "anything"}, id="settled, whatever commit the record is of"),
+        pytest.param({"bury_swaps": False}, id="settled by a store, whatever the record is by then"),
+        pytest.param({"looks_again": False}, id="the server settles what a claim has settled meanwhile"),
+        pytest.param({"stops": 1, "neither": "other"}, id="a commit that failed is taken for one that was buried"),
     ],
 )
 def test_mutant_gives_one_buffer_two_owners(mutant: dict[str, Any]) -> None:
-    assert_broken(Board(ranges=1, **mutant), "belongs to shard")
+    assert_broken(Board(**SMALL, kills=1, **mutant), "belongs to")
 
 
-def test_mutant_claims_taken_from_a_live_worker() -> None:
-    """Why only dead workers lose claims: the intent cannot say any more whether the swap happened."""
-    assert_broken(Board(ranges=1, stops=1), "belongs to shard")
+# --- mutants: who is stopped ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param({"gives_up": (GRADIENT, UPDATE)}, id="an update"),
+        pytest.param({"gives_up": (GRADIENT, NORM), "clips": True, "ranges": 1}, id="a norm"),
+    ],
+)
+def test_mutant_ranges_of_stopped_workers_are_given_to_others(mutant: dict[str, Any]) -> None:
+    """Whoever goes on with it writes what others read by then."""
+    assert_broken(Board(shards=1, stops=1, **mutant), "is not right")
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param({"gives_up": ()}, id="gradients are left to them"),
+        pytest.param({"kills_stopped": False}, id="ranges are left to them"),
+    ],
+)
+def test_mutant_stopped_workers_are_waited_for(mutant: dict[str, Any]) -> None:
+    assert_broken(Board(rounds=1, stops=1, **mutant), "deadlock")
 
 
 # --- other mutants ------------------------------------------------------------------------------------------
 
 
 def test_mutant_update_in_place() -> None:
-    assert_broken(Board(in_place=True), "is not right")
+    assert_broken(Board(kills=1, in_place=True), "is not right")
 
 
 def test_mutant_claiming_words_of_a_later_step() -> None:
     """'Not (my step, claimed or done)' is too much: a late worker would take back what a later step did."""
-    assert_broken(Board(kills=0, later_is_free=True), "has pinned")
+    assert_broken(Board(later_is_free=True), "has pinned")
 
 
-def test_mutant_dead_workers_claims_are_not_freed() -> None:
-    assert_broken(Board(rounds=1, recover=(SETTLE,)), "deadlock")
-
-
-def test_mutant_dead_workers_norms_are_not_freed() -> None:
-    assert_broken(Board(rounds=1, clips=True, norms_recovered=False), "deadlock")
+@pytest.mark.parametrize("kind", [GRADIENT, NORM, UPDATE])
+def test_mutant_dead_workers_claims_are_not_freed(kind: str) -> None:
+    kinds = tuple(other for other in (GRADIENT, NORM, UPDATE) if other != kind)
+    assert_broken(Board(rounds=1, kills=1, clips=kind == NORM, recovers=kinds), "deadlock")
 
 
 def test_mutant_norms_and_updates_share_their_words() -> None:
     """Done for the norm would be done for the update."""
-    assert_broken(Board(rounds=1, kills=0, clips=True, shared_words=True), "is not right")
+    assert_broken(Board(rounds=1, clips=True, shared_words=True), "is not right")
 
 
 # --- soak ---------------------------------------------------------------------------------------------------
@@ -107,13 +136,22 @@ def test_mutant_norms_and_updates_share_their_words() -> None:
 @pytest.mark.parametrize(
     "options",
     [
+        pytest.param({"kills": 1}, id="a kill, two ranges"),
+        pytest.param({"stops": 1}, id="a stop, two ranges"),
+        pytest.param({**SMALL, "kills": 1, "stops": 1, "stops_anywhere": True}, id="a kill, and a stop anywhere"),
+        pytest.param({**SMALL, "stops": 2}, id="two stops"),
         pytest.param({"ranges": 1, "kills": 2}, id="two kills"),
-        pytest.param({"shards": 1, "ranges": 1, "kills": 2, "rounds": 3}, id="two kills, three steps"),
-        pytest.param({"ranges": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
-        pytest.param({"shards": 3, "ranges": 1}, id="three shards"),
-        pytest.param({"clips": True}, id="clipping, two steps, two ranges, a kill"),
+        pytest.param({**SMALL, "kills": 2, "rounds": 3}, id="two kills, three steps"),
+        pytest.param({**SMALL, "kills": 1, "stops": 1, "rounds": 3}, id="a kill and a stop, three steps"),
+        pytest.param({"ranges": 1, "rounds": 1, "kills": 1, "stops": 1}, id="a kill and a stop, two shards"),
+        pytest.param({"ranges": 1, "kills": 1, "stops": 1}, id="a kill and a stop, two shards, two steps"),
+        pytest.param({"ranges": 1, "kills": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
+        pytest.param({"shards": 3, "ranges": 1, "kills": 1}, id="three shards"),
+        pytest.param({"clips": True, "kills": 1}, id="clipping, two steps, two ranges, a kill"),
         pytest.param({"clips": True, "ranges": 1, "rounds": 1, "kills": 2}, id="clipping, two kills"),
-        pytest.param({"workers": 3, "ranges": 1, "rounds": 1, "slots": 5}, id="three workers, a kill"),
+        pytest.param({**SMALL, "clips": True, "kills": 1, "stops": 1}, id="clipping, a kill and a stop"),
+        pytest.param({"workers": 3, "ranges": 1, "rounds": 1, "slots": 5, "kills": 1}, id="three workers, a kill"),
+        pytest.param({**SMALL, "workers": 3, "slots": 5, "stops": 1, "rounds": 1}, id="three workers, a stop"),
     ],
 )
 def test_bigger(options: dict[str, Any]) -> None:
