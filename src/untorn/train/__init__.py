@@ -2,8 +2,13 @@
 
 trainer.py      what a user calls: fit, evaluate, predict, save, load
 fitting.py      one call of fit: epochs, steps, supervision
+driving.py      how steps come about: by the workers alone, one by one, or asynchronously
 running.py      what a trainer holds while it is open: the weights' channel, the engine
+team.py         how many workers there are, and are to be
 worker.py       one worker: take a shard, compute its gradient, commit it
+payload.py      how a worker gets to know what to do
+measuring.py    evaluate and predict, by the workers too
+control.py, status.py    what others may ask of a running job, and what it says
 model.py        models: the user's function, or a framework's; the check of what comes back
 plan.py         how parameters, state and gradients lie in memory
 sampler.py      which examples go into which shard: pure functions
