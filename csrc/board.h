@@ -81,7 +81,7 @@ struct board_buffer {
 /* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
 struct board_log {
     double examples, loss, metrics[BOARD_METRICS];
-    double staleness;          /* versions between the gradient's weights and those that it was applied to; lanes only */
+    double staleness;          /* versions from the gradient's weights to those that it was applied to; lanes only */
     double grad_norm;          /* before clipping; 0 without */
 };
 

@@ -155,7 +155,7 @@ static bool claims_any(const struct board_task *tasks, uint32_t count, uint32_t 
 }
 
 /* The worker is dead, but others may settle its record at the same time. A word that names its scratch no more, because
- * a later commit buried the dead one's, was claimed by somebody who had settled the record first; then our swap fails. */
+ * a later commit buried the dead one's, was claimed by somebody who had settled the record: then our swap fails. */
 static void record_settle(const struct board *board, uint32_t worker)
 {
     struct board_worker *dead = &board->workers[worker];

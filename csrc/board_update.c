@@ -102,7 +102,7 @@ static double clip_scale(double clip_norm, double norm)
     return scale > 1 ? 1 : scale; /* a norm that is not a number stays one, and every parameter shows it */
 }
 
-/* -- the step's record ---------------------------------------------------------------------------------------------- */
+/* -- the step's record -------------------------------------------------------------------------------------------- */
 
 static double shards_mean(const struct shards *shards, const double *(*pick)(const struct board_buffer *, int),
                           int which)

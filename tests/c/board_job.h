@@ -193,7 +193,7 @@ static inline double reference_clip(const struct job *job, const struct referenc
     return fmin(1, job->config.clip_norm / (*norm + 1e-6));
 }
 
-/* `applied`: the batch, and the version that its gradient was computed on; in sync training the step, and the newest. */
+/* `applied`: the batch, and the version that its gradient was computed on; in sync training step and newest version. */
 static inline void reference_step(const struct job *job, uint64_t step, struct job_applied applied,
                                   const struct reference_shards *shards, struct job_reference *reference)
 {

@@ -2,8 +2,8 @@
  * operation of the board's sources. Include it after hooks.h and those sources.
  *
  * A kill is a longjmp out of hook(): the words stand as they stood. What the dead was writing is overwritten with
- * garbage, as if it had been half-way. A stop is a call out of hook(): others go on, and then the stopped worker goes on
- * with what it had loaded before, or is killed.
+ * garbage, as if it had been half-way. A stop is a call out of hook(): others go on, and then the stopped worker does,
+ * with what it had loaded before, or it is killed.
  */
 #ifndef UNTORN_TESTS_BOARD_TEAM_H
 #define UNTORN_TESTS_BOARD_TEAM_H
@@ -150,7 +150,7 @@ static inline bool turn_run_into_fate(struct team *team, uint32_t worker)
     return false;
 }
 
-/* -- the server ------------------------------------------------------------------------------------------------------ */
+/* -- the server ---------------------------------------------------------------------------------------------------- */
 
 static inline void slots_grow(struct team *team)
 {
@@ -182,7 +182,7 @@ static inline void recover_twice(struct team *team, uint32_t dead, uint64_t left
     turn_unpin(team, dead); /* the kernel did, with the dead one's row */
 }
 
-/* -- faults of worker 0 ---------------------------------------------------------------------------------------------- */
+/* -- faults of worker 0 -------------------------------------------------------------------------------------------- */
 
 static struct team *stopped_team;
 static void others_go_on(void); /* as far as they can, meanwhile; the test says how */

@@ -188,7 +188,7 @@ static void crew_close(struct crew *crew, const struct job_applied *applied)
     job_close(job);
 }
 
-/* -- sync training, and lanes ---------------------------------------------------------------------------------------- */
+/* -- sync training, and lanes -------------------------------------------------------------------------------------- */
 
 static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal)
 {

@@ -1,5 +1,5 @@
-/* Lanes, one worker at a time: a lane's life, word by word; then faults before every single atomic operation of a worker,
- * after each of which every batch must be applied exactly once, as the reference applies them, bit for bit.
+/* Lanes, one worker at a time: a lane's life, word by word; then faults before every single atomic operation of a
+ * worker, after each of which every batch must be applied exactly once, as the reference applies them, bit for bit.
  */
 #include "hooks.h"
 
@@ -117,12 +117,13 @@ static void test_empty(void)
     struct team *team = &server.team;
     const struct board *board = &team->job.board;
     for (uint64_t batch = BATCHES; batch < BATCHES + 5; batch++) {
-        CHECK(lane_open(board, 0, batch) && turn_run(team, batch % WORKERS) == TURN_GRADIENT);
+        const uint32_t worker = batch % WORKERS;
+        CHECK(lane_open(board, 0, batch) && turn_run(team, worker) == TURN_GRADIENT);
         const struct lane done = lane_look(board, 0);
         CHECK(done.state == TASK_DONE && done.batch == batch && board_buffer_at(board, done.buffer)->examples == 3);
         lane_empty(board, 0);
         CHECK(lane_look(board, 0).state == TASK_EMPTY && job_buffers_are_owned_once(&team->job));
-        CHECK(record_of(&team->job, batch % WORKERS) == record_settled((uint32_t)scratch_of(&team->job, batch % WORKERS)));
+        CHECK(record_of(&team->job, worker) == record_settled((uint32_t)scratch_of(&team->job, worker)));
     }
     CHECK(version_of(&team->job) == JOB_BASE_VERSION);
     server_finish(&server);

@@ -145,7 +145,7 @@ class JobView:
         """What people get from a pipe: one line with the most important."""
         parts, status = [plain(self.look.name)], self.look.status
         if status is not None:
-            at_work = sum(worker.get("state") not in ("stopped", "leaving", "dead") for worker in _workers_of(self.look))
+            at_work = sum(worker.get("state") in ("starting", "running") for worker in _workers_of(self.look))
             parts += [_epoch(status), f"step {status.get('step', 0):,}", f"version {status.get('version', 0):,}"]
             parts += [*_measured(status), count(at_work, "worker"), *_mishaps(status)]
         return ["  ".join(parts + ([plain(self.look.problem)] if self.look.problem else []))]
