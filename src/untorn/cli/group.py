@@ -7,8 +7,7 @@ import click
 import untorn
 from untorn.cli.doctor import doctor
 from untorn.cli.gc import gc
-from untorn.cli.join import join
-from untorn.cli.leave import leave
+from untorn.cli.join import join, leave
 from untorn.cli.ls import ls
 from untorn.cli.show import show
 from untorn.cli.top import top
