@@ -208,7 +208,11 @@ def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order:
     array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
     epoch.log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
     fit.status.begin_epoch(board, epoch.log)
-    _run_steps(trainer, fit, driver, epoch.log, epoch.started, shown)
+    fit.stepping = True
+    try:
+        _run_steps(trainer, fit, driver, epoch.log, epoch.started, shown)
+    finally:
+        fit.stepping = False
     if fit.stream is not None:
         epoch.rows = epoch.log.until(board.steps)
 

@@ -17,7 +17,7 @@ import os
 import struct
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,19 +206,34 @@ def _measure(trainer: Trainer, source: Source, cut: _Cut, question: _Question, s
         began = time.perf_counter()
         nbytes = question.begin(0, here.answer(0))
         rest = range(1, cut.chunks)
-        engine = trainer._running().engine
-        too_little = (time.perf_counter() - began) * len(rest) < _WORTH_S
-        if nbytes < 0 or too_little or not isinstance(engine, ProcessEngine) or not engine.has_workers:
-            for chunk in rest:
-                question.take(chunk, here.answer(chunk))
-            return
-        with contextlib.ExitStack() as stack:
-            if share is None:
-                sharing = source.shared(max_readers=trainer._team.max_readers, local=False)
-                shared = stack.enter_context(sharing)
-            else:
-                shared = share()
-            _Workers(trainer, engine, question, nbytes).run(shared)
+        worth_it = nbytes >= 0 and (time.perf_counter() - began) * len(rest) >= _WORTH_S
+        with _idle_workers(trainer) if worth_it else contextlib.nullcontext() as engine:
+            if engine is None:
+                for chunk in rest:
+                    question.take(chunk, here.answer(chunk))
+                return
+            with contextlib.ExitStack() as stack:
+                if share is None:
+                    sharing = source.shared(max_readers=trainer._team.max_readers, local=False)
+                    shared = stack.enter_context(sharing)
+                else:
+                    shared = share()
+                _Workers(trainer, engine, question, nbytes).run(shared)
+
+
+@contextlib.contextmanager
+def _idle_workers(trainer: Trainer) -> Iterator[ProcessEngine | None]:
+    """The engine, if it has worker processes that can be interrupted: not while they make steps, for then the newest
+    weights are others for each of them, and not for a thread beside the one that trains."""
+    engine = trainer._running().engine
+    if not isinstance(engine, ProcessEngine) or not engine.has_workers or not trainer._using.acquire(blocking=False):
+        yield None
+        return
+    try:
+        fit = trainer._fit
+        yield None if fit is not None and fit.stepping else engine
+    finally:
+        trainer._using.release()
 
 
 class _Here:
@@ -331,7 +346,7 @@ class _Workers:
                 f"failed in worker {board.failed - 1}, at {where}: {report['summary']}", report["traceback"]
             )
         fit = self._trainer._fit
-        if fit is not None and fit.running.control is not None:
+        if fit is not None and fit.inside_epoch and fit.running.control is not None:
             fit.running.control.poll(fit.status)
 
 

@@ -57,6 +57,7 @@ class Fit:
         skipped: steps of the epoch that are on no board any more, or were on none.
         behind: batches of earlier epochs that an iterator has to be read past first, after resuming.
         inside_epoch: from an epoch's begin until its numbers are in the history.
+        stepping: workers make steps.
         rate: of the epoch that runs, as Rate.changed.
         status: what is told to those who ask from outside.
         held: what is let go when fit ends.
@@ -78,6 +79,7 @@ class Fit:
     skipped: int = 0
     behind: int = 0
     inside_epoch: bool = False
+    stepping: bool = False
     rate: float | None = None
     status: JobStatus = field(init=False)
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)

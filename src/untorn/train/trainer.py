@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -163,6 +164,8 @@ class Trainer:
             can_change=engine != "serial",
         )
         self._closed = False
+        #: held by the thread that has the workers do something
+        self._using = threading.RLock()
         self._open: Running | None = None
         self._job_number = 0
         #: of all epochs since training began; the epoch that was loaded half done; how the data is cut into batches
@@ -316,7 +319,7 @@ class Trainer:
         for callback in fit.callbacks:
             callback.set_trainer(self)
         self.stop_training = False
-        with saver, fit.held:
+        with self._using, saver, fit.held:
             states = self._resume(fit) if resume else {}
             if self._part is not None:
                 self._part.check_cut(fit.cut)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,6 +87,27 @@ def test_between_two_epochs_in_async_mode_too():
         large = tuple(np.concatenate([part] * 5) for part in DATA)
         history = trainer.fit(DATA, epochs=3, batch_size=50, validation_data=large).history
         assert len(history["val_loss"]) == 3
+
+
+class EvaluateInside(Callback):
+    """Evaluates while the workers make steps, and from another thread."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, dict]] = []
+
+    def on_batch_end(self, batch, logs):
+        self.answers.append((self.trainer.snapshot().version, self.trainer.evaluate(DATA, batch_size=50)))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self.trainer.evaluate, DATA, batch_size=50).result()
+
+
+def test_an_evaluation_between_steps_is_of_one_version():
+    """The workers go on meanwhile, so it is done here."""
+    inside = EvaluateInside()
+    with trainer_of(Model()) as trainer:
+        trainer.fit(DATA, epochs=2, batch_size=100, callbacks=[inside])
+        assert {answer["here"] for _, answer in inside.answers} == {float(os.getpid())}
+        assert trainer.evaluate(DATA, batch_size=50)["here"] != os.getpid()
 
 
 class Kill(Callback):
