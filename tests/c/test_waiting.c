@@ -26,6 +26,7 @@ struct line { shared_u32 word, sleepers; };
 struct bench {
     struct line *lines;
     shared_u32 *heard; /* stored by the sleeper */
+    shared_u32 rung;   /* stored before the bell of that round rings */
     struct watched words[WORDS_MAX];
     size_t count;
     struct watch watch;
@@ -272,6 +273,7 @@ static void *bell_rings(void *argument)
 {
     struct bench *bench = argument;
     for (uint32_t round = 1; round <= ROUNDS; round++) {
+        store_release(&bench->rung, round);
         watch_ring(&bench->watch);
         while (load_acquire(bench->heard) != round)
             sched_yield();
@@ -279,14 +281,17 @@ static void *bell_rings(void *argument)
     return NULL;
 }
 
+/* A ring that was seen before its sleeper slept may still wake the next sleep, in vain: so what rang is looked at. */
 static void test_every_bell_is_heard(size_t count)
 {
     struct bench *bench = bench_make(count, false);
     pthread_t ringer;
     CHECK(pthread_create(&ringer, NULL, bell_rings, bench) == 0);
     for (uint32_t round = 1; round <= ROUNDS; round++) {
-        if (!CHECK(bench_sleep(bench, MINUTE_NS) == FUTEX_CHANGED, "a bell was lost in round %u", round))
-            exit(1);
+        do
+            if (!CHECK(bench_sleep(bench, MINUTE_NS) == FUTEX_CHANGED, "a bell was lost in round %u", round))
+                exit(1);
+        while (load_acquire(&bench->rung) != round);
         store_release(bench->heard, round);
     }
     pthread_join(ringer, NULL);
