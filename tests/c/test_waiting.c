@@ -259,10 +259,12 @@ static void test_pace(size_t count, bool polls)
     pthread_t waker;
     CHECK(pthread_create(&waker, NULL, pace_wakes, bench) == 0);
     for (uint32_t round = 1; round <= ROUNDS; round++) {
-        ptrdiff_t woken = bench_await(bench);
+        ptrdiff_t woken;
+        do /* a wake may come late, when the word it was for was seen before the sleep */
+            woken = bench_await(bench);
+        while (woken >= 0 && bench->words[woken].seen != round);
         if (!CHECK(woken >= 0, "a wake was lost in round %u", round))
             exit(1);
-        CHECK(bench->words[woken].seen == round);
         store_release(bench->heard, round);
     }
     pthread_join(waker, NULL);
