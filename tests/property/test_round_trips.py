@@ -391,7 +391,8 @@ def varied(leaf, seed: int):
     if isinstance(leaf, np.ndarray):
         return np.copyto(made := np.empty_like(leaf, order="K"), raw_array(leaf.dtype, leaf.shape, seed)) or made
     if isinstance(leaf, np.generic):
-        return raw_array(leaf.dtype, (1,), seed)[0]
+        made = raw_array(leaf.dtype, (1,), seed)[0]
+        return made if made.dtype == leaf.dtype else leaf  # text that ends in zeros is shorter, so another structure
     if isinstance(leaf, str | bytes):
         return leaf[::-1]
     if isinstance(leaf, bool):
