@@ -41,7 +41,7 @@ test: test-c $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 test-c:
-	$(MAKE) -C tests/c
+	$(MAKE) -j2 -C tests/c
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

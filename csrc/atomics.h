@@ -4,7 +4,7 @@
  * partner by searching for the name, and a checker can swap them all in one place. x86 would forgive most mistakes
  * here; aarch64 does not, so nothing relies on the processor's own ordering.
  *
- *   load_acquire   pairs with   store_release, swap_if (on success), swap
+ *   load_acquire   pairs with   store_release, swap_if and swap_if_u32 (on success), swap
  *   fence_full     pairs with   fence_full: of two processes that each store, fence and then load the other's word,
  *                               at least one sees the other's store (Dekker's argument)
  *   load_relaxed / store_relaxed: words with a single writer, read by that writer, or ordered by a fence beside them
@@ -33,6 +33,13 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
 
 /* Replace `expected` by `desired`; false, changing nothing, if the word holds something else. */
 static inline bool swap_if(shared_u64 *word, uint64_t expected, uint64_t desired)
+{
+    return atomic_compare_exchange_strong_explicit(word, &expected, desired, memory_order_acq_rel,
+                                                   memory_order_acquire);
+}
+
+/* The same for a word of 32 bits. */
+static inline bool swap_if_u32(shared_u32 *word, uint32_t expected, uint32_t desired)
 {
     return atomic_compare_exchange_strong_explicit(word, &expected, desired, memory_order_acq_rel,
                                                    memory_order_acquire);

@@ -508,7 +508,7 @@ enum status attachment_map_private(struct attachment *a, const struct pin *pin, 
 
 enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout_ns)
 {
-    const shared_u32 *word = channel_futex(&a->channel);
+    const shared_u32 *word = channel_low(&a->channel);
     uint64_t latest = channel_latest(&a->channel);
     if (latest_version(latest) > seen)
         return STATUS_OK;
@@ -579,7 +579,7 @@ void attachment_retire(struct attachment *a)
     if (a->role != ROLE_PUBLISHER || a->forked)
         return;
     store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' load_acquire */
-    futex_wake(channel_futex(&a->channel), &a->channel.commons->sleepers);
+    futex_wake(&a->channel.commons->sleepers);
     lock_drop(a->control_fd, 0);
     a->forked = true; /* from here on it may publish as little as a child */
 }

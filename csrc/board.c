@@ -139,13 +139,13 @@ struct board_buffer *board_buffer_at(const struct board *board, uint32_t buffer)
 void board_ring(const struct board *board)
 {
     add(&board->header->bell, 1); /* pairs with the load_acquire in board_next */
-    futex_wake(&board->header->bell, &board->header->sleepers);
+    futex_wake(&board->header->sleepers);
 }
 
 void board_ring_server(const struct board *board)
 {
     add(&board->header->server_bell, 1);
-    futex_wake(&board->header->server_bell, &board->header->server_sleepers);
+    futex_wake(&board->header->server_sleepers);
 }
 
 /* -- phases ----------------------------------------------------------------------------------------------------- */

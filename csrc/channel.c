@@ -77,7 +77,7 @@ uint64_t channel_taken(const struct channel *channel)
 
 void channel_wake(const struct channel *channel)
 {
-    futex_wake(channel_futex(channel), &channel->commons->sleepers);
+    futex_wake(&channel->commons->sleepers);
 }
 
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)

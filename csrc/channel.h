@@ -30,7 +30,7 @@
 #define CHANNEL_MAX_READERS 65535u
 #define CHANNEL_LINE 64u
 
-/* latest = version << 6 | slot. Its low half changes with every version, so it is the futex word. */
+/* latest = version << 6 | slot. Its low half changes with every version, so waiters look at it alone. */
 #define LATEST_SLOT_BITS 6
 static inline uint64_t latest_make(uint64_t version, unsigned slot) { return version << LATEST_SLOT_BITS | slot; }
 static inline uint64_t latest_version(uint64_t latest) { return latest >> LATEST_SLOT_BITS; }
@@ -127,11 +127,11 @@ bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64
 void channel_wake(const struct channel *channel);
 
 static inline uint64_t channel_latest(const struct channel *channel) { return load_acquire(&channel->control->latest); }
-static inline const shared_u32 *channel_futex(const struct channel *channel)
+static inline const shared_u32 *channel_low(const struct channel *channel)
 {
     return (const shared_u32 *)&channel->control->latest; /* the low half: both architectures are little-endian */
 }
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word is the low half of `latest`");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "channel_low is the low half of `latest`");
 
 /* The lowest gap of at least `nbytes` between the extents, as an offset; pure. */
 uint64_t channel_find_gap(const struct control *control, uint64_t nbytes);

@@ -1,10 +1,21 @@
 /* Sleeping until a shared 32-bit word changes, and waking those who sleep: spin first, sleep after.
  *
  * Waking a sleeping process costs a hundred microseconds on a virtual machine, so a waiter looks at the word for a
- * bounded time before it sleeps. A waker that finds no sleeper makes no system call: sleepers announce themselves in
- * a flag of their own, which is a hint that survives its owner's death (one useless wake, never a lost one).
+ * bounded time before it sleeps. A waker that finds no sleeper makes no system call.
  *
- * The word may lie in a read-only mapping: FUTEX_WAIT only reads it. The flag must be writable for waiters.
+ * Sleepers sleep on a word of their own, `sleepers`, which must be writable for them; the word that they wait for may lie
+ * in a read-only mapping. Odd: somebody may be asleep. A sleeper makes it odd, fences, looks at the word once more, and
+ * sleeps while `sleepers` is what it was; a waker stores the word, fences, and if `sleepers` is odd, adds 1 and wakes all.
+ *
+ * No wake is lost. Of the two fences one comes first (Dekker). Is it the sleeper's, then the waker finds an odd number:
+ * the sleeper's, and then either the sleeper is woken, or the number has changed before it sleeps, and the kernel sends it
+ * back to look again; or a later one, and then another waker had changed it. Is it the waker's, then the sleeper sees the
+ * new word. A flag that wakers clear would not do: a waker that is late, with a word that is known already, could clear
+ * what a sleeper has just set, wake before it sleeps, and leave the next waker to find nobody.
+ * tests/model/test_waking_model.py checks both.
+ *
+ * A sleeper that is killed leaves an odd number: one useless wake. The number comes round after 2^31 wakes, and a sleeper
+ * would have to stand between its look and its sleep for all of them.
  */
 #ifndef UNTORN_FUTEX_H
 #define UNTORN_FUTEX_H
@@ -58,27 +69,38 @@ static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spi
     return false;
 }
 
-/* Sleep until *word differs from `seen`, a signal arrives, or `timeout_ns` passes. `sleepers` pairs with futex_wake:
- * here store, fence, load the word (in the kernel); there store the word, fence, load the flag. */
+/* Say that somebody is about to sleep; what to sleep on. The fence pairs with futex_wake's: look at the word after it. */
+static inline uint32_t futex_announce(shared_u32 *sleepers)
+{
+    uint32_t ticket = load_relaxed(sleepers);
+    while (ticket % 2 == 0 && !swap_if_u32(sleepers, ticket, ticket + 1))
+        ticket = load_relaxed(sleepers);
+    fence_full();
+    return ticket | 1;
+}
+
+/* Sleep until *word differs from `seen`, a signal arrives, or `timeout_ns` passes; FUTEX_CHANGED may come early. */
 static inline enum futex_result futex_sleep(const shared_u32 *word, uint32_t seen, shared_u32 *sleepers,
                                             int64_t timeout_ns)
 {
-    store_relaxed(sleepers, 1);
-    fence_full();
+    uint32_t ticket = futex_announce(sleepers);
     if (load_acquire((shared_u32 *)word) != seen)
         return FUTEX_CHANGED;
     struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-    if (syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0) == 0 || errno == EAGAIN)
+    if (syscall(SYS_futex, sleepers, FUTEX_WAIT, ticket, &timeout, NULL, 0) == 0 || errno == EAGAIN)
         return FUTEX_CHANGED;
     return errno == EINTR ? FUTEX_INTERRUPTED : FUTEX_TIMEOUT;
 }
 
 /* After the word was stored: wake every sleeper, without a system call when there is none. */
-static inline void futex_wake(const shared_u32 *word, shared_u32 *sleepers)
+static inline void futex_wake(shared_u32 *sleepers)
 {
-    fence_full();
-    if (load_relaxed(sleepers) != 0 && swap(sleepers, 0) != 0)
-        syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    fence_full(); /* pairs with futex_announce's */
+    uint32_t ticket = load_relaxed(sleepers);
+    while (ticket % 2 == 1 && !swap_if_u32(sleepers, ticket, ticket + 1))
+        ticket = load_relaxed(sleepers);
+    if (ticket % 2 == 1)
+        syscall(SYS_futex, sleepers, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 #endif

@@ -48,7 +48,7 @@ static PyObject *Watch_forget(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* What to sleep on for one channel: its futex word as it is now, unless its version is newer than `version` already. */
+/* What to wait for at one channel: the low half of its `latest` as it is now, unless its version is newer than `version` already. */
 static bool watched_fill(struct watched *watched, PyObject *attachment, PyObject *version)
 {
     if (!PyObject_TypeCheck(attachment, AttachmentType)) {
@@ -59,7 +59,7 @@ static bool watched_fill(struct watched *watched, PyObject *attachment, PyObject
     const struct channel *channel = &((AttachmentObject *)attachment)->attachment->channel;
     uint64_t latest = channel_latest(channel);
     *watched = (struct watched){
-        .word = channel_futex(channel),
+        .word = channel_low(channel),
         .sleepers = &channel->commons->sleepers,
         .seen = (uint32_t)latest,
         .ready = latest_version(latest) > seen,

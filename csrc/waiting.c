@@ -31,31 +31,6 @@ static enum futex_result bell_sleep(struct watch *watch, int64_t timeout_ns)
     return failed != 0 && errno == EINTR ? FUTEX_INTERRUPTED : FUTEX_TIMEOUT; /* the caller looks at the bell */
 }
 
-/* Sleep on the bell and up to WATCH_WORDS words. Each word's flag pairs with futex_wake as futex_sleep's does: here
- * store the flags, fence, load the words (in the kernel, which sleeps only if none has changed); there store the word,
- * fence, load the flag. The flag goes with every wake, so it is set again before every sleep. */
-static enum futex_result words_sleep(struct watch *watch, struct watched *words, size_t count, int64_t until_ns)
-{
-    struct waitv_word group[WATCH_WORDS + 1];
-    group[0] = (struct waitv_word){0, (uintptr_t)&watch->bell, WAITV_U32 | FUTEX_PRIVATE_FLAG, 0};
-    for (size_t i = 0; i < count; i++) {
-        group[i + 1] = (struct waitv_word){words[i].seen, (uintptr_t)words[i].word, WAITV_U32, 0};
-        store_relaxed(words[i].sleepers, 1);
-    }
-    fence_full(); /* pairs with futex_wake's */
-    struct timespec until = timespec_of(until_ns);
-    long woken = syscall(SYS_futex_waitv, group, count + 1, 0, &until, CLOCK_MONOTONIC);
-    if (woken > 0)
-        words[woken - 1].ready = true; /* perhaps with the word as it was: its publisher closed the channel */
-    if (woken >= 0 || errno == EAGAIN)
-        return FUTEX_CHANGED;
-    if (errno == EINTR)
-        return FUTEX_INTERRUPTED;
-    if (errno != ETIMEDOUT) /* ENOSYS from an older kernel, EPERM from a filter; nothing else is worth a second try */
-        store_relaxed(&watch->polls, 1);
-    return FUTEX_TIMEOUT;
-}
-
 static bool words_look(struct watched *words, size_t count)
 {
     bool any = false;
@@ -65,6 +40,29 @@ static bool words_look(struct watched *words, size_t count)
         any |= words[i].ready;
     }
     return any;
+}
+
+/* Sleep on the bell and up to WATCH_WORDS words, each as futex_sleep does. */
+static enum futex_result words_sleep(struct watch *watch, struct watched *words, size_t count, int64_t until_ns)
+{
+    struct waitv_word group[WATCH_WORDS + 1];
+    group[0] = (struct waitv_word){0, (uintptr_t)&watch->bell, WAITV_U32 | FUTEX_PRIVATE_FLAG, 0};
+    for (size_t i = 0; i < count; i++)
+        group[i + 1] = (struct waitv_word){futex_announce(words[i].sleepers), (uintptr_t)words[i].sleepers, WAITV_U32, 0};
+    if (words_look(words, count))
+        return FUTEX_CHANGED;
+    struct timespec until = timespec_of(until_ns);
+    long woken = syscall(SYS_futex_waitv, group, count + 1, 0, &until, CLOCK_MONOTONIC);
+    if (woken >= 0 || errno == EAGAIN) {
+        for (size_t i = 0; i < count; i++) /* perhaps with the word as it was: its publisher closed the channel */
+            words[i].ready |= load_relaxed(words[i].sleepers) != (uint32_t)group[i + 1].seen;
+        return FUTEX_CHANGED;
+    }
+    if (errno == EINTR)
+        return FUTEX_INTERRUPTED;
+    if (errno != ETIMEDOUT) /* ENOSYS from an older kernel, EPERM from a filter; nothing else is worth a second try */
+        store_relaxed(&watch->polls, 1);
+    return FUTEX_TIMEOUT;
 }
 
 /* One sleep, at most until `until_ns`; FUTEX_TIMEOUT also when it is only time to look. */

@@ -5,7 +5,7 @@
  * more, the thread sleeps on its bell alone and looks at the words every few milliseconds.
  *
  *     word        in shared memory, may be read-only here: the low half of a channel's `latest`
- *     sleepers    the flag beside it that tells its writer to wake; see futex.h
+ *     sleepers    beside it: what to sleep on, and what tells its writer to wake; see futex.h
  *     bell        in this process alone
  */
 #ifndef UNTORN_WAITING_H
