@@ -3,7 +3,7 @@
 Everybody trains the same network on the same examples, with the same global batch and the same optimizer: untorn with
 one worker and with two; one process with one thread and with two; DistributedDataParallel; the Hogwild example's way;
 and the limit, two processes that compute gradients of fixed weights and exchange nothing. All of them live at once,
-those whose turn it is not asleep. `python -m benchmarks pytorch` takes about five minutes; with UNTORN_BENCH_LARGE=1 it
+those whose turn it is not asleep. `python -m benchmarks pytorch` takes about four minutes; with UNTORN_BENCH_LARGE=1 it
 adds an MLP with 17 million parameters, and takes a minute more.
 
 The ratios say how many times as long as untorn with two workers somebody takes for a step. That of the limit is the
