@@ -7,7 +7,7 @@
 #include "board_update.h"
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB3"
+#define BOARD_MAGIC "untornB4"
 
 /* Waiting workers look around by themselves this often: a worker killed right after the last commit of a phase could
  * not move it on. */
@@ -103,6 +103,7 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->buffer_nbytes = config->buffer_nbytes;
     header->state_stride = config->state_stride;
     header->base_version = config->base_version;
+    header->job = config->job;
     header->clip_norm = config->clip_norm;
     header->lanes = config->lanes;
     header->hyper = config->hyper;

@@ -95,6 +95,7 @@ struct board_header {
     uint64_t buffer_nbytes;    /* of a gradient, without its header */
     uint64_t state_stride;
     uint64_t base_version;     /* of the weights of step 0 */
+    uint64_t job;              /* the server's number for what is done here */
     double clip_norm;          /* the greatest norm of a gradient; 0: no clipping */
     struct kernel_hyper hyper; /* but for the step's rates, which are rates[step] */
     /* offsets of the sections */
@@ -130,7 +131,7 @@ struct board {
 struct board_config {
     uint32_t shards, ranges, workers, active, optimizer; /* workers, active: the most there can be, and at first */
     bool lanes;
-    uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
+    uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     double clip_norm;
     struct kernel_hyper hyper;
 };

@@ -294,7 +294,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 enum board_field {
     BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
-    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES,
+    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES, BOARD_JOB,
 };
 
 static PyObject *Board_field(PyObject *self, void *which)
@@ -315,6 +315,7 @@ static PyObject *Board_field(PyObject *self, void *which)
     case BOARD_NAMES_AT: value = header->names_at; break;
     case BOARD_ACTIVE: value = load_acquire(&header->active); break;
     case BOARD_LANES: value = header->lanes; break;
+    case BOARD_JOB: value = header->job; break;
     case BOARD_SHARDS: value = header->shards; break;
     case BOARD_WORKERS: value = header->workers; break;
     case BOARD_STEPS: value = header->steps; break;
@@ -377,6 +378,7 @@ static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("workers", BOARD_WORKERS),
     BOARD_FIELD("active", BOARD_ACTIVE),
     BOARD_FIELD("lanes", BOARD_LANES),
+    BOARD_FIELD("job", BOARD_JOB),
     BOARD_FIELD("steps", BOARD_STEPS),
     BOARD_FIELD("examples", BOARD_EXAMPLES),
     BOARD_FIELD("batch_size", BOARD_BATCH_SIZE),
@@ -417,10 +419,10 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
     int fd, lanes;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
-    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version;
+    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     Py_buffer ranges;
-    if (!PyArg_ParseTuple(args, "i(IIIpKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &config.active, &lanes,
-                          &steps, &examples, &batch_size, &buffer_nbytes, &state_stride, &base_version,
+    if (!PyArg_ParseTuple(args, "i(IIIpKKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &config.active, &lanes,
+                          &steps, &examples, &batch_size, &buffer_nbytes, &state_stride, &base_version, &job,
                           &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1, &hyper->beta2,
                           &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad, &config.clip_norm,
                           &ranges))
@@ -432,6 +434,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
     config.buffer_nbytes = buffer_nbytes;
     config.state_stride = state_stride;
     config.base_version = base_version;
+    config.job = job;
     config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
     PyObject *result = NULL;
     if (config.shards == 0 || config.shards > BOARD_MAX_SHARDS || config.workers == 0 ||
@@ -451,7 +454,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
 static PyMethodDef board_functions[] = {
     {"format_board", core_format_board, METH_VARARGS,
      "format_board(fd, (shards, most workers, workers, lanes, steps, examples, batch_size, buffer_nbytes, state_stride, "
-     "base_version), "
+     "base_version, job), "
      "(optimizer, momentum, weight_decay, beta1, beta2, eps, nesterov, centered, amsgrad), clip_norm or 0, ranges): "
      "lay out a board in an empty file."},
     {NULL, NULL, 0, NULL},

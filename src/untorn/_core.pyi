@@ -109,6 +109,7 @@ class Board:
     batch_size: int
     active: int
     lanes: int
+    job: int
     commits: list[int]
     def __new__(cls, fd: int) -> Board: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -163,7 +164,7 @@ def frozen_build(
 ) -> tuple[FrozenMemory, FrozenMemory, FrozenMemory, int, int]: ...
 def format_board(
     fd: int,
-    sizes: tuple[int, int, int, int, int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int, int, int, int, int, int],
     hyper: tuple[int, float, float, float, float, float, int, int, int],
     clip_norm: float,
     ranges: bytes,

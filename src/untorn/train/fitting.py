@@ -90,7 +90,7 @@ def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
         with piece.source.shared(max_readers=fit.max_readers, local=local) as shared:
             job = _make_job(trainer, running, shared)
             threads = trainer.threads_per_worker
-            payload = {} if local else trainer._payload(job, fd)
+            payload = {} if local else trainer._payload(job, board, fd)
             try:
                 running.engine.begin(
                     board,
@@ -118,7 +118,7 @@ def _make_board(trainer: Trainer, running: Running, fd: int, piece: _Piece, *, c
     shards = trainer.max_staleness + 1 if lanes else trainer.shards
     sizes = (
         shards, team.most, team.wanted, int(lanes), steps, examples, batch_size, plan.nbytes, plan.state_stride,
-        running.target.version,
+        running.target.version, trainer._next_job(),
     )  # fmt: skip
     clip_norm = trainer.clip_norm or 0.0 if clips else 0.0
     try:

@@ -288,7 +288,7 @@ class _Workers:
                 row=getattr(self._question, "row", None),
                 outputs=self._question.outputs,
             )
-            payload = trainer._payload(job, fd, within=self._engine.job_number)
+            payload = trainer._payload(job, board, fd, within=self._engine.job_number)
             with self._engine.aside(board, payload, team.spin_s):
                 self._collect(board)
         finally:
@@ -297,7 +297,7 @@ class _Workers:
     def _make_board(self, fd: int) -> _core.Board:
         team = self._trainer._team
         lanes = min(self._question.cut.chunks - 1, _LANES_PER_WORKER * team.wanted)
-        sizes = (lanes, team.most, team.wanted, 1, 1, 1, 1, self._nbytes, 0, 0)
+        sizes = (lanes, team.most, team.wanted, 1, 1, 1, 1, self._nbytes, 0, 0, self._trainer._next_job())
         try:
             _core.format_board(fd, sizes, _NO_OPTIMIZER, 0.0, _NO_RANGE)
         except _core.StatusError as error:

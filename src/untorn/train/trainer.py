@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from untorn import _core
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import ClosedError
 from untorn.share import Snapshot, Subscriber
@@ -449,12 +450,16 @@ class Trainer:
     def _is_framework(self) -> bool:
         return isinstance(self._model, FrameworkModel)
 
-    def _payload(self, job: Any, board_fd: int, *, within: int = 0) -> dict[str, Any]:
-        """What workers get to know about the next job."""
+    def _next_job(self) -> int:
+        """The number of the next job, which its board has too."""
         self._job_number += 1
+        return self._job_number
+
+    def _payload(self, job: Any, board: _core.Board, board_fd: int, *, within: int = 0) -> dict[str, Any]:
+        """What workers get to know about a job."""
         return payload_of(
             job,
-            number=self._job_number,
+            number=board.job,
             board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
             model=self._model,
             sent=self._sent,

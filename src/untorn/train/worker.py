@@ -291,11 +291,11 @@ class _Desk:
         """The worker for this job; None if the job is over, or cannot be begun, and then the server knows why."""
         try:
             board = open_board(payload["board"])
-        except OSError:
+        except (OSError, _core.StatusError):
             return None  # the job ended before we came to it
+        if board.job != payload["number"]:
+            return None  # likewise: the path names a descriptor, whose number the next job's board has got
         try:
-            # The path names a descriptor, whose number the next job's board may get when this one is over. The data's
-            # channel is closed before that, so a worker that can still attach to the data has opened the right board.
             model = self._replica(payload["model"], payload["threads"])
             worker: Turner = pickle.loads(payload["job"]).begin(self._index, board, model)
             return worker
