@@ -389,7 +389,8 @@ def test_edits_of_some_leaves(tree, data):
 def varied(leaf, seed: int):
     """Another leaf of the same structure."""
     if isinstance(leaf, np.ndarray):
-        return np.copyto(made := np.empty_like(leaf, order="K"), raw_array(leaf.dtype, leaf.shape, seed)) or made
+        in_fortran_order = leaf.flags.f_contiguous and not leaf.flags.c_contiguous  # which published arrays keep
+        return np.asarray(raw_array(leaf.dtype, leaf.shape, seed), order="F" if in_fortran_order else "C")
     if isinstance(leaf, np.generic):
         made = raw_array(leaf.dtype, (1,), seed)[0]
         return made if made.dtype == leaf.dtype else leaf  # text that ends in zeros is shorter, so another structure
