@@ -37,6 +37,8 @@ venv: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/untorn train digits --workers 2
 
+# The same random choices in every run; `make soak`, and pytest by hand, make new ones and print their seed.
+test: export UNTORN_SEED ?= 883257245
 test: test-c $(VENV)/.installed
 	$(BIN)/python -m pytest
 

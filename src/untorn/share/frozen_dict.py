@@ -87,7 +87,11 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         if missing:
             raise FormatError(f"parts of a FrozenDict: {', '.join(sorted(missing))} missing")
         index, entries, blob = (_flat(name, parts[name]) for name in ("index", "entries", "blob"))
-        documents = bytes(parts["documents"])
+        try:
+            documents = bytes(memoryview(parts["documents"]))
+        except (TypeError, ValueError):
+            found = type(parts["documents"]).__name__
+            raise FormatError(f"parts of a FrozenDict: documents: expected bytes, found {found}") from None
         count, seed, dtypes, schemas = _read_documents(documents)
         kept = (index, entries, blob, documents, allow_pickle)
         # NumPy's type for the arrays goes along: the core does not import NumPy

@@ -642,3 +642,10 @@ def look_at_all(data, parts):
         for _ in range(len(frozen) + 1):
             with contextlib.suppress(StopIteration, UntornError, ImportError):
                 next(iterator)
+
+
+@pytest.mark.parametrize("documents", [0.5, 10**18, None, "text", [1]], ids=repr)
+def test_documents_that_are_no_bytes_are_a_format_error(documents):
+    parts = FrozenDict({"a": 1}).parts() | {"documents": documents}
+    with pytest.raises(FormatError, match="documents: expected bytes, found "):
+        FrozenDict.of_parts(parts)
