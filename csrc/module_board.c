@@ -292,7 +292,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 }
 
 enum board_field {
-    BOARD_STEP, BOARD_LIMIT, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
+    BOARD_STEP, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
     BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES, BOARD_JOB,
 };
@@ -304,7 +304,6 @@ static PyObject *Board_field(PyObject *self, void *which)
     unsigned long long value = 0;
     switch ((enum board_field)(intptr_t)which) {
     case BOARD_STEP: value = board_step(board); break;
-    case BOARD_LIMIT: value = load_acquire(&header->limit); break;
     case BOARD_NEED_SLOT: value = load_acquire(&header->need_slot); break;
     case BOARD_FAILED: value = load_acquire(&header->failed); break;
     case BOARD_STOPPED: value = load_acquire(&header->stop); break;
@@ -365,7 +364,6 @@ static PyMethodDef Board_methods[] = {
 #define BOARD_FIELD(name, which) {name, Board_field, NULL, NULL, (void *)(intptr_t)(which)}
 static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("step", BOARD_STEP),
-    BOARD_FIELD("limit", BOARD_LIMIT),
     BOARD_FIELD("need_slot", BOARD_NEED_SLOT),
     BOARD_FIELD("failed", BOARD_FAILED),
     BOARD_FIELD("stopped", BOARD_STOPPED),
@@ -468,10 +466,7 @@ bool module_add_board(PyObject *module)
            PyModule_AddIntConstant(module, "TURN_STOP", TURN_STOP) == 0 &&
            PyModule_AddIntConstant(module, "TURN_NEED_SLOT", TURN_NEED_SLOT) == 0 &&
            PyModule_AddIntConstant(module, "TURN_LEAVE", TURN_LEAVE) == 0 &&
-           PyModule_AddIntConstant(module, "TASK_FREE", TASK_FREE) == 0 &&
-           PyModule_AddIntConstant(module, "TASK_CLAIMED", TASK_CLAIMED) == 0 &&
            PyModule_AddIntConstant(module, "TASK_DONE", TASK_DONE) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_MAX_WORKERS", BOARD_MAX_WORKERS) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_SGD", KERNEL_SGD) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&

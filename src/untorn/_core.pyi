@@ -18,10 +18,7 @@ TURN_IDLE: int
 TURN_STOP: int
 TURN_NEED_SLOT: int
 TURN_LEAVE: int
-TASK_FREE: int
-TASK_CLAIMED: int
 TASK_DONE: int
-BOARD_MAX_WORKERS: int
 KERNEL_RATES: int
 KERNEL_SGD: int
 KERNEL_ADAM: int
@@ -93,7 +90,6 @@ class Watch:
 
 class Board:
     step: int
-    limit: int
     need_slot: int
     failed: int
     stopped: int

@@ -3,6 +3,8 @@
 base.py         what an engine is
 serial.py       in this process: the reference that every other must equal, bit for bit
 processes.py    worker processes, started, supervised and replaced
+memory.py, cgroups.py    was a worker killed for want of memory? what the control groups say
+threads.py      as many BLAS threads here as a worker has
 """
 
 from untorn.engines.base import Death, Engine, Turner
