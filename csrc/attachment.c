@@ -9,7 +9,9 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "fork.h"
 #include "futex.h"
+#include "rows.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -22,222 +24,6 @@
 static const int64_t WAIT_SPIN_NS = 20000;
 /* A reservation of less than this is made without asking how much memory there is. */
 static const uint64_t LARGE_NBYTES = 64 << 20;
-
-/* -- locks ------------------------------------------------------------------------------------------------------ */
-
-static struct flock byte_lock(short type, uint32_t byte)
-{
-    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-}
-
-/* Ask the kernel for byte `byte` of the control file; false if a living process has it. */
-static bool lock_take(int fd, uint32_t byte)
-{
-    struct flock lock = byte_lock(F_WRLCK, byte);
-    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
-}
-
-static void lock_drop(int fd, uint32_t byte)
-{
-    struct flock lock = byte_lock(F_UNLCK, byte);
-    fcntl(fd, F_OFD_SETLK, &lock);
-}
-
-static bool lock_is_held_elsewhere(int fd, uint32_t byte)
-{
-    struct flock lock = byte_lock(F_WRLCK, byte);
-    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
-}
-
-/* -- rows ------------------------------------------------------------------------------------------------------- */
-
-static void commons_raise_high(struct reader_commons *commons, uint32_t row)
-{
-    uint32_t high = load_relaxed(&commons->high);
-    while (high < row && !atomic_compare_exchange_weak_explicit(&commons->high, &high, row, memory_order_release,
-                                                                memory_order_relaxed)) {
-    } /* pairs with channel_held; comes before the row's first bit */
-}
-
-/* Take a row whose lock is free, as the owner of `fd`. What a dead reader left in it is cleared under the lock. */
-static uint32_t row_take(const struct channel *channel, int fd, uint64_t held)
-{
-    for (uint32_t row = 1; row <= channel->max_readers; row++) {
-        if (!lock_take(fd, row))
-            continue;
-        struct reader_row *line = &channel->rows[row];
-        commons_raise_high(channel->commons, row);
-        line->attached_ns = clock_wall_ns();
-        store_relaxed(&line->pid, (uint32_t)getpid());
-        store_release(&line->held, held); /* pairs with channel_held */
-        return row;
-    }
-    return 0;
-}
-
-unsigned attachment_reclaim(struct attachment *attachment)
-{
-    const struct channel *channel = &attachment->channel;
-    unsigned reclaimed = 0;
-    uint32_t high = load_acquire(&channel->commons->high);
-    for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
-        struct reader_row *line = &channel->rows[row];
-        if (row == attachment->row || load_relaxed(&line->held) == 0 || !lock_take(attachment->control_fd, row))
-            continue;
-        store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
-        store_relaxed(&line->pid, 0);
-        lock_drop(attachment->control_fd, row);
-        reclaimed++;
-    }
-    return reclaimed;
-}
-
-/* -- fork ------------------------------------------------------------------------------------------------------- */
-
-/* A child shares its parent's open file descriptions, and so its locks: the child would keep a dead parent's row and
- * publisher lock alive. So before a fork every attachment gets a second description with a row of its own, which holds
- * what the parent holds; the child goes over to it. If there is no row left, the child gets copies of what it holds. */
-static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct attachment *registry;
-static pthread_once_t registry_once = PTHREAD_ONCE_INIT;
-
-static uint8_t *memory_copy(const struct slot_mapping *map)
-{
-    void *copy = mmap(NULL, map->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (copy == MAP_FAILED)
-        return NULL;
-    memcpy(copy, map->base, map->length);
-    return copy;
-}
-
-static int description_duplicate(int fd)
-{
-    char path[32];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return open(path, O_RDWR | O_CLOEXEC);
-}
-
-static void fork_prepare_one(struct attachment *a)
-{
-    pthread_mutex_lock(&a->lock);
-    a->fork_row = 0;
-    a->fork_fd = description_duplicate(a->control_fd);
-    if (a->row == 0)
-        return;
-    if (a->fork_fd >= 0)
-        a->fork_row = row_take(&a->channel, a->fork_fd, load_relaxed(&a->channel.rows[a->row].held));
-    if (a->fork_row != 0) {
-        add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
-        return;
-    }
-    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
-        a->fork_copies[slot] = a->pins[slot] != 0 ? memory_copy(&a->maps[slot]) : NULL;
-}
-
-static void fork_parent_one(struct attachment *a)
-{
-    if (a->fork_fd >= 0)
-        close(a->fork_fd); /* the child keeps the description, and with it the row, alive */
-    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        if (a->fork_copies[slot] != NULL)
-            munmap(a->fork_copies[slot], a->maps[slot].length);
-        a->fork_copies[slot] = NULL;
-    }
-    pthread_mutex_unlock(&a->lock);
-}
-
-/* Go over to the second description with the descriptor and with the mappings: these keep a description, and so its
- * locks, alive as well. Without one (no descriptor was left) this attachment ends here. */
-static void fork_child_control(struct attachment *a)
-{
-    int flags = MAP_SHARED | MAP_FIXED, protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
-    off_t rows_offset = (off_t)a->channel.control->rows_offset;
-    if (a->fork_fd < 0)
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    void *control = mmap(a->channel.control, a->control_nbytes, protection, flags, a->fork_fd, 0);
-    void *rows = mmap(a->channel.rows, a->rows_nbytes, PROT_READ | PROT_WRITE, flags, a->fork_fd, rows_offset);
-    if (control == MAP_FAILED || rows == MAP_FAILED)
-        abort(); /* no memory for a mapping that replaces one: this child could only do harm */
-    if (a->fork_fd >= 0) {
-        dup3(a->fork_fd, a->control_fd, O_CLOEXEC);
-        close(a->fork_fd);
-    } else {
-        close(a->control_fd);
-        a->control_fd = -1;
-    }
-}
-
-static void fork_child_one(struct attachment *a)
-{
-    fork_child_control(a);
-    if (a->fork_row != 0)
-        store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
-    if (a->row != 0 && a->fork_row == 0) {
-        for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-            if (a->pins[slot] == 0)
-                continue;
-            if (a->fork_copies[slot] == NULL) /* no memory: better a view that cannot be read than a torn one */
-                mprotect(a->maps[slot].base, a->maps[slot].length, PROT_NONE);
-            else
-                mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length,
-                       MREMAP_MAYMOVE | MREMAP_FIXED, a->maps[slot].base);
-            a->fork_copies[slot] = NULL;
-            a->maps[slot] = (struct slot_mapping){0}; /* the copy belongs to the views alone */
-            a->pins[slot] = 0;
-        }
-        a->generation++;
-    }
-    a->row = a->fork_row;
-    a->forked = a->role == ROLE_PUBLISHER;
-    pthread_mutex_unlock(&a->lock);
-}
-
-static void fork_prepare(void)
-{
-    pthread_mutex_lock(&registry_lock);
-    for (struct attachment *a = registry; a != NULL; a = a->next)
-        fork_prepare_one(a);
-}
-
-static void fork_parent(void)
-{
-    for (struct attachment *a = registry; a != NULL; a = a->next)
-        fork_parent_one(a);
-    pthread_mutex_unlock(&registry_lock);
-}
-
-static void fork_child(void)
-{
-    for (struct attachment *a = registry; a != NULL; a = a->next)
-        fork_child_one(a);
-    pthread_mutex_unlock(&registry_lock);
-}
-
-static void registry_start(void) { pthread_atfork(fork_prepare, fork_parent, fork_child); }
-
-static void registry_add(struct attachment *a)
-{
-    pthread_once(&registry_once, registry_start);
-    pthread_mutex_lock(&registry_lock);
-    a->next = registry;
-    if (registry != NULL)
-        registry->previous = a;
-    registry = a;
-    pthread_mutex_unlock(&registry_lock);
-}
-
-/* Of one that was never added, nothing. Asked under the lock: a neighbour may be coming or going. */
-static void registry_remove(struct attachment *a)
-{
-    pthread_mutex_lock(&registry_lock);
-    if (a->next != NULL)
-        a->next->previous = a->previous;
-    if (a->previous != NULL)
-        a->previous->next = a->next;
-    else if (registry == a)
-        registry = a->next;
-    pthread_mutex_unlock(&registry_lock);
-}
 
 /* -- open and close --------------------------------------------------------------------------------------------- */
 
@@ -354,7 +140,7 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
         errno = cause;
         return status;
     }
-    registry_add(a);
+    fork_follow(a);
     *result = a;
     return STATUS_OK;
 }
@@ -389,7 +175,7 @@ static void orphan_return(struct attachment *a, const uint8_t *address)
 
 void attachment_close(struct attachment *a)
 {
-    registry_remove(a);
+    fork_forget(a);
     if (a->row != 0) {
         store_release(&a->channel.rows[a->row].held, 0);
         store_relaxed(&a->channel.rows[a->row].pid, 0);
@@ -582,6 +368,23 @@ void attachment_retire(struct attachment *a)
     futex_wake(&a->channel.commons->sleepers);
     lock_drop(a->control_fd, 0);
     a->forked = true; /* from here on it may publish as little as a child */
+}
+
+unsigned attachment_reclaim(struct attachment *attachment)
+{
+    const struct channel *channel = &attachment->channel;
+    unsigned reclaimed = 0;
+    uint32_t high = load_acquire(&channel->commons->high);
+    for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
+        struct reader_row *line = &channel->rows[row];
+        if (row == attachment->row || load_relaxed(&line->held) == 0 || !lock_take(attachment->control_fd, row))
+            continue;
+        store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
+        store_relaxed(&line->pid, 0);
+        lock_drop(attachment->control_fd, row);
+        reclaimed++;
+    }
+    return reclaimed;
 }
 
 bool attachment_row_alive(struct attachment *a, uint32_t row)

@@ -13,7 +13,7 @@
  *     | line i: reader i: which slots it holds    |
  *     +-------------------------------------------+
  *
- * Files, mappings, locks and fork are attachment.c's; nothing here makes a system call but the wake. The byte layout
+ * Files and mappings are attachment.c's, locks rows.c's; nothing here makes a system call but the wake. The byte layout
  * is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and store buffers.
  */
 #ifndef UNTORN_CHANNEL_H

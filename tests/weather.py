@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+from pathlib import Path
 
 from untorn.train import Trainer
 
@@ -42,15 +43,19 @@ class Weather(threading.Thread):
                         continue
                 self._over.wait(self._rng.random() * 0.02)  # not to be in step with anything
                 what = self._rng.choice([what for what, left in self.left.items() if left > 0])
-                self.left[what] -= 1
-                with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was killed meanwhile
                     getattr(self, what)()
+                    self.left[what] -= 1
         while self._stopped:
             with contextlib.suppress(ProcessLookupError):
                 self.wake()
 
     def kill(self) -> None:
-        os.kill(self._rng.choice(self._trainer.pids), signal.SIGKILL)
+        """Of one that is dead already, and was not buried yet, the kernel would say nothing."""
+        pid = self._rng.choice(self._trainer.pids)
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            raise ProcessLookupError
+        os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         self._stopped.append(self._rng.choice(self._trainer.pids))

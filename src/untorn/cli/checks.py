@@ -20,6 +20,8 @@ import numpy as np
 
 import untorn
 from untorn.cli.tables import count, size
+from untorn.engines.cgroups import Read, group_files, read_text
+from untorn.train.cpus import cpu_quotas
 
 __all__ = ["CHECKS", "Check", "Machine", "note", "ok", "problem"]
 
@@ -63,14 +65,6 @@ def problem(name: str, found: str, advice: str) -> Check:
     return Check(name, "problem", found, advice)
 
 
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return None
-
-
 def _link(path: str) -> str | None:
     try:
         return os.readlink(path)
@@ -96,7 +90,7 @@ class Machine:
         environment: variables.
     """
 
-    read: Callable[[str], str | None] = _read
+    read: Read = read_text
     link: Callable[[str], str | None] = _link
     space: Callable[[str], tuple[int, int]] = _space
     affinity: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -127,25 +121,6 @@ class Machine:
             if (path + "/").startswith(point.rstrip("/") + "/") and (best is None or len(point) >= len(best[0])):
                 best = (point, fields[2], fields[3])
         return best
-
-    def cgroup_files(self, controller: str, file: str, old_file: str) -> list[str]:
-        """The texts of a controller's limit file, of this process's group and of all above it (v2, then v1)."""
-        texts = []
-        for line in (self.read("/proc/self/cgroup") or "").splitlines():
-            _, _, rest = line.partition(":")
-            names, _, path = rest.partition(":")
-            if names == "":
-                root, name = "/sys/fs/cgroup", file
-            elif controller in names.split(","):
-                root, name = f"/sys/fs/cgroup/{names}", old_file
-            else:
-                continue
-            parts = [part for part in path.split("/") if part and part != ".."]
-            for depth in range(len(parts), -1, -1):
-                text = self.read("/".join([root, *parts[:depth], name]))
-                if text is not None:
-                    texts.append(text)
-        return texts
 
 
 # -- software
@@ -212,7 +187,7 @@ def memory(machine: Machine) -> list[Check]:
     found = f"{size(available or 0)} available of {size(total or 0)}, {size(machine.meminfo('SwapTotal') or 0)} swap"
     limits = [
         int(text)
-        for text in machine.cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
+        for _, text in group_files("memory", v1="memory.limit_in_bytes", v2="memory.max", read=machine.read)
         if text.strip().isdecimal()
     ]
     limit = min(limits, default=None)
@@ -260,7 +235,7 @@ def processors(machine: Machine) -> list[Check]:
     """How many may be used at once: a trainer's workers default to that."""
     online = sum(1 for line in (machine.read("/proc/cpuinfo") or "").splitlines() if line.startswith("processor"))
     online = max(online, machine.affinity)
-    quota = _cpu_quota(machine)
+    quota = min(cpu_quotas(machine.read), default=None)
     found = f"{online} there, {machine.affinity} in this process's affinity mask"
     if quota is None:
         return [ok("processors", f"{found}, no cgroup quota")]
@@ -269,19 +244,6 @@ def processors(machine: Machine) -> list[Check]:
     if usable >= machine.affinity:
         return [ok("processors", found)]
     return [note("processors", found, f"more than {count(usable, 'worker')} would be throttled: workers={usable}")]
-
-
-def _cpu_quota(machine: Machine) -> float | None:
-    """The tightest quota of this process's groups, in processors."""
-    quotas = []
-    for text in machine.cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
-        parts = text.split()
-        if len(parts) == 2 and parts[0].isdecimal() and parts[1].isdecimal() and int(parts[1]):
-            quotas.append(int(parts[0]) / int(parts[1]))
-        elif len(parts) == 1 and parts[0].isdecimal():
-            period = machine.number("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or 100_000
-            quotas.append(int(parts[0]) / period)
-    return min(quotas, default=None)
 
 
 def threads(machine: Machine) -> list[Check]:

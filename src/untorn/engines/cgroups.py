@@ -1,37 +1,48 @@
 """Files of the control groups that this process is in: the kernel's word on what it may use, and what happened to it.
 
-Version 2 has one tree under /sys/fs/cgroup; version 1 has one per controller. A limit may be set at any level, so each
-question is asked of the process's own group and of all above it, as far as this process sees them.
+Version 2 has one tree under /sys/fs/cgroup; version 1 has one per controller, or per pair of them. A limit may be set
+at any level, so each question is asked of the process's own group and of all above it, as far as this process sees
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
 
-__all__ = ["group_files"]
+__all__ = ["Read", "group_files", "read_text"]
 
-_ROOT = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
+_ROOT = "/sys/fs/cgroup"
+_MEMBERSHIP = "/proc/self/cgroup"
+
+#: a file's text, or None if it cannot be read
+Read = Callable[[str], str | None]
 
 
-def group_files(
-    controller: str, *, v1: str, v2: str, root: Path = _ROOT, membership: Path = _MEMBERSHIP
-) -> Iterator[Path]:
-    """The files of this name, ``v1`` or ``v2`` by the tree's version, of all the groups. Those that exist."""
+def read_text(path: str) -> str | None:
+    """The text of a file of the kernel's; None if it cannot be read."""
     try:
-        lines = membership.read_text().splitlines()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+        return None
+
+
+def group_files(controller: str, *, v1: str, v2: str, read: Read = read_text) -> Iterator[tuple[str, str]]:
+    """(path, text) of the files of this name, ``v1`` or ``v2`` by the tree's version, of all the groups, the process's
+    own first. Those that can be read."""
+    for line in (read(_MEMBERSHIP) or "").splitlines():
+        controllers, _, group = line.partition(":")[2].partition(":")
         if controllers == "":
-            tree, name = root, v2
+            trees, name = [_ROOT], v2
         elif controller in controllers.split(","):
-            tree, name = root / controller, v1
+            trees, name = [f"{_ROOT}/{controllers}", f"{_ROOT}/{controller}"], v1  # either may be there
         else:
             continue
-        group = PurePosixPath(path.strip("/"))
-        for each in (group, *group.parents):
-            if (tree / each / name).is_file():
-                yield tree / each / name
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            for tree in dict.fromkeys(trees):
+                path = "/".join([tree, *parts[:depth], name])
+                text = read(path)
+                if text is not None:
+                    yield path, text
+                    break

@@ -21,7 +21,8 @@ class OutOfMemory:
 
     def __init__(self, counters: Iterable[Path] | None = None) -> None:
         if counters is None:
-            counters = [*group_files("memory", v1="memory.oom_control", v2="memory.events"), _MACHINE]
+            files = group_files("memory", v1="memory.oom_control", v2="memory.events")
+            counters = [*(Path(path) for path, _ in files), _MACHINE]
         self._before = {path: _count(path) for path in counters}
 
     def struck(self) -> bool:

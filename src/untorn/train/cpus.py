@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
-from untorn.engines.cgroups import group_files
+from untorn.engines.cgroups import Read, group_files, read_text
 
-__all__ = ["available_cpus"]
+__all__ = ["available_cpus", "cpu_quotas"]
 
 
 def available_cpus() -> int:
     """Processors of the affinity mask, or fewer where a cgroup's quota is smaller; at least 1."""
-    quotas = [quota_of(path) for path in group_files("cpu", v1="cpu.cfs_quota_us", v2="cpu.max")]
-    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas if quota is not None)]))
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, cpu_quotas())]))
 
 
-def quota_of(path: Path) -> float | None:
-    """Processors that this file allows; None for no limit.
+def cpu_quotas(read: Read = read_text) -> Iterator[float]:
+    """Processors that each of this process's groups allows; none of a group without a limit.
 
     Version 2: ``cpu.max`` is "QUOTA PERIOD", or "max PERIOD". Version 1: ``cpu.cfs_quota_us`` is the quota, or -1, and
     ``cpu.cfs_period_us`` beside it the period.
     """
-    try:
-        quota, *period = path.read_text().split()
-        if quota in ("max", "-1"):
-            return None
-        return int(quota) / int(period[0] if period else path.with_name("cpu.cfs_period_us").read_text())
-    except (OSError, ValueError, IndexError, ZeroDivisionError):
-        return None
+    for path, text in group_files("cpu", v1="cpu.cfs_quota_us", v2="cpu.max", read=read):
+        numbers = text.split()
+        if len(numbers) == 1:
+            numbers += (read(str(PurePosixPath(path).with_name("cpu.cfs_period_us"))) or "").split()
+        if len(numbers) == 2 and all(number.isdecimal() and int(number) for number in numbers):
+            yield int(numbers[0]) / int(numbers[1])

@@ -19,13 +19,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from untorn import _core
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import ClosedError
 from untorn.share import Snapshot, Subscriber
 from untorn.train import measuring, sampler
+from untorn.train.arguments import check_busy, check_no_cut, checked_count, checked_shards, checked_staleness
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
 from untorn.train.cpus import available_cpus
@@ -50,8 +49,6 @@ from untorn.train.worker import worker_main
 __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
-#: lanes are the shards of an async board
-_MOST_STALENESS = 1023
 
 
 class Trainer:
@@ -129,20 +126,21 @@ class Trainer:
             raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
         self.engine = engine
         self.mode = mode
-        self.seed = _count("seed", seed, 0, 2**63 - 1)
-        self.accumulate = _count("accumulate", accumulate, 1, 1_000_000)
-        self.threads_per_worker = _count("threads_per_worker", threads_per_worker, 1, 1024)
+        self.seed = checked_count("seed", seed, 0, 2**63 - 1)
+        self.accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
+        self.threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
         if isinstance(workers, str) and workers != "auto":
             raise TypeError(f"workers: expected an int or 'auto', found {workers!r}")
         cpus = available_cpus()
         fitting = max(1, cpus // self.threads_per_worker)
         self.tuner = Tuner(1 if engine == "serial" else fitting) if workers == "auto" else None
-        count = fitting if workers is None or workers == "auto" else _count("workers", workers, 1, 1000)
-        self.max_staleness = _staleness(mode, max_staleness, count, given=workers is not None and workers != "auto")
+        given = workers is not None and workers != "auto"
+        count = checked_count("workers", workers, 1, 1000) if given else fitting
+        self.max_staleness = checked_staleness(mode, max_staleness, count, given=given)
         if mode == "async":
             count = min(count, self.max_staleness + 1)
-        self.shards = _shards(mode, shards, count if isinstance(workers, int) else fitting)
-        self.max_restarts = _count("max_restarts", max_restarts, 0, 1_000_000)
+        self.shards = checked_shards(mode, shards, count if isinstance(workers, int) else fitting)
+        self.max_restarts = checked_count("max_restarts", max_restarts, 0, 1_000_000)
         self.optimizer = optimizer
         self._at_work = False
         self.clip_norm = check_clip_norm(clip_norm)
@@ -223,9 +221,9 @@ class Trainer:
         Raises ValueError for less than 1, for more than there is room for (64, or twice as many as at first), for more
         than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError for want of memory.
         """
-        workers = _count("workers", workers, 1, 1000)
+        workers = checked_count("workers", workers, 1, 1000)
         if self.mode == "async":
-            _check_busy(workers, self.max_staleness)
+            check_busy(workers, self.max_staleness)
         self._team.set(workers)
 
     @property
@@ -292,14 +290,14 @@ class Trainer:
             BusyError: another training writes its checkpoints there.
             OSError: a checkpoint could not be written. The weights are kept, and so are the checkpoints before.
         """
-        epochs = _count("epochs", epochs, 0, 2**31)
+        epochs = checked_count("epochs", epochs, 0, 2**31)
         if validation_data is not None:
             validation_data = source_of("validation_data", self._arrays(validation_data))
         batches = batches_of(data)
         source, stream, examples = None, None, 0
         if batches is not None:
-            _check_no_cut(batch_size=batch_size, drop_last=drop_last)
-            steps = None if steps_per_epoch is None else _count("steps_per_epoch", steps_per_epoch, 1, 2**31)
+            check_no_cut(batch_size=batch_size, drop_last=drop_last)
+            steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
             stream = Stream("data", batches, steps)
         elif steps_per_epoch is not None:
             raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
@@ -309,7 +307,7 @@ class Trainer:
                 raise TypeError(
                     "fit() needs batch_size=, the examples per step; only iterables of batches have their own"
                 )
-            batch_size = _count("batch_size", batch_size, 1, 2**31)
+            batch_size = checked_count("batch_size", batch_size, 1, 2**31)
             batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
         fit = Fit(
@@ -423,7 +421,7 @@ class Trainer:
 
         Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
         """
-        batch_size = _count("batch_size", batch_size, 1, 2**31)
+        batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         return measuring.evaluate(self, source_of("data", self._arrays(data)), batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
@@ -433,7 +431,7 @@ class Trainer:
 
         Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
         """
-        batch_size = _count("batch_size", batch_size, 1, 2**31)
+        batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         return measuring.predict(self, source_of("x", self._arrays(x)), batch_size)
 
     def module(self) -> Any:
@@ -503,56 +501,6 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _count(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {least} to {most}, found {value}")
-    return int(value)
-
-
-def _staleness(mode: str, max_staleness: int | None, workers: int, *, given: bool) -> int:
-    """The bound that these arguments ask for; 0 in sync mode."""
-    if mode not in ("sync", "async"):
-        raise ValueError(f"mode: expected 'sync' or 'async', found {mode!r}")
-    if mode == "sync":
-        if max_staleness is not None:
-            raise ValueError("max_staleness: sync mode has no stale gradients; leave it out, or give mode='async'")
-        return 0
-    if max_staleness is None:
-        return min(workers, _MOST_STALENESS)
-    max_staleness = _count("max_staleness", max_staleness, 0, _MOST_STALENESS)
-    if given:
-        _check_busy(workers, max_staleness)
-    return max_staleness
-
-
-def _check_busy(workers: int, max_staleness: int) -> None:
-    if workers > max_staleness + 1:
-        raise ValueError(
-            f"workers: with max_staleness={max_staleness} at most {max_staleness + 1} gradients are under way, and "
-            f"{workers - max_staleness - 1} of {workers} workers would have nothing to do; expected at most "
-            f"{max_staleness + 1} workers, or a larger max_staleness"
-        )
-
-
-def _shards(mode: str, shards: int | None, otherwise: int) -> int:
-    if mode == "sync":
-        return _count("shards", otherwise if shards is None else shards, 1, 1024)
-    if shards not in (None, 1):
-        raise ValueError(
-            f"shards: async mode computes each batch's gradient in one piece; leave it out, found {shards}"
-        )
-    return 1
-
-
-def _check_no_cut(**given: Any) -> None:
-    """An iterable of batches comes in batches, in its own order."""
-    for name, value in given.items():
-        if value not in (None, False):
-            raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
 
 
 def _initial(model: Any, params: Any) -> Any:

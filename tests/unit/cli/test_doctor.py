@@ -88,6 +88,7 @@ def test_a_sound_machine_is_all_ok():
             {
                 "/proc/self/cgroup": "3:cpu,cpuacct:/x\n",
                 "/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "50000\n",
+                "/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
             },
             {},
             "workers=1",

@@ -1,0 +1,66 @@
+"""Checks of what users give a Trainer: what it comes to, or an error that names the argument, what was expected, and
+what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["check_busy", "check_no_cut", "checked_count", "checked_shards", "checked_staleness"]
+
+#: lanes are the shards of an async board
+_MOST_STALENESS = 1023
+
+
+def checked_count(name: str, value: Any, least: int, most: int) -> int:
+    """An int of any library, ``least`` to ``most``. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, found {value}")
+    return int(value)
+
+
+def checked_staleness(mode: str, max_staleness: int | None, workers: int, *, given: bool) -> int:
+    """The bound that these arguments ask for; 0 in sync mode."""
+    if mode not in ("sync", "async"):
+        raise ValueError(f"mode: expected 'sync' or 'async', found {mode!r}")
+    if mode == "sync":
+        if max_staleness is not None:
+            raise ValueError("max_staleness: sync mode has no stale gradients; leave it out, or give mode='async'")
+        return 0
+    if max_staleness is None:
+        return min(workers, _MOST_STALENESS)
+    max_staleness = checked_count("max_staleness", max_staleness, 0, _MOST_STALENESS)
+    if given:
+        check_busy(workers, max_staleness)
+    return max_staleness
+
+
+def check_busy(workers: int, max_staleness: int) -> None:
+    """Raises ValueError if the bound leaves some of so many workers without work."""
+    if workers > max_staleness + 1:
+        raise ValueError(
+            f"workers: with max_staleness={max_staleness} at most {max_staleness + 1} gradients are under way, and "
+            f"{workers - max_staleness - 1} of {workers} workers would have nothing to do; expected at most "
+            f"{max_staleness + 1} workers, or a larger max_staleness"
+        )
+
+
+def checked_shards(mode: str, shards: int | None, otherwise: int) -> int:
+    """Into how many parts a batch is cut: those that were given, or else ``otherwise``; always 1 in async mode."""
+    if mode == "sync":
+        return checked_count("shards", otherwise if shards is None else shards, 1, 1024)
+    if shards not in (None, 1):
+        raise ValueError(
+            f"shards: async mode computes each batch's gradient in one piece; leave it out, found {shards}"
+        )
+    return 1
+
+
+def check_no_cut(**given: Any) -> None:
+    """Raises ValueError for what an iterable of batches decides by itself: how large they are, and their order."""
+    for name, value in given.items():
+        if value not in (None, False):
+            raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
