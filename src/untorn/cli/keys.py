@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import sys
 import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+
+from untorn.cli.signals import cleaning_up_after_signals
 
 __all__ = ["keys"]
 
@@ -21,19 +21,14 @@ def keys() -> Iterator[Callable[[float], str]]:
     """Keys without Enter and without echo: a function that waits at most so many seconds, and returns "q" if that was
     pressed. Without a terminal on stdin it just waits.
 
-    SIGTERM and SIGHUP end the program with SystemExit meanwhile, so that cleaning up happens. Ctrl-Z is off: it would
-    leave a shell on the alternate screen.
+    Ctrl-Z is off: it would leave a shell on the alternate screen.
     """
-    handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with cleaning_up_after_signals():
         if sys.stdin.isatty():
             with _cbreak(sys.stdin.fileno()) as fd:
                 yield lambda seconds: _wait_for_q(fd, seconds)
         else:
             yield _only_wait
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -48,10 +43,6 @@ def _cbreak(fd: int) -> Iterator[int]:
     finally:
         with contextlib.suppress(termios.error):  # the terminal itself is gone
             termios.tcsetattr(fd, termios.TCSANOW, before)
-
-
-def _end(number: int, _: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def _wait_for_q(fd: int, seconds: float) -> str:

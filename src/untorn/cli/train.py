@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from untorn.cli.failing import INTERRUPTED, reported
+from untorn.cli.signals import Ended, cleaning_up_after_signals
 from untorn.jobs import Job, load_job
 from untorn.train import Callback, History, ProgressBar, TensorBoard, Trainer, weights_sha256
 from untorn.train.callbacks import Logs
@@ -161,12 +162,12 @@ def _run(
     resume: bool,
     more: list[Callback],
 ) -> None:
-    """Train and print; Ctrl-C ends it with exit status 130."""
+    """Train and print; Ctrl-C ends it with exit status 130, SIGTERM with 143, and a terminal that closes with 129."""
     where = _Where(checkpoint_dir if resume else None)
     bar = ProgressBar()
     started = time.perf_counter()
     try:
-        with trainer, contextlib.closing(bar):
+        with cleaning_up_after_signals(), trainer, contextlib.closing(bar):
             _say(f"{job.name}: {job.description}" if job.description else job.name)
             if name is not None:
                 _say(f'from elsewhere: untorn top {name}, untorn join {name}; the weights: untorn.subscribe("{name}")')
@@ -191,6 +192,9 @@ def _run(
     except KeyboardInterrupt:
         _say(f"interrupted {where}")
         raise SystemExit(INTERRUPTED) from None
+    except Ended as ended:
+        _say(f"ended by {ended.signal.name} {where}")
+        raise
     _print_results(tested, history, seconds=seconds, digest=digest, plot=plot)
 
 

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("click")
 from click.testing import CliRunner, Result
 
+import untorn
 from untorn import cli
 from untorn.cli.group import group
 from untorn.train import History
@@ -217,24 +218,48 @@ def test_without_click_one_line_names_the_extra(monkeypatch):
         cli.main()
 
 
-@pytest.mark.parametrize("engine", ["serial", "processes"])
-def test_ctrl_c_says_where_it_stopped(file, engine):
-    """The whole foreground group gets SIGINT, as from a terminal; nothing prints a traceback."""
-    command = [sys.executable, "-c", "from untorn.cli import main; main()", "train", f"{file}:endless"]
+def train_endlessly(file, *options, prefix=()) -> subprocess.Popen:
+    """A process group in the middle of training, as a terminal has one in its foreground."""
+    command = [sys.executable, "-c", "from untorn.cli import main; main()", "train", f"{file}:endless", *options]
     process = subprocess.Popen(
-        [*command, "--workers", "2", "--engine", engine],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [*prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch"):
             break
+    return process
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_ctrl_c_says_where_it_stopped(file, engine):
+    """The whole foreground group gets SIGINT; nothing prints a traceback."""
+    process = train_endlessly(file, "--workers", "2", "--engine", engine)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert re.search(r"^interrupted in epoch \d+ of 1000000$", err, re.MULTILINE)
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
+def test_other_signals_leave_nothing_behind(file, name, number, whole_group):
+    """A terminal that closes tells the workers too; `kill` tells the one process alone."""
+    process = train_endlessly(file, "--workers", "2", "--name", name)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert re.search(rf"^ended by {number.name} in epoch \d+ of 1000000$", err, re.MULTILINE)
+    assert "Traceback" not in err
+    with pytest.raises(untorn.ChannelNotFoundError):
+        untorn.subscribe(name)
+
+
+def test_nohup_is_respected(file):
+    process = train_endlessly(file, "--workers", "1", prefix=["nohup"])
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.stderr.readline().startswith("epoch")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
