@@ -37,10 +37,13 @@ venv: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/untorn train digits --workers 2
 
+# Much of a test is waiting for other processes. Files stay whole and in order: see testpaths in pyproject.toml.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+
 # The same random choices in every run; `make soak`, and pytest by hand, make new ones and print their seed.
 test: export UNTORN_SEED ?= 883257245
 test: test-c $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_PROCESSES)
 
 test-c:
 	$(MAKE) -j2 -C tests/c

@@ -27,6 +27,7 @@ from helpers import descriptors, untorn_mappings
 from untorn.share.subscriber import let_go_of_the_dead
 
 SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))
+os.environ["UNTORN_SEED"] = str(SEED)  # one seed for all processes that `pytest -n` starts
 SHM = Path(f"/dev/shm/untorn-{os.geteuid()}")
 RETRIES = 50
 

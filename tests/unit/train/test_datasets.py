@@ -158,7 +158,7 @@ class Stream(IterableDataset):
         (Dataset(), TypeError, "or a dataset with len() and [index], found torch"),
         (Items, TypeError, "found builtins.type"),
     ],
-    ids=str,
+    ids=["no items", "an iterator", "a stream", "a loader of a stream", "no length", "a class"],
 )
 def test_data_that_is_none_is_refused(data, error, message):
     with pytest.raises(error) as caught:

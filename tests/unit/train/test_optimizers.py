@@ -119,6 +119,9 @@ class Number:
     def __float__(self):
         return 0.25
 
+    def __repr__(self):
+        return "Number()"
+
 
 @pytest.mark.parametrize("value", [0.25, 1, 0, np.float32(0.25), np.array(0.25), Number()], ids=repr)
 def test_a_schedule_gives_numbers_of_any_kind(value):
