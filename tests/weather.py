@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import threading
-from pathlib import Path
 
 from untorn.train import Trainer
 
@@ -30,6 +29,7 @@ class Weather(threading.Thread):
         self._trainer, self._rng, self._most_workers = trainer, rng, most_workers
         self.left = dict.fromkeys(what, each)
         self._stopped: list[int] = []
+        self._killed: set[int] = set()
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -43,7 +43,7 @@ class Weather(threading.Thread):
                         continue
                 self._over.wait(self._rng.random() * 0.02)  # not to be in step with anything
                 what = self._rng.choice([what for what, left in self.left.items() if left > 0])
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was killed meanwhile
+                with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
                     getattr(self, what)()
                     self.left[what] -= 1
         while self._stopped:
@@ -51,11 +51,12 @@ class Weather(threading.Thread):
                 self.wake()
 
     def kill(self) -> None:
-        """Of one that is dead already, and was not buried yet, the kernel would say nothing."""
+        """Nobody twice: dying takes a moment, and the kernel says nothing of a second blow."""
         pid = self._rng.choice(self._trainer.pids)
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        if pid in self._killed:
             raise ProcessLookupError
         os.kill(pid, signal.SIGKILL)
+        self._killed.add(pid)
 
     def stop(self) -> None:
         self._stopped.append(self._rng.choice(self._trainer.pids))

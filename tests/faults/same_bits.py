@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("optimizer", choices=OPTIMIZERS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=60, help="of workers; some hit one that dies already")
+    parser.add_argument("--kills", type=int, default=52, help="of workers")
     parser.add_argument("--server-kills", type=int, default=34)
     parser.add_argument("--serve", nargs=3, metavar=("DIRECTORY", "EPOCHS", "WORKERS"))
     given = parser.parse_args()
