@@ -44,6 +44,8 @@
 /* Long enough to hide the calls and to keep the processor's prefetching going from shard to shard, short enough that
  * the blocks of a tree of 16 shards fit the first-level cache. */
 #define BLOCK_BYTES 4096
+/* What is copied is looked at while it is in the first-level cache. */
+#define COPY_BYTES 16384
 /* A counter of 2^31 pairs of shards, and the node just pushed. */
 #define TREE_LEVELS 32
 /* Sums of squares that go on side by side, whatever the vector width: element i goes into number i % SQUARE_SUMS. */
@@ -160,6 +162,20 @@ __attribute__((noinline)) static double scalars_sum(uint32_t count, const double
     while (depth > 0)
         sum = node[--depth] + sum;
     return sum;
+}
+
+bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, const void *source)
+{
+    const size_t itemsize = kernel_itemsize(dtype), block_count = COPY_BYTES / itemsize;
+    bool finite = true;
+    for (uint64_t start = 0; start < count; start += block_count) {
+        const size_t some = count - start < block_count ? (size_t)(count - start) : block_count;
+        char *to = (char *)target + start * itemsize;
+        memcpy(to, (const char *)source + start * itemsize, some * itemsize);
+        finite &= dtype == KERNEL_F32 ? numbers_are_finite_f32(some, (const float *)to)
+                                      : numbers_are_finite_f64(some, (const double *)to);
+    }
+    return finite;
 }
 
 double kernel_tree_sum(uint32_t count, const double *values)

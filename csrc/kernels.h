@@ -39,6 +39,7 @@
 #ifndef UNTORN_KERNELS_H
 #define UNTORN_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -92,6 +93,9 @@ void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const
 
 /* The sum over the range of the squares of the shards' sum, in double. Reads the gradients and weights alone. */
 double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range);
+
+/* Copy so many numbers from anywhere to where they are aligned; true if all of them are finite. */
+bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, const void *source);
 
 /* The same tree over scalars (losses, metrics), every one of them present. 0 of none. */
 double kernel_tree_sum(uint32_t count, const double *values);

@@ -166,6 +166,21 @@ static void NAME(range_squares)(const struct kernel_range *range, double *sums)
     }
 }
 
+/* x - x is 0, of an infinity or a NaN it is NaN, and a NaN stays in a sum. */
+CLONED static bool NAME(numbers_are_finite)(size_t count, const REAL *numbers)
+{
+    REAL lane[SQUARE_SUMS] = {0};
+    size_t i = 0;
+    for (; i + SQUARE_SUMS <= count; i += SQUARE_SUMS)
+        for (unsigned k = 0; k < SQUARE_SUMS; k++)
+            lane[k] += numbers[i + k] - numbers[i + k];
+    for (unsigned k = 0; i < count; i++, k++)
+        lane[k] += numbers[i] - numbers[i];
+    for (unsigned k = 1; k < SQUARE_SUMS; k++)
+        lane[0] += lane[k];
+    return lane[0] == 0;
+}
+
 /* The flags are constants where a loop is called, so each combination becomes a loop without branches. */
 ALWAYS_INLINE static void NAME(sgd_loop)(const struct kernel_hyper *hyper, const struct block *block,
                                          bool has_momentum, bool nesterov)

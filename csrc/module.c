@@ -1,6 +1,8 @@
 /* The module, its error and its functions: see module.h. */
 #include "module.h"
 
+#include "kernels.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -82,39 +84,62 @@ static PyObject *core_copy(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+enum copied { COPY_FAILED = -1, COPY_MISSED, COPY_DONE, COPY_NOT_FINITE };
+
+/* Gradients, of which all numbers have to be finite, or whatever else. */
+static enum copied bytes_copy(char *target, const Py_buffer *source, bool is_gradient)
+{
+    const uint64_t nbytes = (uint64_t)source->len;
+    if (!is_gradient) {
+        memcpy(target, source->buf, nbytes);
+        return COPY_DONE;
+    }
+    const enum kernel_dtype dtype = *source->format == 'f' ? KERNEL_F32 : KERNEL_F64;
+    const bool finite = kernel_copy_finite(dtype, nbytes / kernel_itemsize(dtype), target, source->buf);
+    return finite ? COPY_DONE : COPY_NOT_FINITE;
+}
+
 /* Copy one leaf to its place if it is just the bytes that belong there: contiguous, of that format and size. */
-static int leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf)
+static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf, bool is_gradient)
 {
     unsigned long long offset, nbytes;
     const char *format;
     Py_buffer source;
     if (!PyArg_ParseTuple(place, "KKs", &offset, &nbytes, &format))
-        return -1;
+        return COPY_FAILED;
     if (offset > (uint64_t)target->len || nbytes > (uint64_t)target->len - offset) {
         PyErr_SetString(PyExc_ValueError, "copy_leaves: a place lies outside the target");
-        return -1;
+        return COPY_FAILED;
+    }
+    if (is_gradient && strcmp(format, "f") != 0 && strcmp(format, "d") != 0) {
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: a gradient's format must be f or d");
+        return COPY_FAILED;
     }
     if (PyObject_GetBuffer(leaf, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
         PyErr_Clear();
-        return 0;
+        return COPY_MISSED;
     }
-    bool same = (uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0;
-    if (same && nbytes >= 65536) {
-        Py_BEGIN_ALLOW_THREADS
-        memcpy((char *)target->buf + offset, source.buf, nbytes);
-        Py_END_ALLOW_THREADS
-    } else if (same) {
-        memcpy((char *)target->buf + offset, source.buf, nbytes);
+    enum copied copied = COPY_MISSED;
+    if ((uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0) {
+        char *to = (char *)target->buf + offset;
+        if (nbytes >= 65536) {
+            Py_BEGIN_ALLOW_THREADS
+            copied = bytes_copy(to, &source, is_gradient);
+            Py_END_ALLOW_THREADS
+        } else {
+            copied = bytes_copy(to, &source, is_gradient);
+        }
     }
     PyBuffer_Release(&source);
-    return same;
+    return copied;
 }
 
 static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 {
     PyObject *places, *leaves, *missed = NULL;
     Py_buffer target;
-    if (!PyArg_ParseTuple(args, "w*O!O!", &target, &PyTuple_Type, &places, &PyList_Type, &leaves))
+    Py_ssize_t first_gradient, bad = -1;
+    if (!PyArg_ParseTuple(args, "w*O!O!n", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient))
         return NULL;
     Py_ssize_t count = PyTuple_Size(places);
     if (count == PyList_Size(leaves))
@@ -122,12 +147,16 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
     else
         PyErr_SetString(PyExc_ValueError, "copy_leaves: as many leaves as places are needed");
     for (Py_ssize_t i = 0; missed != NULL && i < count; i++) {
-        int copied = leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i));
-        if (copied < 0 || (copied == 0 && !list_append_new(missed, PyLong_FromSsize_t(i))))
+        enum copied copied =
+            leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i), i >= first_gradient);
+        if (copied == COPY_NOT_FINITE && bad < 0)
+            bad = i;
+        if (copied == COPY_FAILED ||
+            (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
             Py_CLEAR(missed);
     }
     PyBuffer_Release(&target);
-    return missed;
+    return missed == NULL ? NULL : Py_BuildValue("(Nn)", missed, bad);
 }
 
 static PyMethodDef core_methods[] = {
@@ -135,7 +164,8 @@ static PyMethodDef core_methods[] = {
      "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves(target, ((offset, nbytes, format), ...), leaves) -> indices of leaves that are not such bytes."},
+     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "
+     "such bytes, index of a gradient that is not finite or -1)."},
     {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
     {NULL, NULL, 0, NULL},
 };

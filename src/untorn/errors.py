@@ -69,7 +69,7 @@ class UnsupportedTypeError(UntornError, TypeError):
 
 
 class NonFiniteLossError(UntornError, FloatingPointError):
-    """A loss became NaN or infinite. The weights of the step before are kept."""
+    """A loss or a gradient became NaN or infinite. The weights of the step before are kept."""
 
 
 class WorkerError(UntornError):

@@ -101,6 +101,11 @@ class TorchModel(FrameworkModel):
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+        if isinstance(loss, type):
+            raise TypeError(
+                "loss: expected a function (outputs, target) -> loss, found the class "
+                f"{loss.__name__}; make one: {loss.__name__}()"
+            )
         if not callable(loss) and (loss is not None or forward is None):
             raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
         if forward is not None and not callable(forward):
@@ -109,6 +114,8 @@ class TorchModel(FrameworkModel):
             raise TypeError(
                 "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
             )
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise TypeError(f"metrics: expected a dict of functions by name, found {type(metrics).__name__}")
         for name, metric in (metrics or {}).items():
             if not callable(metric):
                 raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
@@ -240,6 +247,13 @@ class _TorchReplica(Replica):
         gradient = self._gradient(params | copies, batch, rng)
         if any(copies[name].tobytes() != params[name].tobytes() for name in self._parameters):
             raise self._written_to()
+        now = dict(self._module.named_parameters())
+        for name, parameter in self._parameters.items():
+            if now.get(name) is not parameter:
+                raise RuntimeError(
+                    f"the module puts another parameter in the place of {name!r} in forward or backward; expected the "
+                    "one that is trained to stay. Compute from it what forward uses, as torch.nn.utils.parametrize does"
+                )
         self._written_to_untested = False
         return gradient
 

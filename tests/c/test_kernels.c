@@ -6,6 +6,7 @@
  */
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "check.h"
@@ -610,6 +611,35 @@ static void test_square_sum(enum kernel_dtype dtype)
     step_free(&step);
 }
 
+/* Of every length around a block and a row of lanes, with one number that is not finite anywhere, or none. */
+static void test_copy_finite(enum kernel_dtype dtype)
+{
+    static const uint64_t counts[] = {0, 1, 31, 32, 33, 100, 2047, 2048, 2049, 4095, 4096, 4097, 9000};
+    static const double bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    const size_t itemsize = kernel_itemsize(dtype), room = 9000 * itemsize + 1;
+    uint64_t stream = check_stream(16 + dtype);
+    char *source = malloc(room), *target = malloc(room);
+    for (unsigned c = 0; c < sizeof counts / sizeof *counts; c++) {
+        const uint64_t count = counts[c];
+        for (unsigned turn = 0; turn < 12; turn++) {
+            for (uint64_t i = 0; i < count; i++)
+                element_set(dtype, target, i, turn == 1 ? (dtype == KERNEL_F32 ? FLT_MAX : DBL_MAX)
+                                                        : number_random(dtype, &stream));
+            const bool spoiled = turn >= 2 && count > 0;
+            if (spoiled)
+                element_set(dtype, target, check_random(&stream) % count, bad[turn % 4]);
+            char *from = source + turn % 2; /* from anywhere */
+            memcpy(from, target, count * itemsize);
+            memset(target, 1, room);
+            CHECK(kernel_copy_finite(dtype, count, target, from) == !spoiled, "%" PRIu64 ", turn %u", count, turn);
+            CHECK(memcmp(target, from, count * itemsize) == 0);
+            CHECK(target[count * itemsize] == 1, "nothing beyond");
+        }
+    }
+    free(source);
+    free(target);
+}
+
 int main(void)
 {
     check_begin("test_kernels");
@@ -623,6 +653,7 @@ int main(void)
         test_float_mode(dtype);
         test_zero_gradients(dtype);
         test_square_sum(dtype);
+        test_copy_finite(dtype);
     }
     test_nan_passes();
     test_infinity_stays();

@@ -17,6 +17,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
 from untorn.share.storage import Address
 
-__all__ = ["ProcessEngine", "environment", "is_stopped", "worker_variables"]
+__all__ = ["ProcessEngine", "environment", "is_stopped", "main_has_a_file", "worker_variables"]
 
 _log = logging.getLogger(__name__)
 _MOMENT_S = 0.02
@@ -174,7 +175,7 @@ class ProcessEngine(Engine):
             name=f"untorn-worker-{index}",
             daemon=True,
         )
-        with environment(worker_variables(self._threads)), _interrupts_blocked():
+        with environment(worker_variables(self._threads)), _interrupts_blocked(), _lost_main_hidden():
             process.start()
         return process
 
@@ -314,3 +315,25 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def main_has_a_file() -> bool:
+    """Can a new process read the main program? Not an interactive session, and not a script that came through stdin,
+    whose file is called "<stdin>"."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is not None and os.path.exists(file)
+
+
+@contextmanager
+def _lost_main_hidden() -> Iterator[None]:
+    """A new process of multiprocessing runs the main program's file first: not where there is none."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or main_has_a_file():
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = file

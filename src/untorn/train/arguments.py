@@ -3,11 +3,25 @@ what was found."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_busy", "check_no_cut", "checked_count", "checked_shards", "checked_staleness"]
+from untorn.train.callbacks import Callback
+
+__all__ = [
+    "check_busy",
+    "check_no_cut",
+    "check_no_module",
+    "checked_callbacks",
+    "checked_count",
+    "checked_path",
+    "checked_shards",
+    "checked_staleness",
+]
 
 #: lanes are the shards of an async board
 _MOST_STALENESS = 1023
@@ -64,3 +78,36 @@ def check_no_cut(**given: Any) -> None:
     for name, value in given.items():
         if value not in (None, False):
             raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
+
+
+def check_no_module(model: Any) -> None:
+    """Raises TypeError for a torch.nn.Module where a model is wanted: it has no loss."""
+    if any(cls.__module__ == "torch.nn.modules.module" for cls in type(model).__mro__):
+        raise TypeError(
+            f"model: expected a model with its loss, found the torch.nn.Module {type(model).__name__}; "
+            "give untorn.torch.TorchModel(module, loss)"
+        )
+
+
+def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
+    """The callbacks as a list. Raises TypeError for what is none."""
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of Callback objects, found {_described(callbacks)}")
+    callbacks = list(callbacks)
+    for index, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks[{index}]: expected a Callback object, found {_described(callback)}")
+    return callbacks
+
+
+def checked_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """A path. Raises TypeError for what is none, ValueError for an empty one."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, found {type(path).__name__}")
+    if not os.fspath(path):
+        raise ValueError(f"{name}: expected a path, found an empty one; '.' is the current directory")
+    return Path(path)
+
+
+def _described(value: Any) -> str:
+    return f"the class {value.__name__}; make one" if isinstance(value, type) else f"one {type(value).__name__}"

@@ -276,7 +276,7 @@ def _carried_out(name: str, line: bytes, handlers: Handlers) -> bytes:
             case {"do": "resize", "workers": int(workers), **more} if not more and not isinstance(workers, bool):
                 return _resized(name, handlers, workers)
             case {"do": "resize", "by": int(by), **more} if not more and not isinstance(by, bool):
-                return _resized(name, handlers, handlers.workers + by)
+                return _resized(name, handlers, handlers.workers + by, by)
         raise ValueError(
             'unknown request: expected {"do": "status"}, {"do": "resize", "workers": N} or {"do": "resize", "by": N}, '
             f"found {line[:80]!r}"
@@ -296,10 +296,11 @@ def _request(line: bytes) -> Any:
         raise ValueError(f'a request is a line of JSON such as {{"do": "status"}}; found {line[:80]!r}') from None
 
 
-def _resized(name: str, handlers: Handlers, workers: int) -> bytes:
+def _resized(name: str, handlers: Handlers, workers: int, by: int | None = None) -> bytes:
     was = handlers.workers
     if workers < 1:
-        raise ValueError(f"job {name!r} has {was} worker{'s' * (was != 1)} and keeps at least 1; asked for {workers}")
+        asked = f"{workers} were asked for" if by is None else f"{-by} were to leave"
+        raise ValueError(f"job {name!r} has {was} worker{'s' * (was != 1)} and keeps at least 1; {asked}")
     if workers != was:
         handlers.resize(workers)
     return _line({"workers": workers, "was": was})

@@ -46,6 +46,7 @@ def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) 
             return  # it had been stopped early
         driver = None
         for _ in range(epochs):
+            trainer._check_open()
             fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
             if fit.stream is not None:
                 _fit_stream(trainer, fit, fit.stream)
@@ -248,6 +249,7 @@ def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started
     seen = 0
     while seen < steps:
         deaths = running.engine.advance(driver.until)
+        trainer._check_open()
         _supervise(trainer, fit, board, deaths)
         done = max(seen, driver.move())
         snapshot = None

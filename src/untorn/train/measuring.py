@@ -157,6 +157,10 @@ class _Outputs(_Question):
         self._parts: list[Any] = []
 
     def begin(self, chunk: int, answer: Any) -> int:
+        if np.ndim(answer) == 0:
+            raise TypeError(
+                f"predict: expected an array with one row per example, found a single {type(answer).__name__}"
+            )
         plain = isinstance(answer, np.ndarray) and not answer.dtype.hasobject
         if not plain or answer.shape[:1] != (len(self.cut.indices(chunk)),):
             self.take(chunk, answer)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.errors import NonFiniteLossError, UnsupportedTypeError
-from untorn.share.tree import CONTAINERS, Spec, flatten, path_of
+from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
 
 __all__ = [
     "FrameworkModel",
@@ -296,13 +296,13 @@ def _check_same_tree(expected: Spec, found: Spec, path: tuple[str, ...]) -> None
     """Gradients have the structure and shapes of the parameters; dtypes are converted."""
     where = path_of(path)
     if expected.kind in CONTAINERS or found.kind in CONTAINERS:
-        if expected.kind != found.kind or set(_child_names(expected)) != set(_child_names(found)):
+        if expected.kind != found.kind or set(member_names(expected)) != set(member_names(found)):
             raise ValueError(
                 f"the gradient tree differs from the parameters at {where}: expected {_describe_spec(expected)}, "
                 f"found {_describe_spec(found)}"
             )
-        others = dict(zip(_child_names(found), found.children, strict=True))
-        for name, mine in zip(_child_names(expected), expected.children, strict=True):
+        others = dict(zip(member_names(found), found.children, strict=True))
+        for name, mine in zip(member_names(expected), expected.children, strict=True):
             _check_same_tree(mine, others[name], (*path, name))
         return
     if _leaf_shape(expected) != _leaf_shape(found):
@@ -321,17 +321,9 @@ def _leaf_shape(spec: Spec) -> Any:
     return () if spec.kind in ("float", "int") else spec.kind
 
 
-def _child_names(spec: Spec) -> list[str]:
-    if spec.kind in ("dict", "odict"):
-        return [str(key) for _, key in spec.detail]
-    if spec.kind in ("namedtuple", "dataclass"):
-        return list(spec.detail[2])
-    return [str(i) for i in range(spec.detail)]
-
-
 def _describe_spec(spec: Spec) -> str:
     if spec.kind == "array":
         return f"{spec.detail[0]} array of shape {spec.detail[1]}"
     if spec.kind in CONTAINERS:
-        return f"{spec.kind} of {', '.join(_child_names(spec)) or 'nothing'}"
+        return f"{spec.kind} of {', '.join(member_names(spec)) or 'nothing'}"
     return spec.kind

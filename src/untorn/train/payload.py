@@ -13,9 +13,9 @@ threads    for that replica
 from __future__ import annotations
 
 import pickle
-import sys
 from typing import Any
 
+from untorn.engines.processes import main_has_a_file
 from untorn.train.model import FrameworkModel
 
 __all__ = ["payload_of"]
@@ -39,7 +39,7 @@ def payload_of(
 def _pickled(model: Any, sent: Any) -> bytes:
     """What plain pickle cannot send, such as a lambda or a notebook's function, goes through cloudpickle if it is
     installed."""
-    interactive = not hasattr(sys.modules["__main__"], "__file__")
+    interactive = not main_has_a_file()
     reason: object = "it is defined in an interactive session"
     of_session = getattr(model, "__module__", getattr(type(model), "__module__", "")) == "__main__"
     if not (interactive and (of_session or isinstance(model, FrameworkModel))):

@@ -23,7 +23,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.share.layout import Layout
-from untorn.share.tree import CONTAINERS, Spec, flatten, path_of
+from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
 from untorn.share.views import array_over
 
 __all__ = ["ParameterPlan", "check_parameters"]
@@ -48,6 +48,7 @@ class ParameterPlan:
         nbytes: of a gradient buffer's payload, padding included.
         state_stride: distance of one state buffer from the next.
         arrays: (offset in a gradient buffer's payload, dtype, shape, strides) of what a shard makes.
+        names: of these arrays, as paths.
         buffers: how many of these arrays are buffers of the model; the first ones.
         kept: (offset in a slot, bytes) of what is not trained.
         parameters: number of trainable numbers.
@@ -58,6 +59,7 @@ class ParameterPlan:
     nbytes: int
     state_stride: int
     arrays: tuple[tuple[int, Any, tuple[int, ...], tuple[int, ...] | None], ...]
+    names: tuple[str, ...]
     parameters: int
     buffers: int = 0
     kept: tuple[tuple[int, int], ...] = ()
@@ -81,6 +83,7 @@ class ParameterPlan:
             nbytes=nbytes,
             state_stride=stride,
             arrays=arrays,
+            names=tuple(path_of(path) for path in _leaf_paths(spec, ()))[kept:],
             parameters=sum(leaf.size for leaf in leaves[kept + buffers :]),
             buffers=buffers,
             kept=tuple((first, last - first) for first, last in ends if last > first),
@@ -139,6 +142,14 @@ class ParameterPlan:
         ]
 
 
+def _leaf_paths(spec: Spec, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if spec.kind not in CONTAINERS:
+        yield path
+        return
+    for name, child in zip(member_names(spec), spec.children, strict=True):
+        yield from _leaf_paths(child, (*path, name))
+
+
 def _float_of(dtype: Any) -> Any:
     """The dtype whose elements can be averaged one by one, or bytes."""
     if dtype.kind == "c":
@@ -156,14 +167,24 @@ def check_parameters(params: Any) -> None:
 
 def _check_node(spec: Spec, path: tuple[str, ...]) -> None:
     if spec.kind in CONTAINERS:
-        names = [str(key) for _, key in spec.detail] if spec.kind in ("dict", "odict") else None
-        for index, child in enumerate(spec.children):
-            _check_node(child, (*path, names[index] if names else str(index)))
+        for name, child in zip(member_names(spec), spec.children, strict=True):
+            _check_node(child, (*path, name))
         return
     dtype = spec.detail[0] if spec.kind == "array" else None
     if dtype not in _DTYPES:
-        found = f"an array of {dtype}" if dtype is not None else f"a {spec.kind}"
-        raise TypeError(
-            f"params: {path_of(path)}: expected an array of float32 or float64, found {found}; "
-            "convert it, or keep what is not trained out of params"
-        )
+        found, advice = _found(spec)
+        raise TypeError(f"params: {path_of(path)}: expected an array of float32 or float64, found {found}; {advice}")
+
+
+def _found(spec: Spec) -> tuple[str, str]:
+    """What there is in the place of an array of numbers, and what to do."""
+    if spec.kind == "adapter":
+        library = str(spec.detail[0]).partition(".")[0]
+        models = {"torch": "untorn.torch.TorchModel", "jax": "untorn.jax.JaxModel"}
+        other = f", or give Trainer {models[library]}, which brings its own" if library in models else ""
+        return f"a {spec.detail[0]}", f"convert it with numpy.asarray(){other}"
+    if spec.kind == "array":
+        found = f"an array of {spec.detail[0]}"
+    else:
+        found = "None" if spec.kind == "none" else f"{'an' if spec.kind[0] in 'aeiou' else 'a'} {spec.kind}"
+    return found, "convert it, or keep what is not trained out of params"

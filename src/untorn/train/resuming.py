@@ -35,6 +35,8 @@ class Part(NamedTuple):
 
 def described(value: Any) -> Any:
     """An optimizer, or another setting, as JSON can hold it: names and numbers; of code, its name."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):

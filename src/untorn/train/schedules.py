@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 __all__ = ["LearningRate", "TorchSchedule", "check_learning_rate", "rate_at"]
 
 LearningRate: TypeAlias = float | Callable[[int], float]
@@ -21,7 +23,7 @@ def check_learning_rate(owner: str, learning_rate: Any) -> None:
     """Raises TypeError or ValueError unless this is a number greater than 0, or a function."""
     if callable(learning_rate):
         return
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float):
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float | np.number):
         raise TypeError(
             f"{owner}: learning_rate must be a number or a function of the step, found {type(learning_rate).__name__}"
         )

@@ -16,7 +16,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from untorn import _core
@@ -24,7 +23,16 @@ from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import ClosedError
 from untorn.share import Snapshot, Subscriber
 from untorn.train import measuring, sampler
-from untorn.train.arguments import check_busy, check_no_cut, checked_count, checked_shards, checked_staleness
+from untorn.train.arguments import (
+    check_busy,
+    check_no_cut,
+    check_no_module,
+    checked_callbacks,
+    checked_count,
+    checked_path,
+    checked_shards,
+    checked_staleness,
+)
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
 from untorn.train.cpus import available_cpus
@@ -268,7 +276,7 @@ class Trainer:
                 cannot start anew, such as a generator, goes on in each epoch where the last one left it.
             shuffle: a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
             drop_last: leave a last, smaller batch out; with shuffle, other examples in each epoch.
-            validation_data: evaluated in this process after each epoch, as val_loss and val_... metrics.
+            validation_data: evaluated after each epoch, as evaluate() does, as val_loss and val_... metrics.
             callbacks: Callback objects, called in this process; on_train_end after an error too.
             checkpoint_dir: write a checkpoint at each epoch's end into this directory, while training goes on.
             resume: go on from the newest checkpoint there, as if training had never stopped. ``epochs`` is then how
@@ -281,7 +289,8 @@ class Trainer:
 
         Raises:
             WorkerError: the model function failed (its traceback is inside), or a worker died again and again.
-            NonFiniteLossError: a loss became NaN or infinite; the weights of the step before are kept.
+            NonFiniteLossError: a loss or a gradient became NaN or infinite; the weights of the step before are kept.
+            ClosedError: the trainer was closed meanwhile.
             CapacityError: no memory.
             ImportError: checkpoint_dir is given, and safetensors is not installed.
             ValueError: what is resumed was made with other settings, data or parameters; the message names them.
@@ -309,30 +318,44 @@ class Trainer:
                 )
             batch_size = checked_count("batch_size", batch_size, 1, 2**31)
             batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
+        if checkpoint_dir is not None:
+            checkpoint_dir = checked_path("checkpoint_dir", checkpoint_dir)
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
+        callbacks = checked_callbacks(callbacks)
         fit = Fit(
-            self._running(), source, stream, examples, batch_size or 0, epochs, validation_data, list(callbacks), saver,
+            self._running(), source, stream, examples, batch_size or 0, epochs, validation_data, callbacks, saver,
             self._team.max_readers, shuffle=bool(shuffle),
         )  # fmt: skip
         fit.status = JobStatus(self, fit)
+        with self._using:
+            if self._fit is not None:
+                raise RuntimeError(
+                    "fit: it runs already, and this is one of its callbacks; call it again when it has returned"
+                )
+            try:
+                with saver, fit.held:
+                    self._train(fit, resume=resume)
+            finally:
+                self._fit = None
+                if self._closed:
+                    self._let_go()
+        return fit.history
+
+    def _train(self, fit: Fit, *, resume: bool) -> None:
+        """Go on from the newest checkpoint, if asked to, and run the epochs."""
         for callback in fit.callbacks:
             callback.set_trainer(self)
         self.stop_training = False
-        with self._using, saver, fit.held:
-            states = self._resume(fit) if resume else {}
-            if self._part is not None:
-                self._part.check_cut(fit.cut)
-            self._cut, fit.part = fit.cut, self._part
-            if resume and stream is not None and stream.goes_on:
-                fit.behind = self.step - (self._part.progress.step_in_epoch if self._part else 0)
-            saver.begin(self.step, resume=resume)
-            self._fit = fit
-            try:
-                run_epochs(self, fit, max(0, epochs - self.epoch) if resume else epochs, states)
-                saver.finish()
-            finally:
-                self._fit = None
-        return fit.history
+        states = self._resume(fit) if resume else {}
+        if self._part is not None:
+            self._part.check_cut(fit.cut)
+        self._cut, fit.part = fit.cut, self._part
+        if resume and fit.stream is not None and fit.stream.goes_on:
+            fit.behind = self.step - (self._part.progress.step_in_epoch if self._part else 0)
+        fit.saver.begin(self.step, resume=resume)
+        self._fit = fit
+        run_epochs(self, fit, max(0, fit.epochs - self.epoch) if resume else fit.epochs, states)
+        fit.saver.finish()
 
     # -- checkpoints
 
@@ -343,6 +366,7 @@ class Trainer:
         In a callback call it in on_epoch_end; inside an epoch fit(checkpoint_every_s=...) writes checkpoints. Raises
         OSError, ImportError if safetensors is not installed.
         """
+        path = checked_path("path", path)
         check_installed()
         if self._fit is not None and self._fit.inside_epoch:
             raise RuntimeError("save: inside an epoch; call it from on_epoch_end, or give fit checkpoint_every_s=")
@@ -350,7 +374,7 @@ class Trainer:
             progress, records = self._progress(), NO_RECORDS
             if self._part is not None:
                 progress, records = self._part
-            write(Path(path), progress, params=snapshot.value, state=snapshot.extra, records=records)
+            write(path, progress, params=snapshot.value, state=snapshot.extra, records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint: a file, or the newest whole one in a directory. The next fit() begins where it was
@@ -359,10 +383,10 @@ class Trainer:
         Raises ValueError if it was made with another seed, other shards or other parameters, FormatError if it is
         damaged, FileNotFoundError, ImportError if safetensors is not installed. Then nothing is changed.
         """
+        path = checked_path("path", path)
         check_installed()
         if self._fit is not None:
             raise RuntimeError("load: training runs; call it between two calls of fit")
-        path = Path(path)
         found = newest(path) if path.is_dir() else read(path)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this directory", str(path))
@@ -475,8 +499,7 @@ class Trainer:
     # -- the end
 
     def _running(self) -> Running:
-        if self._closed:
-            raise ClosedError("this trainer is closed")
+        self._check_open()
         if self._open is None:
             self._open = Running(self._initial, self._optimizer, self._name, self._make_engine())
             self._initial = None
@@ -489,11 +512,21 @@ class Trainer:
         return ProcessEngine(self.workers, self._team.most, self.threads_per_worker, worker_main)
 
     def close(self) -> None:
-        """End the workers and close the weights' channel; a named one is removed. Closing twice is fine."""
+        """End the workers and close the weights' channel; a named one is removed. Closing twice is fine. A fit that
+        runs, in another thread or because this is one of its callbacks, ends with ClosedError."""
         self._closed = True
+        with self._using:
+            if self._fit is None:
+                self._let_go()
+
+    def _let_go(self) -> None:
         if self._open is not None:
             self._finalizer()
             self._open = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this trainer was closed while it trained" if self._fit else "this trainer is closed")
 
     def __enter__(self) -> Trainer:
         self._running()
@@ -506,6 +539,7 @@ class Trainer:
 def _initial(model: Any, params: Any) -> Any:
     """What there is to train, checked: the tree that was given, or the Parts that the model brings."""
     if not isinstance(model, FrameworkModel):
+        check_no_module(model)
         check_parameters(params)
         return params
     if params is not None:

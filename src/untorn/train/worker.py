@@ -12,6 +12,7 @@ import os
 import pickle
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +36,10 @@ __all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_m
 #: how long a worker waits for work before it looks whether its server lives
 WAIT_S = 0.1
 _NAMES_NBYTES = 4096
+#: what callbacks and the history find beside the model's metrics
+RESERVED_NAMES = (
+    "loss", "grad_norm", "staleness", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class ShardWorker:
         self.weights = self.target if job.weights == job.target else attached(job.weights)
         self.data = job.data.open()
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
+        #: the model's buffers may be anything, and an optimizer of another library may take a NaN for a sign
+        self._first_checked = len(job.plan.arrays) if job.plan.sums else job.plan.buffers
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
         self._random = sampler.ShardRandom(job.seed, self.cut["shards"])
@@ -137,14 +144,28 @@ class ShardWorker:
                 if self.job.plan.buffers:  # the next part goes on with what this one made of them
                     names = list(params)[-len(buffer.views) :]
                     params = params | dict(zip(names[: self.job.plan.buffers], buffer.views, strict=False))
+        self._check_finite(buffer, range(len(buffer.views)))
 
     def _write(self, gradient: Gradient, buffer: _Buffer) -> None:
         buffer.measured[0] = gradient.loss
         self._reporter.name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
-        for index in _core.copy_leaves(self.board, buffer.places, gradient.leaves):  # those that need conversion
+        missed, bad = _core.copy_leaves(self.board, buffer.places, gradient.leaves, self._first_checked)
+        for index in missed:  # those that need conversion
             np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
+        if bad >= 0 or missed:
+            self._check_finite(buffer, [bad] if bad >= 0 else missed)
+
+    def _check_finite(self, buffer: _Buffer, indices: Iterable[int]) -> None:
+        """Raises NonFiniteLossError, naming the parameter, if one of these gradients is not finite."""
+        plan = self.job.plan
+        for index in indices:
+            if index >= self._first_checked and not np.isfinite(buffer.views[index]).all():
+                raise NonFiniteLossError(
+                    f"the gradient of parameter {plan.names[index]} has a NaN or an infinity (the loss is "
+                    f"{buffer.measured[0]:.6g})"
+                )
 
     def _add(self, gradient: Gradient, share: float, buffer: _Buffer, *, begin: bool) -> None:
         """Add one part of a shard, which has this share of its examples. Loss, metrics and gradients add up to means;
@@ -188,6 +209,12 @@ class Reporter:
         """Every worker writes the same names, once; whoever is first, the server finds them whole after a step."""
         if self._named:
             return
+        for name in names:
+            if name in RESERVED_NAMES or name.startswith("val_"):
+                raise ValueError(
+                    f"the metric {name!r}: the trainer gives this name itself, as it does val_... and "
+                    f"{', '.join(RESERVED_NAMES)}; take another"
+                )
         text = json.dumps(names).encode()
         if len(text) >= _NAMES_NBYTES:
             raise ValueError(f"the names of the metrics are too long: {names}")
@@ -228,12 +255,20 @@ def report_failure(board: _core.Board, index: int, step: int, shard: int, error:
         "step": step,
         "shard": shard,
         "non_finite": isinstance(error, NonFiniteLossError),
-        "summary": f"{type(error).__name__}: {error}"[:500],
+        "summary": f"{type(error).__name__}: {_message_of(error)}"[:500],
         "traceback": text[-room // 6 :],  # JSON may need six bytes for a character
     }
     data = json.dumps(document).encode()
     _core.copy(board, board.errors_at + index * _core.BOARD_ERROR_NBYTES, data + b"\0")
     board.fail(index)
+
+
+def _message_of(error: Exception) -> str:
+    """What it says; somebody else's error may fail to say anything."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be shown: {type(another).__name__})"
 
 
 def open_board(path: str) -> _core.Board:

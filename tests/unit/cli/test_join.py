@@ -84,7 +84,7 @@ def test_json(job):
     ("args", "told"),
     [
         (["join", "--workers", 3], "at most 4 workers, found 5"),
-        (["leave", "--workers", 2], "has 2 workers and keeps at least 1; asked for 0"),
+        (["leave", "--workers", 2], "has 2 workers and keeps at least 1; 2 were to leave"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -48,7 +48,7 @@ def loss_fn(params, batch):
 
 
 def with_metrics(params, batch):
-    return loss_fn(params, batch), {"examples": len(batch[0]), "bias": params["b"]}
+    return loss_fn(params, batch), {"rows": len(batch[0]), "bias": params["b"]}
 
 
 def with_key(params, batch, key):
@@ -138,8 +138,8 @@ def jax_metrics_and_predictions():
     model = JaxModel(with_metrics, start(), predict=lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"])
     with Trainer(model, optimizer=SGD(0.1), engine="serial", shards=2) as trainer:
         history = trainer.fit((x, y), epochs=1, batch_size=44, validation_data=(x, y)).history
-        assert history["examples"] == [22]
-        assert history["val_examples"] == [44]
+        assert history["rows"] == [22]
+        assert history["val_rows"] == [44]
         got = trainer.predict(x, batch_size=20)
         params = trainer.params
     np.testing.assert_allclose(got, np.tanh(x @ params["w"]) @ params["v"], rtol=1e-4)

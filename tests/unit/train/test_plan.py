@@ -86,7 +86,7 @@ def test_they_are_parameters(params):
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        (None, TypeError, "params: (the value itself): expected an array of float32 or float64, found a none"),
+        (None, TypeError, "params: (the value itself): expected an array of float32 or float64, found None"),
         (
             {"w": np.zeros(3, int)},
             TypeError,

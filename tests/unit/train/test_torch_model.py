@@ -561,6 +561,34 @@ def test_a_forward_that_writes_to_a_parameter_is_an_error_and_changes_nothing(wr
         assert trainer.params["line.weight"].tobytes() == before.tobytes()
 
 
+def test_a_forward_that_replaces_a_parameter_is_an_error():
+    """What it puts there would be used and not trained."""
+
+    def replacing(module, x):
+        module.line.weight = nn.Parameter(torch.zeros(1, 3))
+
+    with pytest.raises(WorkerError, match=r"puts another parameter in the place of 'line\.weight'"):
+        trained(Counts(replacing), regression())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TorchModel(nn.Linear(3, 1), nn.MSELoss), "found the class MSELoss; make one: MSELoss()"),
+        (lambda: TorchModel(nn.Linear(3, 1), nn.MSELoss(), metrics=["mae"]), "metrics: expected a dict of functions"),
+        (lambda: Trainer(nn.Linear(3, 1), optimizer=SGD(0.1)), "found the torch.nn.Module Linear; give untorn.torch."),
+        (
+            lambda: Trainer(mae, {"w": torch.zeros(2)}, optimizer=SGD(0.1)),
+            "params: w: expected an array of float32 or float64, found a torch.Tensor; convert it with numpy.asarray()",
+        ),
+    ],
+)
+def test_what_newcomers_give_is_named(make, message):
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "data", "message"),
     [

@@ -2,6 +2,10 @@
 
 import math
 import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,6 +101,11 @@ def test_a_wrong_model_is_named():
         ({"data": (DATA[0].astype(object), DATA[1])}, UnsupportedTypeError, "object"),
         ({"validation_data": (DATA[0], DATA[1][:5])}, ValueError, "validation_data[1] has 5 examples"),
         ({"resume": True}, ValueError, "resume=True needs checkpoint_dir="),
+        ({"checkpoint_dir": 3}, TypeError, "checkpoint_dir: expected a path, found int"),
+        ({"checkpoint_dir": ""}, ValueError, "checkpoint_dir: expected a path, found an empty one"),
+        ({"callbacks": EarlyStopping()}, TypeError, "callbacks: expected a list of Callback objects, found one Early"),
+        ({"callbacks": [EarlyStopping]}, TypeError, "callbacks[0]: expected a Callback object, found the class Early"),
+        ({"callbacks": [3]}, TypeError, "callbacks[0]: expected a Callback object, found one int"),
     ],
 )
 def test_a_wrong_argument_of_fit_is_named_and_the_trainer_goes_on(engine, arguments, error, message):
@@ -207,6 +216,29 @@ def test_a_users_random_numbers_do_not_depend_on_the_workers(workers):
             trainer.fit(CLASSES, epochs=2, batch_size=33)
             results.append(weights_sha256(trainer.params))
     assert results[0] == results[1]
+
+
+def test_a_script_from_stdin_trains():
+    """Its file is called <stdin>, which a worker process cannot run."""
+    script = """
+import numpy as np
+from untorn import SGD, Trainer
+
+def line(params, batch):
+    x, y = batch
+    error = x @ params["w"] - y
+    return (error**2).mean(), {"w": 2 * x.T @ error / len(x)}
+
+if __name__ == "__main__":
+    x = np.eye(4)
+    with Trainer(line, {"w": np.zeros(4)}, optimizer=SGD(1.0), workers=2) as trainer:
+        trainer.fit((x, x @ np.ones(4)), epochs=20, batch_size=4)
+        print(trainer.params["w"].round(2))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.stdout, ended.stderr) == ("[1. 1. 1. 1.]\n", "")
 
 
 def test_a_lambda_reaches_the_workers():
@@ -452,7 +484,116 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_and_the_trainer():
         assert weights_sha256(trainer.params) != before
 
 
+class Spoiling:
+    """Its gradient has an infinity in the fifth call, with a loss that is as it should be."""
+
+    def __init__(self, dtype=None):
+        self.calls, self.dtype = 0, dtype
+
+    def loss_and_grad(self, params, batch):
+        loss, grads = networks.line(params, batch)
+        self.calls += 1
+        if self.calls == 5:
+            grads["w"][2] = np.inf
+        return loss, {name: grad.astype(self.dtype or grad.dtype) for name, grad in grads.items()}
+
+
+@pytest.mark.parametrize(("dtype", "accumulate", "step"), [(None, 1, 2), (np.float32, 1, 2), (None, 2, 1)])
+def test_a_gradient_that_is_not_finite_keeps_the_weights(dtype, accumulate, step):
+    """Copied as it is, converted on the way, and in parts."""
+    with Trainer(
+        Spoiling(dtype), networks.line_params(5), optimizer=SGD(0.05), engine="serial", shards=2, accumulate=accumulate
+    ) as trainer:
+        words = (
+            rf"the gradient of parameter w has a NaN or an infinity \(the loss is .* in epoch 0, step {step}, shard 0"
+        )
+        with pytest.raises(NonFiniteLossError, match=words):
+            trainer.fit(DATA, epochs=1, batch_size=10)
+        assert trainer.step == step
+        assert all(np.isfinite(leaf).all() for leaf in trainer.params.values())
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def unprintable(params, batch):
+    raise Unprintable
+
+
+@ENGINES
+def test_an_error_that_cannot_be_shown_is_one_all_the_same(engine):
+    with mlp_trainer(unprintable, engine=engine, workers=1) as trainer:
+        with pytest.raises(WorkerError, match=r"Unprintable: \(its message cannot be shown: ZeroDivisionError"):
+            trainer.fit(CLASSES, epochs=1, batch_size=10)
+        assert trainer.restarts == 0
+
+
+@pytest.mark.parametrize("metric", ["loss", "learning_rate", "val_accuracy"])
+def test_a_metric_takes_no_name_of_ours(metric):
+    def model(params, batch):
+        return *networks.line(params, batch), {metric: 1.0}
+
+    with (
+        Trainer(model, networks.line_params(5), optimizer=SGD(0.05), engine="serial") as trainer,
+        pytest.raises(WorkerError, match=f"the metric '{metric}': the trainer gives this name itself"),
+    ):
+        trainer.fit(DATA, epochs=1, batch_size=10)
+
+
 # -- the end
+
+
+class Doing(Callback):
+    """Does something with its trainer at the end of an epoch, or of a step."""
+
+    def __init__(self, what, *, each_step=False):
+        self.what = what
+        if each_step:
+            self.__class__ = _DoingEachStep
+
+    def on_epoch_end(self, epoch, logs):
+        self.what(self.trainer)
+
+
+class _DoingEachStep(Doing):
+    def on_batch_end(self, step, logs):
+        self.what(self.trainer)
+
+
+@ENGINES
+def test_fit_inside_a_callback_is_refused(engine):
+    with line_trainer(engine=engine, workers=1) as trainer:
+        nested = Doing(lambda trainer: trainer.fit(DATA, epochs=1, batch_size=10))
+        with pytest.raises(RuntimeError, match="fit: it runs already, and this is one of its callbacks"):
+            trainer.fit(DATA, epochs=3, batch_size=10, callbacks=[nested])
+        assert trainer.epoch == 1
+        assert len(trainer.fit(DATA, epochs=1, batch_size=10)) == 1
+
+
+@ENGINES
+@pytest.mark.parametrize("each_step", [False, True])
+def test_closed_in_a_callback_fit_says_so(engine, each_step, name):
+    trainer = line_trainer(engine=engine, workers=1, name=name)
+    with pytest.raises(ClosedError, match="this trainer was closed while it trained"):
+        trainer.fit(DATA, epochs=3, batch_size=10, callbacks=[Doing(Trainer.close, each_step=each_step)])
+    with pytest.raises(untorn.ChannelNotFoundError):
+        untorn.subscribe(name)
+
+
+@ENGINES
+def test_closed_by_another_thread_fit_says_so(engine):
+    trainer, begun = line_trainer(engine=engine, workers=1), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(
+            trainer.fit, DATA, epochs=10**6, batch_size=10, callbacks=[Doing(lambda trainer: begun.set())]
+        )
+        assert begun.wait(60)
+        trainer.close()
+        with pytest.raises(ClosedError, match="this trainer was closed while it trained"):
+            fitting.result(60)
+    assert trainer.pids == []
 
 
 @ENGINES

@@ -33,6 +33,11 @@ class LearningRateScheduler(Callback):
     """
 
     def __init__(self, schedule: Callable[[int, float], float], *, verbose: int = 0) -> None:
+        if not callable(schedule):
+            raise TypeError(
+                "LearningRateScheduler: schedule: expected a function (epoch, learning_rate) -> learning_rate, found "
+                f"{schedule!r}"
+            )
         self.schedule = schedule
         self.verbose = verbose
         self._epoch = -1

@@ -25,10 +25,14 @@ class Monitor:
         min_delta: how much counts as better.
 
     Raises:
-        ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong.
     """
 
     def __init__(self, owner: str, name: str, *, mode: Mode, min_delta: float = 0.0) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"{owner}: monitor={name!r}: expected a metric's name, found {type(name).__name__}")
+        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float):
+            raise TypeError(f"{owner}: min_delta={min_delta!r}: expected a number, found {type(min_delta).__name__}")
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"{owner}: mode={mode!r}: expected 'auto', 'min' or 'max'")
         if not 0 <= min_delta < math.inf:
