@@ -179,6 +179,11 @@ class TestEarlyStopping:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             EarlyStopping(**wrong)
 
+    @pytest.mark.parametrize("wrong", [{"monitor": 3}, {"min_delta": "a"}, {"min_delta": True}])
+    def test_arguments_of_the_wrong_type(self, wrong):
+        with pytest.raises(TypeError, match=f"EarlyStopping: {next(iter(wrong))}="):
+            EarlyStopping(**wrong)
+
 
 def train_with(bar: ProgressBar, *, epochs: int = 2, restarts: int = 0) -> None:
     bar.on_train_begin({})

@@ -205,3 +205,17 @@ def test_wrong_arguments(wrong):
 def test_it_says_what_it_does(capsys):
     rates_after(ReduceLROnPlateau(factor=0.5, patience=1, verbose=1), [1, 1])
     assert capsys.readouterr().err == "epoch 2: learning rate lowered from 1 to 0.5\n"
+
+
+def test_a_schedule_is_a_function():
+    with pytest.raises(TypeError, match=r"LearningRateScheduler: schedule: expected a function .* found 0\.1"):
+        LearningRateScheduler(0.1)
+
+
+def test_a_rate_may_be_a_number_of_numpy():
+    with make(np.float32(0.25)) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=16)
+        expected = weights_sha256(trainer.params)
+    with make(0.25) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=16)
+        assert weights_sha256(trainer.params) == expected

@@ -157,3 +157,18 @@ def test_outputs_that_are_no_rows_are_joined_here():
 
     with trainer_of(Odd(), engine="serial") as trainer:
         assert trainer.predict(DATA[0], batch_size=250).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_prediction_without_rows_is_named():
+    class Single:
+        def loss_and_grad(self, params, batch):
+            return networks.line(params, batch)
+
+        def predict(self, params, x):
+            return 3.0
+
+    with (
+        Trainer(Single(), networks.line_params(5), optimizer=SGD(0.1), engine="serial") as trainer,
+        pytest.raises(TypeError, match="predict: expected an array with one row per example, found a single float"),
+    ):
+        trainer.predict(np.zeros((4, 5)))
