@@ -37,9 +37,7 @@ __all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_m
 WAIT_S = 0.1
 _NAMES_NBYTES = 4096
 #: what callbacks and the history find beside the model's metrics
-RESERVED_NAMES = (
-    "loss", "grad_norm", "staleness", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts",
-)  # fmt: skip
+RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
 
 
 @dataclass(frozen=True)
