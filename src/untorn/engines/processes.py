@@ -51,8 +51,9 @@ _THREAD_VARIABLES = (
 
 
 # A gradient allocates the same arrays in every step. Left to itself, malloc gives them back to the kernel each time and
-# takes them again, page by page: a fault for every 4 KB, a fifth of a step.
-_MALLOC_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+# takes them again, page by page: a fault for every 4 KB, a fifth of a step. So nothing is mapped for one array alone
+# (a threshold for that can be 32 MB at most), and up to 1 GB stays with a worker from step to step.
+_MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
 class ProcessEngine(Engine):
