@@ -1,9 +1,15 @@
-"""iceoryx2: a publish-subscribe service with a slice of bytes; loan, copy, send, receive."""
+"""iceoryx2: a publish-subscribe service with a slice of bytes; loan, copy, send, receive.
+
+Each writer has a directory of its own, which is its address, and a prefix for its files in /dev/shm: iceoryx2 leaves
+the register of its nodes there, for programs to come.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -15,16 +21,14 @@ except ImportError:
 NAME = "iceoryx2"
 NOTE = "unchanged is 'nothing received': the reader keeps its last sample"
 
-_opened = 0
-
 
 def missing() -> str:
     return "" if iox2 is not None else "iceoryx2 is not installed (pip install iceoryx2==0.10.*)"
 
 
-def _service(node, name):
+def _service(node, directory):
     return (
-        node.service_builder(iox2.ServiceName.new(name))
+        node.service_builder(iox2.ServiceName.new(Path(directory).name))
         .publish_subscribe(iox2.Slice[ctypes.c_uint8])
         .history_size(1)
         .subscriber_max_buffer_size(1)
@@ -34,19 +38,20 @@ def _service(node, name):
     )
 
 
-def _node():
+def _node(directory):
     iox2.set_log_level(iox2.LogLevel.Error)
-    return iox2.NodeBuilder.new().create(iox2.ServiceType.Ipc)
+    config = iox2.config.default()
+    config.global_cfg.root_path = iox2.Path.new(directory)
+    config.global_cfg.prefix = iox2.FileName.new(Path(directory).name)
+    return iox2.NodeBuilder.new().config(config).create(iox2.ServiceType.Ipc)
 
 
 class Writer:
     """A publisher that remembers its last sample for readers that come later."""
 
     def __init__(self, array):
-        global _opened  # noqa: PLW0603 - a service's name must be new each time
-        _opened += 1
-        self.address = f"untorn-benchmark-{os.getpid()}-{_opened}"
-        self._node = _node()
+        self.address = tempfile.mkdtemp(prefix="untorn-iceoryx2-")
+        self._node = _node(self.address)
         self._service = _service(self._node, self.address)
         self._publisher = self._service.publisher_builder().initial_max_slice_len(array.nbytes).create()
         self.publish(array)
@@ -61,13 +66,16 @@ class Writer:
         """Let go of everything."""
         self._publisher.delete()
         del self._service, self._node
+        shutil.rmtree(self.address)
+        for file in Path("/dev/shm").glob(f"{Path(self.address).name}*"):
+            file.unlink()
 
 
 class Reader:
     """The newest sample, kept until there is a newer one."""
 
     def __init__(self, address):
-        self._node = _node()
+        self._node = _node(address)
         self._service = _service(self._node, address)
         self._subscriber = self._service.subscriber_builder().create()
         self._sample = None

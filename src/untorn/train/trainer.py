@@ -147,7 +147,7 @@ class Trainer:
         self.max_staleness = checked_staleness(mode, max_staleness, count, given=given)
         if mode == "async":
             count = min(count, self.max_staleness + 1)
-        self.shards = checked_shards(mode, shards, count if isinstance(workers, int) else fitting)
+        self.shards = checked_shards(mode, shards, count if given else fitting)
         self.max_restarts = checked_count("max_restarts", max_restarts, 0, 1_000_000)
         self.optimizer = optimizer
         self._at_work = False
@@ -513,7 +513,8 @@ class Trainer:
 
     def close(self) -> None:
         """End the workers and close the weights' channel; a named one is removed. Closing twice is fine. A fit that
-        runs, in another thread or because this is one of its callbacks, ends with ClosedError."""
+        runs, in another thread or because this is one of its callbacks, ends with ClosedError; this waits for that of
+        another thread."""
         self._closed = True
         with self._using:
             if self._fit is None:

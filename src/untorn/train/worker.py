@@ -37,7 +37,7 @@ __all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_m
 WAIT_S = 0.1
 _NAMES_NBYTES = 4096
 #: what callbacks and the history find beside the model's metrics
-RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
+_RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ class ShardWorker:
         missed, bad = _core.copy_leaves(self.board, buffer.places, gradient.leaves, self._first_checked)
         for index in missed:  # those that need conversion
             np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
-        if bad >= 0 or missed:
-            self._check_finite(buffer, [bad] if bad >= 0 else missed)
+        self._check_finite(buffer, missed if bad < 0 else [bad])
 
     def _check_finite(self, buffer: _Buffer, indices: Iterable[int]) -> None:
         """Raises NonFiniteLossError, naming the parameter, if one of these gradients is not finite."""
@@ -208,10 +207,10 @@ class Reporter:
         if self._named:
             return
         for name in names:
-            if name in RESERVED_NAMES or name.startswith("val_"):
+            if name in _RESERVED_NAMES or name.startswith("val_"):
                 raise ValueError(
                     f"the metric {name!r}: the trainer gives this name itself, as it does val_... and "
-                    f"{', '.join(RESERVED_NAMES)}; take another"
+                    f"{', '.join(_RESERVED_NAMES)}; take another"
                 )
         text = json.dumps(names).encode()
         if len(text) >= _NAMES_NBYTES:

@@ -4,15 +4,13 @@ import math
 import pickle
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import networks
 import untorn
-from untorn import SGD, ClosedError, EarlyStopping, NonFiniteLossError, UnsupportedTypeError, WorkerError
+from untorn import SGD, EarlyStopping, UnsupportedTypeError, WorkerError
 from untorn.train import Callback, History, Trainer, weights_sha256
 
 DATA = networks.data_of(100, 5)
@@ -78,6 +76,10 @@ def test_wrong_parameters_are_named(params, error, message):
     with pytest.raises(error) as caught:
         Trainer(networks.line, params, optimizer=SGD(0.1))
     assert message in str(caught.value)
+
+
+def test_workers_may_be_a_number_of_numpy():
+    assert line_trainer(workers=np.int64(3), engine="processes", shards=None).shards == 3
 
 
 def test_a_wrong_model_is_named():
@@ -466,163 +468,3 @@ def test_a_subscriber_may_be_handed_over():
         with pickle.loads(pickle.dumps(trainer.subscriber())) as other, other.snapshot() as snapshot:
             assert snapshot.version == 11
             assert weights_sha256(snapshot.value) == weights_sha256(trainer.params)
-
-
-# -- failures, in this process
-
-
-def test_a_loss_that_is_not_finite_keeps_the_weights_and_the_trainer():
-    x, y = (array.copy() for array in DATA)
-    with line_trainer() as trainer:
-        trainer.fit((x, y), epochs=1, batch_size=10)
-        before = weights_sha256(trainer.params)
-        x[:] = np.nan
-        with pytest.raises(NonFiniteLossError, match=r"the loss is nan in epoch 1, step 0, shard 0 \(5 examples: "):
-            trainer.fit((x, y), epochs=1, batch_size=10)
-        assert weights_sha256(trainer.params) == before
-        trainer.fit(DATA, epochs=1, batch_size=10)
-        assert weights_sha256(trainer.params) != before
-
-
-class Spoiling:
-    """Its gradient has an infinity in the fifth call, with a loss that is as it should be."""
-
-    def __init__(self, dtype=None):
-        self.calls, self.dtype = 0, dtype
-
-    def loss_and_grad(self, params, batch):
-        loss, grads = networks.line(params, batch)
-        self.calls += 1
-        if self.calls == 5:
-            grads["w"][2] = np.inf
-        return loss, {name: grad.astype(self.dtype or grad.dtype) for name, grad in grads.items()}
-
-
-@pytest.mark.parametrize(("dtype", "accumulate", "step"), [(None, 1, 2), (np.float32, 1, 2), (None, 2, 1)])
-def test_a_gradient_that_is_not_finite_keeps_the_weights(dtype, accumulate, step):
-    """Copied as it is, converted on the way, and in parts."""
-    with Trainer(
-        Spoiling(dtype), networks.line_params(5), optimizer=SGD(0.05), engine="serial", shards=2, accumulate=accumulate
-    ) as trainer:
-        words = (
-            rf"the gradient of parameter w has a NaN or an infinity \(the loss is .* in epoch 0, step {step}, shard 0"
-        )
-        with pytest.raises(NonFiniteLossError, match=words):
-            trainer.fit(DATA, epochs=1, batch_size=10)
-        assert trainer.step == step
-        assert all(np.isfinite(leaf).all() for leaf in trainer.params.values())
-
-
-class Unprintable(Exception):
-    def __str__(self):
-        raise ZeroDivisionError
-
-
-def unprintable(params, batch):
-    raise Unprintable
-
-
-@ENGINES
-def test_an_error_that_cannot_be_shown_is_one_all_the_same(engine):
-    with mlp_trainer(unprintable, engine=engine, workers=1) as trainer:
-        with pytest.raises(WorkerError, match=r"Unprintable: \(its message cannot be shown: ZeroDivisionError"):
-            trainer.fit(CLASSES, epochs=1, batch_size=10)
-        assert trainer.restarts == 0
-
-
-@pytest.mark.parametrize("metric", ["loss", "learning_rate", "val_accuracy"])
-def test_a_metric_takes_no_name_of_ours(metric):
-    def model(params, batch):
-        return *networks.line(params, batch), {metric: 1.0}
-
-    with (
-        Trainer(model, networks.line_params(5), optimizer=SGD(0.05), engine="serial") as trainer,
-        pytest.raises(WorkerError, match=f"the metric '{metric}': the trainer gives this name itself"),
-    ):
-        trainer.fit(DATA, epochs=1, batch_size=10)
-
-
-# -- the end
-
-
-class Doing(Callback):
-    """Does something with its trainer at the end of an epoch, or of a step."""
-
-    def __init__(self, what, *, each_step=False):
-        self.what = what
-        if each_step:
-            self.__class__ = _DoingEachStep
-
-    def on_epoch_end(self, epoch, logs):
-        self.what(self.trainer)
-
-
-class _DoingEachStep(Doing):
-    def on_batch_end(self, step, logs):
-        self.what(self.trainer)
-
-
-@ENGINES
-def test_fit_inside_a_callback_is_refused(engine):
-    with line_trainer(engine=engine, workers=1) as trainer:
-        nested = Doing(lambda trainer: trainer.fit(DATA, epochs=1, batch_size=10))
-        with pytest.raises(RuntimeError, match="fit: it runs already, and this is one of its callbacks"):
-            trainer.fit(DATA, epochs=3, batch_size=10, callbacks=[nested])
-        assert trainer.epoch == 1
-        assert len(trainer.fit(DATA, epochs=1, batch_size=10)) == 1
-
-
-@ENGINES
-@pytest.mark.parametrize("each_step", [False, True])
-def test_closed_in_a_callback_fit_says_so(engine, each_step, name):
-    trainer = line_trainer(engine=engine, workers=1, name=name)
-    with pytest.raises(ClosedError, match="this trainer was closed while it trained"):
-        trainer.fit(DATA, epochs=3, batch_size=10, callbacks=[Doing(Trainer.close, each_step=each_step)])
-    with pytest.raises(untorn.ChannelNotFoundError):
-        untorn.subscribe(name)
-
-
-@ENGINES
-def test_closed_by_another_thread_fit_says_so(engine):
-    trainer, begun = line_trainer(engine=engine, workers=1), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        fitting = pool.submit(
-            trainer.fit, DATA, epochs=10**6, batch_size=10, callbacks=[Doing(lambda trainer: begun.set())]
-        )
-        assert begun.wait(60)
-        trainer.close()
-        with pytest.raises(ClosedError, match="this trainer was closed while it trained"):
-            fitting.result(60)
-    assert trainer.pids == []
-
-
-@ENGINES
-def test_a_closed_trainer_says_so(engine):
-    trainer = line_trainer(engine=engine, workers=1)
-    trainer.fit(DATA, epochs=1, batch_size=10)
-    trainer.close()
-    trainer.close()
-    for use in (
-        lambda: trainer.params,
-        trainer.snapshot,
-        trainer.subscriber,
-        lambda: trainer.fit(DATA, epochs=1, batch_size=10),
-        lambda: trainer.evaluate(DATA),
-        trainer.__enter__,
-    ):
-        with pytest.raises(ClosedError, match="this trainer is closed"):
-            use()
-    assert trainer.pids == []
-
-
-def test_a_trainer_that_was_never_used_closes():
-    line_trainer().close()
-    line_trainer(engine="processes").close()
-
-
-def test_a_forgotten_trainer_closes_itself():
-    """The check after each test finds no process left."""
-    trainer = line_trainer(engine="processes", workers=1)
-    trainer.fit(DATA, epochs=1, batch_size=50)
-    assert len(trainer.pids) == 1
-    del trainer
