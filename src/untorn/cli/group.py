@@ -18,11 +18,15 @@ __all__ = ["COMMANDS", "group"]
 COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, gc, doctor)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Consistent snapshots, and training on top."
+)
 @click.version_option(untorn.__version__, "--version", prog_name="untorn", message="%(prog)s %(version)s")
 def group() -> None:
     """Consistent shared-memory snapshots, and data-parallel training on top of them."""
 
 
+for _command in (group, *COMMANDS):
+    _command.help = _command.help or _command.short_help  # python -OO keeps no docstrings
 for _command in COMMANDS:
     group.add_command(_command)

@@ -188,8 +188,8 @@ class Lanes(Driver):
             if self._held or self._next_batch >= self.until:
                 return
             if lane not in self._under_way:
-                opened = self.board.lane_open(lane, self._next_batch)
-                assert opened, f"lane {lane} is neither empty nor done"
+                if not self.board.lane_open(lane, self._next_batch):
+                    raise RuntimeError(f"lane {lane} is neither empty nor done: the board is damaged")
                 self._under_way[lane] = self.made
                 self._next_batch += 1
 

@@ -422,8 +422,9 @@ class _Measurer:
         measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
 
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
-        assert self._job.row is not None
-        shape, dtype = self._job.row
+        row = self._job.row
+        assert row is not None
+        shape, dtype = row
         check_rows(answer, shape, dtype, self._cut.named(chunk))
         rows = len(self._cut.indices(chunk))
         view = array_over(self.board, dtype, (rows, *shape), buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES)

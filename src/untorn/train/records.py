@@ -36,18 +36,20 @@ class Records:
         #: what the board measures itself, and the column that has it
         self._own = {"staleness": -2} if board.lanes else {}
         self._own |= {"grad_norm": -1} if clips else {}
-        self._columns: list[int] = []
-        self._names: list[str] | None = None
+        self._known: tuple[list[str], list[int]] | None = None
 
     @property
     def names(self) -> list[str]:
         """The metrics' names; whole as soon as one step is done."""
-        if self._names is None:
+        return self._named()[0]
+
+    def _named(self) -> tuple[list[str], list[int]]:
+        """The names, and the columns of examples, loss and each of the names."""
+        if self._known is None:
             names = metric_names(self._board)
             own = {name: column for name, column in self._own.items() if name not in names}
-            self._columns = [*range(2 + len(names)), *own.values()]
-            self._names = [*names, *own]
-        return self._names
+            self._known = [*names, *own], [*range(2 + len(names)), *own.values()]
+        return self._known
 
     def row(self, step: int) -> dict[str, float | int]:
         """Loss, metrics and number of examples of one step of this board."""
@@ -65,8 +67,8 @@ class Records:
 
     def _measured(self, steps: slice) -> NDArray[np.float64]:
         """Examples, loss, and a column for each of the names."""
-        assert self.names is not None  # which finds the columns
-        rows: NDArray[np.float64] = self._rows[steps, self._columns]
+        _, columns = self._named()
+        rows: NDArray[np.float64] = self._rows[steps, columns]
         return rows
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
