@@ -2,28 +2,21 @@
 #include "attachment.h"
 
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include "fork.h"
 #include "futex.h"
 #include "rows.h"
+#include "space.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#ifndef TMPFS_MAGIC
-#define TMPFS_MAGIC 0x01021994
-#endif
-
 static const int64_t WAIT_SPIN_NS = 20000;
-/* A reservation of less than this is made without asking how much memory there is. */
-static const uint64_t LARGE_NBYTES = 64 << 20;
 
 /* -- open and close --------------------------------------------------------------------------------------------- */
 
@@ -106,14 +99,14 @@ static enum status attachment_map_control(struct attachment *a)
 static enum status attachment_lock_role(struct attachment *a)
 {
     if (a->role == ROLE_PUBLISHER) {
-        if (!lock_take(a->control_fd, 0))
-            return STATUS_BUSY;
+        enum status status = lock_take(a->control_fd, 0);
+        if (status != STATUS_OK)
+            return status;
         store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
         store_release(&a->channel.control->state, CHANNEL_OPEN);
         return STATUS_OK;
     }
-    a->row = row_take(&a->channel, a->control_fd, 0);
-    return a->row != 0 ? STATUS_OK : STATUS_NO_ROW;
+    return row_take(&a->channel, a->control_fd, 0, &a->row);
 }
 
 enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, struct attachment **result)
@@ -232,9 +225,9 @@ static enum status pin_locked(struct attachment *a, struct pin *pin)
 {
     const struct channel *channel = &a->channel;
     if (a->row == 0) { /* a forked child that found no row then may find one now */
-        a->row = a->control_fd >= 0 ? row_take(channel, a->control_fd, 0) : 0;
-        if (a->row == 0)
-            return STATUS_NO_ROW;
+        enum status status = a->control_fd >= 0 ? row_take(channel, a->control_fd, 0, &a->row) : STATUS_NO_ROW;
+        if (status != STATUS_OK)
+            return status;
     }
     uint64_t latest = channel_latest(channel);
     if (latest_version(latest) == 0)
@@ -305,11 +298,18 @@ enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout
     return latest_version(channel_latest(&a->channel)) > seen ? STATUS_OK : STATUS_TIMEOUT;
 }
 
-bool attachment_publisher_alive(struct attachment *a)
+/* An attachment without a descriptor is a forked child's that got none: it has no channel any more. */
+static enum status attachment_look(struct attachment *a, uint32_t byte, bool *held)
 {
-    if (a->role == ROLE_PUBLISHER)
-        return !a->forked;
-    return a->control_fd >= 0 && lock_is_held_elsewhere(a->control_fd, 0);
+    enum status status = a->control_fd >= 0 ? lock_look(a->control_fd, byte) : STATUS_OK;
+    *held = status != STATUS_OK;
+    return status == STATUS_BUSY ? STATUS_OK : status;
+}
+
+enum status attachment_publisher_alive(struct attachment *a, bool *alive)
+{
+    *alive = !a->forked;
+    return a->role == ROLE_PUBLISHER ? STATUS_OK : attachment_look(a, 0, alive);
 }
 
 enum status attachment_map(struct attachment *a, unsigned slot, uint8_t **address, uint64_t *capacity)
@@ -377,8 +377,9 @@ unsigned attachment_reclaim(struct attachment *attachment)
     uint32_t high = load_acquire(&channel->commons->high);
     for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
         struct reader_row *line = &channel->rows[row];
-        if (row == attachment->row || load_relaxed(&line->held) == 0 || !lock_take(attachment->control_fd, row))
-            continue;
+        if (row == attachment->row || load_relaxed(&line->held) == 0 ||
+            lock_take(attachment->control_fd, row) != STATUS_OK)
+            continue; /* it lives, or the kernel did not say that it is dead */
         store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
         store_relaxed(&line->pid, 0);
         lock_drop(attachment->control_fd, row);
@@ -387,9 +388,9 @@ unsigned attachment_reclaim(struct attachment *attachment)
     return reclaimed;
 }
 
-bool attachment_row_alive(struct attachment *a, uint32_t row)
+enum status attachment_row_alive(struct attachment *a, uint32_t row, bool *alive)
 {
-    return a->control_fd >= 0 && lock_is_held_elsewhere(a->control_fd, row);
+    return attachment_look(a, row, alive);
 }
 
 static bool slot_find(const struct control *control, uint64_t free, uint64_t least, uint64_t most, unsigned *found)
@@ -413,35 +414,7 @@ static void slot_release(struct attachment *a, unsigned slot)
         return;
     store_release(&extent->capacity, 0);
     mapping_drop(a, slot);
-    fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)load_relaxed(&extent->offset),
-              (off_t)capacity); /* a file system without holes keeps the space until the gap is used again */
-}
-
-/* What the kernel says that it could still give, swap included; UINT64_MAX if it does not say. */
-static uint64_t memory_available(void)
-{
-    char line[128];
-    unsigned long long kilobytes, total = 0;
-    bool found = false;
-    FILE *file = fopen("/proc/meminfo", "re");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        bool available = sscanf(line, "MemAvailable: %llu", &kilobytes) == 1;
-        if (available || sscanf(line, "SwapFree: %llu", &kilobytes) == 1)
-            total += kilobytes;
-        found |= available;
-    }
-    if (file != NULL)
-        fclose(file);
-    return found ? total * 1024 : UINT64_MAX;
-}
-
-/* Files in memory have no limit of their own, or one that is more than there is: reserving would go on until the
- * kernel kills somebody. */
-static bool memory_is_short(int fd, uint64_t nbytes)
-{
-    struct statfs stat;
-    return nbytes >= LARGE_NBYTES && fstatfs(fd, &stat) == 0 && stat.f_type == TMPFS_MAGIC &&
-           memory_available() < nbytes;
+    space_release(a->data_fd, load_relaxed(&extent->offset), capacity);
 }
 
 static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
@@ -449,19 +422,12 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     struct control *control = a->channel.control;
     uint64_t length = page_round(nbytes);
     uint64_t offset = channel_find_gap(control, length);
-    if (memory_is_short(a->data_fd, length)) {
-        errno = ENOMEM;
-        return STATUS_NO_SPACE;
-    }
-    int failure = posix_fallocate(a->data_fd, (off_t)offset, (off_t)length);
-    if (failure != 0) {
-        fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
-        errno = failure;
-        return STATUS_NO_SPACE;
-    }
+    enum status status = space_reserve(a->data_fd, offset, length);
+    if (status != STATUS_OK)
+        return status;
     store_release(&control->slots[slot].offset, offset);
     store_release(&control->slots[slot].capacity, length);
-    enum status status = slot_map(a, slot);
+    status = slot_map(a, slot);
     if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
         (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);
     return status;
@@ -489,7 +455,7 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
                 next = offset;
         }
         if (!covered)
-            fallocate(a->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start, (off_t)(next - start));
+            space_release(a->data_fd, start, next - start);
     }
 }
 

@@ -17,23 +17,9 @@
 #include <pthread.h>
 
 #include "channel.h"
+#include "status.h"
 
 enum attachment_role { ROLE_READER = 0, ROLE_WRITER = 1, ROLE_PUBLISHER = 2 };
-
-/* The one table of what can go wrong. module.c turns it into exceptions. */
-enum status {
-    STATUS_OK = 0,
-    STATUS_OS,         /* a system call failed: errno says how */
-    STATUS_FORMAT,     /* the bytes are not a channel */
-    STATUS_LAYOUT,     /* a channel of another layout version */
-    STATUS_BUSY,       /* another process holds the publisher's lock */
-    STATUS_NO_ROW,     /* every reader row is taken */
-    STATUS_NO_SLOT,    /* every slot is held */
-    STATUS_NO_SPACE,   /* the file system has no room for the slot: errno says how */
-    STATUS_FORKED,     /* this process inherited the publisher by fork, and may not publish */
-    STATUS_TIMEOUT,
-    STATUS_INTERRUPTED,
-};
 
 struct slot_mapping {
     uint8_t *base;
@@ -92,7 +78,8 @@ void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t gen
 enum status attachment_map_private(struct attachment *attachment, const struct pin *pin, uint8_t **base);
 /* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
 enum status attachment_wait(struct attachment *attachment, uint64_t seen, int64_t timeout_ns);
-bool attachment_publisher_alive(struct attachment *attachment);
+/* Is there a living publisher? STATUS_OS if the kernel does not say, which is no proof of death. */
+enum status attachment_publisher_alive(struct attachment *attachment, bool *alive);
 
 /* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
  * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. A publisher picks no space that it did
@@ -111,8 +98,8 @@ enum status attachment_seal(struct attachment *attachment, unsigned slot, const 
 void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
 /* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
 void attachment_retire(struct attachment *attachment);
-/* Does a living process have this row? Says no for a row of this very attachment. */
-bool attachment_row_alive(struct attachment *attachment, uint32_t row);
+/* Does a living process have this row? No for a row of this very attachment; STATUS_OS as above. */
+enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);
 /* Clear the rows of dead readers; returns how many held something. */
 unsigned attachment_reclaim(struct attachment *attachment);
 

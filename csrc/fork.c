@@ -39,7 +39,7 @@ static void fork_prepare_one(struct attachment *a)
     if (a->row == 0)
         return;
     if (a->fork_fd >= 0)
-        a->fork_row = row_take(&a->channel, a->fork_fd, load_relaxed(&a->channel.rows[a->row].held));
+        (void)row_take(&a->channel, a->fork_fd, load_relaxed(&a->channel.rows[a->row].held), &a->fork_row);
     if (a->fork_row != 0) {
         add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
         return;

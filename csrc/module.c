@@ -17,6 +17,8 @@ static const char *const STATUS_NAMES[] = {
 
 PyObject *status_raise(enum status status)
 {
+    if (status == STATUS_OS)
+        return PyErr_SetFromErrno(PyExc_OSError);
     PyObject *args = Py_BuildValue("(si)", STATUS_NAMES[status], errno);
     if (args != NULL) {
         PyErr_SetObject(StatusError, args);
@@ -184,7 +186,12 @@ bool type_add(PyObject *module, PyType_Spec *spec, PyTypeObject **keep)
 
 static bool module_fill(PyObject *module)
 {
-    StatusError = PyErr_NewExceptionWithDoc("untorn._core.StatusError", "(code, errno) from the core.", NULL, NULL);
+    PyObject *errors = PyImport_ImportModule("untorn.errors");
+    PyObject *root = errors == NULL ? NULL : PyObject_GetAttrString(errors, "UntornError");
+    if (root != NULL)
+        StatusError = PyErr_NewExceptionWithDoc("untorn._core.StatusError", "(code, errno) from the core.", root, NULL);
+    Py_XDECREF(root);
+    Py_XDECREF(errors);
     return StatusError != NULL && PyModule_AddObjectRef(module, "StatusError", StatusError) == 0 &&
            module_add_channel(module) && module_add_board(module) && module_add_waiting(module) &&
            module_add_frozen(module);

@@ -7,8 +7,9 @@
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
- *     module.c           StatusError  (code, errno): what went wrong, from the one table of attachment.h. The Python
- *                                     layer above knows the names of things and turns it into messages for people.
+ *     module.c           StatusError  (code, errno): what went wrong, from the one table of status.h. The Python layer
+ *                                     above knows the names of things and turns it into messages for people
+ *                                     (share/obstacles.py). A system call that failed is an OSError at once.
  *
  * The buffer protocol carries lifetimes: NumPy keeps the object that exported the memory as an array's base, so a
  * view of a view of a leaf still keeps its Hold. The GIL is released around every wait and every large copy.
@@ -37,7 +38,7 @@ extern PyTypeObject *AttachmentType;
 #define OBJECT_UNLOCK() }
 #endif
 
-/* Raise StatusError; returns NULL. */
+/* Raise what a status means, and return NULL: OSError by errno for STATUS_OS, StatusError for all else. */
 PyObject *status_raise(enum status status);
 /* tp_dealloc's last step: an object of a heap type owns a reference to it. */
 void object_free(PyObject *self);

@@ -399,16 +399,17 @@ static enum status board_create(int fd, const struct board_config *config, const
 {
     uint64_t nbytes = board_nbytes(config);
     if (ftruncate(fd, (off_t)nbytes) != 0)
-        return STATUS_NO_SPACE;
+        return space_status();
     void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED)
         return STATUS_OS;
-    errno = posix_fallocate(fd, 0, (off_t)board_nbytes_needed(config));
-    enum status status = errno == 0 ? STATUS_OK : STATUS_NO_SPACE;
+    enum status status = space_reserve(fd, 0, board_nbytes_needed(config));
     struct board board;
+    int cause = errno;
     if (status == STATUS_OK)
         board_format(&board, memory, config, ranges);
     munmap(memory, nbytes);
+    errno = cause;
     return status;
 }
 
@@ -442,8 +443,12 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
     } else if (config.optimizer >= KERNEL_OPTIMIZERS) {
         PyErr_Format(PyExc_ValueError, "optimizer %u: expected one below %d", config.optimizer, KERNEL_OPTIMIZERS);
     } else {
-        enum status status = board_create(fd, &config, ranges.buf);
-        result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(status);
+        enum status status;
+        do { /* signals that keep coming are handled before the next try */
+            status = board_create(fd, &config, ranges.buf);
+        } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
+        if (status != STATUS_INTERRUPTED)
+            result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(status);
     }
     PyBuffer_Release(&ranges);
     return result;

@@ -86,9 +86,13 @@ static PyObject *Attachment_pick(PyObject *self, PyObject *argument)
         return NULL;
     unsigned slot = 0;
     enum status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = attachment_pick(((AttachmentObject *)self)->attachment, nbytes, &slot);
-    Py_END_ALLOW_THREADS
+    do { /* signals that keep coming are handled before the next try */
+        Py_BEGIN_ALLOW_THREADS
+        status = attachment_pick(((AttachmentObject *)self)->attachment, nbytes, &slot);
+        Py_END_ALLOW_THREADS
+    } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
+    if (status == STATUS_INTERRUPTED)
+        return NULL;
     return status == STATUS_OK ? PyLong_FromUnsignedLong(slot) : status_raise(status);
 }
 
@@ -178,7 +182,9 @@ static PyObject *Attachment_publish(PyObject *self, PyObject *args)
 
 static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
 {
-    return PyBool_FromLong(attachment_publisher_alive(((AttachmentObject *)self)->attachment));
+    bool alive;
+    enum status status = attachment_publisher_alive(((AttachmentObject *)self)->attachment, &alive);
+    return status == STATUS_OK ? PyBool_FromLong(alive) : status_raise(status);
 }
 
 static PyObject *Attachment_retire(PyObject *self, PyObject *unused)
@@ -199,9 +205,13 @@ static PyObject *Attachment_grow(PyObject *self, PyObject *argument)
     if (PyErr_Occurred())
         return NULL;
     enum status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = attachment_grow(((AttachmentObject *)self)->attachment, nbytes);
-    Py_END_ALLOW_THREADS
+    do { /* signals that keep coming are handled before the next try */
+        Py_BEGIN_ALLOW_THREADS
+        status = attachment_grow(((AttachmentObject *)self)->attachment, nbytes);
+        Py_END_ALLOW_THREADS
+    } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
+    if (status == STATUS_INTERRUPTED)
+        return NULL;
     if (status != STATUS_OK)
         return status_raise(status);
     Py_RETURN_NONE;
@@ -214,7 +224,14 @@ static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
     uint32_t high = load_acquire(&a->channel.commons->high);
     for (uint32_t row = 1; list != NULL && row <= high && row <= a->channel.max_readers; row++) {
         const struct reader_row *line = &a->channel.rows[row];
-        if (row != a->row && !attachment_row_alive(a, row))
+        bool alive = true;
+        enum status status = row == a->row ? STATUS_OK : attachment_row_alive(a, row, &alive);
+        if (status != STATUS_OK) {
+            status_raise(status);
+            Py_DECREF(list);
+            return NULL;
+        }
+        if (!alive)
             continue;
         PyObject *item = Py_BuildValue("(IILK)", row, load_relaxed((shared_u32 *)&line->pid), (long long)line->attached_ns,
                                        (unsigned long long)load_acquire((shared_u64 *)&line->held));

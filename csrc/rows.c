@@ -1,32 +1,48 @@
 /* Locks of the control file, and reader rows. See rows.h. */
 #include "rows.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include "futex.h"
+
+enum { LOCK_TRIES = 100 };
 
 static struct flock byte_lock(short type, uint32_t byte)
 {
     return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 }
 
-bool lock_take(int fd, uint32_t byte)
+/* None of these commands waits, so a signal that comes in between costs a second try. */
+static enum status lock_call(int fd, int command, struct flock *lock)
+{
+    for (int attempt = 0; attempt < LOCK_TRIES; attempt++) {
+        if (fcntl(fd, command, lock) == 0)
+            return STATUS_OK;
+        if (errno != EINTR)
+            break;
+    }
+    return command == F_OFD_SETLK && (errno == EAGAIN || errno == EACCES) ? STATUS_BUSY : STATUS_OS;
+}
+
+enum status lock_take(int fd, uint32_t byte)
 {
     struct flock lock = byte_lock(F_WRLCK, byte);
-    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+    return lock_call(fd, F_OFD_SETLK, &lock);
 }
 
 void lock_drop(int fd, uint32_t byte)
 {
     struct flock lock = byte_lock(F_UNLCK, byte);
-    fcntl(fd, F_OFD_SETLK, &lock);
+    (void)lock_call(fd, F_OFD_SETLK, &lock);
 }
 
-bool lock_is_held_elsewhere(int fd, uint32_t byte)
+enum status lock_look(int fd, uint32_t byte)
 {
     struct flock lock = byte_lock(F_WRLCK, byte);
-    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    enum status status = lock_call(fd, F_OFD_GETLK, &lock);
+    return status == STATUS_OK && lock.l_type != F_UNLCK ? STATUS_BUSY : status;
 }
 
 static void commons_raise_high(struct reader_commons *commons, uint32_t row)
@@ -37,17 +53,21 @@ static void commons_raise_high(struct reader_commons *commons, uint32_t row)
     } /* pairs with channel_held; comes before the row's first bit */
 }
 
-uint32_t row_take(const struct channel *channel, int fd, uint64_t held)
+enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *taken)
 {
     for (uint32_t row = 1; row <= channel->max_readers; row++) {
-        if (!lock_take(fd, row))
+        enum status status = lock_take(fd, row);
+        if (status == STATUS_BUSY)
             continue;
+        if (status != STATUS_OK)
+            return status;
         struct reader_row *line = &channel->rows[row];
         commons_raise_high(channel->commons, row);
         line->attached_ns = clock_wall_ns();
         store_relaxed(&line->pid, (uint32_t)getpid());
         store_release(&line->held, held); /* pairs with channel_held */
-        return row;
+        *taken = row;
+        return STATUS_OK;
     }
-    return 0;
+    return STATUS_NO_ROW;
 }

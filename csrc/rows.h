@@ -7,14 +7,16 @@
 #define UNTORN_ROWS_H
 
 #include "channel.h"
+#include "status.h"
 
-/* Ask the kernel for byte `byte` of the control file; false if a living process has it. */
-bool lock_take(int fd, uint32_t byte);
+/* Ask the kernel for byte `byte` of the control file. STATUS_BUSY: a living process has it. STATUS_OS: the kernel did not
+ * answer (no locks on this file system, none left), so nobody knows whether its owner lives. */
+enum status lock_take(int fd, uint32_t byte);
 void lock_drop(int fd, uint32_t byte);
-/* By another description than `fd`'s. */
-bool lock_is_held_elsewhere(int fd, uint32_t byte);
-/* Take a row whose lock is free, as the owner of `fd`; 0 if there is none. What a dead reader left in it is replaced
- * by `held` under the lock. */
-uint32_t row_take(const struct channel *channel, int fd, uint64_t held);
+/* The same question, by another description than `fd`'s, without taking it. */
+enum status lock_look(int fd, uint32_t byte);
+/* Take a row whose lock is free, as the owner of `fd`; STATUS_NO_ROW if there is none. What a dead reader left in it is
+ * replaced by `held` under the lock. */
+enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *row);
 
 #endif

@@ -1,15 +1,48 @@
-"""What stands in a channel's way on its file system, as errors that say what to do about it."""
+"""What stands in a channel's way, as errors that say what to do about it.
+
+Here a system call's errno and the core's status become what people read. The rule: CapacityError where there is not
+enough of something, another error of untorn where the channel is at fault, and else OSError with the true cause.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from untorn.errors import CapacityError
+from untorn import _core
+from untorn.errors import BusyError, CapacityError, ClosedError, FormatError, UntornError
 
-__all__ = ["FULL", "explained", "no_space", "unreadable"]
+__all__ = ["FULL", "explained", "labelled", "meaning", "no_space", "shortage", "unreadable"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: there is not enough of something: disk, quota, memory, or size that a file may have
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
+
+#: what the core's statuses mean, unless a caller knows better
+_MEANINGS: dict[str, tuple[type[UntornError], str]] = {
+    "format": (FormatError, ": its newest version is damaged; publish again, or remove its files"),
+    "layout": (
+        FormatError,
+        f" has another layout than version {_core.LAYOUT}, which this untorn reads; use the untorn that wrote it, or "
+        "remove the file",
+    ),
+    "busy": (
+        BusyError,
+        " has a living publisher already; a channel has one publisher at a time: close that one, or choose another "
+        "name",
+    ),
+    "no_row": (
+        CapacityError,
+        " has no reader row left: every one is taken by a living process; close some subscribers, or publish with a "
+        "larger max_readers",
+    ),
+    "no_slot": (CapacityError, " has no free slot: all are held; let old snapshots go, or use a larger max_slots"),
+    "no_space": (CapacityError, ": there is no room for another version"),
+    "forked": (
+        ClosedError,
+        ": this process was forked from its publisher, and only the parent may publish; here use "
+        "publisher.subscriber()",
+    ),
+}
 
 #: what stands in a publisher's way, and what to do about it
 _PUBLISHERS = {
@@ -18,6 +51,7 @@ _PUBLISHERS = {
     errno.EACCES: "this user has no right to; run as the user whose channel it is, or choose another directory=",
     errno.EPERM: "the system, or the file system, does not allow it; choose another directory=",
     errno.EROFS: "the file system is read-only; mount it writable, or choose another directory=",
+    errno.ENOLCK: "the kernel gives no locks on this file system; choose another directory=",
 }
 #: what stands in a reader's way, and what to do about it
 _READERS = {
@@ -25,6 +59,23 @@ _READERS = {
     errno.EPERM: "the system does not allow it",
     errno.EROFS: "this file system is read-only; mount it writable here, or copy both files to where it is writable",
 }
+
+
+def meaning(error: _core.StatusError, label: str) -> UntornError:
+    """The error for people that a status of the core stands for."""
+    kind, text = _MEANINGS.get(error.args[0], (UntornError, f": the core failed ({error.args[0]})"))
+    return kind(f"channel {label!r}{text}")
+
+
+def shortage(error: _core.StatusError | OSError) -> str:
+    """What there is not enough of, as the system says it; empty if the error is about something else."""
+    number = error.errno if isinstance(error, OSError) else error.args[1] if error.args[0] == "no_space" else 0
+    return os.strerror(number) if number in FULL else ""
+
+
+def labelled(error: OSError, label: str) -> OSError:
+    """The same error, with the channel's name in it."""
+    return OSError(error.errno, os.strerror(error.errno or 0), label)
 
 
 def explained(error: OSError, label: str, what: str, path: str) -> Exception:
@@ -57,6 +108,11 @@ def no_space(fd: int, nbytes: int, what: str, *, number: int = errno.ENOSPC) -> 
         return CapacityError(
             f"{what} needs {nbytes:,} bytes of memory, and this machine has less available (untorn doctor says how "
             "much); free some, let old snapshots go, or use directory= on a disk"
+        )
+    if number == errno.EFBIG:
+        return CapacityError(
+            f"{what} needs {nbytes:,} bytes, and its file may not become so large ({os.strerror(number)}): raise the "
+            "limit on the size of files (ulimit -f), or use directory= on another file system"
         )
     status = os.fstatvfs(fd)
     free = status.f_bavail * status.f_frsize

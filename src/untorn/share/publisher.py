@@ -16,6 +16,7 @@ from untorn import _core
 from untorn.errors import BusyError, ClosedError
 from untorn.share import storage
 from untorn.share.edit import Edit
+from untorn.share.obstacles import meaning
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber, let_go_of_the_dead
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
@@ -101,7 +102,7 @@ def publish_tree(
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
         publisher = Publisher(attachment, None, allow_pickle=allow_pickle)
-        publisher._versions.publish(tree, FREE_SLOT_TIMEOUT_S)
+        publisher._publish(tree)
         storage.seal(attachment)
         return publisher
     files = storage.named(name, directory)
@@ -111,7 +112,7 @@ def publish_tree(
             continue
         attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
         publisher = Publisher(attachment, files, durable=durable, allow_pickle=allow_pickle)
-        publisher._versions.publish(tree, FREE_SLOT_TIMEOUT_S)
+        publisher._publish(tree)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
             return publisher
 
@@ -203,7 +204,9 @@ class Publisher:
             CapacityError: no memory for it, or every slot is held: the message says by whom. Nothing was published.
             ClosedError: this publisher is closed, or was inherited by fork.
         """
-        tree = Tree.of(value, allow_pickle=self._allow_pickle)
+        return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
+
+    def _publish(self, tree: Tree, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
         with self._writing("update"):
             return self._versions.publish(tree, timeout_s)
 
@@ -300,9 +303,12 @@ class Publisher:
             self._writer = threading.get_ident()
             try:
                 yield
-            except (_core.StatusError, ClosedError):
+            except ClosedError:
                 _ = self._versions  # says so, if a signal handler closed it meanwhile
                 raise
+            except _core.StatusError as error:
+                _ = self._versions
+                raise meaning(error, self._label) from None
             finally:
                 self._writer = 0
 

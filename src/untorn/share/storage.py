@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from untorn import _core
-from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, FormatError
-from untorn.share.obstacles import FULL, explained, no_space, unreadable
+from untorn.errors import ChannelNotFoundError, FormatError
+from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_files"]
 
@@ -267,13 +267,14 @@ def _rename(old: str, new: str) -> bool:
 
 def _lay_out(control_fd: int, max_readers: int, max_slots: int, slots: int) -> None:
     nbytes = _core.control_nbytes(max_readers)
+    what = "a new channel's control file"
     try:
         os.posix_fallocate(control_fd, 0, nbytes)
+        _core.format_control(control_fd, os.urandom(16), max_readers, max_slots, slots)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise no_space(control_fd, nbytes, "a new channel's control file") from error
-    _core.format_control(control_fd, os.urandom(16), max_readers, max_slots, slots)
+        if error.errno in FULL:
+            raise no_space(control_fd, nbytes, what, number=error.errno) from error
+        raise OSError(error.errno, f"{what} cannot be written: {os.strerror(error.errno or 0)}") from None
 
 
 def take_over(files: Files) -> _core.Attachment | None:
@@ -332,28 +333,14 @@ def attach(control_fd: int, data_fd: int, role: int, label: str) -> _core.Attach
     try:
         return _core.Attachment(control_fd, data_fd, role)
     except _core.StatusError as error:
-        code, number = error.args
-        if code == "busy":
-            raise BusyError(
-                f"channel {label!r} has a living publisher already; a channel has one "
-                "publisher at a time: close that one, or choose another name"
-            ) from None
-        if code == "format":
+        if error.args[0] == "format":
             raise FormatError(
                 f"{label!r} is not an untorn channel: the file does not begin as one does; "
                 "remove the file, or choose another name"
             ) from None
-        if code == "layout":
-            raise FormatError(
-                f"channel {label!r} has another layout than version {_core.LAYOUT}, which this untorn reads; "
-                "use the untorn that wrote it, or remove the file"
-            ) from None
-        if code == "no_row":
-            raise CapacityError(
-                f"channel {label!r} has no reader row left: every one is taken by a living process; "
-                "close some subscribers, or publish with a larger max_readers"
-            ) from None
-        raise OSError(number, os.strerror(number), label) from None
+        raise meaning(error, label) from None
+    except OSError as error:
+        raise labelled(error, label) from None
 
 
 def open_files(

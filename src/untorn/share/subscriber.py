@@ -13,6 +13,7 @@ views outlive snapshots, subscribers and channels.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -35,6 +36,7 @@ from untorn.errors import (
 )
 from untorn.share import storage, waiting
 from untorn.share.layout import Decoder
+from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address
 
 if TYPE_CHECKING:
@@ -75,22 +77,18 @@ class _Attached:
         return decoder
 
     def pin(self) -> _core.Hold:
+        label = self.address.label
         try:
             return self.attachment.pin()
         except _core.StatusError as error:
-            raise self._pin_error(error) from None
-
-    def _pin_error(self, error: _core.StatusError) -> Exception:
-        code, number = error.args
-        label = self.address.label
-        if code == "no_row":
-            return CapacityError(
-                f"channel {label!r}: this process was forked when every reader row was taken, and none is free now; "
-                "close some subscribers, or publish with a larger max_readers"
-            )
-        if code == "format":
-            return FormatError(f"channel {label!r}: its newest version is damaged; publish again, or remove its files")
-        return OSError(number, os.strerror(number), label)
+            if error.args[0] == "no_row":
+                raise CapacityError(
+                    f"channel {label!r}: this process was forked when every reader row was taken, and none is free "
+                    "now; close some subscribers, or publish with a larger max_readers"
+                ) from None
+            raise meaning(error, label) from None
+        except OSError as error:
+            raise labelled(error, label) from None
 
 
 _attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDictionary()
@@ -139,8 +137,9 @@ def let_go_of_the_dead() -> None:
     """Of the attachments that are kept for the next task, end those to channels that have neither a publisher nor a
     name."""
     for attached in list(_kept.values()):
-        if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
-            _kept.pop(attached.attachment.id, None)
+        with contextlib.suppress(OSError):  # nobody says that its publisher is dead
+            if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
+                _kept.pop(attached.attachment.id, None)
 
 
 class Snapshot:
@@ -307,7 +306,7 @@ class Subscriber:
             self.wait(newer_than, timeout_s)
         try:
             hold = attached.attachment.pin()
-        except _core.StatusError:
+        except (_core.StatusError, OSError):
             hold = attached.pin()
         return Snapshot(attached, hold, self._allow_pickle)
 

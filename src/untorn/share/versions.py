@@ -14,6 +14,7 @@ a kill begins with whole copies.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -28,6 +29,7 @@ from untorn import _core
 from untorn.errors import CapacityError, ClosedError
 from untorn.share import storage
 from untorn.share.layout import Layout
+from untorn.share.obstacles import labelled, meaning
 from untorn.share.paths import Place, find, replaced
 from untorn.share.tree import Spec, flatten
 
@@ -194,7 +196,7 @@ class Versions:
             self._newest = version
 
     def _newest_bytes(self) -> memoryview:
-        return memoryview(self.attachment.draft(self.attachment.latest_slot))
+        return memoryview(self._draft(self.attachment.latest_slot))
 
     def known_layout(self) -> Layout:
         """The layout of the newest version."""
@@ -211,7 +213,15 @@ class Versions:
         slot = self._pick(nbytes, timeout_s)
         if self._durable and table == self._read_table():
             self._table = table
-        return slot, self.attachment.draft(slot)
+        return slot, self._draft(slot)
+
+    def _draft(self, slot: int) -> _core.Draft:
+        try:
+            return self.attachment.draft(slot)
+        except _core.StatusError as error:
+            raise meaning(error, self._label) from None
+        except OSError as error:
+            raise labelled(error, self._label) from None
 
     def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
         """Make a complete slot the latest. ``changed``: which leaves differ from the version before; None for all."""
@@ -273,21 +283,21 @@ class Versions:
             try:
                 return attachment.pick(nbytes)
             except _core.StatusError as error:
-                code, number = error.args
-                if code == "forked":
-                    raise forked_error(self._label) from None
-                if code == "no_space":
-                    raise storage.no_space(
-                        attachment.data_fd,
-                        nbytes,
-                        f"channel {self._label!r}: version {attachment.version + 1}",
-                        number=number,
-                    ) from None
-                if code != "no_slot":
-                    raise OSError(number, os.strerror(number), self._label) from None
+                if error.args[0] == "no_space":
+                    raise self._no_space(nbytes, error.args[1]) from None
+                if error.args[0] != "no_slot":
+                    raise meaning(error, self._label) from None
+            except OSError as error:
+                if error.errno == errno.ENOMEM:  # no memory for the mapping
+                    raise self._no_space(nbytes, error.errno) from None
+                raise labelled(error, self._label) from None
             if time.monotonic() >= deadline:
                 raise self.no_slot(timeout_s)
             time.sleep(0.0005)
+
+    def _no_space(self, nbytes: int, number: int) -> CapacityError:
+        what = f"channel {self._label!r}: version {self.attachment.version + 1}"
+        return storage.no_space(self.attachment.data_fd, nbytes, what, number=number)
 
     def no_slot(self, timeout_s: float) -> CapacityError:
         """The error for a channel whose slots are all held; it names the holders."""

@@ -96,6 +96,15 @@ class NewerSnapshots:
         return snapshot
 
 
+def _is_lost(attachment: _core.Attachment) -> bool:
+    """Is it time for the coroutines to look at the publisher themselves? Also when the kernel does not say: they raise
+    why."""
+    try:
+        return not attachment.publisher_alive()
+    except OSError:
+        return True
+
+
 @final
 class _Waiter:
     """One coroutine that waits for one channel."""
@@ -221,7 +230,7 @@ class _Watcher:
             self._look_at = now + LIVENESS_INTERVAL_S
             ready = list(self._waiters)
         for attachment in ready:
-            lost, version = not attachment.publisher_alive(), attachment.version
+            lost, version = _is_lost(attachment), attachment.version
             for waiter in self._waiters[attachment]:
                 if version > waiter.newer_than or (lost and waiter.or_lost):
                     waiter.nudge()

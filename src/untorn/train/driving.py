@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from untorn import _core
+from untorn.share.obstacles import meaning
 from untorn.train.server_steps import ServerSteps
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Lanes(Driver):
                 break
             except _core.StatusError as error:
                 if error.args[0] != "no_slot":
-                    raise
+                    raise meaning(error, "weights") from None
                 self._running.find_slot(self.board)
         if self._server is not None:
             self._server.make(self.board, self._server.steps)

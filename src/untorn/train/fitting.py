@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
+from untorn.share.obstacles import shortage
 from untorn.share.views import array_over
 from untorn.train import measuring, sampler
 from untorn.train.callbacks.calls import training
@@ -124,10 +125,12 @@ def _make_board(trainer: Trainer, running: Running, fd: int, piece: _Piece, *, c
     clip_norm = trainer.clip_norm or 0.0 if clips else 0.0
     try:
         _core.format_board(fd, sizes, running.optimizer.hyper, clip_norm, plan.ranges())
-    except _core.StatusError as error:
+    except (_core.StatusError, OSError) as error:
+        if not shortage(error):
+            raise
         raise CapacityError(
             f"no memory for {shards + team.wanted} gradient buffers of {plan.nbytes:,} bytes "
-            f"({os.strerror(error.args[1])}); use fewer {'workers' if lanes else 'shards or workers'}"
+            f"({shortage(error)}); use fewer {'workers' if lanes else 'shards or workers'}"
         ) from None
     return _core.Board(fd)
 

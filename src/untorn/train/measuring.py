@@ -29,6 +29,7 @@ from untorn.engines import Death, ProcessEngine
 from untorn.engines.threads import threads_limited
 from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.share import Snapshot
+from untorn.share.obstacles import shortage
 from untorn.share.storage import Address
 from untorn.share.views import array_over
 from untorn.train import sampler
@@ -304,10 +305,12 @@ class _Workers:
         sizes = (lanes, team.most, team.wanted, 1, 1, 1, 1, self._nbytes, 0, 0, self._trainer._next_job())
         try:
             _core.format_board(fd, sizes, _NO_OPTIMIZER, 0.0, _NO_RANGE)
-        except _core.StatusError as error:
+        except (_core.StatusError, OSError) as error:
+            if not shortage(error):
+                raise
             raise CapacityError(
                 f"no memory for {lanes + team.wanted} buffers of {self._nbytes:,} bytes "
-                f"({os.strerror(error.args[1])}); use a smaller batch_size"
+                f"({shortage(error)}); use a smaller batch_size"
             ) from None
         return _core.Board(fd)
 

@@ -4,7 +4,6 @@ what it holds during one fit."""
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from untorn.engines import Death, Engine
 from untorn.errors import CapacityError, WorkerError
 from untorn.share import Publisher
 from untorn.share.layout import Decoder, Layout
+from untorn.share.obstacles import meaning, shortage
 from untorn.share.publisher import publish_tree
 from untorn.share.tree import flatten
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
@@ -194,13 +194,16 @@ class Running:
         while True:
             try:
                 attachment.grow(nbytes)
-            except _core.StatusError as error:
-                code, number = error.args
-                if code != "no_slot":
+            except (_core.StatusError, OSError) as error:
+                if shortage(error):
                     raise CapacityError(
-                        f"the weights: no memory for one more version of {nbytes:,} bytes ({os.strerror(number)}); "
+                        f"the weights: no memory for one more version of {nbytes:,} bytes ({shortage(error)}); "
                         "let old snapshots of the weights go"
                     ) from None
+                if isinstance(error, OSError):
+                    raise
+                if error.args[0] != "no_slot":
+                    raise meaning(error, "weights") from None
                 if time.monotonic() > deadline:
                     raise self.target._versions.no_slot(FREE_SLOT_TIMEOUT_S) from None
                 time.sleep(0.001)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from untorn import _core
 from untorn.engines import Engine
 from untorn.errors import CapacityError
+from untorn.share.obstacles import shortage
 
 __all__ = ["Team", "Tuner", "most_workers"]
 
@@ -67,6 +68,8 @@ class Team:
                 try:
                     os.posix_fallocate(self._fd, 0, nbytes)
                 except OSError as error:
+                    if not shortage(error):
+                        raise
                     raise CapacityError(
                         f"no memory for the gradient buffers of {workers} workers, {nbytes:,} bytes in all "
                         f"({error.strerror}); there are {self.wanted} workers"
