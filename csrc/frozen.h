@@ -44,8 +44,8 @@
  *     13 SCALAR       size                likewise, without axes
  *     14 OTHER        size                u64 description, u64 offset in blob, u64 nbytes
  *
- * `size` is the content's, without padding. A node is a record without a key: kind and size of the key are 0. Array
- * data is in C order, aligned in blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. What the numbers of
+ * `size` is the content's, without padding. A node is a record without a key: kind and size of the key are 0. The nbytes
+ * of an ARRAY are exactly what its dtype and its axes, 64 at most, come to. Array data is in C order, aligned in blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. What the numbers of
  * descriptions mean is Python's business (frozen_dict.py), as is how many entries there are and the seed.
  *
  * The hash (frozen_hash) is wyhash's construction, by Wang Yi (public domain, github.com/wangyi-fudan/wyhash, final
@@ -68,7 +68,8 @@ enum frozen_kind {
     FROZEN_BIGINT, FROZEN_LIST, FROZEN_TUPLE, FROZEN_DICT, FROZEN_ARRAY, FROZEN_SCALAR, FROZEN_OTHER,
 };
 
-enum { FROZEN_BUCKET = 16, FROZEN_SLOT_NBYTES = 5, FROZEN_MAX_FULL = 16, FROZEN_LARGE = 1024, FROZEN_MAX_DEPTH = 200 };
+enum { FROZEN_BUCKET = 16, FROZEN_SLOT_NBYTES = 5, FROZEN_MAX_FULL = 16, FROZEN_LARGE = 1024, FROZEN_MAX_DEPTH = 200,
+       FROZEN_MAX_AXES = 64 };
 #define FROZEN_SEED UINT64_C(0)
 #define FROZEN_MAX_KEY_NBYTES (UINT32_MAX - 7u)
 #define FROZEN_MAX_PLACE (UINT64_C(8) * UINT32_MAX) /* where the last record may begin */

@@ -19,7 +19,7 @@ typedef struct {
     struct frozen table;       /* points into the buffers; to nothing when they are released */
     Py_buffer buffers[PARTS];  /* they keep what exports the memory alive */
     PyObject *parts;           /* the tuple that this was made of: index, entries, blob, and more for Python */
-    PyObject *dtypes;          /* tuple: what ARRAY and SCALAR refer to */
+    PyObject *dtypes;          /* tuple of (dtype, itemsize): what ARRAY and SCALAR refer to */
     PyObject *array;           /* numpy.ndarray */
     PyObject *other;           /* (number, blob, offset, nbytes) -> the value of an OTHER */
 } FrozenTableObject;

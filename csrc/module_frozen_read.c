@@ -207,41 +207,53 @@ static PyObject *container_make(FrozenTableObject *self, const struct frozen_rec
     return made;
 }
 
-static PyObject *shape_make(const struct frozen_record *record)
+/* The lengths of an array's axes, each read once. NULL without an exception: an array of these lengths does not have
+ * exactly `nbytes` bytes. Nobody else is asked whether it lies inside: NumPy's own check adds without looking for
+ * overflow, and 2^63 - 1 bytes at any offset pass it. */
+static PyObject *shape_make(const struct frozen_record *record, uint64_t itemsize, uint64_t nbytes)
 {
     const uint64_t axes = record->content_nbytes / 8 - 3;
-    PyObject *shape = PyTuple_New((Py_ssize_t)axes);
-    for (uint64_t axis = 0; shape != NULL && axis < axes; axis++) {
+    uint64_t product = itemsize;
+    bool empty = itemsize == 0, fits = axes <= FROZEN_MAX_AXES;
+    PyObject *shape = fits ? PyTuple_New((Py_ssize_t)axes) : NULL;
+    for (uint64_t axis = 0; shape != NULL && fits && axis < axes; axis++) {
         uint64_t length;
         memcpy(&length, record->content + 24 + axis * 8, sizeof length);
+        empty |= length == 0;
+        /* what is beside an axis of length 0 is bounded as well: compiled code multiplies it */
+        fits = length <= INT64_MAX && (length == 0 || !__builtin_mul_overflow(product ? product : 1, length, &product));
         PyObject *item = PyLong_FromUnsignedLongLong(length);
         if (item == NULL)
             Py_CLEAR(shape);
         else
             PyTuple_SetItem(shape, (Py_ssize_t)axis, item);
     }
+    if (shape != NULL && (!fits || product > INT64_MAX || (empty ? 0 : product) != nbytes))
+        Py_CLEAR(shape);
     return shape;
 }
 
-/* A view of the blob, which it keeps alive. NumPy checks once more that it lies inside. */
-static PyObject *array_make(FrozenTableObject *self, const struct frozen_record *record, uint64_t number,
-                            uint64_t offset)
+/* A view of the blob, which it keeps alive. `words`: number of the description, offset, nbytes; they lie inside. */
+static PyObject *array_make(FrozenTableObject *self, const struct frozen_record *record, const uint64_t words[3])
 {
-    if (number >= (uint64_t)PyTuple_Size(self->dtypes))
+    if (words[0] >= (uint64_t)PyTuple_Size(self->dtypes))
         return frozen_damaged("an array without a dtype");
-    PyObject *dtype = PyTuple_GetItem(self->dtypes, (Py_ssize_t)number);
-    PyObject *blob = PyTuple_GetItem(self->parts, PART_BLOB), *shape = shape_make(record);
-    PyObject *made = shape == NULL ? NULL : PyObject_CallFunction(self->array, "OOOK", shape, dtype, blob,
-                                                                  (unsigned long long)offset);
+    PyObject *described = PyTuple_GetItem(self->dtypes, (Py_ssize_t)words[0]); /* (dtype, itemsize) */
+    const uint64_t itemsize = PyLong_AsUnsignedLongLong(PyTuple_GetItem(described, 1));
+    PyObject *shape = shape_make(record, itemsize, words[2]);
+    if (shape == NULL)
+        return PyErr_Occurred() ? NULL : frozen_damaged("an array whose shape is not that of its bytes");
+    PyObject *made = PyObject_CallFunction(self->array, "OOOK", shape, PyTuple_GetItem(described, 0),
+                                           PyTuple_GetItem(self->parts, PART_BLOB), (unsigned long long)words[1]);
     if (made != NULL && record->kind == FROZEN_SCALAR) {
         PyObject *array = made;
         made = PyObject_GetItem(array, shape); /* array[()] */
         Py_DECREF(array);
     }
-    Py_XDECREF(shape);
+    Py_DECREF(shape);
     if (made == NULL && (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError) ||
                          PyErr_ExceptionMatches(PyExc_OverflowError) || PyErr_ExceptionMatches(PyExc_SystemError))) {
-        PyErr_Clear(); /* SystemError is NumPy's for a str_ that is no text */
+        PyErr_Clear(); /* too many axes; SystemError is NumPy's for a str_ that is no text */
         return frozen_damaged("an array of an impossible shape");
     }
     return made;
@@ -257,7 +269,7 @@ static PyObject *blob_make(FrozenTableObject *self, const struct frozen_record *
     if (words[1] > blob || words[2] > blob - words[1])
         return frozen_damaged("a reference behind the end of the blob");
     if (record->kind != FROZEN_OTHER)
-        return array_make(self, record, words[0], words[1]);
+        return array_make(self, record, words);
     return PyObject_CallFunction(self->other, "KOKK", (unsigned long long)words[0],
                                  PyTuple_GetItem(self->parts, PART_BLOB), (unsigned long long)words[1],
                                  (unsigned long long)words[2]);

@@ -18,6 +18,7 @@ copied by both sides.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from types import NoneType
 from typing import Any
 
@@ -74,7 +75,10 @@ def _pack_objects(array: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
 
 def _unpack_objects(kinds: bytes, lengths: bytes, characters: bytes) -> NDArray[Any]:
     text = characters.decode("utf-8", "surrogatepass")
-    ends = np.cumsum(np.frombuffer(lengths, "<i8")).tolist()
+    sizes = np.frombuffer(lengths, "<i8").tolist()
+    if sum(sizes) != len(text) or min(sizes, default=0) < 0:  # or a few bytes could ask for any amount of text
+        raise ValueError(f"elements of {sum(sizes)} characters, and there are {len(text)}")
+    ends = list(accumulate(sizes))
     made = np.empty(len(kinds), object)
     start = 0
     for index, (kind, end) in enumerate(zip(kinds, ends, strict=True)):
@@ -199,6 +203,10 @@ def _take_multi_index(value: Any) -> Parts:
 
 
 def _put_multi_index(meta: Any, parts: dict[str, Any]) -> Any:
+    levels, codes, names = parts["levels"], parts["codes"], parts["names"]
+    _check_codes(*codes)
+    if not len(levels) == len(codes) == len(names) or len({code.shape for code in codes}) > 1:
+        raise ValueError(f"{len(levels)} levels, {len(codes)} codes and {len(names)} names of an index")
     return pd.MultiIndex(**parts, sortorder=meta[0], verify_integrity=False, copy=False)
 
 
@@ -240,7 +248,15 @@ def _take_categorical(value: Any) -> Parts:
     return Parts((bool(value.ordered),), {"codes": value.codes, "categories": value.categories})
 
 
+def _check_codes(*found: Any) -> None:
+    """The form of codes that pandas is told not to look at. Their numbers are bytes inside an array: nobody checks."""
+    for codes in found:
+        if not (isinstance(codes, np.ndarray) and codes.ndim == 1 and codes.dtype.kind == "i"):
+            raise ValueError("expected codes of whole numbers, along one axis")
+
+
 def _put_categorical(meta: Any, parts: dict[str, Any]) -> Any:
+    _check_codes(parts["codes"])
     dtype = pd.CategoricalDtype(parts["categories"], ordered=meta[0])
     return pd.Categorical.from_codes(parts["codes"], dtype=dtype, validate=False)
 

@@ -2,6 +2,10 @@
 
 CSR, CSC, BSR, COO and DIA are views of shared memory: their arrays are. LIL and DOK are made of Python objects; they
 travel as CSR and COO, and are built anew by each reader.
+
+A reader checks what costs no look at every element: that the arrays are of whole numbers, that their lengths fit the
+shape, and that the last of the pointers fits the indices. The indices themselves are bytes inside an array, which
+nothing checks; ``check_format(full_check=True)`` of the matrix does, for who has reason to.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from scipy import sparse
 
 from untorn.share.foreign import Adapter, Parts
@@ -28,7 +33,10 @@ def _take_compressed(value: Any) -> Parts:
 def _put_compressed(make: type) -> Callable[[Any, dict[str, Any]], Any]:
     def put(meta: Any, parts: dict[str, Any]) -> Any:
         shape, flags = meta
+        _check_indices(parts["indices"], parts["indptr"])
         made = make(tuple(parts[name] for name in _COMPRESSED), shape=tuple(shape), copy=False)
+        if getattr(made, "blocksize", (1, 1)) != (1, 1) and any(map(int.__mod__, made.shape, made.blocksize)):
+            raise ValueError(f"blocks of {made.blocksize} do not fill a shape of {made.shape}")
         for name in _COMPRESSED:
             setattr(made, name, parts[name])  # scipy may have copied the indices to a smaller dtype
         for name, flag in zip(_FLAGS, flags, strict=True):
@@ -47,6 +55,7 @@ def _put_coo(make: type) -> Callable[[Any, dict[str, Any]], Any]:
     def put(meta: Any, parts: dict[str, Any]) -> Any:
         shape, canonical = meta
         coords = tuple(parts[f"coord{axis}"] for axis in range(len(shape)))
+        _check_indices(*coords)
         made = make((parts["data"], coords), shape=tuple(shape), copy=False)
         made.coords, made.has_canonical_format = coords, canonical
         return made
@@ -60,11 +69,19 @@ def _take_dia(value: Any) -> Parts:
 
 def _put_dia(make: type) -> Callable[[Any, dict[str, Any]], Any]:
     def put(meta: Any, parts: dict[str, Any]) -> Any:
+        _check_indices(parts["offsets"])
         made = make((parts["data"], parts["offsets"]), shape=tuple(meta[0]), copy=False)
         made.data, made.offsets = parts["data"], parts["offsets"]
         return made
 
     return put
+
+
+def _check_indices(*found: Any) -> None:
+    """What scipy itself looks at are copies, where it converts them; the matrix gets them as they came."""
+    for array in found:
+        if not (isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind == "i" and array.dtype.isnative):
+            raise ValueError("expected indices of whole numbers, along one axis")
 
 
 def _shape(value: Any) -> tuple[int, ...]:

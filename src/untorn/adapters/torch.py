@@ -7,6 +7,10 @@ and no other process, no other snapshot and no later version sees it.
 A tensor arrives dense in the order of its axes (channels_last stays channels_last; what expand() repeated is written
 out), and with its requires_grad. The result of a computation arrives detached. Tensors that share memory, such as tied
 weights, arrive as tensors of their own.
+
+Of a sparse tensor a reader checks that shapes, dtypes and the ends of the pointers fit together, which costs no look at
+every element. The indices are bytes inside an array, which nothing checks; for who has reason to,
+``torch.sparse.check_sparse_tensor_invariants`` does.
 """
 
 from __future__ import annotations
@@ -114,10 +118,12 @@ def _put(meta: Any, parts: dict[str, Any]) -> torch.Tensor:
 
 def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced: bool | None = None) -> torch.Tensor:
     if layout == "sparse_coo":
+        _check_coordinates(parts["indices"], parts["values"], shape)
         return torch.sparse_coo_tensor(
             parts["indices"], parts["values"], shape, device="cpu", is_coalesced=coalesced, check_invariants=False
         )
     compressed, plain = (parts[name] for name in _COMPRESSED[layout])
+    _check_compressed(layout, compressed, plain, parts["values"], shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse", UserWarning)  # that they are in beta: whoever made it was told
         return torch.sparse_compressed_tensor(
@@ -129,6 +135,42 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
             device="cpu",
             check_invariants=False,
         )
+
+
+def _check_coordinates(indices: torch.Tensor, values: torch.Tensor, shape: list[int]) -> None:
+    """What torch itself believes without a look."""
+    sparse_axes, *_ = indices.shape
+    fits = indices.shape == (sparse_axes, values.shape[0]) and indices.dtype == torch.int64
+    if not fits or list(values.shape[1:]) != shape[sparse_axes:] or len(shape) < sparse_axes:
+        raise ValueError(f"indices {_form(indices)} and values {_form(values)} make no sparse tensor of shape {shape}")
+
+
+def _check_compressed(
+    layout: str, compressed: torch.Tensor, plain: torch.Tensor, values: torch.Tensor, shape: list[int]
+) -> None:
+    """What torch itself believes without a look."""
+    axes = compressed.ndim - 1  # of the batch
+    batch, block = shape[:axes], values.shape[axes + 1 : axes + 3] if layout in ("sparse_bsr", "sparse_bsc") else (1, 1)
+    axis = axes + (layout in ("sparse_csc", "sparse_bsc"))  # the one that is compressed
+    count = shape[axis] // block[axis - axes]
+    fits = (
+        list(compressed.shape) == [*batch, count + 1]
+        and list(plain.shape) == [*batch, values.shape[axes]]
+        and list(values.shape[:axes]) == batch
+        and [length % size for length, size in zip(shape[axes : axes + 2], block, strict=True)] == [0, 0]
+        and compressed.dtype == plain.dtype
+        and compressed.dtype in (torch.int32, torch.int64)
+        and bool((compressed[..., 0] == 0).all() and (compressed[..., -1] == plain.shape[-1]).all())
+    )
+    if not fits:
+        raise ValueError(
+            f"indices {_form(compressed)} and {_form(plain)} and values {_form(values)} make no {layout} tensor of "
+            f"shape {shape}"
+        )
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{_name(tensor.dtype)} {list(tensor.shape)}"
 
 
 def _put_parameter(meta: Any, parts: dict[str, Any]) -> torch.nn.Parameter:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import Decoder, pack, read_dtype
+from untorn.share.layout import MALFORMED, Decoder, items_of, pack, read_dtype
 from untorn.share.tree import array_spec
 
 __all__ = ["FrozenDict"]
@@ -93,9 +93,10 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
             found = type(parts["documents"]).__name__
             raise FormatError(f"parts of a FrozenDict: documents: expected bytes, found {found}") from None
         count, seed, dtypes, schemas = _read_documents(documents)
+        sized = tuple((dtype, dtype.itemsize) for dtype in dtypes)
         kept = (index, entries, blob, documents, allow_pickle)
         # NumPy's type for the arrays goes along: the core does not import NumPy
-        return _core.FrozenTable.__new__(cls, kept, count, seed, dtypes, np.ndarray, _Others(schemas, allow_pickle))
+        return _core.FrozenTable.__new__(cls, kept, count, seed, sized, np.ndarray, _Others(schemas, allow_pickle))
 
     def parts(self) -> dict[str, Any]:
         """What this is made of, as read-only views: ``index`` (uint64), ``entries`` and ``blob`` (uint8), and the bytes
@@ -230,14 +231,12 @@ def _read_documents(documents: bytes) -> tuple[int, int, tuple[np.dtype[Any], ..
         document = json.loads(documents)
         found = document["format"]
         if found == _FORMAT:
-            dtypes = tuple(map(read_dtype, document["dtypes"]))
-            if any(dtype.hasobject for dtype in dtypes):
-                raise ValueError("a dtype that holds objects")
-            count, seed = int(document["entries"]), int(document["seed"], 16)
-            if count not in range(2**63) or seed not in range(2**64):
+            count, seed = document["entries"], int(document["seed"], 16)
+            if type(count) is not int or count not in range(2**63) or seed not in range(2**64):
                 raise ValueError("a number out of its range")
-            return count, seed, dtypes, [schema.encode() for schema in document["schemas"]]
-    except Exception as error:
+            dtypes = tuple(map(read_dtype, items_of(document["dtypes"])))
+            return count, seed, dtypes, [schema.encode() for schema in items_of(document["schemas"])]
+    except MALFORMED as error:
         raise FormatError(
             f"the documents of a FrozenDict cannot be read ({type(error).__name__}: {error}); they are damaged"
         ) from error

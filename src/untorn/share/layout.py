@@ -6,14 +6,21 @@
 
 The schema is JSON and nothing else: no pickle, no code. docs/format.md describes it. ``Layout`` is the publisher's
 side (built from a spec, writes leaves); ``Decoder`` is the reader's (built from schema bytes, makes views).
+
+A reader believes nothing of what it reads. Every number is an int in its range before it is used; every leaf lies
+inside its version, behind the leaf before it, so that what is copied is never more than the version has; every array
+has just as many bytes as its shape says, counted here in integers that cannot overflow. What is wrong is a FormatError
+that names the place.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import re
+import reprlib
 import struct
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -25,12 +32,25 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.foreign import adapter_named
-from untorn.share.tree import CONTAINERS, OPAQUE, Deferred, Spec, flatten, path_of
+from untorn.share.tree import (
+    CONTAINERS,
+    MAX_DEPTH,
+    OPAQUE,
+    Deferred,
+    Spec,
+    class_at,
+    flatten,
+    is_plain,
+    path_of,
+)
 from untorn.share.views import array_over, private_memory
 
-__all__ = ["Decoder", "Layout", "pack", "read_dtype"]
+__all__ = ["MALFORMED", "Decoder", "Layout", "items_of", "pack", "read_dtype"]
 
 ALIGNMENT = 64
+_MAX_NBYTES = 2**63 - 1
+#: what taking a document apart raises where it is not of the form that it should be
+MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _STRUCTS = {
     "int": struct.Struct("<q"),
     "float": struct.Struct("<d"),
@@ -208,7 +228,6 @@ def _describe_key(key: Any) -> Any:
 
 _KEY_READERS: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
-    "tuple": lambda parts: tuple(_read_key(part) for part in parts),
     "float": float.fromhex,
     "int": int,
     "bool": lambda text: text == "True",
@@ -219,11 +238,49 @@ _KEY_READERS: dict[str, Callable[[Any], Any]] = {
 def _read_key(described: Any) -> Any:
     if isinstance(described, str):
         return described
-    kind, text = described
-    return _KEY_READERS[kind](text)
+    kind, text = items_of(described)
+    if kind == "tuple":
+        return tuple(_read_plain_key(part) for part in items_of(text))
+    return _read_plain_key(described)
+
+
+def _read_plain_key(described: Any) -> Any:
+    if isinstance(described, str):
+        return described
+    kind, text = items_of(described)
+    return _KEY_READERS[kind](name_of(text))
 
 
 _Build = Callable[[Any], Any]
+
+# -- what JSON may hold, checked
+
+
+def items_of(found: Any) -> list[Any]:
+    """A list. Raises TypeError for anything else."""
+    if not isinstance(found, list):
+        raise TypeError(f"expected a list, found {_shown(found)}")
+    return found
+
+
+def name_of(found: Any) -> str:
+    """A str. Raises TypeError for anything else."""
+    if not isinstance(found, str):
+        raise TypeError(f"expected a string, found {_shown(found)}")
+    return found
+
+
+def count_of(found: Any) -> int:
+    """An int from 0 on. Raises TypeError or ValueError for anything else."""
+    if type(found) is not int:  # a bool is none
+        raise TypeError(f"expected a number of bytes or elements, found {_shown(found)}")
+    if not 0 <= found <= _MAX_NBYTES:
+        raise ValueError(f"{_shown(found)} is no number of bytes or elements")
+    return found
+
+
+def _shown(found: Any) -> str:
+    return reprlib.repr(found)
 
 
 class Decoder:
@@ -248,56 +305,70 @@ class Decoder:
         self.allow_pickle = allow_pickle
         #: what every array leaf looks like: (offset, dtype, shape, strides), in order
         self.arrays: list[tuple[int, np.dtype[Any], tuple[int, ...], tuple[int, ...] | None]] = []
+        self._at: tuple[str, ...] = ()  # the node that is being compiled
+        self._end = self.payload  # of the leaves so far
         try:
             document = json.loads(schema)
             self._build = self._compile(document["value"], ())
             self._build_extra = self._compile(document["extra"], ()) if "extra" in document else None
-        except (FormatError, UnsupportedTypeError, ImportError):
+        except (FormatError, UnsupportedTypeError):
             raise
-        except Exception as error:
+        except MALFORMED as error:
             raise FormatError(
-                f"the schema of a version cannot be read ({type(error).__name__}: {error}); "
+                f"{path_of(self._at)}: the schema of a version cannot be read here ({type(error).__name__}: {error}); "
                 "the channel's file is damaged, or was not written by untorn"
             ) from error
 
     def value(self, exporter: Any) -> Any:
         """The value in a slot: a new tree around views of ``exporter``."""
+        return self._built(self._build, exporter)
+
+    def extra(self, exporter: Any) -> Any:
+        """What the publisher stored beside the value, or None."""
+        return self._built(self._build_extra, exporter) if self._build_extra is not None else None
+
+    def _built(self, build: _Build, exporter: Any) -> Any:
         try:
-            return self._build(exporter)
-        except (ValueError, OverflowError, SystemError) as error:  # no shape of an array, no text; the last is NumPy's
+            return build(exporter)
+        except (ValueError, OverflowError, SystemError) as error:  # too many axes, no text; the last is NumPy's
             raise FormatError(
                 f"a leaf of this version cannot be read ({error}); the channel's file is damaged"
             ) from error
 
-    def extra(self, exporter: Any) -> Any:
-        """What the publisher stored beside the value, or None."""
-        return self._build_extra(exporter) if self._build_extra is not None else None
-
-    def _compile(self, node: Any, path: tuple[str, ...]) -> _Build:
-        kind, detail, *rest = node
+    def _compile(self, node: Any, path: tuple[str, ...], depth: int = 0) -> _Build:
+        self._at = path
+        kind, detail, *rest = items_of(node)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if kind in CONTAINERS:
-            names = _child_names(kind, detail, rest[0])
-            children = [self._compile(child, (*path, name)) for name, child in zip(names, rest[0], strict=True)]
+            (nodes,) = rest
+            names = _child_names(kind, detail, items_of(nodes))
+            children = [
+                self._compile(child, (*path, name), depth + 1) for name, child in zip(names, nodes, strict=True)
+            ]
+            self._at = path
             return _CONTAINER_COMPILERS[kind](detail, children)
         if kind in OPAQUE:
-            return self._compile_opaque(kind, detail, rest[0], path)
+            (nodes,) = rest
+            return self._compile_opaque(kind, detail, items_of(nodes), path, depth + 1)
         if kind == "none":
             return lambda _: None
-        return self._compile_leaf(kind, self.payload + int(detail), rest)
+        return self._compile_leaf(kind, self.payload + count_of(detail), rest)
 
-    def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: tuple[str, ...]) -> _Build:
+    def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: tuple[str, ...], depth: int) -> _Build:
         if kind == "pickle" and not self.allow_pickle:
             raise UnsupportedTypeError(
                 f"{path_of(path)}: a pickled {detail}, and this reader does not unpickle; pass allow_pickle=True to "
                 "subscribe() if you trust the publisher: a pickle can run any code"
             )
         if kind == "adapter":
-            name, meta, names = detail
-            return self._compile_adapter(name, meta, dict(zip(names, nodes, strict=True)), path)
-        children = [self._compile(node, path) for node in nodes]
+            name, meta, names = items_of(detail)
+            parts = dict(zip(map(name_of, items_of(names)), nodes, strict=True))
+            return self._compile_adapter(name_of(name), meta, parts, path, depth)
+        children = [self._compile(node, path, depth) for node in nodes]
         if kind == "pickle":
             return lambda exporter: _unpickle([build(exporter) for build in children])
-        return self._compile_frozen_dict(dict(zip(detail, children, strict=True)))
+        return self._compile_frozen_dict(dict(zip(map(name_of, items_of(detail)), children, strict=True)))
 
     def _compile_frozen_dict(self, children: dict[str, _Build]) -> _Build:
         from untorn.share.frozen_dict import FrozenDict
@@ -307,9 +378,11 @@ class Decoder:
             {name: build(exporter) for name, build in children.items()}, allow_pickle=allow_pickle
         )
 
-    def _compile_adapter(self, name: str, meta: Any, nodes: dict[str, Any], path: tuple[str, ...]) -> _Build:
+    def _compile_adapter(
+        self, name: str, meta: Any, nodes: dict[str, Any], path: tuple[str, ...], depth: int
+    ) -> _Build:
         adapter = adapter_named(name)
-        children = {part: self._compile(node, (*path, part)) for part, node in nodes.items()}
+        children = {part: self._compile(node, (*path, part), depth) for part, node in nodes.items()}
 
         def build(exporter: Any) -> Any:
             memory = private_memory(exporter) if adapter.private else exporter
@@ -324,56 +397,71 @@ class Decoder:
 
         return build
 
-    def _inside(self, offset: int, nbytes: int) -> None:
-        if offset < self.payload or nbytes < 0 or offset + nbytes > self.slot_nbytes:
+    def _take(self, offset: int, nbytes: int) -> None:
+        """The next leaf lies there. Leaves lie in the order of the tree, so no byte is two leaves'."""
+        if offset < self._end or nbytes > self.slot_nbytes - offset:
             raise FormatError(
-                f"a leaf at bytes {offset} to {offset + nbytes} lies outside its version of {self.slot_nbytes} bytes; "
-                "the channel's file is damaged"
+                f"{path_of(self._at)}: a leaf at bytes {offset} to {offset + nbytes} lies outside its version of "
+                f"{self.slot_nbytes} bytes, or not behind the leaf before it, which ends at {self._end}; the channel's "
+                "file is damaged"
             )
+        self._end = offset + nbytes
 
-    def _compile_leaf(self, kind: str, offset: int, rest: list[Any]) -> _Build:
+    def _compile_leaf(self, kind: Any, offset: int, rest: list[Any]) -> _Build:
         if kind == "array":
             return self._compile_array(offset, *rest)
         if kind == "numpy":
-            return self._compile_scalar(offset, read_dtype(rest[0]))
+            (described,) = rest
+            return self._compile_scalar(offset, read_dtype(described))
         if kind in _STRUCTS:
             unpack = _STRUCTS[kind].unpack_from
-            self._inside(offset, _STRUCTS[kind].size)
+            self._take(offset, _STRUCTS[kind].size)
             if kind == "complex":
                 return lambda exporter: complex(*unpack(exporter, offset))
             return lambda exporter: unpack(exporter, offset)[0]
-        end = offset + int(rest[0])
-        self._inside(offset, end - offset)
+        if kind not in ("str", "bytes", "bigint"):
+            raise FormatError(
+                f"{path_of(self._at)}: a leaf of unknown kind {_shown(kind)}; a newer untorn may have written this "
+                "channel"
+            )
+        (nbytes,) = rest
+        end = offset + count_of(nbytes)
+        self._take(offset, end - offset)
         if kind == "str":
             return lambda exporter: bytes(memoryview(exporter)[offset:end]).decode("utf-8", "surrogatepass")
         if kind == "bytes":
             return lambda exporter: bytes(memoryview(exporter)[offset:end])
-        if kind == "bigint":
-            return lambda exporter: int.from_bytes(memoryview(exporter)[offset:end], "little", signed=True)
-        raise FormatError(f"a leaf of unknown kind {kind!r}; a newer untorn may have written this channel")
+        return lambda exporter: int.from_bytes(memoryview(exporter)[offset:end], "little", signed=True)
 
     def _compile_scalar(self, offset: int, dtype: np.dtype[Any]) -> _Build:
-        if dtype.hasobject:
-            raise FormatError(f"a scalar of dtype {dtype} cannot be read")
-        self._inside(offset, dtype.itemsize)
+        self._take(offset, dtype.itemsize)
         if dtype.kind == "V":  # NumPy's only scalars that are views
             return lambda exporter: np.ndarray((), dtype, exporter, offset).copy()[()]
         return lambda exporter: np.ndarray((), dtype, exporter, offset)[()]
 
-    def _compile_array(self, offset: int, descr: Any, shape: list[int], strides: list[int] | None) -> _Build:
-        dtype = read_dtype(descr)
-        extent, steps = tuple(map(int, shape)), strides and tuple(map(int, strides))
-        if dtype.hasobject or any(n < 0 for n in extent) or (steps and (len(steps) != len(extent) or min(steps) < 0)):
-            raise FormatError(f"an array of dtype {dtype}, shape {extent} and strides {steps} cannot be read")
-        nbytes = dtype.itemsize * int(np.prod(extent, dtype=object))
-        if steps and nbytes:
-            nbytes = dtype.itemsize + sum((n - 1) * step for n, step in zip(extent, steps, strict=True))
-        self._inside(offset, nbytes)
-        self.arrays.append((offset, dtype, extent, steps or None))
+    def _compile_array(self, offset: int, described: Any, shape: Any, strides: Any) -> _Build:
+        dtype, extent = read_dtype(described), tuple(map(count_of, items_of(shape)))
+        steps = None if strides is None else tuple(map(count_of, items_of(strides)))
+        nbytes = _nbytes_of(dtype, extent, steps)
+        self._take(offset, nbytes)
+        self.arrays.append((offset, dtype, extent, steps))
         ndarray = np.ndarray
-        if not steps:
+        if steps is None:
             return lambda exporter: ndarray(extent, dtype, exporter, offset)
         return lambda exporter: ndarray(extent, dtype, exporter, offset, steps)
+
+
+def _nbytes_of(dtype: np.dtype[Any], extent: tuple[int, ...], steps: tuple[int, ...] | None) -> int:
+    """The bytes of an array, which has no gaps and no element twice. Raises ValueError if there is no such array."""
+    if max(1, dtype.itemsize) * math.prod(filter(None, extent)) > _MAX_NBYTES:
+        raise ValueError(f"no array has the shape {_shown(extent)}")  # compiled code multiplies what is beside a 0 too
+    nbytes = dtype.itemsize * math.prod(extent)
+    if steps is None:
+        return nbytes
+    span = dtype.itemsize + sum((n - 1) * step for n, step in zip(extent, steps, strict=True))
+    if span != nbytes or not nbytes:
+        raise ValueError(f"shape {_shown(extent)} and strides {_shown(steps)} do not fit together")
+    return nbytes
 
 
 def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
@@ -386,71 +474,89 @@ def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
 
 def _child_names(kind: str, detail: Any, nodes: list[Any]) -> list[str]:
     if kind in ("dict", "odict"):
-        return [str(_read_key(key)) for key in detail]
+        return [str(_read_key(key)) for key in items_of(detail)]
     if kind in ("namedtuple", "dataclass"):
-        return list(detail[2])
+        _, _, names = items_of(detail)
+        return [name_of(name) for name in items_of(names)]
     return [str(index) for index in range(len(nodes))]
 
 
-def read_dtype(descr: Any) -> np.dtype[Any]:
-    """The dtype that a schema describes."""
-    return np.lib.format.descr_to_dtype(_as_descr(descr))
+#: the dtypes that NumPy describes by a text, in the only form in which it writes it
+_PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|[SUV]\d{1,10}|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
 
 
-def _as_descr(described: Any) -> Any:
+def read_dtype(described: Any) -> np.dtype[Any]:
+    """The dtype that a schema describes; it has no objects. Raises TypeError or ValueError if it describes none."""
+    return np.lib.format.descr_to_dtype(_as_descr(described))
+
+
+def _as_descr(described: Any, depth: int = 0) -> Any:
     """JSON made lists of NumPy's tuples; give them back."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a dtype nested more than {MAX_DEPTH} deep")
     if isinstance(described, str):
+        if _PLAIN_DTYPE.fullmatch(described) is None:
+            raise ValueError(f"{_shown(described)} describes no dtype")
         return described
-    if described and isinstance(described[0], list):
-        return [_as_field(field) for field in described]
-    return tuple(_as_descr(part) if isinstance(part, list) else part for part in described)
+    return [_as_field(items_of(field), depth + 1) for field in items_of(described)]
 
 
-def _as_field(field: list[Any]) -> tuple[Any, ...]:
-    name, descr, *shape = field
-    name = tuple(name) if isinstance(name, list) else name
-    return (name, _as_descr(descr), *(tuple(part) for part in shape))
+def _as_field(field: list[Any], depth: int) -> tuple[Any, ...]:
+    name, described, *shapes = field
+    titled = name if isinstance(name, str) else tuple(map(name_of, items_of(name)))
+    return (titled, _as_descr(described, depth), *(tuple(map(count_of, items_of(shape))) for shape in shapes))
 
 
 def _compile_dict(detail: Any, children: list[_Build], make: Callable[[Any], Any] | None = None) -> _Build:
-    items = list(zip(map(_read_key, detail), children, strict=True))
+    items = list(zip(map(_read_key, items_of(detail)), children, strict=True))
     if make is not None:
         return lambda exporter: make((key, build(exporter)) for key, build in items)
     return lambda exporter: {key: build(exporter) for key, build in items}
 
 
 def _compile_namedtuple(detail: Any, children: list[_Build]) -> _Build:
-    cls = _find_class(*detail)
-    if not (issubclass(cls, tuple) and list(getattr(cls, "_fields", ())) == detail[2]):
-        raise FormatError(f"{detail[0]}.{detail[1]} is not a named tuple of the fields {detail[2]} here")
+    module, qualname, names = detail
+    cls = _find_class(module, qualname)
+    if not issubclass(cls, tuple) or list(getattr(cls, "_fields", (None,))) != names or not is_plain(cls):
+        raise FormatError(f"{module}.{qualname} is not a named tuple of the fields {_shown(names)} here")
     make: Any = tuple.__new__
-    return lambda exporter: make(cls, [build(exporter) for build in children])
+
+    def build(exporter: Any) -> Any:
+        values = [child(exporter) for child in children]
+        try:
+            return make(cls, values)
+        except TypeError as error:  # a class that only C makes
+            raise FormatError(f"{module}.{qualname} cannot be made here ({error})") from error
+
+    return build
 
 
 def _compile_dataclass(detail: Any, children: list[_Build]) -> _Build:
-    cls = _find_class(*detail)
-    if not is_dataclass(cls) or [field.name for field in fields(cls)] != detail[2]:
-        raise FormatError(f"{detail[0]}.{detail[1]} is not a dataclass of the fields {detail[2]} here")
-    names = detail[2]
+    module, qualname, names = detail
+    cls = _find_class(module, qualname)
+    if not is_dataclass(cls) or [field.name for field in fields(cls)] != names or not is_plain(cls):
+        raise FormatError(f"{module}.{qualname} is not a dataclass of the fields {_shown(names)} here")
 
     def build(exporter: Any) -> Any:
-        made = object.__new__(cls)  # as copy and pickle do: no __init__, no __post_init__
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(made, name, child(exporter))
+        values = [child(exporter) for child in children]
+        try:
+            made = object.__new__(cls)  # as copy and pickle do: no __init__, no __post_init__
+            for name, value in zip(names, values, strict=True):
+                object.__setattr__(made, name, value)
+        except (TypeError, AttributeError) as error:  # it is abstract, or has no place for that field
+            raise FormatError(f"{module}.{qualname} cannot be made without its __init__ here ({error})") from error
         return made
 
     return build
 
 
-def _find_class(module: str, qualname: str, _: list[str]) -> type:
+def _find_class(module: Any, qualname: Any) -> type:
     """The class of that name in a module that this process has imported: reading a channel imports nothing, so that it
     runs no code. A child process may know the main module under its second name."""
-    candidates = ["__main__", "__mp_main__"] if module in ("__main__", "__mp_main__") else [module]
+    candidates = ["__main__", "__mp_main__"] if module in ("__main__", "__mp_main__") else [name_of(module)]
     for candidate in candidates:
-        found: Any = sys.modules.get(candidate)
-        for part in qualname.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, type):
+        found = class_at(candidate, name_of(qualname))
+        if found is not None:
             return found
     raise FormatError(
         f"the value contains a {module}.{qualname}, and this process has not imported that class; "

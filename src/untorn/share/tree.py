@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,19 @@ from numpy.typing import NDArray
 from untorn.errors import UnsupportedTypeError
 from untorn.share.foreign import Adapter, adapter_for
 
-__all__ = ["CONTAINERS", "Deferred", "Spec", "array_spec", "flatten", "member_names", "path_of"]
+__all__ = [
+    "CONTAINERS",
+    "MAX_DEPTH",
+    "OPAQUE",
+    "Deferred",
+    "Spec",
+    "array_spec",
+    "class_at",
+    "flatten",
+    "is_plain",
+    "member_names",
+    "path_of",
+]
 
 MAX_DEPTH = 200
 
@@ -231,16 +244,35 @@ def _check_key(key: Any, path: tuple[str, ...]) -> None:
 
 
 def _class_detail(cls: type, names: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    """A reader finds the class again by module and name, so it must be there under that name."""
-    found: Any = sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
-        found = getattr(found, part, None)
-    if found is not cls:
+    """A reader finds the class again by module and name, so it must be there under that name; and it makes instances
+    without calling any code of theirs."""
+    if class_at(cls.__module__, cls.__qualname__) is not cls:
         raise UnsupportedTypeError(
             f"{path_of(path)}: the class {cls.__module__}.{cls.__qualname__} cannot be imported by that name; "
             "define it at the top of a module that readers can import, or share a dict"
         )
+    if not is_plain(cls):
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: {_type_name_of(cls)} has a base that is not written in Python, which only its own code "
+            "can make again; share a dict of its fields"
+        )
     return cls.__module__, cls.__qualname__, names
+
+
+def class_at(module: str, qualname: str) -> type | None:
+    """The class of that name in a module that was imported; None if there is none. Runs no code of the module, so that
+    one which imports what it is asked for imports nothing."""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) else None
+
+
+def is_plain(cls: type) -> bool:
+    """Can ``object.__new__``, or that of tuple, make an instance? Not where an exception, a dict or os.stat_result is a
+    base: these have a ``__new__`` of their own in C, which alone knows what is in them."""
+    makers = (vars(base).get("__new__") for base in cls.__mro__ if base not in (object, tuple))
+    return not any(isinstance(maker, BuiltinFunctionType) for maker in makers)
 
 
 def _scalar_spec(kind: str, value: Any) -> Spec:
@@ -305,7 +337,11 @@ def _described_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> np.dtype[An
 
 
 def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return _type_name_of(type(value))
+
+
+def _type_name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _unsupported(value: Any, path: tuple[str, ...]) -> UnsupportedTypeError:
