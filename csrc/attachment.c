@@ -188,6 +188,11 @@ void attachment_close(struct attachment *a)
 
 /* -- slots ------------------------------------------------------------------------------------------------------ */
 
+static bool extent_is_inside(uint64_t offset, uint64_t capacity, uint64_t file_nbytes)
+{
+    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset <= file_nbytes && capacity <= file_nbytes - offset;
+}
+
 /* The extent cannot change: the caller holds the slot, or is its writer. */
 static enum status slot_map(struct attachment *a, unsigned slot)
 {
@@ -200,8 +205,8 @@ static enum status slot_map(struct attachment *a, unsigned slot)
     struct stat stat;
     if (fstat(a->data_fd, &stat) != 0)
         return STATUS_OS;
-    if (!S_ISREG(stat.st_mode) || length < sizeof(struct slot_header) || offset > (uint64_t)stat.st_size ||
-        length > (uint64_t)stat.st_size - offset)
+    if (!S_ISREG(stat.st_mode) || length < sizeof(struct slot_header) ||
+        !extent_is_inside(offset, length, (uint64_t)stat.st_size))
         return STATUS_FORMAT;
     mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
     int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
@@ -212,11 +217,19 @@ static enum status slot_map(struct attachment *a, unsigned slot)
     return STATUS_OK;
 }
 
-static enum status slot_check(const struct slot_mapping *map, uint64_t version)
+/* Each field is read once, then checked, and what was checked is what everybody uses: the memory stays another's. */
+static enum status header_read(const struct slot_mapping *map, uint64_t version, struct pin *pin)
 {
-    const struct slot_header *header = (const struct slot_header *)map->base;
-    if (header->version != version || header->nbytes > map->length || header->nbytes < sizeof *header ||
-        header->schema_nbytes > header->nbytes - sizeof *header)
+    const volatile struct slot_header *header = (const volatile struct slot_header *)map->base;
+    if (header->version != version)
+        return STATUS_FORMAT;
+    pin->version = version;
+    pin->address = map->base;
+    pin->nbytes = header->nbytes;
+    pin->schema_nbytes = header->schema_nbytes;
+    pin->schema_id = header->schema_id;
+    pin->published_ns = header->published_ns;
+    if (pin->nbytes > map->length || pin->nbytes < sizeof *header || pin->schema_nbytes > pin->nbytes - sizeof *header)
         return STATUS_FORMAT;
     return STATUS_OK;
 }
@@ -238,14 +251,14 @@ static enum status pin_locked(struct attachment *a, struct pin *pin)
     a->pins[slot]++;
     enum status status = slot_map(a, slot);
     if (status == STATUS_OK)
-        status = slot_check(&a->maps[slot], latest_version(latest));
+        status = header_read(&a->maps[slot], latest_version(latest), pin);
     if (status != STATUS_OK) {
         if (--a->pins[slot] == 0)
             channel_unpin(&channel->rows[a->row], slot);
         return status;
     }
-    const struct slot_header *header = (const struct slot_header *)a->maps[slot].base;
-    *pin = (struct pin){latest_version(latest), slot, a->generation, a->maps[slot].base, header->nbytes};
+    pin->slot = slot;
+    pin->generation = a->generation;
     return STATUS_OK;
 }
 
@@ -421,7 +434,7 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
 {
     struct control *control = a->channel.control;
     uint64_t length = page_round(nbytes);
-    uint64_t offset = channel_find_gap(control, length);
+    uint64_t offset = channel_find_gap(control, length, (uint64_t)sysconf(_SC_PAGESIZE));
     enum status status = space_reserve(a->data_fd, offset, length);
     if (status != STATUS_OK)
         return status;
@@ -431,12 +444,6 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
         (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);
     return status;
-}
-
-static bool extent_is_inside(const struct slot_extent *extent, uint64_t file_nbytes)
-{
-    uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
-    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset <= file_nbytes && capacity <= file_nbytes - offset;
 }
 
 /* Give back whatever of the data file belongs to no slot. The extents lie inside the file. */
@@ -475,8 +482,9 @@ static void inherited_drop(struct attachment *a, uint64_t free)
     bool dropped = false;
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
-        bool exists = slot < a->channel.max_slots && extent_is_inside(extent, (uint64_t)stat.st_size);
-        bool empty = load_relaxed(&extent->capacity) == 0;
+        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
+        bool exists = slot < a->channel.max_slots && extent_is_inside(offset, capacity, (uint64_t)stat.st_size);
+        bool empty = capacity == 0;
         if ((a->inherited & slot_bit(slot)) == 0 || (exists && !empty && (free & slot_bit(slot)) == 0))
             continue;
         a->inherited &= ~slot_bit(slot);

@@ -59,7 +59,9 @@ struct pin {
     unsigned slot;
     uint32_t generation;
     uint8_t *address;                            /* of the slot's header */
-    uint64_t nbytes;
+    uint64_t nbytes, schema_nbytes;              /* as they were when they were checked */
+    uint64_t schema_id;
+    int64_t published_ns;
 };
 
 /* Lay out a new, empty, already reserved control file. Its name must not exist yet. */

@@ -133,7 +133,7 @@ static inline const shared_u32 *channel_low(const struct channel *channel)
 }
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "channel_low is the low half of `latest`");
 
-/* The lowest gap of at least `nbytes` between the extents, as an offset; pure. */
-uint64_t channel_find_gap(const struct control *control, uint64_t nbytes);
+/* The lowest gap of at least `nbytes` between the extents, as an offset that is a multiple of `page`; pure. */
+uint64_t channel_find_gap(const struct control *control, uint64_t nbytes, uint64_t page);
 
 #endif

@@ -408,7 +408,19 @@ static PyType_Slot Private_slots[] = {
 static PyType_Spec Private_spec = {"untorn._core.Private", sizeof(PrivateObject), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Private_slots};
 
+/* The schema is text, which has no zero byte, and a hole of a sparse file begins with one: so what is copied is there,
+ * whatever size the header claims. */
+static PyObject *Hold_schema(PyObject *self, PyObject *unused)
+{
+    const struct pin *pin = &((HoldObject *)self)->pin;
+    const char *text = (const char *)pin->address + sizeof(struct slot_header);
+    if (memchr(text, 0, pin->schema_nbytes) != NULL)
+        return status_raise(STATUS_FORMAT);
+    return PyBytes_FromStringAndSize(text, (Py_ssize_t)pin->schema_nbytes);
+}
+
 static PyMethodDef Hold_methods[] = {
+    {"schema", Hold_schema, METH_NOARGS, "The schema's bytes, copied."},
     {"private", Hold_private, METH_NOARGS, "The same bytes, writable: what is written is seen by nobody else."},
     {NULL, NULL, 0, NULL},
 };
@@ -418,13 +430,12 @@ enum hold_field { HOLD_VERSION, HOLD_NBYTES, HOLD_SCHEMA_NBYTES, HOLD_SCHEMA_ID,
 static PyObject *Hold_field(PyObject *self, void *which)
 {
     const struct pin *pin = &((HoldObject *)self)->pin;
-    const struct slot_header *header = (const struct slot_header *)pin->address;
     switch ((enum hold_field)(intptr_t)which) {
     case HOLD_VERSION: return PyLong_FromUnsignedLongLong(pin->version);
     case HOLD_NBYTES: return PyLong_FromUnsignedLongLong(pin->nbytes);
-    case HOLD_SCHEMA_NBYTES: return PyLong_FromUnsignedLongLong(header->schema_nbytes);
-    case HOLD_SCHEMA_ID: return PyLong_FromUnsignedLongLong(header->schema_id);
-    case HOLD_PUBLISHED_NS: return PyLong_FromLongLong(header->published_ns);
+    case HOLD_SCHEMA_NBYTES: return PyLong_FromUnsignedLongLong(pin->schema_nbytes);
+    case HOLD_SCHEMA_ID: return PyLong_FromUnsignedLongLong(pin->schema_id);
+    case HOLD_PUBLISHED_NS: return PyLong_FromLongLong(pin->published_ns);
     case HOLD_SLOT: return PyLong_FromUnsignedLong(pin->slot);
     }
     Py_RETURN_NONE;

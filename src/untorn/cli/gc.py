@@ -21,7 +21,14 @@ from untorn.cli.listing import Found, list_channels
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, FormatError
 from untorn.share import storage
-from untorn.share.inspect import MAX_SCHEMA_NBYTES, decode_schema, decode_slot_header, default_path, open_file
+from untorn.share.inspect import (
+    MAX_SCHEMA_NBYTES,
+    decode_schema,
+    decode_slot_header,
+    default_path,
+    open_file,
+    read_text,
+)
 from untorn.share.storage import Files
 
 __all__ = ["Outcome", "collect", "gc"]
@@ -125,7 +132,7 @@ def _remove_data(files: Files) -> str:
     """Remove a data file that has no control file. The control's name is what publishers compete for, and who has it
     and its lock may remove the data: so gc takes the name first, with a control file of its own."""
     made = storage.attach(*storage.nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
-    if not storage.give_names(files, made, durable=False):
+    if not storage.claim_name(files, made):
         return "made again just now"
     files.unlink()
     made.retire()
@@ -144,7 +151,7 @@ def _is_data(files: Files) -> bool:
         header = decode_slot_header(os.pread(fd, _SLOT_HEADER_NBYTES, 0))
         if header.version == 0 or header.nbytes > os.fstat(fd).st_size or header.schema_nbytes > MAX_SCHEMA_NBYTES:
             return False
-        decode_schema(os.pread(fd, header.schema_nbytes, _SLOT_HEADER_NBYTES))
+        decode_schema(read_text(fd, _SLOT_HEADER_NBYTES, header.schema_nbytes))
     except (FormatError, OSError, OverflowError, struct.error):
         return False
     finally:

@@ -42,6 +42,7 @@ __all__ = [
     "default_path",
     "files_of",
     "open_file",
+    "read_text",
 ]
 
 LINE = 64
@@ -51,6 +52,7 @@ _MAGIC = b"untorn\r\n"
 _LAYOUT = 1
 _BYTE_ORDER = 0x01020304
 _LEAST_PAGE = 4096
+_PIECE_NBYTES = 1 << 16
 #: how often the newest version may move while it is read
 _TRIES = 100
 
@@ -224,6 +226,23 @@ class ChannelState:
         return self.publisher == "alive" or bool(self.readers)
 
 
+def read_text(fd: int, offset: int, nbytes: int) -> bytes:
+    """So many bytes of text there; none at all if it is no text. Text has no zero byte, and the hole of a sparse file
+    begins with one: so this takes no more memory than the file does, whatever the size that was asked for."""
+    pieces = []
+    while nbytes > 0:
+        try:
+            piece = os.pread(fd, min(nbytes, _PIECE_NBYTES), offset)
+        except (OSError, OverflowError):  # an offset that no file has
+            return b""
+        if not piece or b"\0" in piece:
+            return b""
+        pieces.append(piece)
+        offset += len(piece)
+        nbytes -= len(piece)
+    return b"".join(pieces)
+
+
 def files_of(channel: str) -> Files:
     """The files of a channel as people name it: a name, or directory/name as untorn.subscribe takes it, or one of the
     two files. Makes nothing. Raises ChannelNotFoundError if there is no such directory, ValueError for no name."""
@@ -314,7 +333,7 @@ class ChannelView:
                 raise FormatError(f"channel {self.files.label!r}: nothing was published yet")
             if not 0 < newest.schema_nbytes <= min(newest.nbytes, MAX_SCHEMA_NBYTES):
                 raise FormatError(f"channel {self.files.label!r}: its newest version is damaged; publish again")
-            text = self._data(control.extents[control.slot][0] + LINE, newest.schema_nbytes)
+            text = read_text(self._data_fd, control.extents[control.slot][0] + LINE, newest.schema_nbytes)
             after = self._control()
             if (after.version, after.slot) == (control.version, control.slot):  # so nobody wrote to that slot
                 return control.version, decode_schema(text)

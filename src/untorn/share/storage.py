@@ -220,6 +220,18 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
     return True
 
 
+def claim_name(files: Files, attachment: _core.Attachment) -> bool:
+    """Take a channel's name with a locked control file alone, in order to remove what is left under it; False if the
+    name is taken. A kill leaves what the next publisher clears away."""
+    try:
+        _give_name(files, attachment.control_fd, files.control)
+    except FileExistsError:
+        return False
+    finally:
+        _forget_temporary(files)
+    return True
+
+
 def sync_names(control_fd: int) -> None:
     """The names of a channel that exists are on the disk when this returns: whoever gave them may not have waited."""
     _sync_directory(os.path.dirname(os.readlink(f"/proc/self/fd/{control_fd}")))
@@ -297,8 +309,8 @@ def take_over(files: Files) -> _core.Attachment | None:
     attachment = attach(control_fd, data_fd, _core.PUBLISHER, files.label)
     if not files.is_same_file(control_fd):
         return None  # unlinked, and perhaps made anew, while we waited for the lock
-    if not whole:
-        files.unlink()  # a creation that was killed half-way
+    if not whole or attachment.version == 0:
+        files.unlink()  # a creation, or a removal by gc, that was killed half-way
         return None
     return attachment
 
@@ -353,10 +365,15 @@ def open_files(
     for control, data in places:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id, label)
+    raise not_found(places, label)
+
+
+def not_found(places: tuple[tuple[str, str], ...], label: str) -> ChannelNotFoundError:
+    """The error for a channel that is at none of these places."""
     where = places[0][0] if places else "nowhere"
     if places and not os.path.isdir(os.path.dirname(where)):
         where += ", and there is no such directory"
-    raise ChannelNotFoundError(
+    return ChannelNotFoundError(
         f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
         "subscribe(..., timeout_s=10) waits for it"
     )

@@ -64,10 +64,8 @@ class _Attached:
         known = self._decoders.get(key)
         if known is not None and known.slot_nbytes <= hold.nbytes:
             return known
-        start = _core.HEADER_NBYTES
-        schema = bytes(memoryview(hold)[start : start + hold.schema_nbytes])
         try:
-            decoder = Decoder(schema, hold.nbytes, allow_pickle=allow_pickle)
+            decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle)
         except (FormatError, UnsupportedTypeError, ImportError) as error:
             raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
         with _attached_lock:  # threads share this
@@ -91,6 +89,17 @@ class _Attached:
             raise labelled(error, label) from None
 
 
+def schema_of(hold: _core.Hold) -> bytes:
+    """The schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
+    try:
+        return hold.schema()
+    except _core.StatusError:
+        raise FormatError(
+            f"its schema should be {hold.schema_nbytes:,} bytes of text, and there are zeros in it; the channel's file "
+            "is damaged, or was not written by untorn"
+        ) from None
+
+
 _attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDictionary()
 _attached_lock = threading.Lock()
 os.register_at_fork(before=_attached_lock.acquire, after_in_parent=_attached_lock.release)
@@ -104,6 +113,8 @@ def _attach(address: Address) -> _Attached:
             return known
         files = storage.open_files(address.places, address.label, id=address.id or None)
         attachment = storage.attach(*files, _core.READER, address.label)
+        if attachment.version == 0:  # its making, or its removal by gc, was cut short
+            raise storage.not_found(address.places, address.label)
         known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
         if known is not None and _same_file(known.attachment.control_fd, attachment.control_fd):
             return known

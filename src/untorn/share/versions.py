@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
-from untorn.errors import CapacityError, ClosedError
+from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.layout import Layout
 from untorn.share.obstacles import labelled, meaning
@@ -38,6 +38,8 @@ __all__ = ["FREE_SLOT_TIMEOUT_S", "ReaderInfo", "Tree", "Versions", "forked_erro
 #: how long a writer waits for a slot when readers hold all of them
 FREE_SLOT_TIMEOUT_S = 5.0
 _VERSION = struct.Struct("<Q")
+#: version numbers have 58 bits
+_VERSIONS_END = 1 << 58
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,11 @@ class Versions:
         attachment = self.attachment
         self._contents.pop(slot, None)
         version = attachment.version + 1
+        if version >= _VERSIONS_END:
+            raise FormatError(
+                f"channel {self._label!r}: its newest version has the number {attachment.version}, after which none "
+                "comes; the control file is damaged: remove its files"
+            )
         if self.layout is None or self.layout.schema != layout.schema:
             self._schema_id = version
         attachment.finish(slot, version, layout.nbytes, len(layout.schema), self._schema_id)

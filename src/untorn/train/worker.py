@@ -24,7 +24,7 @@ from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
 from untorn.share import storage
 from untorn.share.layout import Decoder
 from untorn.share.storage import Address
-from untorn.share.subscriber import Subscriber
+from untorn.share.subscriber import Subscriber, schema_of
 from untorn.share.views import array_over
 from untorn.train import sampler
 from untorn.train.data import SharedData
@@ -235,8 +235,7 @@ def attached(address: Address) -> _core.Attachment:
 
 def decoder_of(hold: _core.Hold) -> Decoder:
     """What reads versions of the structure of this one."""
-    schema = bytes(memoryview(hold)[_core.HEADER_NBYTES : _core.HEADER_NBYTES + hold.schema_nbytes])
-    return Decoder(schema, hold.nbytes)
+    return Decoder(schema_of(hold), hold.nbytes)
 
 
 def _is_ours(filename: str) -> bool:
