@@ -45,7 +45,7 @@ from untorn.share.tree import (
 )
 from untorn.share.views import array_over, private_memory
 
-__all__ = ["MALFORMED", "Decoder", "Layout", "items_of", "pack", "read_dtype"]
+__all__ = ["MALFORMED", "Decoder", "Layout", "count_of", "items_of", "name_of", "pack", "read_dtype"]
 
 ALIGNMENT = 64
 _MAX_NBYTES = 2**63 - 1

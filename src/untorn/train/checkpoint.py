@@ -20,6 +20,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,14 +28,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn.errors import FormatError
+from untorn.share.layout import MALFORMED, count_of, items_of, name_of, read_dtype
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names
+from untorn.train import tensorfile
 from untorn.train.digest import weights_sha256
+from untorn.train.history import History
 
 __all__ = ["Checkpoint", "Progress", "check_installed", "read", "read_progress", "scratch_of", "write"]
 
@@ -152,9 +157,9 @@ def scratch_of(path: Path) -> Path:
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:
     """In C order, since save_file writes what lies in memory, whatever the strides; of a dtype that safetensors does
-    not know, the bytes."""
+    not know, or of another byte order, the bytes."""
     array = np.asarray(array, order="C")
-    return array if array.dtype.name in _KNOWN else array.reshape(-1).view(np.uint8)
+    return array if array.dtype.name in _KNOWN and array.dtype.isnative else array.reshape(-1).view(np.uint8)
 
 
 def _contents(tensors: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -210,55 +215,98 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint and compare all of it with its checksums; the arrays are copies.
 
     Raises FormatError for a file that is damaged or is no checkpoint, ValueError for one of another version of untorn,
-    FileNotFoundError.
+    FileNotFoundError and other OSErrors.
     """
-    with _opened(path) as file:
-        progress, contents = _parse(path, file.metadata())
-        if set(file.keys()) != set(contents):
+    with tensorfile.opened(path) as file:
+        progress, contents = _parse(file)
+        if file.tensors.keys() != contents.keys():
             raise FormatError(f"checkpoint {path} is damaged: it has not the tensors that it should have")
-        tensors = {name: file.get_tensor(name) for name in contents}
-    for name, (dtype, shape, checksum) in contents.items():
-        if _checksum(tensors[name]) != checksum:
-            raise FormatError(f"checkpoint {path} is damaged: {name} has not the checksum that was written with it")
-        if tensors[name].dtype.str != dtype:
-            tensors[name] = tensors[name].view(dtype)
-        tensors[name] = tensors[name].reshape(shape)
-    return Checkpoint(path, progress, tensors.pop(_RECORDS), tensors)
+        tensors = {}
+        for name, (dtype, shape, checksum) in contents.items():
+            _check_stored(path, name, file.tensors[name], dtype, shape)
+            data = file.read(name)
+            if _checksum(data) != checksum:
+                raise FormatError(f"checkpoint {path} is damaged: {name} has not the checksum that was written with it")
+            tensors[name] = data.view(dtype).reshape(shape)
+    records = tensors.pop(_RECORDS, None)
+    if records is None or records.dtype != np.float64 or records.ndim != 2:
+        raise FormatError(f"checkpoint {path} is damaged: it has not the records that it should have")
+    return Checkpoint(path, progress, records, tensors)
 
 
 def read_progress(path: Path) -> Progress:
     """What a checkpoint says of itself; its arrays are neither read nor checked. Raises as read()."""
-    with _opened(path) as file:
-        return _parse(path, file.metadata())[0]
+    with tensorfile.opened(path) as file:
+        return _parse(file)[0]
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    if path.is_dir():
-        raise FormatError(f"{path} is a folder; expected a checkpoint")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except SafetensorError as error:
-        raise FormatError(f"checkpoint {path} is damaged: {error}") from None
-
-
-def _parse(path: Path, metadata: dict[str, str] | None) -> tuple[Progress, dict[str, list[Any]]]:
-    text = (metadata or {}).get(_KEY)
+def _parse(file: tensorfile.TensorFile) -> tuple[Progress, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
+    path, text = file.path, file.metadata.get(_KEY)
     if text is None:
         raise FormatError(f"{path} is no checkpoint of untorn: a safetensors file without its metadata")
-    if hashlib.sha256(text.encode()).hexdigest() != (metadata or {}).get("sha256"):
-        raise FormatError(f"checkpoint {path} is damaged: its metadata has not the digest that was written with it")
-    document = json.loads(text)
-    found = document.pop("format")
-    if found != FORMAT:
+    try:
+        if hashlib.sha256(text.encode()).hexdigest() != file.metadata.get("sha256"):
+            raise ValueError("its metadata has not the digest that was written with it")
+        document = json.loads(text)
+        found = document.pop("format")
+        if type(found) is not int:
+            raise TypeError(f"its format is {found!r}")
+        contents = _read_contents(document.pop("tensors")) if found == FORMAT else {}
+        progress = _read_progress(document) if found == FORMAT else None
+    except MALFORMED as error:
+        raise FormatError(f"checkpoint {path} is damaged: {error}") from error
+    if progress is None:
         raise ValueError(
             f"checkpoint {path}: expected format {FORMAT}, found {found}: another version of untorn wrote it"
         )
-    contents = document.pop("tensors")
-    return Progress(**document), contents
+    return progress, contents
+
+
+def _read_contents(tensors: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
+    """The inverse of _contents()."""
+    contents = {}
+    for name, said in tensors.items():
+        dtype, shape, checksum = items_of(said)
+        contents[name] = read_dtype(name_of(dtype)), tuple(map(count_of, items_of(shape))), count_of(checksum)
+    return contents
+
+
+def _read_progress(document: dict[str, Any]) -> Progress:
+    """Raises TypeError, ValueError or the like unless the document is what write() writes."""
+    for name, wanted in get_type_hints(Progress).items():
+        if name in document and not _is_a(document[name], wanted):
+            raise TypeError(f"{name} is {document[name]!r:.80}")
+    progress = Progress(**document)
+    History.from_dict(progress.history)
+    if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
+        raise ValueError("it is of a step before the first")
+    rate = progress.settings["learning_rate"] if progress.step_in_epoch else progress.settings.get("learning_rate")
+    if not _is_a(rate, float | None):
+        raise TypeError(f"learning_rate is {rate!r:.80}")
+    return progress
+
+
+def _is_a(value: Any, wanted: Any) -> bool:
+    """JSON makes no other types than these; a bool is no number here, and a whole float may be written as an int."""
+    choices = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    kinds = [get_origin(choice) or choice for choice in choices]
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, list) and get_args(wanted) == (str,) and not all(isinstance(part, str) for part in value):
+        return False
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _check_stored(
+    path: Path, name: str, stored: tensorfile.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    """Raises FormatError unless the tensor, or its bytes, is what _storable() makes of such an array."""
+    nbytes = dtype.itemsize * math.prod(shape)
+    if (stored.dtype, stored.shape) not in ((dtype, shape), (np.dtype(np.uint8), (nbytes,))) or not dtype.itemsize:
+        raise FormatError(
+            f"checkpoint {path} is damaged: {name} is {stored.dtype} of shape {stored.shape}, and should be {dtype} of "
+            f"shape {shape}"
+        )
 
 
 def check_installed() -> None:

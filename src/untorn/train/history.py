@@ -99,12 +99,16 @@ class History:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> History:
-        """What to_dict() gave; a copy. An empty dictionary is a history without epochs."""
+        """What to_dict() gave; a copy. An empty dictionary is a history without epochs. Raises ValueError for another
+        document, such as one with lists of several lengths."""
         made = cls()
         made.epoch = list(document.get("epoch", ()))
         made.history = {name: list(values) for name, values in document.get("history", {}).items()}
         made.seconds = list(document.get("seconds", ()))
         made.examples_per_s = list(document.get("examples_per_s", ()))
+        columns: list[list[Any]] = [made.epoch, made.seconds, made.examples_per_s, *made.history.values()]
+        if {len(column) for column in columns} != {len(made.epoch)} or not all(map(_are_numbers, columns)):
+            raise ValueError("a history has lists of numbers, one for each epoch")
         return made
 
     def __len__(self) -> int:
@@ -218,3 +222,7 @@ def _number(value: float) -> str:
     if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4f}"
     return f"{value:.2e}"
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

@@ -39,13 +39,14 @@ _AT_ONCE = 2
 def newest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole, read and checked; None if there is none at all.
 
-    Warns of damaged ones that it passes over. Raises FormatError if all are damaged.
+    Warns of damaged ones that it passes over, naming each and what is wrong with it. Raises FormatError if all are
+    damaged; OSError if one cannot be read, since it may be whole.
     """
-    damaged: list[FormatError] = []
+    damaged: list[Exception] = []
     for _, path in sorted(_checkpoints(directory).items(), reverse=True):
         try:
             found = checkpoint.read(path)
-        except FormatError as error:
+        except (FormatError, FileNotFoundError) as error:  # the latter of a link that leads nowhere
             damaged.append(error)
             continue
         for each in damaged:
@@ -124,10 +125,11 @@ class Saver:
                     f"{step}; resume=True goes on from there, another directory keeps them apart"
                 )
             if at > step:
-                path.unlink()
+                if not path.is_dir():  # which is nobody's checkpoint
+                    path.unlink()
                 continue
             self._scores[at] = None
-            with contextlib.suppress(FormatError):
+            with contextlib.suppress(FormatError, FileNotFoundError):
                 self._scores[at] = checkpoint.read_progress(path).score
 
     def due(self) -> bool:
