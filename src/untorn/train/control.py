@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from untorn import errors
-from untorn.errors import BrokenChannelError, ChannelNotFoundError, UntornError
+from untorn.errors import BrokenChannelError, ChannelNotFoundError, FormatError, UntornError
 
 __all__ = ["Control", "Handlers", "ask", "is_running", "running_jobs"]
 
@@ -51,6 +51,8 @@ _log = logging.getLogger(__name__)
 #: bytes of a request, and seconds that a client may take to send one, and then to read the answer
 REQUEST_NBYTES = 4096
 SILENCE_S = 1.0
+#: bytes of an answer, at most
+ANSWER_NBYTES = 1 << 24
 #: clients that are served at the same time; more wait in the kernel's queue
 _MOST_CLIENTS = 16
 _BACKLOG = 64
@@ -340,6 +342,7 @@ def ask(name: str, request: dict[str, Any], *, timeout_s: float = 2.0) -> dict[s
         TimeoutError: it is busy. What was asked for is not carried out later.
         PermissionError: the job, or what listens in its place, is another user's.
         BrokenChannelError: it ended before it had answered.
+        FormatError: something else than a job of untorn answers.
         ValueError: what was asked for is not possible; NotImplementedError, UntornError and others by their cause.
     """
     deadline = time.monotonic() + timeout_s
@@ -357,12 +360,26 @@ def ask(name: str, request: dict[str, Any], *, timeout_s: float = 2.0) -> dict[s
                 f"job {name!r} did not answer within {timeout_s:g} s: it answers between the steps of fit, and "
                 "validation or a callback may be running; try again later"
             ) from None
+    return _answer_of(name, received)
+
+
+def _answer_of(name: str, received: bytes) -> dict[str, Any]:
+    """What was answered, or the error that the answer is. Raises FormatError for what no job answers."""
     line, newline, _ = received.partition(b"\n")
+    if not newline and len(received) > ANSWER_NBYTES:
+        raise FormatError(f"job {name!r} answers with more than {ANSWER_NBYTES} bytes, which no job of untorn does")
     if not newline:
         raise BrokenChannelError(f"job {name!r} ended before it had answered; `untorn top` lists the jobs that run")
-    answer: dict[str, Any] = json.loads(line)
+    try:
+        answer: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise FormatError(
+            f"job {name!r} answers {line[:80]!r}, which no job of untorn does: something else listens under its name"
+        )
     if "error" in answer:
-        raise _SAME_HERE.get(answer.get("type", ""), UntornError)(answer["error"])
+        raise _SAME_HERE.get(str(answer.get("type")), UntornError)(str(answer["error"]))
     return answer
 
 
@@ -378,9 +395,17 @@ def running_jobs() -> list[str]:
 
 def _listed(table: bytes, prefix: bytes) -> list[str]:
     """Num RefCount Protocol Flags Type St Inode Path; an abstract address has @ for its zero byte."""
-    rows = [row.split(None, 7) for row in table.splitlines()[1:]]
-    paths = {row[7] for row in rows if len(row) == 8 and int(row[3], 16) & _LISTENS}
+    rows = [row.split(None, 7) for row in table.split(b"\n")[1:]]
+    paths = {row[7] for row in rows if len(row) == 8 and _listens(row[3])}
     return sorted(os.fsdecode(path[1 + len(prefix) :]) for path in paths if path.startswith(b"@" + prefix))
+
+
+def _listens(flags: bytes) -> bool:
+    """An address may have a newline in it, so a row may be anything that another user chose."""
+    try:
+        return bool(int(flags, 16) & _LISTENS)
+    except ValueError:
+        return False
 
 
 def is_running(name: str) -> bool:
@@ -408,10 +433,13 @@ def _connect(connection: socket.socket, name: str, deadline: float) -> None:
 
 
 def _received(connection: socket.socket, deadline: float) -> bytes:
-    """Up to and with the newline; without one, the other side is gone."""
+    """Up to and with the newline; without one, the other side is gone, or goes on and on. Raises TimeoutError."""
     received = bytearray()
-    while not received.endswith(b"\n"):
-        connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+    while b"\n" not in received[-65536:] and len(received) <= ANSWER_NBYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:  # one that never ends its line is as late as one that says nothing
+            raise TimeoutError
+        connection.settimeout(left_s)
         try:
             more = connection.recv(65536)
         except ConnectionResetError:

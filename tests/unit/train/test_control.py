@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import helpers
-from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, UntornError
+from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, FormatError, UntornError
 from untorn.train import control
 from untorn.train.control import Control, is_running, running_jobs
 
@@ -470,6 +470,12 @@ def test_the_jobs_of_this_user_alone():
     assert control._listed(table, b"untorn/1000/") == ["a@b", "policy"]
 
 
+def test_an_address_with_a_newline_in_it_is_no_row_of_the_table():
+    row = b"0: 2 0 00010000 0001 01 7 "
+    table = b"head\n" + row + b"@of another user\n1: 2 0 unheard-of 0001 01 7 @x\n" + row + b"@untorn/1000/policy\n"
+    assert control._listed(table, b"untorn/1000/") == ["policy"]
+
+
 def test_a_second_job_of_the_same_name_goes_on_without(name, listening, job, caplog):
     with contextlib.closing(Control(name)) as second:
         other = Job()
@@ -560,6 +566,47 @@ def test_a_job_with_a_full_queue_is_busy(name, listening):
                 client.connect(control._address(name))
         with pytest.raises(TimeoutError, match="did not answer"):
             ask(name, {"do": "status"}, timeout_s=0.02)
+
+
+@contextlib.contextmanager
+def answering(name: str, said: bytes) -> Iterator[None]:
+    """Something that listens under this name, answers one client with this, and goes on until it is hung up on."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(control._address(name))
+        server.listen()
+
+        def answer() -> None:
+            accepted, _ = server.accept()
+            with accepted, contextlib.suppress(ConnectionError):
+                while said:
+                    accepted.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize("said", [b"5\n", b"[]\n", b"{\n", b"null\n", b"\xff\n", b"[" * 9999 + b"\n", b"\n", b"NaN\n"])
+def test_an_answer_that_is_none_is_a_format_error(name, said):
+    with answering(name, said), pytest.raises(FormatError, match=f"{name!r} answers .*which no job of untorn does"):
+        ask(name, {"do": "status"})
+
+
+@pytest.mark.parametrize("said", [b'{"error": [1], "type": []}\n', b'{"error": null, "type": "SystemExit"}\n'])
+def test_an_error_of_another_form_is_an_error(name, said):
+    with answering(name, said), pytest.raises(UntornError):
+        ask(name, {"do": "status"})
+
+
+def test_an_answer_that_never_ends_is_bounded(name, monkeypatch):
+    """In bytes, and in time: that it goes on saying something makes it no less late."""
+    monkeypatch.setattr(control, "ANSWER_NBYTES", 1 << 20)
+    with answering(name, b"[" * 4096), pytest.raises(FormatError, match="more than 1048576 bytes"):
+        ask(name, {"do": "status"}, timeout_s=60.0)
+    monkeypatch.setattr(control, "ANSWER_NBYTES", 1 << 60)
+    with answering(name, b"["), pytest.raises(TimeoutError):
+        ask(name, {"do": "status"}, timeout_s=0.05)
 
 
 def test_a_job_that_ends_before_it_answers(name):
