@@ -25,14 +25,14 @@ class Death:
 
     Attributes:
         worker: its index.
-        exitcode: as multiprocessing gives it: negative for a signal.
+        exitcode: as multiprocessing gives it: negative for a signal. None: something else in this process took it.
         shard: the shard, or the lane, whose gradient it was computing, or -1.
         step: the step, or the batch, of that.
         out_of_memory: the kernel has killed processes for want of memory since the last look.
     """
 
     worker: int
-    exitcode: int
+    exitcode: int | None
     shard: int
     step: int
     out_of_memory: bool = False

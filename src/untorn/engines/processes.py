@@ -7,8 +7,10 @@
        └── waits at the board's bell  <───────────┘
 
 There is no pipe and no lock between them that a killed worker could leave locked. The server learns of a death from
-the kernel (it reaps its child), settles the dead worker's claims at the board, and starts another in its place. Workers
-learn of the server's death from the kernel too: the lock of the jobs channel is released.
+the kernel, whoever reaps the dead (child.py), settles the worker's claims at the board, and starts another in its
+place. Workers learn of the server's death from the kernel too: the lock of the jobs channel is released.
+
+A forked copy of the server has no workers: whatever it cleans up on its way out, the server's live on.
 """
 
 from __future__ import annotations
@@ -19,21 +21,21 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 from untorn import _core
 from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.child import ChildProcess
 from untorn.engines.memory import OutOfMemory
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
 from untorn.share.storage import Address
 
-__all__ = ["ProcessEngine", "environment", "is_stopped", "main_has_a_file", "worker_variables"]
+__all__ = ["ProcessEngine", "environment", "main_has_a_file", "worker_variables"]
 
 _log = logging.getLogger(__name__)
 _MOMENT_S = 0.02
@@ -72,7 +74,7 @@ class ProcessEngine(Engine):
         self._threads = threads_per_worker
         self._main = main
         self._jobs: Publisher | None = None
-        self._processes: dict[int, SpawnProcess] = {}
+        self._processes: dict[int, ChildProcess] = {}
         self._leaving: set[int] = set()
         #: gradients that were committed in a worker's row when it was started
         self._commits_before: dict[int, int] = {}
@@ -83,12 +85,13 @@ class ProcessEngine(Engine):
         self._bell = 0
         self._looked_at_s = 0.0
         self._step_then = -1
+        _engines_here.add(self)
 
     @property
     def pids(self) -> list[int]:
         """The worker processes, by index."""
         processes = dict(self._processes)  # other threads may ask at any time
-        return [processes[index].pid or 0 for index in sorted(processes)]
+        return [processes[index].pid for index in sorted(processes)]
 
     def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
         """See Engine."""
@@ -141,7 +144,7 @@ class ProcessEngine(Engine):
             if self._boards:
                 self._leaving.add(index)
             else:
-                _end(self._processes.pop(index))
+                self._processes.pop(index).end()
 
     def _start_missing(self) -> None:
         for index in range(self.workers):
@@ -152,21 +155,21 @@ class ProcessEngine(Engine):
         """See Engine."""
         commits = self._boards[-1].commits if self._boards else []
         return [
-            (index, process.pid or 0, self._state(index, process, commits))
+            (index, process.pid, self._state(index, process, commits))
             for index, process in sorted(self._processes.items())
         ]
 
-    def _state(self, index: int, process: SpawnProcess, commits: list[int]) -> str:
-        if process.exitcode is not None:
+    def _state(self, index: int, process: ChildProcess, commits: list[int]) -> str:
+        if process.ended:
             return "dead"
         if index in self._leaving:
             return "leaving"
-        if is_stopped(process.pid or 0):
+        if process.stopped:
             return "stopped"
         starting = index < len(commits) and commits[index] <= self._commits_before.get(index, -1)
         return "starting" if starting else "running"
 
-    def _start(self, index: int) -> SpawnProcess:
+    def _start(self, index: int) -> ChildProcess:
         assert self._jobs is not None
         if self._boards:
             self._commits_before[index] = self._boards[-1].commits[index]
@@ -178,7 +181,7 @@ class ProcessEngine(Engine):
         )
         with environment(worker_variables(self._threads)), _interrupts_blocked(), _lost_main_hidden():
             process.start()
-        return process
+        return ChildProcess.of(process)
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
@@ -193,7 +196,7 @@ class ProcessEngine(Engine):
         """Settle the affairs of the dead. Who was told to leave has left; of the others, tell."""
         deaths = []
         for index, process in list(self._processes.items()):
-            if process.exitcode is None:
+            if not process.ended:
                 continue
             exitcode, step = process.exitcode, board.step
             for each in self._boards[:-1]:
@@ -205,7 +208,7 @@ class ProcessEngine(Engine):
                 self._leaving.discard(index)
                 del self._processes[index]
             else:
-                out_of_memory = exitcode == -signal.SIGKILL and self._oom.struck()
+                out_of_memory = exitcode in (None, -signal.SIGKILL) and self._oom.struck()
                 deaths.append(Death(index, exitcode, shard, step, out_of_memory))
                 self.restarts += 1
                 self._processes[index] = self._start(index)
@@ -222,7 +225,7 @@ class ProcessEngine(Engine):
             return
         self._looked_at_s = now
         for index, process in self._processes.items():
-            if process.exitcode is None and is_stopped(process.pid or 0):
+            if process.stopped:
                 shard = board.give_up(index)
                 if shard >= 0:
                     _log.info("worker %d is stopped: shard %d is given to others", index, shard)
@@ -236,7 +239,7 @@ class ProcessEngine(Engine):
         if self._jobs is not None:
             self._jobs.update(None)
         for index in sorted(self._leaving):
-            _end(self._processes.pop(index))
+            self._processes.pop(index).end()
         self._leaving.clear()
 
     def _stop(self) -> None:
@@ -252,26 +255,29 @@ class ProcessEngine(Engine):
             self._jobs.close()
             self._jobs = None
         for process in self._processes.values():
-            process.join(0 if is_stopped(process.pid or 0) else _JOIN_S)
-            _end(process)
+            process.join(0 if process.stopped else _JOIN_S)
+            process.end()
         self._processes.clear()
         self._leaving.clear()
 
+    def forget(self) -> None:
+        """In a forked child: the workers and their jobs are its parent's."""
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            process.forget()
+        self._leaving.clear()
+        self._boards, self._payload, self._jobs = [], None, None
 
-def _end(process: SpawnProcess) -> None:
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    process.close()
+
+_engines_here: weakref.WeakSet[ProcessEngine] = weakref.WeakSet()
 
 
-def is_stopped(pid: int) -> bool:
-    """Was it stopped by a signal, or by a debugger? The kernel says so; what has ended is not stopped."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] in ("T", "t")  # the name before it may contain anything
+def _after_fork() -> None:
+    for engine in list(_engines_here):
+        engine.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _worker(main: Callable[[int, Subscriber], None], index: int, address: Address) -> None:

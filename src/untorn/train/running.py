@@ -118,12 +118,14 @@ class Running:
     Attributes:
         weights: the channel of the weights, and beside them the optimizer's state.
         target: the channel that the board writes to: the weights', or, where the server makes the steps, one of sums.
+        owner: the process that trains. A forked copy of it may read the weights, and ends nothing.
     """
 
     def __init__(
         self, params: Any, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
     ) -> None:
         self.optimizer = optimizer
+        self.owner = os.getpid()
         parts = params if isinstance(params, Parts) else Parts({}, {}, params)
         self._kept, self._buffers = len(parts.kept), len(parts.buffers)
         params, summed = parts.trained, parts.trained
@@ -160,7 +162,7 @@ class Running:
                     f"{self._deaths[task]} workers died one after the other in {where}; the last {how_it_died(death)}. "
                     f"max_restarts is {max_restarts}"
                 )
-        elif death.exitcode >= 0:  # it ended by itself, without a task
+        elif death.exitcode is None or death.exitcode >= 0:  # it ended by itself, or may have, without a task
             if board.step != self._idle_step:
                 self._idle_step, self._idle_deaths = board.step, 0
             self._idle_deaths += 1
@@ -223,8 +225,15 @@ class Running:
         with self.weights._writing("load"):
             self.weights._versions.publish(Tree.of(params, state), FREE_SLOT_TIMEOUT_S)
 
+    @property
+    def is_copy(self) -> bool:
+        """Return whether this process was forked from the one that trains."""
+        return os.getpid() != self.owner
+
     def close(self) -> None:
-        """End the workers, and remove the weights' channel."""
+        """End the workers, and remove the weights' channel. In a forked copy of the process that trains: nothing."""
+        if self.is_copy:
+            return
         if self.control is not None:
             self.control.close()
         self.engine.close()
@@ -236,14 +245,19 @@ class Running:
 
 def how_it_died(death: Death) -> str:
     """In words, after "the last worker"."""
-    if death.exitcode == -9 and death.out_of_memory:
+    if death.exitcode is None and not death.out_of_memory:
+        return (
+            "ended, and why is not known: its exit status went elsewhere, because SIGCHLD is ignored in this process, "
+            "or its code waits for any child"
+        )
+    if death.exitcode in (None, -9) and death.out_of_memory:
         return (
             "was killed by the kernel because memory ran out; use fewer workers, smaller batches, or accumulate= to "
             "compute a shard in parts"
         )
     if death.exitcode == -9:
         return "was killed by SIGKILL, and not by the kernel for want of memory"
-    if death.exitcode < 0:
+    if death.exitcode is not None and death.exitcode < 0:
         return f"was ended by signal {-death.exitcode}"
     return f"ended with exit code {death.exitcode}"
 

@@ -1,0 +1,142 @@
+"""A worker process as the server knows it: by a descriptor of the kernel's for this process, not by its number.
+
+Whether it lives does not depend on who reaps it. With SIGCHLD ignored the kernel reaps it; a handler, a thread or a
+library of the user's may wait for any child. A number may by then be another process's; the descriptor never is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+__all__ = ["ChildProcess"]
+
+_NONE = -1
+_RETRY_S = 0.01
+_LONG_S = 60.0
+#: for multiprocessing, which wants a number
+_UNKNOWN_EXITCODE = 255
+
+
+class ChildProcess:
+    """A process that multiprocessing started. Made by ChildProcess.of().
+
+    Attributes:
+        pid: its number, to be shown; nothing is done by it.
+    """
+
+    def __init__(self, process: SpawnProcess, pid: int, fd: int) -> None:
+        self.pid = pid
+        self._process = process
+        #: _NONE: the kernel is too old for such descriptors (Linux 5.3), or a filter refuses them
+        self._fd = fd
+        self._ended = False
+        self._exitcode: int | None = None
+
+    @classmethod
+    def of(cls, process: SpawnProcess) -> ChildProcess:
+        """Open the descriptor of a process that was just started. Raises OSError if none is left."""
+        pid = process.pid
+        if pid is None:
+            raise ValueError(f"{process.name} has not been started")
+        fd = _NONE
+        try:
+            fd = os.pidfd_open(pid)
+        except (ProcessLookupError, PermissionError, NotImplementedError):
+            pass  # it ended, and somebody has reaped it; or it is refused
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                process.kill()
+                process.join()
+                process.close()
+                raise
+        return cls(process, pid, fd)
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the kernel has ended it; then its exit code is known, if nobody else took it."""
+        if self._ended:
+            return True
+        kind, number = (os.P_PID, self.pid) if self._fd == _NONE else (os.P_PIDFD, self._fd)
+        try:
+            result = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:  # it ended, and was reaped: by multiprocessing, which then knows the rest
+            self._end(self._process._popen.returncode)  # type: ignore[attr-defined]
+        else:
+            if result is not None:
+                self._end(result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
+        return self._ended
+
+    def _end(self, exitcode: int | None) -> None:
+        self._ended, self._exitcode = True, exitcode
+        # or else multiprocessing would wait for the number, which may be another child's by now
+        popen = self._process._popen  # type: ignore[attr-defined]
+        popen.returncode = _UNKNOWN_EXITCODE if exitcode is None else exitcode
+
+    @property
+    def exitcode(self) -> int | None:
+        """As multiprocessing gives it: negative for a signal. None while it runs, and if somebody else took it."""
+        return self._exitcode
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether it was stopped by a signal, or by a debugger. The kernel says so; what has ended is not."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        # the name before the state may contain anything; and the number was not another's while the process lives
+        return stat.rpartition(")")[2].split()[0] in ("T", "t") and not self.ended
+
+    def kill(self) -> None:
+        """Send SIGKILL, if it has not ended."""
+        if self.ended:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self._fd == _NONE:
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until it has ended, at most this long; return whether it has."""
+        end = time.monotonic() + timeout_s
+        while not self.ended:
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                return False
+            if self._fd == _NONE:
+                time.sleep(min(left_s, _RETRY_S))
+                continue
+            poller = select.poll()
+            poller.register(self._fd, select.POLLIN)
+            if poller.poll(left_s * 1000) and not self.ended:
+                time.sleep(min(left_s, _RETRY_S))  # it ended, and a debugger has not let its parent know yet
+        return True
+
+    def end(self) -> None:
+        """Kill it, wait until the kernel has ended it, and let go of it."""
+        self.kill()
+        while not self.join(_LONG_S):
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Let go of a process that has ended. Closing twice is fine."""
+        self.forget()
+        self._process.join()  # it does not wait: multiprocessing forgets it
+        self._process.close()
+
+    def forget(self) -> None:
+        """Let go of it as it is: this process is not its parent, but a forked copy of it."""
+        if not self._ended:
+            self._end(None)  # at the copy's exit multiprocessing would send it SIGTERM
+        if self._fd != _NONE:
+            os.close(self._fd)
+            self._fd = _NONE
