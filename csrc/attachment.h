@@ -39,7 +39,7 @@ struct attachment {
     struct channel channel;
     size_t control_nbytes, rows_nbytes;
     uint32_t row;                                /* 0: none */
-    bool forked;                                 /* a publisher's copy in a child: it may do nothing */
+    bool forked;                                 /* a publisher's or a writer's copy in a child: it may do nothing */
     pthread_mutex_t lock;                        /* guards all that follows and this process's row */
     uint32_t generation;                         /* see attachment_unpin */
     uint32_t pins[CHANNEL_MAX_SLOTS];            /* how many users in this process; the row has the bit while > 0 */

@@ -215,6 +215,8 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
 {
     struct board_header *header = board->header;
     int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)load_relaxed(&header->spin_ns) : 0;
+    if (weights->forked)
+        return (struct turn){.kind = TURN_STOP}; /* a forked copy of a worker: its claims are the worker's */
     for (;;) {
         uint32_t seen = load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
         if (load_acquire(&header->stop) != 0)

@@ -102,7 +102,7 @@ static void fork_child_one(struct attachment *a)
         a->generation++;
     }
     a->row = a->fork_row;
-    a->forked = a->role == ROLE_PUBLISHER;
+    a->forked = a->role != ROLE_READER; /* who may write is the parent */
     pthread_mutex_unlock(&a->lock);
 }
 

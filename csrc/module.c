@@ -2,6 +2,7 @@
 #include "module.h"
 
 #include "kernels.h"
+#include "own.h"
 
 #include <errno.h>
 #include <string.h>
@@ -56,6 +57,23 @@ static PyObject *core_format_control(PyObject *module, PyObject *args)
     enum status status = attachment_format(fd, (const uint8_t *)id, max_readers, max_slots, keep_slots);
     if (status != STATUS_OK)
         return status_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_own_descriptor(PyObject *module, PyObject *argument)
+{
+    long fd = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    return own_descriptor((int)fd) == 0 ? Py_NewRef(Py_None) : PyErr_NoMemory();
+}
+
+static PyObject *core_own_descriptor_end(PyObject *module, PyObject *argument)
+{
+    long fd = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    own_descriptor_end((int)fd);
     Py_RETURN_NONE;
 }
 
@@ -164,6 +182,8 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 static PyMethodDef core_methods[] = {
     {"format_control", core_format_control, METH_VARARGS,
      "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
+    {"own_descriptor", core_own_descriptor, METH_O, "own_descriptor(fd): forked children are to have it closed."},
+    {"own_descriptor_end", core_own_descriptor_end, METH_O, "own_descriptor_end(fd): it is about to be closed here."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
      "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "

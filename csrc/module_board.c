@@ -4,15 +4,16 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "board.h"
 #include "futex.h"
+#include "own.h"
 
 typedef struct {
     PyObject_HEAD
     struct board board;
-    void *memory;
-    uint64_t nbytes;
+    struct own own;            /* the mapping; a forked child's is a copy */
     struct turn turn;
 } BoardObject;
 
@@ -22,11 +23,14 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     struct stat stat;
     if (!PyArg_ParseTuple(args, "i", &fd))
         return NULL;
-    if (fstat(fd, &stat) != 0)
+    if (fstat(fd, &stat) != 0 || (fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0)
         return status_raise(STATUS_OS);
     void *memory = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (memory == MAP_FAILED)
-        return status_raise(STATUS_OS);
+    if (memory == MAP_FAILED) {
+        status_raise(STATUS_OS);
+        close(fd);
+        return NULL;
+    }
     struct board board;
     BoardObject *self = NULL;
     enum status status = board_attach(&board, memory, (uint64_t)stat.st_size);
@@ -36,25 +40,29 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         status_raise(status);
     if (self == NULL) {
         munmap(memory, (size_t)stat.st_size);
+        close(fd);
         return NULL;
     }
     self->board = board;
-    self->memory = memory;
-    self->nbytes = (uint64_t)stat.st_size;
+    self->own = (struct own){.memory = memory, .nbytes = (uint64_t)stat.st_size, .fd = fd};
     self->turn = (struct turn){.kind = TURN_IDLE};
+    own_add(&self->own);
     return (PyObject *)self;
 }
 
 static void Board_dealloc(PyObject *self)
 {
-    munmap(((BoardObject *)self)->memory, ((BoardObject *)self)->nbytes);
+    BoardObject *board = (BoardObject *)self;
+    own_remove(&board->own);
+    munmap(board->own.memory, board->own.nbytes);
+    close(board->own.fd);
     object_free(self);
 }
 
 static int Board_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     BoardObject *board = (BoardObject *)self;
-    return PyBuffer_FillInfo(view, self, board->memory, (Py_ssize_t)board->nbytes, 0, flags);
+    return PyBuffer_FillInfo(view, self, board->own.memory, (Py_ssize_t)board->own.nbytes, 0, flags);
 }
 
 static PyObject *Board_next(PyObject *self, PyObject *args)
@@ -77,7 +85,7 @@ static PyObject *Board_next(PyObject *self, PyObject *args)
     const struct turn *turn = &board->turn;
     const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, turn->buffer);
     return Py_BuildValue("(iKIK)", (int)turn->kind, (unsigned long long)turn->step, turn->shard,
-                         (unsigned long long)(buffer - (const uint8_t *)board->memory));
+                         (unsigned long long)(buffer - (const uint8_t *)board->own.memory));
 }
 
 static PyObject *Board_commit(PyObject *self, PyObject *argument)

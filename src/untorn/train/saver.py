@@ -23,6 +23,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from untorn import _core
 from untorn.errors import BusyError, FormatError
 from untorn.share import Snapshot
 from untorn.train import checkpoint
@@ -96,7 +97,7 @@ class Saver:
         self._every_s = math.inf if every_s is None or directory is None else every_s
         self._keep = keep
         self._scores: dict[int, float | None] = {}
-        self._lock = -1
+        self._lock, self._owner = -1, os.getpid()
         self._thread: ThreadPoolExecutor | None = None
         self._running: list[Future[None]] = []
         self._began_at = time.monotonic()
@@ -171,10 +172,13 @@ class Saver:
             self._running.pop(0).result()
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._owner:
+            return  # a forked copy of the process that trains: it has neither the thread nor the lock
         if self._thread is not None:
             self._thread.shutdown()
         self._running.clear()
         if self._lock >= 0:
+            _core.own_descriptor_end(self._lock)
             os.close(self._lock)
 
 
@@ -188,7 +192,7 @@ def _checkpoints(directory: Path) -> dict[int, Path]:
 
 
 def _locked(directory: Path) -> int:
-    """A descriptor that holds the directory's lock until it is closed, or this process ends."""
+    """A descriptor that holds the directory's lock until it is closed, or this process ends, whatever it forked."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,4 +201,5 @@ def _locked(directory: Path) -> int:
         raise BusyError(f"checkpoint_dir {directory}: another training writes its checkpoints there") from None
     except OSError:  # a file system without locks
         pass
+    _core.own_descriptor(fd)
     return fd

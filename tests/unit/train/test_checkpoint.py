@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import math
 import os
+import select
 import shutil
+import signal
 import stat
 import sys
 import threading
@@ -649,6 +652,51 @@ def test_two_trainings_in_one_directory(tmp_path):
             other.kill()
             fit(trainer, 1, tmp_path)
     assert steps_in(tmp_path) == [5]
+
+
+def fork_in_python() -> int:
+    return os.fork()
+
+
+def fork_in_c() -> int:
+    return ctypes.CDLL(None).fork()
+
+
+def write_and_fork(pipe, directory, fork, gate):
+    with Saver(directory, every_s=None, keep=1):
+        child = fork()
+        if child == 0:
+            os.read(gate, 1)
+            os._exit(0)
+        pipe.put(child)
+        pipe.get()
+
+
+@pytest.mark.parametrize("fork", [fork_in_python, fork_in_c])
+def test_the_lock_ends_with_its_process_and_not_with_those_it_forked(fork, tmp_path):
+    theirs, ours = os.pipe()
+    with helpers.start(write_and_fork, tmp_path, fork, theirs) as server:
+        orphan = os.pidfd_open(server.get())
+        with pytest.raises(BusyError), Saver(tmp_path, every_s=None, keep=1):
+            pass
+        server.kill()
+        with Saver(tmp_path, every_s=None, keep=1):
+            assert not select.select([orphan], [], [], 0)[0]  # it lives
+    signal.pidfd_send_signal(orphan, signal.SIGKILL)
+    assert select.select([orphan], [], [], helpers.WATCHDOG_S)[0]
+    for fd in (orphan, theirs, ours):
+        os.close(fd)
+
+
+def test_a_forked_child_does_not_give_the_lock_up(tmp_path):
+    with Saver(tmp_path, every_s=None, keep=1) as saver:
+        child = os.fork()
+        if child == 0:
+            saver.__exit__()
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(BusyError), Saver(tmp_path, every_s=None, keep=1):
+            pass
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
