@@ -41,13 +41,14 @@ __all__ = ["run_epochs"]
 
 def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) -> None:
     """Run so many epochs, or what is left of one and then so many, after giving callbacks their ``states`` back."""
-    with training(fit.callbacks), contextlib.ExitStack() as job:
+    with training(fit.callbacks, trainer._check_owner), contextlib.ExitStack() as job:
         give_states_back(fit.callbacks, states)
         if states and trainer.stop_training:
             return  # it had been stopped early
         driver = None
         for _ in range(epochs):
             trainer._check_open()
+            trainer._check_owner()
             fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
             if fit.stream is not None:
                 _fit_stream(trainer, fit, fit.stream)
@@ -193,6 +194,7 @@ def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
     for callback in fit.callbacks:
         logs = {"steps": steps, "examples": 0 if fit.stream else fit.examples, "epochs": fit.epochs}
         callback.on_epoch_begin(trainer.epoch, logs)
+        trainer._check_owner()
     fit.rate = trainer._rate.changed
     if progress is not None and fit.part is not None:
         fit.rate = progress.rate_of_epoch  # what callbacks set now, they had set when the epoch began
@@ -238,6 +240,7 @@ def _end_epoch(trainer: Trainer, fit: Fit, epoch: _Epoch) -> None:
     ended = metrics | {"learning_rate": epoch.learning_rate, "examples_per_s": rate, "seconds": seconds}
     for callback in fit.callbacks:
         callback.on_epoch_end(trainer.epoch - 1, ended)
+        trainer._check_owner()
     if fit.saver.directory is not None:
         score = metrics.get("val_loss", metrics["loss"])
         fit.saver.save(trainer.snapshot(), trainer._progress(score=score), NO_RECORDS)
@@ -253,6 +256,7 @@ def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started
     while seen < steps:
         deaths = running.engine.advance(driver.until)
         trainer._check_open()
+        trainer._check_owner()
         _supervise(trainer, fit, board, deaths)
         done = max(seen, driver.move())
         snapshot = None
@@ -269,6 +273,7 @@ def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started
                 logs["learning_rate"] = rates[step]
                 for callback in listeners:
                     callback.on_batch_end(fit.skipped + step, logs)
+                    trainer._check_owner()
         if snapshot is not None:
             progress = trainer._progress(
                 step_in_epoch=fit.skipped + done,

@@ -4,6 +4,7 @@ what it holds during one fit."""
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

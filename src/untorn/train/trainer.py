@@ -229,6 +229,7 @@ class Trainer:
         Raises ValueError for less than 1, for more than there is room for (64, or twice as many as at first), for more
         than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError for want of memory.
         """
+        self._check_owner()
         workers = checked_count("workers", workers, 1, 1000)
         if self.mode == "async":
             check_busy(workers, self.max_staleness)
@@ -299,6 +300,7 @@ class Trainer:
             BusyError: another training writes its checkpoints there.
             OSError: a checkpoint could not be written. The weights are kept, and so are the checkpoints before.
         """
+        self._check_owner()
         epochs = checked_count("epochs", epochs, 0, 2**31)
         if validation_data is not None:
             validation_data = source_of("validation_data", self._arrays(validation_data))
@@ -516,6 +518,9 @@ class Trainer:
         runs, in another thread or because this is one of its callbacks, ends with ClosedError; this waits for that of
         another thread."""
         self._closed = True
+        if self._open is not None and self._open.is_copy:
+            self._let_go()  # the lock may be held by a thread that is not in this copy
+            return
         with self._using:
             if self._fit is None:
                 self._let_go()
@@ -528,6 +533,14 @@ class Trainer:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this trainer was closed while it trained" if self._fit else "this trainer is closed")
+
+    def _check_owner(self) -> None:
+        """Raises ClosedError in a forked copy of the process that trains."""
+        if self._open is not None and self._open.is_copy:
+            raise ClosedError(
+                f"this trainer is process {self._open.owner}'s, and this process was forked from it: here its weights "
+                "can be read, and nothing else. A child that a callback forks is to end with os._exit()"
+            )
 
     def __enter__(self) -> Trainer:
         self._running()

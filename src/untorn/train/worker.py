@@ -278,8 +278,8 @@ def open_board(path: str) -> _core.Board:
 
 def worker_main(index: int, jobs: Subscriber) -> None:
     """The life of a worker process: take part in every job that the server publishes, until it is gone."""
-    desk, done = _Desk(index, jobs), 0
-    while True:
+    desk, done, own_pid = _Desk(index, jobs), 0, os.getpid()
+    while os.getpid() == own_pid:  # a copy of it that the model forked, and that came back here, has nothing to do
         try:
             snapshot = jobs.snapshot(newer_than=done)
         except BrokenChannelError:

@@ -1,9 +1,13 @@
-"""How ``fit`` calls its callbacks: all of them, in the order of the list, whatever one of them raises."""
+"""How ``fit`` calls its callbacks: all of them, in the order of the list, whatever one of them raises.
+
+A callback may fork. Of the child, which is a copy of the process that trains, the callbacks hear no more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 from untorn.train.callbacks.base import Callback
 
@@ -11,20 +15,24 @@ __all__ = ["training"]
 
 
 @contextlib.contextmanager
-def training(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """The time between on_train_begin and on_train_end.
+def training(callbacks: Sequence[Callback], check_owner: Callable[[], None]) -> Iterator[None]:
+    """The time between on_train_begin and on_train_end. ``check_owner`` raises in a forked copy of this process.
 
     on_train_end is called for all whose on_train_begin was, after an error too. The error that ended training is the
     one that is raised, unless a callback's on_error said that it ends it quietly; what callbacks raise on top of it is
     in its notes.
     """
     begun: list[Callback] = []
+    owner = os.getpid()
     try:
         for callback in callbacks:
             callback.on_train_begin({})
+            check_owner()
             begun.append(callback)
         yield
     except BaseException as error:
+        if os.getpid() != owner:
+            raise
         quiet, later = _tell(begun, error)
         later += _end(begun, {} if quiet else {"error": error})
         if quiet:
