@@ -22,10 +22,10 @@ With a ``.grad`` over that buffer, autograd adds to it in place, so it must be z
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.train.model import (
     FrameworkModel,
     Gradient,
@@ -101,6 +102,12 @@ class TorchModel(FrameworkModel):
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+        for path, each in module.named_modules():
+            if isinstance(each, nn.parallel.DistributedDataParallel):
+                raise TypeError(
+                    f"module{f'.{path}' if path else ''}: a DistributedDataParallel, which sums gradients itself, over "
+                    "processes of its own; give its .module"
+                )
         if isinstance(loss, type):
             raise TypeError(
                 "loss: expected a function (outputs, target) -> loss, found the class "
@@ -124,6 +131,7 @@ class TorchModel(FrameworkModel):
         self.metrics = dict(metrics or {})
         self.forward = forward
         self.sample_weight = sample_weight
+        self._stale: list[Stale] = []
 
     def parts(self) -> Parts:
         """See FrameworkModel. Views."""
@@ -150,9 +158,23 @@ class TorchModel(FrameworkModel):
 
     def for_workers(self) -> Self:
         """See FrameworkModel."""
-        model = copy.copy(self)
-        model._module = _hollow(self._module)
+        functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
+        model = object.__new__(type(self))
+        made = copied(self._module, functions, self._stale, values=False)
+        model.__dict__.update(self.__dict__ | made.functions)
+        model._module, model._stale = made.module, made.stale
         return model
+
+    def pickler(self, base: Any) -> Any:
+        """See FrameworkModel."""
+        return pickler_of(base, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"hooks": hooks_of(self._module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register_hooks(state.pop("hooks"))
+        self.__dict__.update(state)
 
     def replica(self, threads: int | None) -> Replica:
         """See FrameworkModel."""
@@ -160,10 +182,11 @@ class TorchModel(FrameworkModel):
 
     def module(self, params: Any) -> nn.Module:
         """See FrameworkModel."""
-        module = copy.deepcopy(self._module)
+        module = copied(self._module, {}, [], values=True).module
         with torch.no_grad():
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 tensor.copy_(torch.from_numpy(params[name]))
+        recompute(module)
         return module
 
 
@@ -171,13 +194,13 @@ class _TorchReplica(Replica):
     """A module whose parameters are moved to a version's memory for each batch, and away again."""
 
     def __init__(self, model: TorchModel, threads: int | None) -> None:
-        self._model = model
-        self._module = module = _hollow(model._module)
+        self._model = model = model.for_workers()
+        self._module = module = model._module
         self._modules = list(module.modules())
         self._modes: list[bool] = []
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
-        self._buffers = {name: _Buffer(module, name) for name, _ in module.named_buffers()}
+        self._buffers = {name: _Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
         self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
         self._loss_takes_rng = model.forward is None and model.loss is not None and takes_rng(model.loss)
         self._forward_takes_rng = model.forward is not None and takes_rng(model.forward)
@@ -192,9 +215,10 @@ class _TorchReplica(Replica):
         if threads not in (None, before):  # the serial engine: torch's own count, which threadpoolctl does not reach
             torch.set_num_threads(threads)
         try:
-            if self._written_to_untested:
-                return self._test_written_to(params, batch, rng)
-            return self._gradient(params, batch, rng)
+            with _unoptimized():
+                if self._written_to_untested:
+                    return self._test_written_to(params, batch, rng)
+                return self._gradient(params, batch, rng)
         finally:
             self._move_away()
             if threads not in (None, before):
@@ -217,6 +241,7 @@ class _TorchReplica(Replica):
         del loss, outputs
         if (versions, addresses) != self._traces():
             raise self._written_to()
+        self._check_not_stale()
         leaves = [buffer.taken() for buffer in self._buffers.values()]
         leaves += [self._gradient_of(parameter) for parameter in self._trained]
         return Gradient(number, leaves, metrics)
@@ -263,6 +288,15 @@ class _TorchReplica(Replica):
             "optimizer changes, for every worker reads the same memory. Compute from a parameter what forward uses (as "
             "torch.nn.utils.parametrize does), or make it a buffer"
         )
+
+    def _check_not_stale(self) -> None:
+        for path, tensor in self._model._stale:
+            if tensor.grad is not None:
+                raise RuntimeError(
+                    f"module{path}: it was computed from parameters before training, and forward uses it without "
+                    "computing it anew, so that they would get no gradient of it; compute it in forward, or in a "
+                    "forward pre-hook"
+                )
 
     def _move_to(self, params: Any) -> None:
         for name, parameter in self._parameters.items():
@@ -314,7 +348,7 @@ class _TorchReplica(Replica):
 
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica. Leaves the state of torch's random numbers as it was."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._evaluating(params):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _unoptimized(), self._evaluating(params):
             _seed_torch(rng)
             loss, outputs, tensors = self._loss_of(batch, rng)
             return Gradient(checked_loss(loss.item()), [], self._metrics_of(outputs, tensors))
@@ -322,7 +356,7 @@ class _TorchReplica(Replica):
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. What the module returns, as an array; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
-        with torch.no_grad(), self._evaluating(params):
+        with torch.no_grad(), _unoptimized(), self._evaluating(params):
             outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
             if not isinstance(outputs, torch.Tensor):
                 raise TypeError(f"predict: expected a module that returns one tensor, found {type(outputs).__name__}")
@@ -342,8 +376,7 @@ class _TorchReplica(Replica):
 class _Buffer:
     """A buffer of a replica's module, in memory of its own, wherever the module has it."""
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        tensor = module.get_buffer(name)
+    def __init__(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         self._name = name
         self._owners = [(m, key) for m in module.modules() for key, each in m._buffers.items() if each is tensor]
         self._memory: torch.Tensor | None = None
@@ -373,6 +406,9 @@ class _Buffer:
 
 
 _NONE = object()
+
+#: code of torch.jit is optimized when it has run a few times, and then gives other bits
+_unoptimized = partial(torch.jit.optimized_execution, False)  # type: ignore[attr-defined]  # it is documented
 
 
 def _seed_torch(rng: np.random.Generator | None) -> None:
@@ -454,22 +490,6 @@ def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:
     except TypeError:
         raise TypeError(f"{what}: expected a dtype that NumPy has, found {tensor.dtype}; convert it") from None
     return array
-
-
-def _hollow(module: nn.Module) -> nn.Module:
-    """A copy of the module, whose parameters and buffers have shapes and dtypes but one number of memory each."""
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = hollow = nn.Parameter(_one_number(parameter), requires_grad=parameter.requires_grad)
-        hollow.__dict__.update(parameter.__dict__)
-    for buffer in module.buffers():
-        memo[id(buffer)] = _one_number(buffer)
-    copied: nn.Module = copy.deepcopy(module, memo)
-    return copied
-
-
-def _one_number(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _spend_the_warning_of_read_only_memory() -> None:

@@ -122,6 +122,10 @@ class FrameworkModel(ABC):
     def for_workers(self) -> Self:
         """The same model without its values, which the workers find in the version: this is what is sent to them."""
 
+    def pickler(self, base: Any) -> Any:
+        """A class derived from this class of picklers, pickle's or cloudpickle's, that can pickle for_workers()."""
+        return base
+
     @abstractmethod
     def replica(self, threads: int | None) -> Replica:
         """A replica of its own, which computes gradients with so many threads (None: leave them as they are)."""

@@ -12,6 +12,7 @@ threads    for that replica
 
 from __future__ import annotations
 
+import io
 import pickle
 from typing import Any
 
@@ -44,7 +45,7 @@ def _pickled(model: Any, sent: Any) -> bytes:
     of_session = getattr(model, "__module__", getattr(type(model), "__module__", "")) == "__main__"
     if not (interactive and (of_session or isinstance(model, FrameworkModel))):
         try:
-            return pickle.dumps(sent, protocol=5)
+            return _dumped(sent, pickle.Pickler)
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             reason = error
     try:
@@ -55,7 +56,13 @@ def _pickled(model: Any, sent: Any) -> bytes:
             "cloudpickle: pip install 'untorn[train]'"
         ) from None
     try:
-        pickled: bytes = cloudpickle.dumps(sent, protocol=5)
+        return _dumped(sent, cloudpickle.Pickler)
     except Exception as error:
         raise TypeError(f"model: it cannot be sent to worker processes ({error})") from None
-    return pickled
+
+
+def _dumped(sent: Any, base: Any) -> bytes:
+    stream = io.BytesIO()
+    pickler = sent.pickler(base) if isinstance(sent, FrameworkModel) else base
+    pickler(stream, protocol=5).dump(sent)
+    return stream.getvalue()
