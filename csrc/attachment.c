@@ -440,6 +440,8 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
         return status;
     store_release(&control->slots[slot].offset, offset);
     store_release(&control->slots[slot].capacity, length);
+    if (offset + length > a->reserved_nbytes)
+        a->reserved_nbytes = offset + length;
     status = slot_map(a, slot);
     if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
         (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);
@@ -512,11 +514,48 @@ enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigne
     return slot_find(a->channel.control, free, nbytes, UINT64_MAX, slot) ? STATUS_OK : STATUS_NO_SLOT;
 }
 
+/* Somebody shortened the data file. Slots that are free and not in it any more have no space from here on. Those that are
+ * held keep their entries until they are free, as inherited ones do, so that nothing is put there; the next use of their
+ * bytes is a signal, which nobody can help. */
+static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
+{
+    uint64_t free = ~channel_taken(&a->channel);
+    bool lost = false;
+    a->reserved_nbytes = file_nbytes;
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        struct slot_extent *extent = &a->channel.control->slots[slot];
+        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
+        if (capacity == 0 || extent_is_inside(offset, capacity, file_nbytes))
+            continue;
+        lost |= slot == latest_slot(channel_latest(&a->channel));
+        a->inherited |= slot_bit(slot);
+        if ((free & slot_bit(slot)) == 0)
+            continue;
+        store_release(&extent->capacity, 0);
+        mapping_drop(a, slot);
+    }
+    return lost ? STATUS_TRUNCATED : STATUS_OK;
+}
+
+/* What others have done to the data file, with one system call per version. */
+static enum status data_look(struct attachment *a)
+{
+    struct stat stat;
+    if (fstat(a->data_fd, &stat) != 0)
+        return STATUS_OS;
+    if (a->named && stat.st_nlink == 0)
+        return STATUS_UNLINKED;
+    return (uint64_t)stat.st_size < a->reserved_nbytes ? truncated_drop(a, (uint64_t)stat.st_size) : STATUS_OK;
+}
+
 static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *slot)
 {
     struct control *control = a->channel.control;
     if (a->role == ROLE_PUBLISHER && a->forked)
         return STATUS_FORKED;
+    enum status status = a->role == ROLE_PUBLISHER ? data_look(a) : STATUS_OK;
+    if (status != STATUS_OK)
+        return status;
     if (a->inherited == UINT64_MAX)
         attachment_reclaim(a); /* a row may say what its owner held before a crash */
     uint64_t free = slots_free(a);

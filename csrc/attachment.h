@@ -47,6 +47,8 @@ struct attachment {
     uint32_t loans[CHANNEL_MAX_SLOTS];           /* writers: how many drafts point into maps[slot] */
     struct orphan *orphans;
     uint64_t inherited;                          /* publisher: slots whose extents it did not write, see inherited_drop */
+    uint64_t reserved_nbytes;                    /* publisher: the data file has at least this, unless somebody shortens it */
+    bool named;                                  /* publisher: its files are to have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;
@@ -85,7 +87,11 @@ enum status attachment_publisher_alive(struct attachment *attachment, bool *aliv
 
 /* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
  * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. A publisher picks no space that it did
- * not reserve itself: what it found is given back to the file system, as soon as it is neither the latest nor held. */
+ * not reserve itself: what it found is given back to the file system, as soon as it is neither the latest nor held.
+ *
+ * A publisher is told, once per call and changing nothing, that its data file has lost its name (STATUS_UNLINKED, while
+ * `named` is set), and, once, that it was shortened and the latest version is lost (STATUS_TRUNCATED). What lay behind the
+ * end of a shortened file is not used again. */
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);

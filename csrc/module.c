@@ -13,6 +13,7 @@ static const char *const STATUS_NAMES[] = {
     [STATUS_OK] = "ok",           [STATUS_OS] = "os",           [STATUS_FORMAT] = "format",
     [STATUS_LAYOUT] = "layout",   [STATUS_BUSY] = "busy",       [STATUS_NO_ROW] = "no_row",
     [STATUS_NO_SLOT] = "no_slot", [STATUS_NO_SPACE] = "no_space", [STATUS_FORKED] = "forked",
+    [STATUS_UNLINKED] = "unlinked", [STATUS_TRUNCATED] = "truncated",
     [STATUS_TIMEOUT] = "timeout", [STATUS_INTERRUPTED] = "interrupted",
 };
 

@@ -180,6 +180,15 @@ static PyObject *Attachment_publish(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *Attachment_set_named(PyObject *self, PyObject *argument)
+{
+    int named = PyObject_IsTrue(argument);
+    if (named < 0)
+        return NULL;
+    ((AttachmentObject *)self)->attachment->named = named != 0;
+    Py_RETURN_NONE;
+}
+
 static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
 {
     bool alive;
@@ -315,6 +324,7 @@ static PyMethodDef Attachment_methods[] = {
     {"finish", Attachment_finish, METH_VARARGS,
      "finish(slot, version, nbytes, schema_nbytes, schema_id): write the header of a slot that is complete otherwise."},
     {"publish", Attachment_publish, METH_VARARGS, "publish(slot, version): make a finished slot the latest."},
+    {"set_named", Attachment_set_named, METH_O, "set_named(named): is pick() to tell that the data file lost its name?"},
     {"publisher_alive", Attachment_publisher_alive, METH_NOARGS, "Does the kernel say that a publisher lives?"},
     {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},
     {"reclaim", Attachment_reclaim, METH_NOARGS, "Clear the rows of dead readers; how many held something."},

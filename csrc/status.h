@@ -11,6 +11,8 @@ enum status {
     STATUS_NO_ROW,     /* every reader row is taken */
     STATUS_NO_SLOT,    /* every slot is held */
     STATUS_NO_SPACE,   /* the file system has no room for the slot: errno says how */
+    STATUS_UNLINKED,   /* somebody removed the data file's name */
+    STATUS_TRUNCATED,  /* somebody shortened the data file: the newest version is lost */
     STATUS_FORKED,     /* this process inherited the publisher by fork, and may not publish */
     STATUS_TIMEOUT,
     STATUS_INTERRUPTED,

@@ -16,6 +16,7 @@ from untorn import _core
 from untorn.errors import BusyError, ClosedError
 from untorn.share import storage
 from untorn.share.edit import Edit
+from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import meaning
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber, let_go_of_the_dead
@@ -94,10 +95,12 @@ def publish_tree(
     sizes: tuple[int, int, int],
     durable: bool = False,
     allow_pickle: bool = False,
+    tolerant: bool = False,
 ) -> Publisher:
     """publish() of a value that was taken apart, perhaps with a second tree beside it, which Snapshot.extra shows.
 
-    ``sizes`` are max_readers, max_slots and slots.
+    ``sizes`` are max_readers, max_slots and slots. ``tolerant``: if another channel gets this one's name, that is a
+    warning and no error.
     """
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
@@ -114,6 +117,7 @@ def publish_tree(
         publisher = Publisher(attachment, files, durable=durable, allow_pickle=allow_pickle)
         publisher._publish(tree)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
+            publisher._versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
             return publisher
 
 
@@ -203,6 +207,8 @@ class Publisher:
             UnsupportedTypeError: the value cannot be shared; nothing was published.
             CapacityError: no memory for it, or every slot is held: the message says by whom. Nothing was published.
             ClosedError: this publisher is closed, or was inherited by fork.
+            BrokenChannelError: somebody removed the channel's files, and another channel has its name now. Nothing was
+                published. (If nobody has it, the channel can be found again, and that is a RuntimeWarning.)
         """
         return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
 
@@ -302,6 +308,7 @@ class Publisher:
         with self._lock:
             self._writer = threading.get_ident()
             try:
+                self._look_after_name()
                 yield
             except ClosedError:
                 _ = self._versions  # says so, if a signal handler closed it meanwhile
@@ -311,6 +318,12 @@ class Publisher:
                 raise meaning(error, self._label) from None
             finally:
                 self._writer = 0
+
+    def _look_after_name(self) -> None:
+        """What writing does by itself: notice, after some time, that somebody removed the channel's files. For a
+        channel whose versions others write, as a trainer's workers do."""
+        if self._versions.name is not None:
+            self._versions.name.look()
 
     # -- the end
 
@@ -335,9 +348,12 @@ class Publisher:
         versions = self._open_versions
         if versions is None:
             return
+        forked = versions.attachment.forked
         # in a forked child the lock may be a thread's that is not there
-        with contextlib.nullcontext() if versions.attachment.forked else self._lock:
+        with contextlib.nullcontext() if forked else self._lock:
             versions.attachment.retire()
+            if versions.name is not None and not forked:
+                versions.name.close()
             self._open_versions = None
         let_go_of_the_dead()
 
@@ -359,8 +375,8 @@ class Publisher:
             return
         if self._attachment.forked:
             raise forked_error(self._label)
-        if self._files.is_same_file(self._attachment.control_fd):
-            self._files.unlink()
+        if self._versions.name is not None:
+            self._versions.name.unlink()
 
     def __enter__(self) -> Publisher:
         return self

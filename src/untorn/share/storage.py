@@ -49,6 +49,11 @@ class Address:
         processes = [place for place in others if place not in files]
         return Address(self.id, (own, *processes[:2], *files), self.label)
 
+    def has_successor(self, attachment: _core.Attachment) -> bool:
+        """Does a name lead to another channel now, which has a version?"""
+        names = (place for place in self.places if not place[0].startswith("/proc/"))
+        return any(_has_version(control, attachment.control_fd) for control, _ in names)
+
     def is_named(self, attachment: _core.Attachment) -> bool:
         """Does a name in a directory still lead to this channel?"""
         names = (place for place in self.places if not place[0].startswith("/proc/"))
@@ -82,10 +87,34 @@ class Files:
 
     def is_same_file(self, control_fd: int) -> bool:
         """Does the name still lead to the file that is open here?"""
-        try:
-            return os.path.samestat(os.stat(self.control, follow_symlinks=False), os.fstat(control_fd))
-        except FileNotFoundError:
+        return _leads_to(self.control, control_fd)
+
+    def is_same_data(self, data_fd: int) -> bool:
+        """Does the name of the data file still lead to the one that is open here?"""
+        return _leads_to(self.data, data_fd)
+
+
+def _has_version(control: str, other_than: int) -> bool:
+    """Is this the control file of a channel that has a version, and another file than the one that is open?"""
+    try:
+        fd = os.open(control, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if os.path.samestat(os.fstat(fd), os.fstat(other_than)):
             return False
+        return int.from_bytes(os.pread(fd, 8, 64), "little") >> 6 != 0
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _descriptor_paths(attachment: _core.Attachment) -> tuple[str, str]:

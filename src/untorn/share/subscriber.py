@@ -36,6 +36,7 @@ from untorn.errors import (
 )
 from untorn.share import storage, waiting
 from untorn.share.layout import Decoder
+from untorn.share.naming import signpost_target
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address
 
@@ -113,8 +114,8 @@ def _attach(address: Address) -> _Attached:
             return known
         files = storage.open_files(address.places, address.label, id=address.id or None)
         attachment = storage.attach(*files, _core.READER, address.label)
-        if attachment.version == 0:  # its making, or its removal by gc, was cut short
-            raise storage.not_found(address.places, address.label)
+        if attachment.version == 0:
+            attachment, address = _follow(attachment, address)
         known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
         if known is not None and _same_file(known.attachment.control_fd, attachment.control_fd):
             return known
@@ -122,6 +123,17 @@ def _attach(address: Address) -> _Attached:
         if known is None:
             _attached[attachment.id] = attached
         return attached
+
+
+def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
+    """A channel without a version is a signpost to one that lost its files, or its making or removal was cut short."""
+    target = signpost_target(signpost.control_fd, address.label)
+    if target is not None:
+        with contextlib.suppress(ChannelNotFoundError):
+            files = storage.open_files(target.places, target.label, id=target.id)
+            attachment = storage.attach(*files, _core.READER, target.label)
+            return attachment, Address(target.id, (*target.places, *address.places), target.label)
+    raise storage.not_found(address.places, address.label)
 
 
 def _same_file(fd: int, other: int) -> bool:
@@ -356,13 +368,12 @@ class Subscriber:
 
         attachment = self._waited(newer_than)
         deadline = None if timeout_s is None else _deadline(timeout_s)
-        or_lost = timeout_s is None or not self._may_be_taken_over()
         version = self._verdict(attachment, newer_than, timeout_s, deadline)
         if version is not None:
             await asyncio.sleep(0)
         while version is None:
             left_s = None if deadline is None else deadline - time.monotonic()
-            await waiting.changed(attachment, newer_than, or_lost=or_lost, timeout_s=left_s)
+            await waiting.changed(attachment, newer_than, or_lost=True, timeout_s=left_s)
             version = self._verdict(attachment, newer_than, timeout_s, deadline)
         return version
 
@@ -395,6 +406,12 @@ class Subscriber:
         lost = self._loss(attachment)  # first: the last version may have come just before the end
         if attachment.version > newer_than:
             return attachment.version
+        if lost and self._has_successor():
+            raise BrokenChannelError(
+                f"channel {self.name!r}: nothing newer than version {newer_than} can come, because {lost}, and "
+                f"another channel has this name now: subscribe again; version {attachment.version} of this one can "
+                "still be read"
+            )
         if lost and (deadline is None or not self._may_be_taken_over()):
             raise BrokenChannelError(
                 f"channel {self.name!r}: nothing newer than version {newer_than} can come, because {lost}; "
@@ -413,6 +430,14 @@ class Subscriber:
             return ""
         return "its publisher closed it" if attachment.closed else "its publisher is dead"
 
+    def _has_successor(self) -> bool:
+        attached = self._attached
+        return attached.address.has_successor(attached.attachment)
+
+    def _has_ended(self) -> bool:
+        """Was the channel closed by its publisher, with no other in its place?"""
+        return self._attached.attachment.closed and not self._has_successor()
+
     def _may_be_taken_over(self) -> bool:
         return any(not control.startswith("/proc/") for control, _ in self._address.places)
 
@@ -424,7 +449,7 @@ class Subscriber:
             try:
                 snapshot = self.snapshot(newer_than=seen)
             except BrokenChannelError:
-                if self._attached.attachment.closed:
+                if self._has_ended():
                     return
                 raise
             seen = snapshot.version
@@ -434,9 +459,7 @@ class Subscriber:
     def __aiter__(self) -> AsyncIterator[Snapshot]:
         """As __iter__, for ``async for``: the newest version, then every time something newer is there the newest of
         it. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
-        return waiting.NewerSnapshots(
-            lambda seen: self.snapshot_async(newer_than=seen), lambda: self._attached.attachment.closed
-        )
+        return waiting.NewerSnapshots(lambda seen: self.snapshot_async(newer_than=seen), self._has_ended)
 
     def close(self) -> None:
         """Stop using the channel. Snapshots and views that were taken stay valid. Closing twice is fine."""

@@ -29,6 +29,7 @@ from untorn import _core
 from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.layout import Layout
+from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.paths import Place, find, replaced
 from untorn.share.tree import Spec, flatten
@@ -92,11 +93,14 @@ class Versions:
 
     Attributes:
         attachment: the publisher's.
+        name: looks after the channel's name, if it has one.
         layout: of the newest version; None before the first.
     """
 
     def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool) -> None:
         self.attachment = attachment
+        self.name: NameKeeper | None = None
+        self._newest_is_lost = False
         self._label = label
         self._durable = durable
         self.layout: Layout | None = None
@@ -198,6 +202,11 @@ class Versions:
             self._newest = version
 
     def _newest_bytes(self) -> memoryview:
+        if self._newest_is_lost:
+            raise FormatError(
+                f"channel {self._label!r}: its newest version is lost, because somebody shortened its data file; "
+                "publish a whole value with update()"
+            )
         return memoryview(self._draft(self.attachment.latest_slot))
 
     def known_layout(self) -> Layout:
@@ -245,7 +254,7 @@ class Versions:
             self._changed_at = np.full(len(layout.leaves), version, np.uint64)
         else:
             self._changed_at[list(changed)] = version
-        self.layout, self._newest = layout, version
+        self.layout, self._newest, self._newest_is_lost = layout, version, False
         self._contents[slot] = _Content(layout, version)
         self._sync_latest()
         return version
@@ -292,6 +301,12 @@ class Versions:
             except _core.StatusError as error:
                 if error.args[0] == "no_space":
                     raise self._no_space(nbytes, error.args[1]) from None
+                if error.args[0] == "truncated":
+                    self._lose_newest()
+                    continue
+                if error.args[0] == "unlinked" and self.name is not None:
+                    self.name.restore()
+                    continue
                 if error.args[0] != "no_slot":
                     raise meaning(error, self._label) from None
             except OSError as error:
@@ -301,6 +316,11 @@ class Versions:
             if time.monotonic() >= deadline:
                 raise self.no_slot(timeout_s)
             time.sleep(0.0005)
+
+    def _lose_newest(self) -> None:
+        """Somebody shortened the data file. A version that is whole replaces what is lost, in space that is new."""
+        self._newest_is_lost = True
+        self._contents.clear()
 
     def _no_space(self, nbytes: int, number: int) -> CapacityError:
         what = f"channel {self._label!r}: version {self.attachment.version + 1}"

@@ -291,6 +291,7 @@ def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
     fit.status.saw(done)
     if fit.running.control is not None:
         fit.running.control.poll(fit.status)
+        fit.running.weights._look_after_name()
     tuner = trainer.tuner
     if tuner is not None and not tuner.found:
         wanted = tuner.saw(time.monotonic(), trainer.step, board.commits)

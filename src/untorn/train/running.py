@@ -139,7 +139,9 @@ class Running:
             beside = dict.fromkeys(optimizer.initial_state, parts.trained) or None
             self.plan = ParameterPlan.of(params, beside, kept=self._kept, buffers=self._buffers)
             state = _filled(parts.trained, optimizer.initial_state)
-        self.weights: Publisher = publish_tree(Tree.of(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES)
+        self.weights: Publisher = publish_tree(
+            Tree.of(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES, tolerant=True
+        )
         self.target = self.weights
         if isinstance(optimizer, ServerOptimizer):
             self.target = publish_tree(Tree.of(summed), name=None, directory=None, sizes=_CHANNEL_SIZES)

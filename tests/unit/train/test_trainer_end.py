@@ -1,5 +1,6 @@
 """How a fit fails, and how a trainer ends."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import pytest
 import networks
 import untorn
 from untorn import SGD, ClosedError, NonFiniteLossError, WorkerError
+from untorn.share import naming
 from untorn.train import Callback, Trainer, weights_sha256
 
 DATA = networks.data_of(100, 5)
@@ -179,3 +181,43 @@ def test_a_forgotten_trainer_closes_itself():
     trainer.fit(DATA, epochs=1, batch_size=50)
     assert len(trainer.pids) == 1
     del trainer
+
+
+# -- weights whose files somebody removes
+
+
+class Remover(Callback):
+    """Does once what a cleaner does, and perhaps publishes something else under the name."""
+
+    def __init__(self, name, *, publishes):
+        self.name, self.publishes, self.other = name, publishes, None
+
+    def on_epoch_end(self, epoch, logs):
+        if epoch == 0:
+            with untorn.publish("elsewhere", name=f"{self.name}-x") as beside:
+                folder = os.path.dirname(beside._files.control)
+                beside.unlink()
+            for part in ("data", "control"):
+                os.unlink(f"{folder}/{self.name}.{part}")
+            if self.publishes:
+                self.other = untorn.publish("other", name=self.name)
+
+
+@pytest.mark.parametrize("publishes", [False, True])
+def test_training_goes_on_when_somebody_removes_the_files_of_the_weights(name, monkeypatch, publishes):
+    """They are found again, or, if the name is another's now, that is a warning: the weights are worth more."""
+    monkeypatch.setattr(naming, "LOOK_INTERVAL_S", -1.0)
+    with line_trainer() as trainer:
+        trainer.fit(DATA, epochs=3, batch_size=10)
+        expected = weights_sha256(trainer.params)
+    remover = Remover(name, publishes=publishes)
+    said = "has lost its name" if publishes else "New readers find it again"
+    with line_trainer(name=name) as trainer:
+        with pytest.warns(RuntimeWarning, match=said):
+            trainer.fit(DATA, epochs=3, batch_size=10, callbacks=[remover])
+        assert weights_sha256(trainer.params) == expected
+        value = untorn.subscribe(name).snapshot().value
+        assert value == "other" if publishes else weights_sha256(value) == expected
+    if remover.other is not None:
+        remover.other.unlink()
+        remover.other.close()

@@ -1,0 +1,180 @@
+"""A published channel keeps its name, also when somebody removes its files.
+
+That happens: systemd removes what a user has in /dev/shm when the last session ends (RemoveIPC), and so do cleaners of
+temporary files. The publisher notices at its next version, and what is attached goes on as before. Files that have lost
+their last name cannot get one again, so new readers are shown the way instead::
+
+    NAME.control, NAME.data        made anew, without a version, locked by the publisher: a signpost
+        page 0 ── {"pid", "control", "data", "id"} ──> /proc/<pid>/fd/...: the channel, as before
+
+Whoever tries to publish under the name finds the signpost's lock taken. It is worth nothing without its publisher: then
+it is a channel without a version, which nobody takes for one and the next publisher clears away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, final
+
+from untorn import _core
+from untorn.errors import BrokenChannelError, CapacityError
+from untorn.share import storage
+from untorn.share.storage import Address, Files
+
+__all__ = ["NameKeeper", "signpost_target"]
+
+#: how often a publisher looks where its names lead. That the data file has lost its last one it is told at once
+LOOK_INTERVAL_S = 0.2
+#: where a signpost's text is in its control file
+_TEXT_AT, _TEXT_NBYTES = 1152, 512
+_PACKAGE = os.fspath(Path(__file__).parents[1])
+
+_WHO = (
+    "somebody removed its files while it is published: systemd does, with RemoveIPC=yes, when a user's last session "
+    "ends, and so do cleaners of temporary files"
+)
+_PREVENT = "to prevent it, run `loginctl enable-linger`, set RemoveIPC=no in logind.conf, or use directory= elsewhere"
+
+
+@final
+class NameKeeper:
+    """Looks after the name of one publisher's channel. Its caller sees to it that one thread does at a time.
+
+    ``tolerant``: publishing goes on without a warning's becoming an error, although another channel has the name.
+    """
+
+    def __init__(self, files: Files, attachment: _core.Attachment, *, durable: bool, tolerant: bool) -> None:
+        self._files = files
+        self._attachment = attachment
+        self._durable = durable
+        self._tolerant = tolerant
+        self._signpost: _core.Attachment | None = None
+        self._look_at = time.monotonic() + LOOK_INTERVAL_S
+        self._ended = False
+        attachment.set_named(True)
+
+    def look(self) -> None:
+        """Look whether the names are still the channel's, if that is some time ago, and restore() them if not."""
+        now = time.monotonic()
+        if now < self._look_at or self._ended:
+            return
+        self._look_at = now + LOOK_INTERVAL_S
+        own = self._named()
+        if not (self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)):
+            self.restore()
+
+    def restore(self) -> None:
+        """The names do not lead here any more: make the channel findable again, and say so in a RuntimeWarning.
+
+        Raises BrokenChannelError, changing nothing, if another channel has the name, or if what is durable is gone.
+        """
+        files, label = self._files, self._files.label
+        if files.exists() and not files.is_same_file(self._named().control_fd):
+            self._fail(
+                f"channel {label!r} has lost its name: {_WHO}, and another channel has been made under it. Readers "
+                "that were attached before read this one, new ones the other; close this publisher, and see that one "
+                f"program publishes under that name; {_PREVENT}"
+            )
+            return
+        if os.path.lexists(files.data) and not files.is_same_data(self._named().data_fd):
+            self._fail(
+                f"channel {label!r} has lost its data file: {files.data!r} is another file now, which somebody put "
+                "there. Readers that are attached keep the channel, new ones cannot read it; move that file away"
+            )
+            return
+        if self._durable:
+            self._fail(
+                f"channel {label!r} is not durable any more: somebody removed its files, so nothing of it is left on "
+                "the disk after its processes; publish again"
+            )
+            return
+        _warn(f"channel {label!r}: {_WHO}. {self._find_again()}; {_PREVENT}")
+
+    def _fail(self, message: str) -> None:
+        if not self._tolerant:
+            raise BrokenChannelError(message)
+        self._give_up()
+        _warn(message)
+
+    def _find_again(self) -> str:
+        """Returns what has become of the name."""
+        if self._files.is_same_file(self._named().control_fd):
+            self._files.unlink()  # half of it is there
+        try:
+            if self._signpost is None and self._is_linked() and self._take_back():
+                return "It has its name back"
+            self._signpost = _put_signpost(self._files, self._attachment)
+        except (OSError, CapacityError) as error:
+            self._give_up()
+            return f"New readers cannot find it any more ({error}); those that are attached keep it"
+        self._attachment.set_named(False)  # it stays without; from here on look() looks after the signpost
+        if self._signpost is None:
+            self._look_at = 0.0  # somebody was faster: the next version finds out who
+        return "New readers find it again, for as long as this publisher lives"
+
+    def _named(self) -> _core.Attachment:
+        """What the names are to lead to."""
+        return self._signpost or self._attachment
+
+    def _is_linked(self) -> bool:
+        """Do both files still have a name somewhere? Then they can have another."""
+        return all(os.fstat(fd).st_nlink > 0 for fd in (self._attachment.control_fd, self._attachment.data_fd))
+
+    def _take_back(self) -> bool:
+        return storage.give_names(self._files, self._attachment, durable=False)
+
+    def _give_up(self) -> None:
+        self._ended = True
+        self._attachment.set_named(False)
+
+    def unlink(self) -> None:
+        """The publisher gives its name up."""
+        self._give_up()
+        if self._files.is_same_file(self._named().control_fd):
+            self._files.unlink()
+
+    def close(self) -> None:
+        """The publisher ends. What can outlive it keeps the name; a signpost goes."""
+        self._give_up()
+        if self._signpost is not None:
+            if self._files.is_same_file(self._signpost.control_fd):
+                self._files.unlink()
+            self._signpost.retire()
+
+
+def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachment | None:
+    """Give the name to a signpost to this channel; None if somebody else has it."""
+    made = storage.attach(*storage.nameless(files, 64, 2, 1), _core.PUBLISHER, files.label)
+    target = {
+        "pid": os.getpid(),
+        "control": attachment.control_fd,
+        "data": attachment.data_fd,
+        "id": attachment.id.hex(),
+    }
+    os.pwrite(made.control_fd, json.dumps(target).encode(), _TEXT_AT)
+    return made if storage.give_names(files, made, durable=False) else None
+
+
+def signpost_target(control_fd: int, label: str) -> Address | None:
+    """Where a channel without a version shows the way to; None if it does not."""
+    text = os.pread(control_fd, _TEXT_NBYTES, _TEXT_AT).split(b"\0", 1)[0]
+    try:
+        target: Any = json.loads(text)
+        pid, control, data = (int(target[key]) for key in ("pid", "control", "data"))
+        id = bytes.fromhex(target["id"])
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
+        return None
+    return Address(id, ((f"/proc/{pid}/fd/{control}", f"/proc/{pid}/fd/{data}"),), label)
+
+
+def _warn(message: str) -> None:
+    """As if the caller of this package had done it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level - 1)
