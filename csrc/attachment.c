@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "descriptors.h"
 #include "fork.h"
 #include "futex.h"
 #include "rows.h"
@@ -48,8 +49,32 @@ enum status attachment_format(int control_fd, const uint8_t id[16], uint32_t max
     return pwrite(control_fd, &control, sizeof control, 0) == (ssize_t)sizeof control ? STATUS_OK : STATUS_OS;
 }
 
+enum status attachment_format_data(int data_fd, const uint8_t id[16])
+{
+    struct data_header header = {.layout = CHANNEL_LAYOUT, .byte_order = CHANNEL_BYTE_ORDER}, found = {0};
+    static const struct data_header nothing;
+    memcpy(header.magic, CHANNEL_DATA_MAGIC, sizeof header.magic);
+    memcpy(header.id, id, sizeof header.id);
+    ssize_t got = pread(data_fd, &found, sizeof found, 0);
+    if (got < 0)
+        return STATUS_OS;
+    const bool same = memcmp(&found, &header, (size_t)got) == 0;
+    if (!same && memcmp(&found, &nothing, sizeof found) != 0)
+        return STATUS_DATA; /* somebody's file */
+    if (same && got == (ssize_t)sizeof found)
+        return STATUS_OK;
+    return pwrite(data_fd, &header, sizeof header, 0) == (ssize_t)sizeof header ? STATUS_OK : STATUS_OS;
+}
+
+/* What a control file says of itself, checked. */
+struct identity {
+    uint8_t id[16];
+    uint32_t max_readers, max_slots, state;
+    uint64_t rows_offset;
+};
+
 /* Read the identity with read(), not through a mapping: garbage of any length is then an answer, not a signal. */
-static enum status control_check(int fd, uint32_t *max_readers, uint32_t *max_slots, uint64_t *rows_offset)
+static enum status control_check(int fd, struct identity *identity)
 {
     struct control control;
     struct stat stat;
@@ -69,18 +94,43 @@ static enum status control_check(int fd, uint32_t *max_readers, uint32_t *max_sl
         control.rows_offset % page != 0 || control.rows_offset > (uint64_t)stat.st_size ||
         rows_nbytes > (uint64_t)stat.st_size - control.rows_offset)
         return STATUS_FORMAT;
-    *max_readers = control.max_readers;
-    *max_slots = control.max_slots;
-    *rows_offset = control.rows_offset;
+    *identity = (struct identity){.max_readers = control.max_readers, .max_slots = control.max_slots,
+                                  .state = control.state, .rows_offset = control.rows_offset};
+    memcpy(identity->id, control.id, sizeof identity->id);
     return STATUS_OK;
 }
 
-static enum status attachment_map_control(struct attachment *a)
+/* Is this the data file of that channel? Ids are random: two channels never have the same. */
+static enum status data_check(int fd, const uint8_t id[16])
 {
-    uint64_t rows_offset;
-    enum status status = control_check(a->control_fd, &a->channel.max_readers, &a->channel.max_slots, &rows_offset);
+    struct data_header header;
+    struct stat stat;
+    if (fstat(fd, &stat) != 0)
+        return STATUS_OS;
+    ssize_t got = S_ISREG(stat.st_mode) ? pread(fd, &header, sizeof header, 0) : 0;
+    if (got < 0)
+        return STATUS_OS;
+    if (got != (ssize_t)sizeof header || memcmp(header.magic, CHANNEL_DATA_MAGIC, sizeof header.magic) != 0)
+        return STATUS_DATA;
+    if (header.layout != CHANNEL_LAYOUT || header.byte_order != CHANNEL_BYTE_ORDER)
+        return STATUS_LAYOUT;
+    return memcmp(header.id, id, sizeof header.id) == 0 ? STATUS_OK : STATUS_MIXED;
+}
+
+static enum status attachment_map_control(struct attachment *a, const uint8_t *id)
+{
+    struct identity identity;
+    enum status status = control_check(a->control_fd, &identity);
+    if (status == STATUS_OK && id != NULL && memcmp(identity.id, id, sizeof identity.id) != 0)
+        status = STATUS_OTHER;
+    if (status == STATUS_OK && a->data_fd >= 0)
+        status = data_check(a->data_fd, identity.id);
+    if (status == STATUS_MIXED && identity.state == CHANNEL_NAMING)
+        status = STATUS_NAMING;
     if (status != STATUS_OK)
         return status;
+    a->channel.max_readers = identity.max_readers;
+    a->channel.max_slots = identity.max_slots;
     int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
     a->control_nbytes = page_round(sizeof(struct control));
     a->rows_nbytes = page_round((uint64_t)(a->channel.max_readers + 1) * CHANNEL_LINE);
@@ -88,12 +138,19 @@ static enum status attachment_map_control(struct attachment *a)
     if (control == MAP_FAILED)
         return STATUS_OS;
     a->channel.control = control;
-    void *rows = mmap(NULL, a->rows_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->control_fd, (off_t)rows_offset);
+    void *rows = mmap(NULL, a->rows_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->control_fd,
+                      (off_t)identity.rows_offset);
     if (rows == MAP_FAILED)
         return STATUS_OS;
     a->channel.commons = rows;
     a->channel.rows = rows;
     return STATUS_OK;
+}
+
+static void publisher_begin(struct attachment *a)
+{
+    store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
+    store_release(&a->channel.control->state, CHANNEL_OPEN);
 }
 
 static enum status attachment_lock_role(struct attachment *a)
@@ -102,14 +159,15 @@ static enum status attachment_lock_role(struct attachment *a)
         enum status status = lock_take(a->control_fd, 0);
         if (status != STATUS_OK)
             return status;
-        store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
-        store_release(&a->channel.control->state, CHANNEL_OPEN);
+        if (a->data_fd >= 0)
+            publisher_begin(a);
         return STATUS_OK;
     }
     return row_take(&a->channel, a->control_fd, 0, &a->row);
 }
 
-enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, struct attachment **result)
+enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, const uint8_t *id,
+                            struct attachment **result)
 {
     struct attachment *a = calloc(1, sizeof *a);
     if (a == NULL) {
@@ -119,12 +177,13 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
         return STATUS_OS;
     }
     a->role = role;
-    a->control_fd = control_fd;
-    a->data_fd = data_fd;
+    a->control_fd = descriptor_keep(control_fd);
+    a->data_fd = descriptor_keep(data_fd);
     a->fork_fd = -1;
     a->inherited = role == ROLE_PUBLISHER ? UINT64_MAX : 0;
     pthread_mutex_init(&a->lock, NULL);
-    enum status status = attachment_map_control(a);
+    const bool kept = a->control_fd >= 0 && (a->data_fd >= 0 || (role == ROLE_PUBLISHER && data_fd < 0));
+    enum status status = kept ? attachment_map_control(a, id) : STATUS_OS;
     if (status == STATUS_OK)
         status = attachment_lock_role(a);
     if (status != STATUS_OK) {
@@ -136,6 +195,30 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
     fork_follow(a);
     *result = a;
     return STATUS_OK;
+}
+
+enum status attachment_adopt(struct attachment *a, int data_fd)
+{
+    int fd = descriptor_keep(data_fd);
+    enum status status = fd < 0 ? STATUS_OS : data_check(fd, a->channel.control->id);
+    if (status == STATUS_OK && (a->role != ROLE_PUBLISHER || a->forked || a->data_fd >= 0))
+        status = STATUS_FORKED; /* no publisher, or not any more */
+    if (status != STATUS_OK) {
+        int cause = errno;
+        close(fd);
+        errno = cause;
+        return status;
+    }
+    a->data_fd = fd;
+    publisher_begin(a);
+    return STATUS_OK;
+}
+
+void attachment_set_naming(struct attachment *a, bool naming)
+{
+    /* release: what it says of the names comes after they changed; whoever has the lock next reads it after the kernel
+     * gave it the lock */
+    store_release(&a->channel.control->state, naming ? CHANNEL_NAMING : CHANNEL_OPEN);
 }
 
 /* A mapping that is lent out stays until the last draft is gone: somebody kept an array of an edit that is over. */
@@ -190,7 +273,8 @@ void attachment_close(struct attachment *a)
 
 static bool extent_is_inside(uint64_t offset, uint64_t capacity, uint64_t file_nbytes)
 {
-    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset <= file_nbytes && capacity <= file_nbytes - offset;
+    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset >= sizeof(struct data_header) &&
+           offset <= file_nbytes && capacity <= file_nbytes - offset;
 }
 
 /* The extent cannot change: the caller holds the slot, or is its writer. */
@@ -205,8 +289,7 @@ static enum status slot_map(struct attachment *a, unsigned slot)
     struct stat stat;
     if (fstat(a->data_fd, &stat) != 0)
         return STATUS_OS;
-    if (!S_ISREG(stat.st_mode) || length < sizeof(struct slot_header) ||
-        !extent_is_inside(offset, length, (uint64_t)stat.st_size))
+    if (length < sizeof(struct slot_header) || !extent_is_inside(offset, length, (uint64_t)stat.st_size))
         return STATUS_FORMAT;
     mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
     int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
@@ -383,6 +466,14 @@ void attachment_retire(struct attachment *a)
     a->forked = true; /* from here on it may publish as little as a child */
 }
 
+void attachment_abandon(struct attachment *a)
+{
+    if (a->role != ROLE_PUBLISHER || a->forked)
+        return;
+    lock_drop(a->control_fd, 0);
+    a->forked = true;
+}
+
 unsigned attachment_reclaim(struct attachment *attachment)
 {
     const struct channel *channel = &attachment->channel;
@@ -434,7 +525,8 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
 {
     struct control *control = a->channel.control;
     uint64_t length = page_round(nbytes);
-    uint64_t offset = channel_find_gap(control, length, (uint64_t)sysconf(_SC_PAGESIZE));
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t offset = channel_find_gap(control, page_round(sizeof(struct data_header)), length, page);
     enum status status = space_reserve(a->data_fd, offset, length);
     if (status != STATUS_OK)
         return status;
@@ -448,11 +540,11 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     return status;
 }
 
-/* Give back whatever of the data file belongs to no slot. The extents lie inside the file. */
+/* Give back whatever of the data file behind its header belongs to no slot. The extents lie inside the file. */
 static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
 {
     const struct slot_extent *slots = a->channel.control->slots;
-    for (uint64_t start = 0, next; start < file_nbytes; start = next) {
+    for (uint64_t start = page_round(sizeof(struct data_header)), next; start < file_nbytes; start = next) {
         bool covered = false;
         next = file_nbytes;
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS && !covered; slot++) {
@@ -522,6 +614,8 @@ static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
     uint64_t free = ~channel_taken(&a->channel);
     bool lost = false;
     a->reserved_nbytes = file_nbytes;
+    if (file_nbytes < sizeof(struct data_header)) /* else nobody could attach any more */
+        (void)attachment_format_data(a->data_fd, a->channel.control->id);
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
         uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);

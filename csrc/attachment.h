@@ -69,10 +69,20 @@ struct pin {
 /* Lay out a new, empty, already reserved control file. Its name must not exist yet. */
 enum status attachment_format(int control_fd, const uint8_t id[16], uint32_t max_readers, uint32_t max_slots,
                               uint32_t keep_slots);
+/* Write the header of a data file that begins with zeros, or was cut off within it; STATUS_DATA if it has other bytes. */
+enum status attachment_format_data(int data_fd, const uint8_t id[16]);
 uint64_t attachment_control_nbytes(uint32_t max_readers);
 
-/* Attach in a role. Takes both descriptors over, also when it fails. The result never moves. */
-enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, struct attachment **result);
+/* Attach in a role. Takes both descriptors over, also when it fails. The result never moves.
+ * The two files are proved to be one channel's, by the id that is in both; and that channel, unless `id` is NULL.
+ * A publisher may come without a data file (-1): it has the lock then, and so may decide what becomes of the two names,
+ * but changes nothing until it adopts one. */
+enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, const uint8_t *id,
+                            struct attachment **result);
+/* Takes the descriptor over, also when it fails. */
+enum status attachment_adopt(struct attachment *attachment, int data_fd);
+/* Publishers: say that the names are being given, or that they are. See enum channel_state. */
+void attachment_set_naming(struct attachment *attachment, bool naming);
 void attachment_close(struct attachment *attachment);
 
 /* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
@@ -104,6 +114,8 @@ enum status attachment_lend(struct attachment *attachment, unsigned slot, uint8_
 /* Whatever is written to a lent mapping from here on lands in a private copy: the slot is about to be published. */
 enum status attachment_seal(struct attachment *attachment, unsigned slot, const uint8_t *address);
 void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
+/* The publisher ends without a word, as if it had been killed. */
+void attachment_abandon(struct attachment *attachment);
 /* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
 void attachment_retire(struct attachment *attachment);
 /* Does a living process have this row? No for a row of this very attachment; STATUS_OS as above. */

@@ -107,9 +107,9 @@ static bool extent_overlaps(const struct control *control, uint64_t start, uint6
     return false;
 }
 
-uint64_t channel_find_gap(const struct control *control, uint64_t nbytes, uint64_t page)
+uint64_t channel_find_gap(const struct control *control, uint64_t start, uint64_t nbytes, uint64_t page)
 {
-    uint64_t start = 0, end; /* moves past one extent at a time: at most 64 rounds */
+    uint64_t end; /* moves past one extent at a time: at most 64 rounds */
     const uint64_t most = (uint64_t)INT64_MAX / page * page;
     while (start < most && extent_overlaps(control, start, nbytes, &end))
         start = end < most ? (end + page - 1) / page * page : most; /* a damaged entry may end anywhere */

@@ -6,9 +6,9 @@
  * How the parts fit:
  *
  *     control file                                        data file
- *     +-- page 0: the publisher writes -----------+       +-------------------------------+
- *     | identity | latest | slot table[64] -------+-----> | slot | slot |  hole  | slot | |
- *     +-- row pages: each line has one writer ----+       +-------------------------------+
+ *     +-- page 0: the publisher writes -----------+       +-----------------------------------+
+ *     | identity | latest | slot table[64] -------+-----> | id | slot | slot |  hole  | slot | |
+ *     +-- row pages: each line has one writer ----+       +-----------------------------------+
  *     | line 0: sleepers, high, handoffs          |       a slot: header, schema, payload
  *     | line i: reader i: which slots it holds    |
  *     +-------------------------------------------+
@@ -24,11 +24,13 @@
 #include "atomics.h"
 
 #define CHANNEL_MAGIC "untorn\r\n" /* a text-mode copy breaks it */
-#define CHANNEL_LAYOUT 1u
+#define CHANNEL_DATA_MAGIC "utdata\r\n"
+#define CHANNEL_LAYOUT 2u
 #define CHANNEL_BYTE_ORDER 0x01020304u
 #define CHANNEL_MAX_SLOTS 64u      /* one bit each in a 64-bit word */
 #define CHANNEL_MAX_READERS 65535u
 #define CHANNEL_LINE 64u
+#define CHANNEL_ID_NBYTES 16
 
 /* latest = version << 6 | slot. Its low half changes with every version, so waiters look at it alone. */
 #define LATEST_SLOT_BITS 6
@@ -44,7 +46,8 @@ struct slot_extent {
     shared_u64 capacity;
 };
 
-enum channel_state { CHANNEL_OPEN = 0, CHANNEL_CLOSED = 1 };
+/* NAMING: its two names are being given, so a data file of its name may still be one that was left over. */
+enum channel_state { CHANNEL_OPEN = 0, CHANNEL_CLOSED = 1, CHANNEL_NAMING = 2 };
 
 /* Page 0. Readers map it read-only. */
 struct control {
@@ -69,6 +72,17 @@ struct control {
 _Static_assert(offsetof(struct control, latest) == 64, "the hot word has a line of its own");
 _Static_assert(offsetof(struct control, slots) == 128, "docs/format.md says so");
 _Static_assert(sizeof(struct control) == 1152, "fits the smallest page");
+
+/* The data file begins with this; slots come from the next page on. Written once, before the file has a name. Two files
+ * belong together if and only if they have one id: opening two names takes two steps, and in between another channel may
+ * have taken the names over. */
+struct data_header {
+    char magic[8];
+    uint32_t layout;
+    uint32_t byte_order;
+    uint8_t id[16];            /* that of the control file */
+};
+_Static_assert(sizeof(struct data_header) == 32, "docs/format.md says so");
 
 /* Line i of the row pages, i >= 1: reader i's. Taken by an open-file-description lock on byte i of the control file. */
 struct reader_row {
@@ -133,7 +147,8 @@ static inline const shared_u32 *channel_low(const struct channel *channel)
 }
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "channel_low is the low half of `latest`");
 
-/* The lowest gap of at least `nbytes` between the extents, as an offset that is a multiple of `page`; pure. */
-uint64_t channel_find_gap(const struct control *control, uint64_t nbytes, uint64_t page);
+/* The lowest gap of at least `nbytes` between the extents, at or behind `start`, as an offset that is a multiple of
+ * `page`, as `start` is; pure. */
+uint64_t channel_find_gap(const struct control *control, uint64_t start, uint64_t nbytes, uint64_t page);
 
 #endif

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "rows.h"
 
 /* All attachments that are followed. */
@@ -28,7 +29,7 @@ static int description_duplicate(int fd)
 {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return open(path, O_RDWR | O_CLOEXEC);
+    return descriptor_keep(open(path, O_RDWR | O_CLOEXEC));
 }
 
 static void fork_prepare_one(struct attachment *a)

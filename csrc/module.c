@@ -11,6 +11,8 @@ static PyObject *StatusError;
 
 static const char *const STATUS_NAMES[] = {
     [STATUS_OK] = "ok",           [STATUS_OS] = "os",           [STATUS_FORMAT] = "format",
+    [STATUS_DATA] = "data",       [STATUS_MIXED] = "mixed",     [STATUS_OTHER] = "other",
+    [STATUS_NAMING] = "naming",
     [STATUS_LAYOUT] = "layout",   [STATUS_BUSY] = "busy",       [STATUS_NO_ROW] = "no_row",
     [STATUS_NO_SLOT] = "no_slot", [STATUS_NO_SPACE] = "no_space", [STATUS_FORKED] = "forked",
     [STATUS_UNLINKED] = "unlinked", [STATUS_TRUNCATED] = "truncated",
@@ -75,6 +77,23 @@ static PyObject *core_own_descriptor_end(PyObject *module, PyObject *argument)
     if (PyErr_Occurred())
         return NULL;
     own_descriptor_end((int)fd);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_format_data(PyObject *module, PyObject *args)
+{
+    int fd;
+    const char *id;
+    Py_ssize_t id_nbytes;
+    if (!PyArg_ParseTuple(args, "iy#", &fd, &id, &id_nbytes))
+        return NULL;
+    if (id_nbytes != CHANNEL_ID_NBYTES) {
+        PyErr_Format(PyExc_ValueError, "channel id: expected 16 bytes, found %zd", id_nbytes);
+        return NULL;
+    }
+    enum status status = attachment_format_data(fd, (const uint8_t *)id);
+    if (status != STATUS_OK)
+        return status_raise(status);
     Py_RETURN_NONE;
 }
 
@@ -185,6 +204,8 @@ static PyMethodDef core_methods[] = {
      "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
     {"own_descriptor", core_own_descriptor, METH_O, "own_descriptor(fd): forked children are to have it closed."},
     {"own_descriptor_end", core_own_descriptor_end, METH_O, "own_descriptor_end(fd): it is about to be closed here."},
+    {"format_data", core_format_data, METH_VARARGS,
+     "format_data(fd, id): write the header of a data file that begins with zeros, or was cut off within it."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
      "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "

@@ -14,15 +14,22 @@ static PyTypeObject *HoldType, *PrivateType, *DraftType;
 
 static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"control_fd", "data_fd", "role", NULL};
+    static char *names[] = {"control_fd", "data_fd", "role", "id", NULL};
     int control_fd, data_fd, role;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iii", names, &control_fd, &data_fd, &role))
+    const char *id = NULL;
+    Py_ssize_t id_nbytes = CHANNEL_ID_NBYTES;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iii|z#", names, &control_fd, &data_fd, &role, &id, &id_nbytes))
         return NULL;
+    if (id != NULL && id_nbytes != CHANNEL_ID_NBYTES) {
+        PyErr_Format(PyExc_ValueError, "channel id: expected 16 bytes, found %zd", id_nbytes);
+        return NULL;
+    }
     AttachmentObject *self = PyObject_New(AttachmentObject, type);
     if (self == NULL)
         return NULL;
     self->attachment = NULL;
-    enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, &self->attachment);
+    enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, (const uint8_t *)id,
+                                         &self->attachment);
     if (status != STATUS_OK) {
         status_raise(status);
         Py_DECREF(self);
@@ -189,6 +196,29 @@ static PyObject *Attachment_set_named(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *Attachment_adopt(PyObject *self, PyObject *argument)
+{
+    long fd = PyLong_AsLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    enum status status = attachment_adopt(((AttachmentObject *)self)->attachment, (int)fd);
+    if (status != STATUS_OK)
+        return status_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_set_naming(PyObject *self, PyObject *argument)
+{
+    int naming = PyObject_IsTrue(argument);
+    if (naming < 0)
+        return NULL;
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    if (!may_publish(a, 0))
+        return status_raise(STATUS_FORKED);
+    attachment_set_naming(a, naming);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
 {
     bool alive;
@@ -199,6 +229,12 @@ static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
 static PyObject *Attachment_retire(PyObject *self, PyObject *unused)
 {
     attachment_retire(((AttachmentObject *)self)->attachment);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Attachment_abandon(PyObject *self, PyObject *unused)
+{
+    attachment_abandon(((AttachmentObject *)self)->attachment);
     Py_RETURN_NONE;
 }
 
@@ -272,7 +308,7 @@ static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
 
 enum attachment_field {
     FIELD_VERSION, FIELD_LATEST_SLOT, FIELD_CLOSED, FIELD_FORKED, FIELD_CONTROL_FD, FIELD_DATA_FD, FIELD_MAX_READERS,
-    FIELD_MAX_SLOTS, FIELD_ROW, FIELD_PUBLISHER_PID, FIELD_CREATED_NS, FIELD_ROLE,
+    FIELD_MAX_SLOTS, FIELD_ROW, FIELD_PUBLISHER_PID, FIELD_CREATED_NS, FIELD_ROLE, FIELD_NAMING,
 };
 
 static PyObject *Attachment_field(PyObject *self, void *which)
@@ -283,6 +319,7 @@ static PyObject *Attachment_field(PyObject *self, void *which)
     case FIELD_VERSION: return PyLong_FromUnsignedLongLong(latest_version(channel_latest(&a->channel)));
     case FIELD_LATEST_SLOT: return PyLong_FromUnsignedLong(latest_slot(channel_latest(&a->channel)));
     case FIELD_CLOSED: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_CLOSED);
+    case FIELD_NAMING: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_NAMING);
     case FIELD_FORKED: return PyBool_FromLong(a->forked);
     case FIELD_CONTROL_FD: return PyLong_FromLong(a->control_fd);
     case FIELD_DATA_FD: return PyLong_FromLong(a->data_fd);
@@ -325,8 +362,11 @@ static PyMethodDef Attachment_methods[] = {
      "finish(slot, version, nbytes, schema_nbytes, schema_id): write the header of a slot that is complete otherwise."},
     {"publish", Attachment_publish, METH_VARARGS, "publish(slot, version): make a finished slot the latest."},
     {"set_named", Attachment_set_named, METH_O, "set_named(named): is pick() to tell that the data file lost its name?"},
+    {"adopt", Attachment_adopt, METH_O, "adopt(data_fd): the data file of a publisher that came with -1. Owns it."},
+    {"set_naming", Attachment_set_naming, METH_O, "set_naming(whether): the channel's names are being given just now."},
     {"publisher_alive", Attachment_publisher_alive, METH_NOARGS, "Does the kernel say that a publisher lives?"},
     {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},
+    {"abandon", Attachment_abandon, METH_NOARGS, "Release the publisher's lock, as if the process had been killed."},
     {"reclaim", Attachment_reclaim, METH_NOARGS, "Clear the rows of dead readers; how many held something."},
     {"rows", Attachment_rows, METH_NOARGS, "[(row, pid, attached_ns, held bits)] of living readers."},
     {"slots", Attachment_slots, METH_NOARGS, "[(slot, offset, capacity, version, published_ns)] of slots with space."},
@@ -341,11 +381,13 @@ static PyGetSetDef Attachment_getset[] = {
     FIELD("max_readers", FIELD_MAX_READERS), FIELD("max_slots", FIELD_MAX_SLOTS),
     FIELD("row", FIELD_ROW),                 FIELD("publisher_pid", FIELD_PUBLISHER_PID),
     FIELD("created_ns", FIELD_CREATED_NS),   FIELD("role", FIELD_ROLE),
+    FIELD("naming", FIELD_NAMING),
     {"id", Attachment_id, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot Attachment_slots_[] = {
-    {Py_tp_doc, "Attachment(control_fd, data_fd, role): one process's side of a channel. Owns both descriptors."},
+    {Py_tp_doc, "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
+                "given. Owns both descriptors, also when it fails."},
     {Py_tp_new, Attachment_new},
     {Py_tp_dealloc, Attachment_dealloc},
     {Py_tp_methods, Attachment_methods},
@@ -507,5 +549,6 @@ bool module_add_channel(PyObject *module)
            PyModule_AddIntConstant(module, "WRITER", ROLE_WRITER) == 0 &&
            PyModule_AddIntConstant(module, "PUBLISHER", ROLE_PUBLISHER) == 0 &&
            PyModule_AddIntConstant(module, "LAYOUT", CHANNEL_LAYOUT) == 0 &&
-           PyModule_AddIntConstant(module, "HEADER_NBYTES", sizeof(struct slot_header)) == 0;
+           PyModule_AddIntConstant(module, "HEADER_NBYTES", sizeof(struct slot_header)) == 0 &&
+           PyModule_AddIntConstant(module, "DATA_HEADER_NBYTES", sizeof(struct data_header)) == 0;
 }

@@ -6,6 +6,10 @@ enum status {
     STATUS_OK = 0,
     STATUS_OS,         /* a system call failed: errno says how */
     STATUS_FORMAT,     /* the bytes are not a channel */
+    STATUS_DATA,       /* the data file's bytes are not a channel's */
+    STATUS_MIXED,      /* the control file of one channel and the data file of another */
+    STATUS_NAMING,     /* the same, while the control file's channel is given its names */
+    STATUS_OTHER,      /* a channel, but not the one that was asked for */
     STATUS_LAYOUT,     /* a channel of another layout version */
     STATUS_BUSY,       /* another process holds the lock */
     STATUS_NO_ROW,     /* every reader row is taken */

@@ -32,14 +32,16 @@ static inline int file_reopen(int fd)
     return open(path, O_RDWR | O_CLOEXEC);
 }
 
+static const uint8_t FILES_ID[CHANNEL_ID_NBYTES] = "untorn C tests";
+
 static inline struct channel_files files_make(uint32_t max_readers, uint32_t max_slots, uint32_t keep_slots)
 {
-    static const uint8_t id[16] = "untorn C tests";
     struct channel_files files = {memfd_create("control", MFD_CLOEXEC | MFD_ALLOW_SEALING),
                                   memfd_create("data", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
     CHECK(files.control >= 0 && files.data >= 0);
     CHECK(ftruncate(files.control, (off_t)attachment_control_nbytes(max_readers)) == 0);
-    CHECK(attachment_format(files.control, id, max_readers, max_slots, keep_slots) == STATUS_OK);
+    CHECK(attachment_format(files.control, FILES_ID, max_readers, max_slots, keep_slots) == STATUS_OK);
+    CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_OK);
     return files;
 }
 
@@ -51,7 +53,7 @@ static inline void files_close(struct channel_files files)
 
 static inline enum status files_try(struct channel_files files, enum attachment_role role, struct attachment **result)
 {
-    return attachment_open(file_reopen(files.control), file_reopen(files.data), role, result);
+    return attachment_open(file_reopen(files.control), file_reopen(files.data), role, NULL, result);
 }
 
 static inline struct attachment *files_attach(struct channel_files files, enum attachment_role role)

@@ -135,6 +135,7 @@ static void garbage_check(const void *bytes, size_t nbytes, enum status expected
         struct channel_files files = {memfd_create("garbage", MFD_CLOEXEC), memfd_create("garbage", MFD_CLOEXEC)};
         struct attachment *attachment = NULL;
         CHECK(pwrite(files.control, bytes, nbytes, 0) == (ssize_t)nbytes);
+        CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_OK);
         enum status status = files_try(files, role, &attachment);
         CHECK(status == expected, "%s as role %d: status %d", what, (int)role, (int)status);
         if (status == STATUS_OK)
@@ -191,6 +192,126 @@ static void test_garbage(void)
     }
     free(good);
     free(bad);
+}
+
+/* Two files that are each a channel's, but not of one channel, are refused in every role, before any lock is taken. */
+static void test_two_files_one_channel(void)
+{
+    static const uint8_t other_id[CHANNEL_ID_NBYTES] = "another channel";
+    struct channel_files files = files_make(READERS, 4, 2), other = files_make(READERS, 4, 2);
+    struct attachment *attachment = NULL;
+    struct data_header header;
+    CHECK(pwrite(other.control, other_id, sizeof other_id, offsetof(struct control, id)) == (ssize_t)sizeof other_id);
+    CHECK(pwrite(other.data, other_id, sizeof other_id, offsetof(struct data_header, id)) == (ssize_t)sizeof other_id);
+    const struct channel_files mixed[] = {{files.control, other.data}, {other.control, files.data}};
+    for (enum attachment_role role = ROLE_READER; role <= ROLE_PUBLISHER; role++) {
+        for (unsigned i = 0; i < 2; i++) {
+            for (uint32_t state = CHANNEL_OPEN; state <= CHANNEL_NAMING; state++) {
+                CHECK(pwrite(mixed[i].control, &state, sizeof state, offsetof(struct control, state)) == (ssize_t)sizeof state);
+                enum status expected = state == CHANNEL_NAMING ? STATUS_NAMING : STATUS_MIXED;
+                CHECK(files_try(mixed[i], role, &attachment) == expected, "role %d, state %u", (int)role, state);
+            }
+        }
+        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, other_id, &attachment) == STATUS_OTHER);
+        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, FILES_ID, &attachment) == STATUS_OK);
+        attachment_close(attachment);
+        CHECK(files_try(other, role, &attachment) == STATUS_OK);
+        attachment_close(attachment);
+    }
+    CHECK(pread(files.data, &header, sizeof header, 0) == (ssize_t)sizeof header);
+    for (size_t at = 0; at < offsetof(struct data_header, id); at++) {
+        struct data_header damaged = header;
+        ((uint8_t *)&damaged)[at] ^= 1;
+        CHECK(pwrite(files.data, &damaged, sizeof damaged, 0) == (ssize_t)sizeof damaged);
+        enum status expected = at < sizeof header.magic ? STATUS_DATA : STATUS_LAYOUT;
+        CHECK(files_try(files, ROLE_READER, &attachment) == expected, "byte %zu", at);
+        CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_DATA, "somebody's file is left alone");
+    }
+    for (off_t length = 0; length < (off_t)sizeof header; length++) {
+        CHECK(ftruncate(files.data, 0) == 0 && pwrite(files.data, &header, (size_t)length, 0) == length);
+        CHECK(files_try(files, ROLE_READER, &attachment) == STATUS_DATA, "%d bytes", (int)length);
+        CHECK(attachment_format_data(files.data, other_id) == (length > 16 ? STATUS_DATA : STATUS_OK), "%d bytes", (int)length);
+        CHECK(ftruncate(files.data, 0) == 0 && pwrite(files.data, &header, (size_t)length, 0) == length);
+        CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_OK);
+        CHECK(files_try(files, ROLE_READER, &attachment) == STATUS_OK);
+        attachment_close(attachment);
+    }
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    CHECK(files_try((struct channel_files){files.control, null}, ROLE_READER, &attachment) == STATUS_DATA);
+    CHECK(files_try((struct channel_files){null, files.data}, ROLE_READER, &attachment) == STATUS_FORMAT);
+    close(null);
+    files_close(files);
+    files_close(other);
+}
+
+/* A publisher without a data file: it has the lock, and changes nothing before it has the right data file. */
+static void test_adopt(void)
+{
+    struct channel_files files = files_make(READERS, 4, 2);
+    struct attachment *publisher, *second;
+    uint32_t state = CHANNEL_NAMING;
+    CHECK(pwrite(files.control, &state, sizeof state, offsetof(struct control, state)) == (ssize_t)sizeof state);
+    for (enum attachment_role role = ROLE_READER; role <= ROLE_WRITER; role++)
+        CHECK(attachment_open(file_reopen(files.control), -1, role, NULL, &second) == STATUS_OS);
+    CHECK(attachment_open(file_reopen(files.control), -1, ROLE_PUBLISHER, NULL, &publisher) == STATUS_OK);
+    CHECK(attachment_open(file_reopen(files.control), -1, ROLE_PUBLISHER, NULL, &second) == STATUS_BUSY);
+    CHECK(files_try(files, ROLE_PUBLISHER, &second) == STATUS_BUSY);
+    CHECK(attachment_adopt(publisher, file_reopen(files.control)) == STATUS_DATA);
+    CHECK(publisher->channel.control->state == CHANNEL_NAMING && publisher->channel.control->publisher_pid == 0);
+    struct child child; /* inherits the lock as little as that of any publisher */
+    if (child_start(&child)) {
+        CHECK(attachment_adopt(publisher, file_reopen(files.data)) == STATUS_FORKED);
+        child_send(&child);
+        child_await(&child);
+        child_exit();
+    }
+    CHECK(child_await(&child));
+    attachment_close(publisher);
+    CHECK(attachment_open(file_reopen(files.control), -1, ROLE_PUBLISHER, NULL, &publisher) == STATUS_OK);
+    child_send(&child);
+    child_join(&child, false);
+    CHECK(attachment_adopt(publisher, file_reopen(files.data)) == STATUS_OK);
+    CHECK(publisher->channel.control->state == CHANNEL_OPEN);
+    CHECK(publisher->channel.control->publisher_pid == (uint32_t)getpid());
+    CHECK(attachment_adopt(publisher, file_reopen(files.data)) == STATUS_FORKED, "it has one");
+    CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    attachment_set_naming(publisher, true);
+    CHECK(publisher->channel.control->state == CHANNEL_NAMING);
+    attachment_close(publisher);
+    files_close(files);
+}
+
+/* With the standard streams closed, nothing that is kept lands on their numbers; a child's duplicates neither. */
+static void test_standard_streams_closed(void)
+{
+    struct child child;
+    if (!child_start(&child)) {
+        child_join(&child, false);
+        return;
+    }
+    struct channel_files files = files_make(READERS, 4, 2);
+    struct attachment *attachment;
+    for (int fd = 0; fd < 3; fd++)
+        close(fd);
+    for (enum attachment_role role = ROLE_READER; role <= ROLE_PUBLISHER; role++) {
+        attachment = files_attach(files, role);
+        CHECK(attachment->control_fd > 2 && attachment->data_fd > 2);
+        if (role != ROLE_PUBLISHER)
+            attachment_close(attachment);
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        bool low = attachment->control_fd <= 2 || attachment->data_fd <= 2;
+        for (int fd = 0; fd < 3; fd++)
+            low |= fcntl(fd, F_GETFD) != -1;
+        _exit(low);
+    }
+    int status = -1;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    attachment_close(attachment);
+    for (int fd = 0; fd < 3; fd++)
+        CHECK(fcntl(fd, F_GETFD) == -1, "descriptor %d", fd);
+    child_exit();
 }
 
 /* A wild `latest`, a slot table that points anywhere, a header that promises too much: an answer, never a signal. */
@@ -826,6 +947,9 @@ int main(void)
     test_format();
     test_roles();
     test_garbage();
+    test_two_files_one_channel();
+    test_adopt();
+    test_standard_streams_closed();
     test_garbage_behind_a_good_identity();
     test_pin_and_unpin();
     test_no_slot();

@@ -187,23 +187,27 @@ static void extent_set(unsigned slot, uint64_t offset, uint64_t capacity)
 static void test_find_gap(void)
 {
     channel_reset(SLOTS);
-    CHECK(channel_find_gap(&control, 4096, 1) == 0, "of nothing");
+    CHECK(channel_find_gap(&control, 0, 4096, 1) == 0, "of nothing");
     extent_set(7, 0, 100);
-    CHECK(channel_find_gap(&control, 1, 1) == 100, "behind the only one");
+    CHECK(channel_find_gap(&control, 0, 1, 1) == 100, "behind the only one");
     extent_set(7, 50, 100);
-    CHECK(channel_find_gap(&control, 50, 1) == 0, "before it, just");
-    CHECK(channel_find_gap(&control, 51, 1) == 150);
+    CHECK(channel_find_gap(&control, 0, 50, 1) == 0, "before it, just");
+    CHECK(channel_find_gap(&control, 0, 51, 1) == 150);
     extent_set(3, 200, 10);
-    CHECK(channel_find_gap(&control, 51, 1) == 210 && channel_find_gap(&control, 50, 1) == 0);
+    CHECK(channel_find_gap(&control, 0, 51, 1) == 210 && channel_find_gap(&control, 0, 50, 1) == 0);
     extent_set(0, 0, 50);
-    CHECK(channel_find_gap(&control, 50, 1) == 150 && channel_find_gap(&control, 51, 1) == 210);
+    CHECK(channel_find_gap(&control, 0, 50, 1) == 150 && channel_find_gap(&control, 0, 51, 1) == 210);
     extent_set(5, 10, 0);
-    CHECK(channel_find_gap(&control, 50, 1) == 150, "no space is in nobody's way");
-    CHECK(channel_find_gap(&control, 50, 64) == 256, "on a page");
+    CHECK(channel_find_gap(&control, 0, 50, 1) == 150, "no space is in nobody's way");
+    CHECK(channel_find_gap(&control, 0, 50, 64) == 256, "on a page");
+    CHECK(channel_find_gap(&control, 160, 10, 1) == 160 && channel_find_gap(&control, 205, 10, 1) == 210);
+    extent_set(0, 0, 0);
+    CHECK(channel_find_gap(&control, 0, 10, 1) == 0 && channel_find_gap(&control, 40, 10, 1) == 40, "not before the start");
+    CHECK(channel_find_gap(&control, 41, 10, 1) == 150 && channel_find_gap(&control, 300, 10, 1) == 300);
     extent_set(0, 0, UINT64_MAX);
-    CHECK(channel_find_gap(&control, 50, 4096) >= (uint64_t)INT64_MAX - 4095, "where no file has room");
+    CHECK(channel_find_gap(&control, 0, 50, 4096) >= (uint64_t)INT64_MAX - 4095, "where no file has room");
     extent_set(0, 4096, UINT64_MAX - 4096);
-    CHECK(channel_find_gap(&control, 5000, 4096) >= (uint64_t)INT64_MAX - 4095);
+    CHECK(channel_find_gap(&control, 0, 5000, 4096) >= (uint64_t)INT64_MAX - 4095);
 }
 
 /* Against the definition: the lowest of all offsets at which it fits. */
@@ -215,7 +219,7 @@ static void test_find_gap_at_random(void)
         channel_reset(SLOTS);
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
             const uint64_t nbytes = check_random(&stream) % 8;
-            const uint64_t offset = channel_find_gap(&control, nbytes, 1);
+            const uint64_t offset = channel_find_gap(&control, 0, nbytes, 1);
             for (uint64_t i = offset; i < offset + nbytes; i++) {
                 CHECK(!used[i]);
                 used[i] = true;
@@ -233,7 +237,7 @@ static void test_find_gap_at_random(void)
         for (uint64_t i = 0; i < lowest + nbytes; i++)
             if (used[i])
                 lowest = i + 1;
-        CHECK(channel_find_gap(&control, nbytes, 1) == lowest);
+        CHECK(channel_find_gap(&control, 0, nbytes, 1) == lowest);
     }
 }
 

@@ -9,7 +9,6 @@ a channel's are touched.
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +20,10 @@ from untorn.cli.listing import Found, list_channels
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, FormatError
 from untorn.share import storage
-from untorn.share.inspect import (
-    MAX_SCHEMA_NBYTES,
-    decode_schema,
-    decode_slot_header,
-    default_path,
-    open_file,
-    read_text,
-)
+from untorn.share.inspect import DATA_HEADER_NBYTES, default_path, is_data_file, open_file
 from untorn.share.storage import Files
 
 __all__ = ["Outcome", "collect", "gc"]
-
-_SLOT_HEADER_NBYTES = 64
 
 
 @dataclass(frozen=True)
@@ -140,23 +130,17 @@ def _remove_data(files: Files) -> str:
 
 
 def _is_data(files: Files) -> bool:
-    """Is this data file a channel's? In the user's own channel directory it is; elsewhere a version must begin it."""
+    """Is this data file a channel's? In the user's own channel directory it is; elsewhere it must begin as one does."""
     try:
         fd = open_file(files.data, files.label)
     except (OSError, FormatError):
         return False
     try:
-        if os.path.dirname(files.data) == default_path():
-            return True
-        header = decode_slot_header(os.pread(fd, _SLOT_HEADER_NBYTES, 0))
-        if header.version == 0 or header.nbytes > os.fstat(fd).st_size or header.schema_nbytes > MAX_SCHEMA_NBYTES:
-            return False
-        decode_schema(read_text(fd, _SLOT_HEADER_NBYTES, header.schema_nbytes))
-    except (FormatError, OSError, OverflowError, struct.error):
+        return os.path.dirname(files.data) == default_path() or is_data_file(os.pread(fd, DATA_HEADER_NBYTES, 0))
+    except OSError:
         return False
     finally:
         os.close(fd)
-    return True
 
 
 # -- what it says

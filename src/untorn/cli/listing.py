@@ -94,7 +94,7 @@ def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
     except ChannelNotFoundError:
         raise
     except (FormatError, BusyError, OSError) as error:
-        if not has_data and _is_half_made(files):
+        if _is_half_made(files, has_data=has_data):
             return Found(name, files, "control without data", None, str(error), nbytes)
         return Found(name, files, "unreadable", None, str(error), nbytes)
 
@@ -124,19 +124,20 @@ def nobody_has_it_open(fd: int) -> bool:
     return True
 
 
-def _is_half_made(files: Files) -> bool:
-    """Is this control file, which has no data file beside it, really one?"""
+def _is_half_made(files: Files, *, has_data: bool) -> bool:
+    """Is this really a control file, and without its data file? Another channel's may be there: the publisher was
+    killed when it was about to remove that."""
     try:
         fd = open_file(files.control, files.label)
     except (OSError, FormatError):
         return False
     try:
-        decode_control(os.pread(fd, CONTROL_NBYTES, 0), file_nbytes=os.fstat(fd).st_size)
+        control = decode_control(os.pread(fd, CONTROL_NBYTES, 0), file_nbytes=os.fstat(fd).st_size)
     except FormatError:
         return False
     finally:
         os.close(fd)
-    return True
+    return control.naming or not has_data
 
 
 def _blocks(path: str) -> int:

@@ -15,11 +15,9 @@ the one that a process wrote down, perhaps of another pid namespace: good for pe
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -28,19 +26,23 @@ from typing import Any, Literal, NamedTuple
 
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
+from untorn.share.guard import check_file, keep, no_file
 from untorn.share.storage import Files
 
 __all__ = [
+    "DATA_HEADER_NBYTES",
     "ChannelState",
     "ChannelView",
     "ReaderState",
     "SlotState",
+    "belongs_to",
     "decode_control",
     "decode_rows",
     "decode_schema",
     "decode_slot_header",
     "default_path",
     "files_of",
+    "is_data_file",
     "open_file",
     "read_text",
 ]
@@ -48,9 +50,10 @@ __all__ = [
 LINE = 64
 CONTROL_NBYTES = 1152
 MAX_SCHEMA_NBYTES = 1 << 28
-_MAGIC = b"untorn\r\n"
-_LAYOUT = 1
+_MAGIC, _DATA_MAGIC = b"untorn\r\n", b"utdata\r\n"
+_LAYOUT = 2
 _BYTE_ORDER = 0x01020304
+_CLOSED, _NAMING = 1, 2
 _LEAST_PAGE = 4096
 _PIECE_NBYTES = 1 << 16
 #: how often the newest version may move while it is read
@@ -58,6 +61,8 @@ _TRIES = 100
 
 _IDENTITY = struct.Struct("<8sII16sIIQqII")
 _PUBLISHER = struct.Struct("<QII")
+_DATA_HEADER = struct.Struct("<8sII16s")
+DATA_HEADER_NBYTES = _DATA_HEADER.size
 _EXTENT = struct.Struct("<QQ")
 _ROW = struct.Struct("<QI4xq")
 _SLOT_HEADER = struct.Struct("<QqQQQ")
@@ -76,6 +81,7 @@ class Control(NamedTuple):
     version: int
     slot: int
     closed: bool
+    naming: bool  # its publisher is giving it its names, or was killed meanwhile
     publisher_pid: int
     extents: tuple[tuple[int, int], ...]  # (offset, capacity) of each slot
 
@@ -119,8 +125,37 @@ def decode_control(page: bytes, *, file_nbytes: int) -> Control:
     latest, state, pid = _PUBLISHER.unpack_from(page, 64)
     extents = tuple(_EXTENT.unpack_from(page, 128 + 16 * slot) for slot in range(max_slots))
     return Control(
-        id, max_readers, max_slots, keep, rows_offset, created_ns, latest >> 6, latest & 63, state != 0, pid, extents
+        id,
+        max_readers,
+        max_slots,
+        keep,
+        rows_offset,
+        created_ns,
+        latest >> 6,
+        latest & 63,
+        state == _CLOSED,
+        state == _NAMING,
+        pid,
+        extents,
     )
+
+
+def belongs_to(header: bytes, control: Control) -> bool:
+    """Is this the beginning of the data file of that channel? A file that was cut off within it, or to zeros, counts as
+    its. Raises FormatError if it is no data file's."""
+    expected = _DATA_HEADER.pack(_DATA_MAGIC, _LAYOUT, _BYTE_ORDER, control.id)
+    if not any(header) or (len(header) < len(expected) and expected.startswith(header)):
+        return True
+    if header[:8] != _DATA_MAGIC or len(header) < len(expected):
+        raise FormatError(f"not a channel's data file: expected it to begin with {_DATA_MAGIC!r}, found {header[:8]!r}")
+    if header[:16] != expected[:16]:
+        raise FormatError(f"the data file has another layout than {_LAYOUT}, or another byte order")
+    return header == expected
+
+
+def is_data_file(header: bytes) -> bool:
+    """Does a file that begins so look like the data file of some channel?"""
+    return len(header) >= DATA_HEADER_NBYTES and header[:8] == _DATA_MAGIC
 
 
 def decode_rows(lines: bytes) -> list[Row]:
@@ -281,7 +316,8 @@ class ChannelView:
         Raises ChannelNotFoundError if there is none, PermissionError if it is another user's, FormatError if a file is
         not a channel's.
         """
-        for _ in range(_TRIES):
+        stays = False
+        for attempt in range(_TRIES):
             control_fd = open_file(files.control, files.label)
             try:
                 data_fd = open_file(files.data, files.label)
@@ -298,10 +334,30 @@ class ChannelView:
                 os.close(control_fd)
                 raise
             view = cls(files, control_fd, data_fd)
-            if files.is_same_file(control_fd):  # or the two may belong to different channels
-                return view
+            try:
+                if view.is_one_channel():
+                    return view
+                stays = files.is_same_file(control_fd) and files.is_same_data(data_fd)
+            except BaseException:
+                view.close()
+                raise
             view.close()
+            if attempt > _TRIES // 10:
+                time.sleep(0.001)
+        if stays:
+            raise FormatError(
+                f"channel {files.label!r}: its control file and its data file belong to two different channels; one "
+                "was copied or replaced by hand: put the right one back, or remove both"
+            )
         raise BusyError(f"channel {files.label!r} is being made and removed all the time; try again")
+
+    def is_one_channel(self) -> bool:
+        """Do both files belong to one channel? Raises FormatError if one is no channel's."""
+        control = self._control()
+        try:
+            return belongs_to(os.pread(self._data_fd, DATA_HEADER_NBYTES, 0), control)
+        except FormatError as error:
+            raise FormatError(f"{self.files.data}: {error}") from None
 
     def close(self) -> None:
         """Close both. Locks that this process has elsewhere stay: they belong to other descriptors."""
@@ -456,19 +512,14 @@ def open_file(path: str, label: str) -> int:
     """Open a channel's file for reading; what is no such file is an error and never hangs."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
-        fd = os.open(path, flags)
+        fd = keep(os.open(path, flags))
     except FileNotFoundError:
         raise ChannelNotFoundError(f"no channel {label!r} (looked for {path}); untorn ls shows what there is") from None
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
-            raise
-        raise FormatError(f"{path!r} is a link or a socket, which a channel's file never is; remove it") from None
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-        return fd
-    os.close(fd)
-    if stat.S_ISREG(status.st_mode):
-        raise PermissionError(
-            f"{path!r} belongs to user {status.st_uid}, and this is user {os.geteuid()}: look at it as that user"
-        )
-    raise FormatError(f"{path!r} is not a regular file, which a channel's file always is")
+        raise no_file(error, path) or error from None
+    try:
+        check_file(fd, path, writing=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -169,6 +169,8 @@ def signpost_target(control_fd: int, label: str) -> Address | None:
         id = bytes.fromhex(target["id"])
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
         return None
+    if len(id) != 16:
+        return None
     return Address(id, ((f"/proc/{pid}/fd/{control}", f"/proc/{pid}/fd/{data}"),), label)
 
 

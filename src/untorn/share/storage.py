@@ -4,6 +4,13 @@ A named channel NAME is ``NAME.control`` and ``NAME.data``. Its control file get
 by its publisher, and its data file right after; unlinking goes the other way round. So data without control cannot
 exist, and control without data is a creation that was killed: the next publisher clears it away.
 
+Opening two files takes two steps, and between them another channel may have taken both names over. Both files have the
+channel's id, and the core attaches to two that have the same alone: who opened a mixed pair opens again. With the
+publisher's lock one looks at the names again, and then they stay as they are::
+
+    reader      open control, open data, attach: one id? ── no: again, some time ──> FormatError: it stays so
+    publisher   open control, lock, is the name still its? open data, adopt it: one id?
+
 Until then the two files have no names. Where a file system has no nameless files they are called
 ``.NAME.<pid>.<random>.control`` and ``.data``, which is no channel's name; a kill may leave these.
 """
@@ -15,22 +22,26 @@ import errno
 import os
 import re
 import stat
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from untorn import _core
-from untorn.errors import ChannelNotFoundError, FormatError
+from untorn.errors import ChannelNotFoundError, FormatError, UntornError
+from untorn.share.guard import check_file, keep, no_file, not_regular
 from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
-__all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_files"]
+__all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_channel"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
 #: what a file system says that cannot do something at all
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100
+#: how often a reader opens a pair again that is mixed, at most, and for how long
+_MIXED_TRIES, _MIXED_AT_ONCE, _MIXED_PAUSE_S, _MIXED_S = 200, 10, 0.005, 1.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,35 @@ def _has_version(control: str, other_than: int) -> bool:
         os.close(fd)
 
 
+class MixedError(FormatError):
+    """The control file of one channel and the data file of another. What becomes of it is the opener's to say."""
+
+
+class NamingError(ChannelNotFoundError):
+    """The same, while the channel is given its names: it is not there yet."""
+
+
+class OtherChannelError(ChannelNotFoundError):
+    """A channel, but not the one that was asked for."""
+
+
+#: what the core says of two files that are not the one channel
+_ERRORS: dict[str, tuple[type[UntornError], str]] = {
+    "data": (
+        FormatError,
+        ": its data file is damaged, or not a channel's: it does not begin as one does; remove both of its files, or "
+        "choose another name",
+    ),
+    "mixed": (
+        MixedError,
+        ": its control file and its data file belong to two different channels; if nobody is making or removing it "
+        "just now, one of them was copied or replaced by hand: put the right one back, or remove both",
+    ),
+    "naming": (NamingError, " is being given its names just now, or that was cut short"),
+    "other": (OtherChannelError, " is gone; there is another one in its place"),
+}
+
+
 def _leads_to(path: str, fd: int) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
@@ -163,7 +203,7 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
 def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
     """Two new memfds (control, data), the first laid out."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    return _new_pair(lambda part: os.memfd_create(f"untorn-{part}", flags), max_readers, max_slots, slots)
+    return _new_pair(lambda part: keep(os.memfd_create(f"untorn-{part}", flags)), max_readers, max_slots, slots)
 
 
 def seal(attachment: _core.Attachment) -> None:
@@ -190,13 +230,13 @@ def _new_file(files: Files, part: str) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         try:
-            return os.open(files.folder, flags | os.O_TMPFILE, 0o600)
+            return keep(os.open(files.folder, flags | os.O_TMPFILE, 0o600))
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
         name = os.path.basename(files.control).removesuffix(".control")
         path = os.path.join(files.folder, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.{part}")
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = keep(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise explained(error, files.label, "cannot be made in this directory", files.folder) from None
     files.temporary[path] = weakref.finalize(files, _remove_own, os.getpid(), path)
@@ -220,7 +260,7 @@ def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slot
     try:
         for part in ("control", "data"):
             descriptors.append(make(part))
-        _lay_out(descriptors[0], max_readers, max_slots, slots)
+        _lay_out(descriptors[0], descriptors[1], max_readers, max_slots, slots)
     except BaseException:
         for fd in descriptors:
             os.close(fd)
@@ -230,28 +270,34 @@ def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slot
 
 def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> bool:
     """Make a finished, locked channel visible under its name; False if the name is taken."""
+    attachment.set_naming(True)  # killed in between, the two names may lead to different channels: take_over() knows
     try:
         try:
             _give_name(files, attachment.control_fd, files.control)
         except FileExistsError:
             return False
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(files.data)  # the control name was ours to take, so this belongs to nobody
-            _give_name(files, attachment.data_fd, files.data)
+            _remove_stale_data(files)  # the control name was ours to take, so this belongs to nobody
+            try:
+                _give_name(files, attachment.data_fd, files.data)
+            except FileExistsError:  # somebody without the lock took the control name away, and another came
+                _take_back(files, attachment)
+                return False
             if durable:
                 _sync_directory(files.folder)
         except BaseException:
-            files.unlink()
+            _take_back(files, attachment)
             raise
     finally:
         _forget_temporary(files)
+    attachment.set_naming(False)
     return True
 
 
 def claim_name(files: Files, attachment: _core.Attachment) -> bool:
     """Take a channel's name with a locked control file alone, in order to remove what is left under it; False if the
     name is taken. A kill leaves what the next publisher clears away."""
+    attachment.set_naming(True)
     try:
         _give_name(files, attachment.control_fd, files.control)
     except FileExistsError:
@@ -259,6 +305,25 @@ def claim_name(files: Files, attachment: _core.Attachment) -> bool:
     finally:
         _forget_temporary(files)
     return True
+
+
+def _take_back(files: Files, attachment: _core.Attachment) -> None:
+    """Remove the names that lead to this channel."""
+    for path, fd in ((files.data, attachment.data_fd), (files.control, attachment.control_fd)):
+        if _leads_to(path, fd):
+            os.unlink(path)
+
+
+def _remove_stale_data(files: Files) -> None:
+    try:
+        kind = os.stat(files.data, follow_symlinks=False).st_mode
+        if not stat.S_ISREG(kind):
+            raise not_regular(files.data, kind)
+        os.unlink(files.data)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise explained(error, files.label, "has a data file without a control file that must go", files.data) from None
 
 
 def sync_names(control_fd: int) -> None:
@@ -306,16 +371,21 @@ def _rename(old: str, new: str) -> bool:
     raise OSError(number, os.strerror(number), new)
 
 
-def _lay_out(control_fd: int, max_readers: int, max_slots: int, slots: int) -> None:
+def _lay_out(control_fd: int, data_fd: int, max_readers: int, max_slots: int, slots: int) -> None:
     nbytes = _core.control_nbytes(max_readers)
-    what = "a new channel's control file"
-    try:
-        os.posix_fallocate(control_fd, 0, nbytes)
-        _core.format_control(control_fd, os.urandom(16), max_readers, max_slots, slots)
-    except OSError as error:
-        if error.errno in FULL:
-            raise no_space(control_fd, nbytes, what, number=error.errno) from error
-        raise OSError(error.errno, f"{what} cannot be written: {os.strerror(error.errno or 0)}") from None
+    id = os.urandom(16)
+    for fd, room, part in ((control_fd, nbytes, "control"), (data_fd, os.sysconf("SC_PAGESIZE"), "data")):
+        what = f"a new channel's {part} file"
+        try:
+            os.posix_fallocate(fd, 0, room)
+            if fd == control_fd:
+                _core.format_control(fd, id, max_readers, max_slots, slots)
+            else:
+                _core.format_data(fd, id)
+        except OSError as error:
+            if error.errno in FULL:
+                raise no_space(fd, room, what, number=error.errno) from error
+            raise OSError(error.errno, f"{what} cannot be written: {os.strerror(error.errno or 0)}") from None
 
 
 def take_over(files: Files) -> _core.Attachment | None:
@@ -327,54 +397,106 @@ def take_over(files: Files) -> _core.Attachment | None:
         control_fd = _open_own(files, files.control)
     except FileNotFoundError:
         return None
+    claim = attach(control_fd, -1, _core.PUBLISHER, files.label)
+    try:
+        if _completed(files, claim):
+            return claim
+    except BaseException:
+        claim.abandon()  # its traceback would keep the lock
+        raise
+    claim.abandon()
+    return None
+
+
+def _completed(files: Files, claim: _core.Attachment) -> bool:
+    """Has the channel that is locked here its name and its data file? Removes one that was killed half-way."""
+    if not files.is_same_file(claim.control_fd):
+        return False  # unlinked, and perhaps made anew, while we waited for the lock
+    # From here on the names are ours: who gives or removes them has the lock.
     try:
         data_fd = _open_own(files, files.data)
-        whole = True
     except FileNotFoundError:
-        data_fd, whole = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), False
-    except BaseException:
-        os.close(control_fd)
-        raise
-    attachment = attach(control_fd, data_fd, _core.PUBLISHER, files.label)
-    if not files.is_same_file(control_fd):
-        return None  # unlinked, and perhaps made anew, while we waited for the lock
-    if not whole or attachment.version == 0:
-        files.unlink()  # a creation, or a removal by gc, that was killed half-way
-        return None
-    return attachment
+        files.unlink()
+        return False
+    try:
+        _adopt(claim, data_fd, files.label)
+    except MixedError:
+        if not files.is_same_file(claim.control_fd):
+            return False  # somebody without the lock took the names away
+        if not claim.naming:
+            raise
+        files.unlink()  # its publisher was killed between the names: the data file was left over from another
+        return False
+    if claim.version == 0:
+        files.unlink()  # a removal by gc that was killed half-way
+        return False
+    return files.is_same_file(claim.control_fd) and files.is_same_data(claim.data_fd)
+
+
+def _adopt(claim: _core.Attachment, data_fd: int, label: str) -> None:
+    """Give a locked channel its data file, and that its header if it was cut off: a publisher makes it whole again."""
+    with _told(label):
+        try:
+            with contextlib.suppress(_core.StatusError):  # adopting it says whose it is
+                _core.format_data(data_fd, claim.id)
+        except OSError:
+            os.close(data_fd)
+            raise
+        claim.adopt(data_fd)
 
 
 def _open_own(files: Files, path: str) -> int:
+    """Open one file of a channel that is to be published, which must be this user's."""
     try:
-        return _open(path, os.O_RDWR)
+        fd = _open(path, os.O_RDWR)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         what = "cannot be taken over, for which both of its files must be writable"
         raise explained(error, files.label, what, path) from None
+    return _checked(fd, path, writing=True)
+
+
+def _checked(fd: int, path: str, *, writing: bool) -> int:
+    try:
+        check_file(fd, path, writing=writing, given=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _open(path: str, flags: int) -> int:
     """Open one file of a channel. A name in a directory must not be a link; descriptors in /proc are safe ones."""
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last: a FIFO of that name must not hang us
     if path.startswith("/proc/"):
-        return os.open(path, flags)
+        return keep(os.open(path, flags))
     try:
-        return os.open(path, flags | os.O_NOFOLLOW)
+        return keep(os.open(path, flags | os.O_NOFOLLOW))
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise FormatError(
-            f"{path!r} is a symbolic link, which a channel's file never is; remove it, or choose another name"
-        ) from None
+        raise no_file(error, path) or error from None
 
 
-def attach(control_fd: int, data_fd: int, role: int, label: str) -> _core.Attachment:
-    """Attach, taking both descriptors over; the core's status becomes an error that names the channel."""
+def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | None = None) -> _core.Attachment:
+    """Attach to one channel, taking both descriptors over; the core's status becomes an error that names the channel.
+
+    Raises MixedError if the two files are two channels', OtherChannelError if they are not the one of that ``id``.
+    """
+    with _told(label):
+        return _core.Attachment(control_fd, data_fd, role, id)
+
+
+@contextlib.contextmanager
+def _told(label: str) -> Iterator[None]:
+    """The core's status becomes an error that names the channel."""
     try:
-        return _core.Attachment(control_fd, data_fd, role)
+        yield
     except _core.StatusError as error:
-        if error.args[0] == "format":
+        code = error.args[0]
+        if code in _ERRORS:
+            kind, text = _ERRORS[code]
+            raise kind(f"channel {label!r}{text}") from None
+        if code == "format":
             raise FormatError(
                 f"{label!r} is not an untorn channel: the file does not begin as one does; "
                 "remove the file, or choose another name"
@@ -384,16 +506,19 @@ def attach(control_fd: int, data_fd: int, role: int, label: str) -> _core.Attach
         raise labelled(error, label) from None
 
 
-def open_files(
-    places: tuple[tuple[str, str], ...], label: str, *, writable: bool = False, id: bytes | None = None
-) -> tuple[int, int]:
-    """Open (control, data) at the first place that has the channel; data read-only unless ``writable``.
+def open_channel(
+    places: tuple[tuple[str, str], ...], label: str, role: int, *, id: bytes | None = None
+) -> _core.Attachment:
+    """Attach at the first place that has the channel, as a reader or a writer.
 
-    Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError where it is read-only.
+    Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError where it is read-only;
+    FormatError for what is no channel, or stays two halves of different ones.
     """
     for control, data in places:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return _open_pair(control, data, os.O_RDWR if writable else os.O_RDONLY, id, label)
+            if control.startswith("/proc/"):
+                return _open_descriptors(control, data, label, role, id)
+            return _open_named(control, data, label, role, id)
     raise not_found(places, label)
 
 
@@ -408,27 +533,49 @@ def not_found(places: tuple[tuple[str, str], ...], label: str) -> ChannelNotFoun
     )
 
 
-def _open_pair(control: str, data: str, data_flags: int, id: bytes | None, label: str) -> tuple[int, int]:
-    """Both descriptors of one place; FileNotFoundError if it is not, or no longer, the place of this channel."""
+def _open_named(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
+    """A channel by its two names. Between opening one and the other a successor may have taken them over: that pair is
+    mixed, and opened again."""
+    deadline = time.monotonic() + _MIXED_S
+    for attempt in range(1, _MIXED_TRIES + 1):
+        control_fd = _open_for_reader(control, os.O_RDWR, label)
+        try:
+            data_fd = _open_for_reader(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY, label)
+        except BaseException:
+            os.close(control_fd)
+            raise
+        try:
+            return attach(control_fd, data_fd, role, label, id=id)
+        except (MixedError, NamingError):
+            if attempt == _MIXED_TRIES or time.monotonic() >= deadline:
+                raise
+        if attempt > _MIXED_AT_ONCE:
+            time.sleep(_MIXED_PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open_for_reader(path: str, flags: int, label: str) -> int:
+    try:
+        fd = _open(path, flags)
+    except OSError as error:
+        raise unreadable(error, label, path) from None
+    return _checked(fd, path, writing=False)
+
+
+def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
+    """A channel by descriptors of a process. The numbers may have been used again, one or both, and the pid too: so
+    whatever is not the channel of this id is FileNotFoundError."""
     try:
         control_fd = _open(control, os.O_RDWR)
-    except OSError as error:
-        if control.startswith("/proc/") and error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise FileNotFoundError from None  # another process, a pipe or a socket has that number now
-        raise unreadable(error, label, control) from None
-    try:
-        if id is not None and _id_of(control_fd) != id:
-            raise FileNotFoundError
         try:
-            return control_fd, _open(data, data_flags)
-        except OSError as error:
-            raise unreadable(error, label, data) from None
-    except BaseException:
-        os.close(control_fd)
-        raise
-
-
-def _id_of(control_fd: int) -> bytes:
-    with contextlib.suppress(OSError):  # what cannot be read at an offset is no channel
-        return os.pread(control_fd, 16, 16)
-    return b""
+            data_fd = _open(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY)
+        except BaseException:
+            os.close(control_fd)
+            raise
+        return attach(control_fd, data_fd, role, label, id=id)
+    except FormatError:
+        raise FileNotFoundError from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise unreadable(error, label, control) from None
+        raise FileNotFoundError from None  # another process, a pipe or a socket has that number now

@@ -112,8 +112,7 @@ def _attach(address: Address) -> _Attached:
         known = _attached.get(address.id)
         if known is not None:
             return known
-        files = storage.open_files(address.places, address.label, id=address.id or None)
-        attachment = storage.attach(*files, _core.READER, address.label)
+        attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
         if attachment.version == 0:
             attachment, address = _follow(attachment, address)
         known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
@@ -130,8 +129,7 @@ def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachm
     target = signpost_target(signpost.control_fd, address.label)
     if target is not None:
         with contextlib.suppress(ChannelNotFoundError):
-            files = storage.open_files(target.places, target.label, id=target.id)
-            attachment = storage.attach(*files, _core.READER, target.label)
+            attachment = storage.open_channel(target.places, target.label, _core.READER, id=target.id)
             return attachment, Address(target.id, (*target.places, *address.places), target.label)
     raise storage.not_found(address.places, address.label)
 

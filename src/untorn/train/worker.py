@@ -229,8 +229,7 @@ class Reporter:
 
 def attached(address: Address) -> _core.Attachment:
     """Attach to the channel there, as one who may write."""
-    files = storage.open_files(address.places, address.label, writable=True, id=address.id)
-    return storage.attach(*files, _core.WRITER, address.label)
+    return storage.open_channel(address.places, address.label, _core.WRITER, id=address.id)
 
 
 def decoder_of(hold: _core.Hold) -> Decoder:

@@ -263,7 +263,9 @@ def test_a_fifo_under_a_channels_name_does_not_block(folder):
             use()
 
 
-@pytest.mark.parametrize(("offset", "form", "number"), [(8, "<I", 2), (8, "<I", 0), (12, "<I", 0x04030201)])
+@pytest.mark.parametrize(
+    ("offset", "form", "number"), [(8, "<I", 1), (8, "<I", 3), (8, "<I", 0), (12, "<I", 0x04030201)]
+)
 def test_another_layout(folder, whole, offset, form, number):
     control = bytearray(whole[0])
     struct.pack_into(form, control, offset, number)

@@ -1,0 +1,132 @@
+"""Whether a file that was opened may be a channel's: its kind, its owner, its mode. All of it is asked of descriptors.
+
+Whoever owns a channel's file, or may write to it, can change what its readers see, or cut it off under them. In a
+directory where others may make files, such as /tmp, a file under a channel's name may be anybody's. So:
+
+    the file                                   its directory                       may be used
+    mine; nobody else may write; one name      any                                 yes
+    mine, but others may write, or more names  nobody but me (or root) may write   yes: I allowed that
+    another user's, who gave others the right  nobody but that user (or root)      to read it
+    anything else                                                                  no: PermissionError
+    no regular file                                                                no: FormatError
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from untorn.errors import FormatError
+
+__all__ = ["check_file", "keep", "no_file", "not_regular"]
+
+#: the standard streams' numbers, which nothing else may have: csrc/descriptors.h
+_FIRST = 3
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+#: what open() says of what is no regular file
+_OPEN_ERRORS = {
+    errno.ELOOP: "a symbolic link",
+    errno.EISDIR: "a directory",
+    errno.ENXIO: "a socket or a device",
+    errno.ENODEV: "a device",
+}
+_OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def keep(fd: int) -> int:
+    """The same file under a number that may be kept: never 0, 1 or 2. Takes ``fd`` over.
+
+    A program may start with these closed; then the next file gets one of them, and whatever writes to the standard
+    error writes into that file.
+    """
+    if fd >= _FIRST:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST)
+    finally:
+        os.close(fd)
+
+
+def no_file(error: OSError, path: str) -> FormatError | None:
+    """What an error of open() means if it is about the kind of file; None if it is about something else."""
+    kind = _OPEN_ERRORS.get(error.errno or 0)
+    return None if kind is None else _never_is(path, kind)
+
+
+def not_regular(path: str, mode: int) -> FormatError:
+    """The error for what is there instead of a regular file."""
+    return _never_is(path, _KINDS.get(stat.S_IFMT(mode), "no file"))
+
+
+def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> None:
+    """Raises FormatError or PermissionError unless this file, opened at ``path``, may be used.
+
+    Args:
+        fd: the file.
+        path: for the message, and to find the directory that it lies in.
+        writing: another user's file is never written to.
+        given: it may be another user's who gave others the right to it, in a directory of that user's own.
+    """
+    status, user = os.fstat(fd), os.geteuid()
+    if not stat.S_ISREG(status.st_mode):
+        raise not_regular(path, status.st_mode)
+    mine, shared = status.st_uid == user, status.st_mode & _OTHERS_MAY_WRITE or status.st_nlink > 1
+    if mine and not shared:
+        return
+    if mine and _folder_owner(path, status) in (user, 0):
+        return
+    was_given = given and not writing and not mine and status.st_mode & (_OTHERS_MAY_READ | _OTHERS_MAY_WRITE)
+    if was_given and _folder_owner(path, status) in (status.st_uid, 0):
+        return
+    raise PermissionError(_why_not(path, status, user))
+
+
+def _why_not(path: str, status: os.stat_result, user: int) -> str:
+    if status.st_uid != user:
+        return (
+            f"{path!r} belongs to user {status.st_uid}, and this is user {user}: whoever owns a channel's file can "
+            f"change it at any time, so it must be one's own; run as user {status.st_uid}, or choose another name or "
+            "directory"
+        )
+    if status.st_nlink > 1:
+        found = f"has {status.st_nlink} names (hard links), of which only this one is known"
+        remedy = "remove the others"
+    else:
+        found = f"can be written by other users (its mode is {stat.filemode(status.st_mode)})"
+        remedy = "chmod 600 it"
+    return (
+        f"{path!r} {found}, and lies in a directory where others may make files; {remedy}, or use a directory that "
+        f"user {user} alone may write to"
+    )
+
+
+def _never_is(path: str, kind: str) -> FormatError:
+    return FormatError(f"{path!r} is {kind}, which a channel's file never is; remove it, or choose another name")
+
+
+def _folder_owner(path: str, status: os.stat_result) -> int | None:
+    """The owner of the directory that has this file under this name; None if others may write there as well."""
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(folder)
+        there = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+    private = not found.st_mode & _OTHERS_MAY_WRITE and os.path.samestat(there, status)
+    return found.st_uid if private else None
