@@ -1,0 +1,208 @@
+"""One sweep: an operation, done again and again by new victims, each of which is killed, or has an error, a call later.
+
+Runs in a process of its own that has loaded untorn and NumPy alone: a fork of it takes a millisecond. What it has to
+say goes back as a Sweep. ``python -m pytest tests/faults/test_kill_sweep.py -s`` prints a line for each.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from helpers import descriptors, untorn_mappings
+from sweep import errnos, tracer
+from sweep.errnos import Outcome
+from sweep.operations import MISTAKES, OPERATIONS, Operation, Stage
+from sweep.tracer import Failure, Plan, Run, Victim, marked, stepped, watched
+from untorn import Publisher, Snapshot, Subscriber, _core
+from untorn.share import storage, waiting
+from untorn.share.subscriber import let_go_of_the_dead
+
+__all__ = ["Sweep", "serve", "sweep"]
+
+
+@dataclass
+class Sweep:
+    """What became of all victims of one operation.
+
+    Attributes:
+        calls: how many system calls the operation makes.
+        tried: how many victims were hit.
+        marked: it makes no system call, and was killed before and after its calls into the extension instead.
+        broken: what was not as promised: where, and what.
+        outcomes: for failing calls: how often each (call, errno) ended how.
+    """
+
+    operation: str
+    calls: int = 0
+    steps: int = 0
+    tried: int = 0
+    marked: bool = False
+    broken: list[str] = field(default_factory=list)
+    outcomes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+
+def serve(pipe: Any) -> None:
+    """In a process of its own: do the sweeps that come through the pipe, and say before each victim what comes."""
+    while True:
+        pipe.put(sweep(*pipe.get(), progress=pipe.put))
+
+
+def sweep(
+    how: str, name: str, base: str, seed: int, limit: int, *, progress: Callable[[str], None] = lambda what: None
+) -> Sweep:
+    """Sweep one operation. ``how`` is "kill", "fail", "keep failing" or "step"; at most ``limit`` victims, drawn from
+    all by the seed; 0 for all."""
+    operation, rng = (OPERATIONS | MISTAKES)[name], random.Random(seed)
+    found = Sweep(name)
+    counting = Plan(follow_child=operation.follow_child, text=tracer.extension_text() if how == "step" else (0, 0))
+    one(operation, counting, Path(base))  # loads what is loaded at first use
+    gc.collect()
+    gc.freeze()  # or each victim would look through all that was loaded
+    whole_run, problems = one(operation, counting, Path(base))
+    if how == "kill" and not whole_run.calls:
+        counting = replace(counting, marked=True)
+        whole_run, problems = one(operation, counting, Path(base))
+    found.marked = counting.marked
+    found.calls, found.steps = len(whole_run.calls), whole_run.steps
+    found.broken += [f"without any fault: {problem}" for problem in problems]
+    if problems:
+        return found
+    plans = list(_plans(how, whole_run, counting, rng, limit))
+    if limit and len(plans) > limit:
+        plans = rng.sample(plans, limit)
+    for plan in plans:
+        progress(f"{name}: {plan}")
+        run, problems = one(operation, plan, Path(base))
+        found.tried += run.ended == tracer.KILLED or run.failed > 0
+        found.broken += [f"{_where(plan, run)}: {problem}" for problem in problems]
+        if isinstance(run.report, Outcome) and run.failed:
+            found.outcomes[run.call, errnos.name_of(plan.error), run.report.kind] += 1
+    return found
+
+
+def _plans(how: str, whole: Run, counting: Plan, rng: random.Random, limit: int) -> Iterator[Plan]:
+    if how == "kill":
+        yield from (replace(counting, mode=tracer.KILL_AT_STOP, at=at) for at in range(1, whole.stops + 1))
+    elif how == "step":
+        steps = range(1, whole.steps + 1)
+        for at in rng.sample(steps, min(limit, len(steps))) if limit else steps:
+            yield replace(counting, mode=tracer.KILL_AT_STEP, at=at)
+    else:
+        for at, call in enumerate(whole.calls, 1):
+            yield from errnos.plans_of(call, at, follow_child=counting.follow_child, keep_failing=how == "keep failing")
+
+
+def one(operation: Operation, plan: Plan, base: Path) -> tuple[Run, list[str]]:
+    """One victim, from its fork to the last trace of it. Returns what was wrong, in words."""
+    folder = Path(tempfile.mkdtemp(dir=base))
+    scene = operation.scene(folder)
+    victim = Victim(lambda: _prepare(operation, folder, plan), lambda state: _work(operation, *state))
+    try:
+        scene.before()
+        scene.ready(victim.prepare())
+        run = victim.run(plan)
+    finally:
+        ended = victim.end()
+    if not ended:
+        scene.problems.append("a process that the victim forked does not end")
+    scene.problems += _judged(operation, plan, run)
+    done = isinstance(run.report, Outcome) and not run.report.failed and not operation.follow_child
+    scene.after(operation.versions[-1:] if done else operation.versions)
+    scene.end()
+    shutil.rmtree(folder)
+    return run, scene.problems
+
+
+def _judged(operation: Operation, plan: Plan, run: Run) -> list[str]:
+    """What the victim itself has to say."""
+    if run.ended == tracer.HUNG:
+        return [f"hung in {run.call}"]
+    if run.ended == tracer.DIED:
+        return [f"died of signal {run.signal}"]
+    if run.ended == tracer.KILLED and not operation.follow_child:
+        return []
+    if isinstance(run.report, Failure):
+        return [run.report.text]
+    if not isinstance(run.report, Outcome):
+        return [f"it has no report: {run}"]
+    return errnos.broken(run.report, plan.error if run.failed else 0, run.call)
+
+
+def _where(plan: Plan, run: Run) -> str:
+    if plan.mode == tracer.FAIL_CALL:
+        again = " and ever after" if plan.keep_failing else ""
+        return f"call {plan.at}, {run.call}, fails with {errnos.name_of(plan.error)}{again}"
+    if plan.mode == tracer.KILL_AT_STEP:
+        return f"killed at instruction {plan.at} of the extension"
+    if plan.marked:
+        return f"killed at stop {plan.at}, before or after one of the calls into the extension"
+    return f"killed {'before' if run.at_entry else 'after'} call {len(run.calls)}, {run.call}"
+
+
+# -- in the victim
+
+
+def _mark(mark: Callable[..., Any]) -> None:
+    """Wrap all that goes into the C extension: its functions, what ends holds and attachments, and fork."""
+    for name, method in vars(_core.Attachment).items():
+        if inspect.ismethoddescriptor(method) and not name.startswith("__"):
+            setattr(_core.Attachment, name, mark(method))
+    for owner, names in (
+        (_core, ("copy", "copy_leaves", "format_control", "frozen_build")),
+        (storage, ("attach",)),
+        (Snapshot, ("close",)),
+        (Subscriber, ("close",)),
+        (Publisher, ("close",)),
+        (os, ("fork",)),
+    ):
+        for name in names:
+            setattr(owner, name, mark(getattr(owner, name)))
+
+
+def _prepare(operation: Operation, folder: Path, plan: Plan) -> Any:
+    before = (set(descriptors()), len(untorn_mappings()))
+    waiting.IDLE_S = 0.0  # the thread that sleeps for coroutines ends at once
+    stage = Stage(folder)
+    state = operation.prepare(stage)
+    gc.collect()
+    if plan.text[1]:
+        _mark(stepped)
+    elif plan.marked:
+        _mark(marked)
+    gc.disable()  # or it would come at another moment each time
+    return (stage, state, before), operation.message(state)
+
+
+def _work(operation: Operation, stage: Stage, state: Any, before: tuple[set[int], int]) -> Outcome:
+    error = None
+    with watched():
+        try:
+            operation.work(stage, state)
+        except Exception as raised:
+            error = raised
+    outcome = Outcome.of(error)
+    del state
+    if error is not None:
+        error.__traceback__ = None
+    error = None
+    stage.close()
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        thread.join()
+    let_go_of_the_dead()
+    gc.collect()
+    sys.exc_info()
+    outcome.descriptors = sorted(set(descriptors()) - before[0])
+    outcome.mappings = len(untorn_mappings()) - before[1]
+    return outcome
