@@ -6,6 +6,9 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/vfs.h>
+
+static const long OVERLAYFS_MAGIC = 0x794c7630;
 
 static PyObject *StatusError;
 
@@ -101,6 +104,16 @@ static PyObject *core_control_nbytes(PyObject *module, PyObject *argument)
 {
     unsigned long max_readers = PyLong_AsUnsignedLong(argument);
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(attachment_control_nbytes((uint32_t)max_readers));
+}
+
+/* What is mapped of a read-only descriptor of overlayfs stays the lower layer's when a writer has the file copied up. */
+static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
+{
+    long fd = PyLong_AsLong(argument);
+    struct statfs stat;
+    if (PyErr_Occurred())
+        return NULL;
+    return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC) : status_raise(STATUS_OS);
 }
 
 static PyObject *core_copy(PyObject *module, PyObject *args)
@@ -207,6 +220,7 @@ static PyMethodDef core_methods[] = {
     {"format_data", core_format_data, METH_VARARGS,
      "format_data(fd, id): write the header of a data file that begins with zeros, or was cut off within it."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
+    {"is_overlay", core_is_overlay, METH_O, "is_overlay(fd): is this file on overlayfs?"},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
      "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "
      "such bytes, index of a gradient that is not finite or -1)."},

@@ -540,6 +540,7 @@ def _open_named(control: str, data: str, label: str, role: int, id: bytes | None
     for attempt in range(1, _MIXED_TRIES + 1):
         control_fd = _open_for_reader(control, os.O_RDWR, label)
         try:
+            _copy_up(control_fd, data, label)
             data_fd = _open_for_reader(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY, label)
         except BaseException:
             os.close(control_fd)
@@ -579,3 +580,11 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise unreadable(error, label, control) from None
         raise FileNotFoundError from None  # another process, a pipe or a socket has that number now
+
+
+def _copy_up(control_fd: int, data: str, label: str) -> None:
+    """Have the data file in the upper layer before it is opened for reading, if this is overlayfs. A mapping of the
+    lower layer's file would keep showing that one when a publisher opens the file for writing, which copies it: other
+    bytes, and a SIGBUS behind its end. The control file is copied already: readers write to it."""
+    if _core.is_overlay(control_fd):
+        os.close(_open_for_reader(data, os.O_RDWR, label))

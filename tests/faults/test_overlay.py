@@ -1,0 +1,132 @@
+"""A channel on overlayfs, in a lower layer that a container's image brought along.
+
+A file of the lower layer is copied to the upper one when somebody opens it for writing. Who has mapped the lower one by
+then goes on seeing that. Each test has a mount name space of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+import numpy as np
+import pytest
+
+import untorn
+from helpers import start
+from untorn.cli.gc import collect
+from untorn.cli.listing import list_channels
+
+CLONE_NEWNS, MS_RDONLY, MS_REC, MS_PRIVATE = 0x20000, 1, 0x4000, 0x40000
+LOWER = np.arange(1000.0)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+def mount(kind: str, target, *, options: str = "", flags: int = 0) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (kind.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    if libc.mount(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"mount {kind}: {os.strerror(ctypes.get_errno())}")
+
+
+def own_mounts() -> None:
+    """From here on, what this process mounts is seen by nobody else, and goes with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount name space of one's own")
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+
+
+def layers(folder, *, writable: bool = True):
+    """An overlay whose lower layer has the channel "c"; returns where it is mounted."""
+    own_mounts()
+    mount("tmpfs", folder)
+    lower, upper, work, merged = (folder / name for name in ("lower", "upper", "work", "merged"))
+    for each in (lower, upper, work, merged):
+        each.mkdir()
+    untorn.publish(LOWER, name="c", directory=lower).close()
+    options = f"lowerdir={lower}" + (f",upperdir={upper},workdir={work}" if writable else f":{upper}")
+    mount("overlay", merged, options=options)
+    return merged
+
+
+def in_layers(test, folder, *, writable: bool = True) -> None:
+    """Run ``test(pipe, where)`` in a process with such an overlay; skip where there is none."""
+    with start(_in_layers, test, folder, writable) as child:
+        missing = child.get()
+        if missing:
+            pytest.skip(missing)
+        child.get()
+        assert child.join() == 0
+
+
+def _in_layers(pipe, test, folder, writable):
+    try:
+        where = layers(folder, writable=writable)
+    except OSError as error:
+        pipe.put(f"no overlayfs here: {error}")
+        return
+    pipe.put("")
+    test(pipe, where)
+    pipe.put("done")
+
+
+def _reader_before_the_copy(pipe, where):
+    reader = untorn.subscribe(where / "c")
+    held = reader.snapshot()
+    kept = held.value[10:]
+    with untorn.publish(np.zeros(300_000), name="c", directory=where) as publisher:
+        for number in range(3, 10):
+            publisher.update(np.full(100_000 * number, float(number)))
+            snapshot = reader.snapshot()
+            assert snapshot.version == publisher.version == number
+            assert (snapshot.value == number).all()
+            assert untorn.subscribe(where / "c").snapshot().version == number
+    assert (kept == LOWER[10:]).all()
+    assert reader.wait(1) == 9
+
+
+def test_a_reader_that_came_before_the_file_was_copied_up(tmp_path):
+    in_layers(_reader_before_the_copy, tmp_path)
+
+
+def _many(pipe, where):
+    """In other processes as well, and through what was handed over."""
+    publisher = untorn.publish(np.ones(1000), name="c", directory=where)
+    readers = [start(_read, untorn.subscribe(given)) for given in (where / "c", publisher)]
+    for child in readers:
+        assert child.get() == 2
+    publisher.update(np.full(200_000, 3.0))
+    for child in readers:
+        child.put()
+        assert child.get() == (3, 3.0)
+        assert child.join() == 0
+    publisher.close()
+    assert [found.status for found in list_channels(where)] == ["unused"]
+    assert [outcome.removed for outcome in collect(where)] == [True]
+    assert os.listdir(where) == []
+
+
+def _read(pipe, reader):
+    pipe.put(reader.snapshot().version)
+    pipe.get()
+    snapshot = reader.snapshot()
+    pipe.put((snapshot.version, snapshot.value.mean()))
+
+
+def test_other_processes_and_gc(tmp_path):
+    in_layers(_many, tmp_path)
+
+
+def _read_only(pipe, where):
+    """Readers must write to the control file; where they cannot, they are told."""
+    for use in (lambda: untorn.subscribe(where / "c"), lambda: untorn.publish(1, name="c", directory=where)):
+        with pytest.raises(OSError, match="read-only") as caught:
+            use()
+        assert caught.value.errno == errno.EROFS
+
+
+def test_an_overlay_that_cannot_be_written(tmp_path):
+    in_layers(_read_only, tmp_path, writable=False)
