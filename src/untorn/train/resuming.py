@@ -23,7 +23,7 @@ class Part(NamedTuple):
     progress: Progress
     records: NDArray[np.float64]
 
-    def check_cut(self, cut: dict[str, int]) -> None:
+    def check_cut(self, cut: dict[str, Any]) -> None:
         """Raises ValueError unless the epoch is cut into batches as its first part was."""
         then = {name: self.progress.settings.get(name) for name in cut}
         if then != cut:

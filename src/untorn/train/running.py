@@ -22,7 +22,6 @@ from untorn.share.obstacles import meaning, shortage
 from untorn.share.publisher import publish_tree
 from untorn.share.tree import flatten
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
-from untorn.train import sampler
 from untorn.train.callbacks import Callback
 from untorn.train.control import Control
 from untorn.train.data import SharedData, Source, Stream
@@ -92,18 +91,17 @@ class Fit:
         return [each for each in self.callbacks if type(each).on_batch_end is not Callback.on_batch_end]
 
     @property
-    def cut(self) -> dict[str, int]:
+    def cut(self) -> dict[str, Any]:
         """How the data is cut into batches."""
-        if self.stream is not None:
+        if self.data is None:
             return {"batch_size": 0, "examples": 0, "shuffle": False}
-        return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self.shuffle}
+        shuffle = self.data.order_by or self.shuffle
+        return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": shuffle}
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The examples of an epoch, in their order."""
         assert self.data is not None
-        every = self.data.examples
-        order = sampler.epoch_order(seed, epoch, every) if self.shuffle else np.arange(every)
-        return order[: self.examples]
+        return self.data.order(seed, epoch, shuffle=self.shuffle)[: self.examples]
 
     def share_validation(self) -> SharedData:
         """Make the validation data readable by workers, until fit ends."""

@@ -36,7 +36,7 @@ from untorn.train.arguments import (
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
 from untorn.train.cpus import available_cpus
-from untorn.train.data import Stream, batches_of, source_of
+from untorn.train.data import SampledBatches, Stream, batches_of, source_of
 from untorn.train.fitting import run_epochs
 from untorn.train.history import History
 from untorn.train.measuring import EVALUATION_BATCH_SIZE
@@ -178,7 +178,7 @@ class Trainer:
         #: of all epochs since training began; the epoch that was loaded half done; how the data is cut into batches
         self._history = History()
         self._part: Part | None = None
-        self._cut: dict[str, int] = {}
+        self._cut: dict[str, Any] = {}
         self._fit: Fit | None = None
 
     # -- what others may see
@@ -309,11 +309,15 @@ class Trainer:
         if batches is not None:
             check_no_cut(batch_size=batch_size, drop_last=drop_last)
             steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
+            if isinstance(batches, SampledBatches):
+                batches.begin(self.seed, limit=steps, replay=resume)
             stream = Stream("data", batches, steps)
         elif steps_per_epoch is not None:
             raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
         else:
-            source = source_of("data", self._arrays(data))
+            source = source_of("data", self._arrays(data), in_epochs=True)
+            if resume:
+                source.replay()
             if batch_size is None:
                 raise TypeError(
                     "fit() needs batch_size=, the examples per step; only iterables of batches have their own"

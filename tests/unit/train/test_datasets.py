@@ -17,7 +17,6 @@ from torch.utils.data import (  # noqa: E402
     IterableDataset,
     Subset,
     TensorDataset,
-    WeightedRandomSampler,
     default_collate,
 )
 
@@ -185,31 +184,6 @@ def test_of_a_loader_the_dataset_is_taken(options):
 def test_the_collate_fn_of_a_loader_is_its_own():
     loader = DataLoader(Items(int), collate_fn=lambda items: torch.tensor(items) + 100)
     assert source_of("data", loader).take(TAKEN).tolist() == [104, 101, 101]
-
-
-class Batches:
-    def __iter__(self):
-        return iter([[0, 1]])
-
-    def __len__(self):
-        return 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_sampler": Batches()}, "its own batch_sampler (Batches)"),
-        ({"sampler": WeightedRandomSampler([1.0] * 6, 6)}, "its own sampler (WeightedRandomSampler)"),
-        ({"sampler": torch.utils.data.RandomSampler(range(6), replacement=True)}, "its own sampler (RandomSampler)"),
-        ({"sampler": torch.utils.data.RandomSampler(range(6), num_samples=3)}, "its own sampler (RandomSampler)"),
-        ({"sampler": [0, 2]}, "its own sampler (list)"),
-    ],
-)
-def test_a_loader_with_an_order_of_its_own_is_refused(options, message):
-    with pytest.raises(ValueError) as caught:
-        source_of("data", DataLoader(Items(int), **options))
-    assert message in str(caught.value)
-    assert "untorn shuffles" in str(caught.value)
 
 
 def test_a_tensor_dataset_is_its_tensors():

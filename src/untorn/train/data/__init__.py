@@ -6,6 +6,7 @@
     arrays, tensors, tables; trees of them           ArraySource     one copy in shared memory
     arrays that are a mapped file (.npy, memmap)     ArraySource     the file itself
     a Dataset, a DataLoader, Examples                ItemSource      the dataset, sent once; items, read in parallel
+    a DataLoader with a sampler of its own           SampledSource   the same, in the sampler's order
     an iterable of batches                           Stream          windows of batches, each an ArraySource
 
 A batch is a tree of NumPy arrays, whatever it was taken from, and the same indices give the same bits: so the weights
@@ -15,6 +16,17 @@ do not depend on the kind of data.
 from untorn.train.data.base import SharedData, Source, chunks
 from untorn.train.data.items import Examples
 from untorn.train.data.kinds import batches_of, source_of
+from untorn.train.data.sampled import SampledBatches
 from untorn.train.data.stream import Stream, Window
 
-__all__ = ["Examples", "SharedData", "Source", "Stream", "Window", "batches_of", "chunks", "source_of"]
+__all__ = [
+    "Examples",
+    "SampledBatches",
+    "SharedData",
+    "Source",
+    "Stream",
+    "Window",
+    "batches_of",
+    "chunks",
+    "source_of",
+]

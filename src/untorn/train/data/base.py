@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot, Subscriber
+from untorn.train.sampler import epoch_order
 
 __all__ = ["Reader", "SharedData", "Source", "chunks"]
 
@@ -28,8 +29,17 @@ class Reader(ABC):
 class Source(Reader):
     """The examples of one call of fit, evaluate or predict, in the process that called it."""
 
-    #: how many; at least one
+    #: how many an epoch has; at least one
     examples: int
+    #: what gives the order, if it is not fit's shuffle=
+    order_by: str | None = None
+
+    def order(self, seed: int, epoch: int, *, shuffle: bool) -> NDArray[np.int64]:
+        """The examples of an epoch, in their order."""
+        return epoch_order(seed, epoch, self.examples) if shuffle else np.arange(self.examples)
+
+    def replay(self) -> None:
+        """Be, in a training that is resumed, where one that never stopped would be."""
 
     @abstractmethod
     def shared(self, *, max_readers: int, local: bool) -> AbstractContextManager[SharedData]:

@@ -8,6 +8,7 @@ from typing import Any
 from untorn.train.data.arrays import ArraySource, is_array, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.items import Examples, ItemSource
+from untorn.train.data.sampled import Chosen, SampledBatches, SampledSource, choice_of
 
 __all__ = ["batches_of", "source_of"]
 
@@ -17,24 +18,30 @@ _PLAIN_SAMPLERS = frozenset({"RandomSampler", "SequentialSampler"})
 
 def batches_of(data: Any) -> Any:
     """The iterable of batches that this is, or None if its examples can be chosen: a DataLoader that reads an
-    IterableDataset, or anything that has iter() but is no tree of arrays and has no [index]."""
+    IterableDataset, or has a batch_sampler of its own, or anything that has iter() but is no tree of arrays and has no
+    [index]."""
     if _is_torch(data, "DataLoader"):
-        return data if _is_torch(data.dataset, "IterableDataset") and data.batch_size is not None else None
+        if _is_torch(data.dataset, "IterableDataset"):
+            return data if data.batch_size is not None else None
+        if _has_batches_of_its_own(data):
+            return SampledBatches("data", _examples_of("data", data), data.batch_sampler)
+        return None
     known = isinstance(data, Source | Examples | dict | tuple | list | str | bytes | Mapping | type) or is_array(data)
     if known or _is_torch(data, "Dataset") or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return None
     return data if isinstance(data, Iterable) else None
 
 
-def source_of(what: str, data: Any) -> Source:
+def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
     """The source of this data, checked as far as that is cheap. Raises TypeError or ValueError naming ``what``, the
-    part and what is wrong with it."""
+    part and what is wrong with it. Of a DataLoader with a sampler of its own it has what that chooses: ``in_epochs``
+    anew in each, else once."""
     if isinstance(data, Source):
         return data
     if isinstance(data, Examples):
         return ItemSource(what, data.items, data.collate_fn)
     if _is_torch(data, "DataLoader"):
-        return _of_loader(what, data)
+        return _of_loader(what, data, in_epochs=in_epochs)
     if _is_torch(data, "TensorDataset"):
         return ArraySource(what, data.tensors)
     if isinstance(data, dict | tuple | list) or is_array(data):
@@ -57,31 +64,37 @@ def _is_torch(data: Any, name: str) -> bool:
     return any(cls.__name__ == name and cls.__module__.startswith("torch.utils.data") for cls in type(data).__mro__)
 
 
-def _of_loader(what: str, loader: Any) -> Source:
-    """A DataLoader's dataset and collate_fn. Its workers and batches are for loops that read it; fit has its own."""
+def _of_loader(what: str, loader: Any, *, in_epochs: bool) -> Source:
+    """A DataLoader's dataset, collate_fn and sampler. Its workers and plain batches are for loops that read it; fit has
+    its own."""
     if _is_torch(loader.dataset, "IterableDataset"):
         raise _only_for_training(what, loader) if loader.batch_size else _examples_one_by_one(what, loader)
-    batches, sampler = loader.batch_sampler, loader.sampler
-    if batches is not None and type(batches).__name__ != "BatchSampler":
-        raise _not_honoured(what, "batch_sampler", batches)
-    if batches is not None:
-        sampler = batches.sampler
-    name = type(sampler).__name__
-    whole = not getattr(sampler, "replacement", False) and len(sampler) == len(loader.dataset)
-    if name not in _PLAIN_SAMPLERS or not whole:
-        raise _not_honoured(what, "sampler", sampler)
-    own = not loader.collate_fn.__module__.startswith("torch.utils.data")
-    if not own and _is_torch(loader.dataset, "TensorDataset"):
+    source = _examples_of(what, loader)
+    own = _has_batches_of_its_own(loader)
+    sampler = loader.batch_sampler if own else getattr(loader.batch_sampler, "sampler", loader.sampler)
+    plain = type(sampler).__name__ in _PLAIN_SAMPLERS and not getattr(sampler, "replacement", False)
+    if plain and not own and len(sampler) == source.examples:
+        return source
+    if in_epochs:
+        return SampledSource(what, source, sampler)
+    chosen = choice_of(what, sampler, own, source.examples)
+    return ItemSource(what, Chosen(loader.dataset, chosen), _collate_of(loader))
+
+
+def _has_batches_of_its_own(loader: Any) -> bool:
+    return loader.batch_sampler is not None and type(loader.batch_sampler).__name__ != "BatchSampler"
+
+
+def _examples_of(what: str, loader: Any) -> Source:
+    """All examples of a DataLoader's dataset."""
+    if _collate_of(loader) is None and _is_torch(loader.dataset, "TensorDataset"):
         return ArraySource(what, loader.dataset.tensors)
-    return ItemSource(what, loader.dataset, loader.collate_fn if own else None)
+    return ItemSource(what, loader.dataset, _collate_of(loader))
 
 
-def _not_honoured(what: str, part: str, found: Any) -> Exception:
-    return ValueError(
-        f"{what}: a DataLoader with its own {part} ({type(found).__name__}), which fit cannot follow: untorn shuffles "
-        "and cuts batches itself, the same way for any number of workers (shuffle=, batch_size=, drop_last=). Give the "
-        "dataset alone; torch.utils.data.Subset chooses examples"
-    )
+def _collate_of(loader: Any) -> Any:
+    """The collate_fn, if it is the user's."""
+    return None if getattr(loader.collate_fn, "__module__", "").startswith("torch.utils.data") else loader.collate_fn
 
 
 def _only_for_training(what: str, data: Any) -> Exception:

@@ -1,0 +1,176 @@
+"""Examples and batches in the order of a sampler of the user's, such as torch's WeightedRandomSampler.
+
+A sampler is iterated once per epoch, in the process that trains, before the epoch's first step; workers read the
+examples that it chose. So the result depends on no worker. Samplers draw from torch's, NumPy's or Python's global
+random numbers; these are keyed by (seed, epoch) meanwhile, and then as they were. A generator of a sampler's own is
+left to it: in a training that is resumed, the sampler is iterated for the epochs before, too, so that it is where it
+would have been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.train.data.base import SharedData, Source
+
+__all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
+
+_DRAWING = threading.Lock()
+
+
+class _Drawn:
+    """What a sampler gives in each epoch: the same for the same seed and epoch, also where training is resumed."""
+
+    def __init__(self, sampler: Any, checked: Callable[[Any], Any], limit: int | None) -> None:
+        self._sampler, self._checked, self._limit = sampler, checked, limit
+        self._next: int | None = None
+        self._found: list[Any] = []
+
+    def replay(self) -> None:
+        """Begin with epoch 0 even if a later one is wanted first."""
+        self._next = 0
+
+    def of(self, seed: int, epoch: int) -> list[Any]:
+        """The items of this epoch; epochs are asked for in their order."""
+        if self._next is None:
+            self._next = epoch
+        while self._next <= epoch:
+            for part in (self._sampler, getattr(self._sampler, "sampler", None)):
+                if callable(set_epoch := getattr(part, "set_epoch", None)):
+                    set_epoch(self._next)
+            with _keyed(seed, self._next):
+                self._found = list(map(self._checked, itertools.islice(iter(self._sampler), self._limit)))
+            self._next += 1
+        return self._found
+
+
+class SampledSource(Source):
+    """Another source, whose epochs are what a sampler of indices chooses."""
+
+    def __init__(self, what: str, source: Source, sampler: Any) -> None:
+        self._source, self._what = source, what
+        self.examples = _length(what, sampler)
+        self.order_by = f"sampler {type(sampler).__name__}"
+        self._drawn = _Drawn(sampler, _index_below(what, sampler, source.examples), self.examples + 1)
+
+    def order(self, seed: int, epoch: int, *, shuffle: bool) -> NDArray[np.int64]:
+        """See Source. Raises ValueError if the sampler gives another number of indices than it said."""
+        found = self._drawn.of(seed, epoch)
+        if len(found) != self.examples:
+            raise ValueError(
+                f"{self._what}: the sampler has len() {self.examples}, and gave "
+                f"{'more' if len(found) > self.examples else len(found)} indices; expected as many in each epoch"
+            )
+        return np.array(found, np.int64)
+
+    def replay(self) -> None:
+        """See Source."""
+        self._drawn.replay()
+
+    def take(self, indices: NDArray[np.int64]) -> Any:
+        """See Reader. Indices are the dataset's."""
+        return self._source.take(indices)
+
+    def shared(self, *, max_readers: int, local: bool) -> AbstractContextManager[SharedData]:
+        """See Source."""
+        return self._source.shared(max_readers=max_readers, local=local)
+
+
+class SampledBatches:
+    """The batches that a batch_sampler, an iterable of lists of indices, chooses: an iterable of batches."""
+
+    def __init__(self, what: str, source: Source, batch_sampler: Any) -> None:
+        self._source = source
+        self._index = _index_below(what, batch_sampler, source.examples)
+        self._sampler = batch_sampler
+        self._drawn: _Drawn
+        self._batches: list[list[int]] = []
+
+    def begin(self, seed: int, *, limit: int | None, replay: bool) -> None:
+        """A training begins, or ``replay``: is resumed, which takes so many batches of each epoch at most."""
+        self._seed = seed
+        self._drawn = _Drawn(self._sampler, lambda batch: list(map(self._index, batch)), limit)
+        if replay:
+            self._drawn.replay()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the batches of this epoch."""
+        self._batches = self._drawn.of(self._seed, epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._source.take(np.array(batch, np.int64)) for batch in self._batches)
+
+
+class Chosen:
+    """A dataset of these examples of another one."""
+
+    def __init__(self, items: Any, indices: list[int]) -> None:
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[self._indices[index]]
+
+
+def choice_of(what: str, sampler: Any, batches: bool, examples: int) -> list[int]:
+    """The indices that a sampler, or a batch_sampler, chooses, where no epoch is."""
+    index = _index_below(what, sampler, examples)
+    with _keyed(0, 0):
+        found = list(sampler)
+    return [index(each) for each in (itertools.chain.from_iterable(found) if batches else found)]
+
+
+def _length(what: str, sampler: Any) -> int:
+    try:
+        return len(sampler)
+    except TypeError:
+        raise TypeError(
+            f"{what}: a DataLoader with a sampler ({type(sampler).__name__}) without len(); expected one with as many "
+            "indices in each epoch. Or give an iterable of batches, which may have any order"
+        ) from None
+
+
+def _index_below(what: str, sampler: Any, examples: int) -> Callable[[Any], int]:
+    def checked(value: Any) -> int:
+        try:
+            index = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{what}: {type(sampler).__name__} gave {value!r}; expected an index") from None
+        if not -examples <= index < examples:
+            raise ValueError(f"{what}: {type(sampler).__name__} gave the index {index}; there are {examples} examples")
+        return index % examples
+
+    return checked
+
+
+@contextlib.contextmanager
+def _keyed(seed: int, epoch: int) -> Iterator[None]:
+    """The global random numbers of torch (if it is imported), NumPy and Python are keyed by these, then as before."""
+    torch = sys.modules.get("torch")
+    words = np.random.SeedSequence((seed, epoch)).generate_state(4)
+    with _DRAWING:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        if torch:
+            torch.manual_seed(int(words[2]))
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            if torch:
+                torch.set_rng_state(before[2])
