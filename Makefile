@@ -4,14 +4,16 @@
 #   make test    every test, the C ones under sanitizers included
 #   make check   ruff, mypy (strict) and the layering test
 #   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
-#   make soak    the long variants of the tests
+#   make fuzz    inputs that somebody else wrote, for FUZZ_SECONDS each (60): libFuzzer (clang) and atheris
+#   make sanitize  the extension under AddressSanitizer, UBSan and ThreadSanitizer, over the tests of share
+#   make soak    the long variants of the tests, then fuzz and sanitize
 #   make clean   remove what the others made
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-c check bench soak clean venv
+.PHONY: help demo test test-c check bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +49,7 @@ test: test-c $(VENV)/.installed
 
 test-c:
 	$(MAKE) -j2 -C tests/c
+	$(MAKE) -j2 -C tests/fuzz replay
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -59,8 +62,24 @@ bench: $(VENV)/.bench-installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m soak
+	$(MAKE) fuzz
+	$(MAKE) sanitize
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris \
+	    || echo 'make fuzz: no atheris for this machine; the corpus is changed blindly'
+	@if command -v clang >/dev/null; then $(MAKE) -C tests/fuzz fuzz SECONDS=$(FUZZ_SECONDS); \
+	    else echo 'make fuzz: no clang, so no libFuzzer; the C targets take seeded changes'; $(MAKE) -C tests/fuzz replay CHANGES=20000; fi
+	$(BIN)/python tests/fuzz/fuzzing.py --seconds $(FUZZ_SECONDS)
+
+# The extension is built beside the package and found before it; see tests/sanitize.py for what is run and why so.
+sanitize: sanitize-address sanitize-thread
+sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed
+	$(BIN)/python tests/sanitize.py $*
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/untorn/_core*.so
 	$(MAKE) -C tests/c clean
+	$(MAKE) -C tests/fuzz clean
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

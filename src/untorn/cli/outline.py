@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from untorn.errors import FormatError
+from untorn.share.layout import MALFORMED, read_dtype
 
 __all__ = ["Node", "outline", "walk"]
 
@@ -51,7 +50,7 @@ def outline(node: Any, path: str = "") -> Node:
     """The tree of a schema's node. Raises FormatError for one that is not even a list with a kind."""
     try:
         return _outline(node, path)
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except MALFORMED as error:
         raise FormatError(f"the schema is damaged at {path or 'its root'}: {error or type(error).__name__}") from None
 
 
@@ -155,35 +154,18 @@ def _parts_nbytes(part: Any) -> int:
     return sum(map(_parts_nbytes, part)) if isinstance(part, list) else 0
 
 
-def _dtype(descr: Any) -> np.dtype[Any]:
-    return np.lib.format.descr_to_dtype(_as_descr(descr))
-
-
 def _itemsize(descr: Any) -> int:
     try:
-        return _dtype(descr).itemsize
+        return read_dtype(descr).itemsize
     except (TypeError, ValueError, AttributeError):
         return 0  # a dtype that this NumPy does not know: show the rest
 
 
 def _dtype_name(descr: Any) -> str:
     try:
-        dtype = _dtype(descr)
+        dtype = read_dtype(descr)
     except (TypeError, ValueError, AttributeError):
         return str(descr)
     if dtype.fields is None:
         return str(dtype)
     return "{" + ", ".join(f"{name}: {field[0]}" for name, field in dtype.fields.items()) + "}"
-
-
-def _as_descr(described: Any) -> Any:
-    """JSON made lists of NumPy's tuples; give them back."""
-    if not isinstance(described, list) or not described:
-        return described
-    if isinstance(described[0], list):
-        return [(_name(field[0]), _as_descr(field[1]), *(tuple(part) for part in field[2:])) for field in described]
-    return tuple(_as_descr(part) if isinstance(part, list) else part for part in described)
-
-
-def _name(field: Any) -> Any:
-    return tuple(field) if isinstance(field, list) else field
