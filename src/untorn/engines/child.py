@@ -15,6 +15,8 @@ import time
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from untorn.share.descriptors import keep
+
 __all__ = ["ChildProcess"]
 
 _NONE = -1
@@ -47,7 +49,7 @@ class ChildProcess:
             raise ValueError(f"{process.name} has not been started")
         fd = _NONE
         try:
-            fd = os.pidfd_open(pid)
+            fd = keep(os.pidfd_open(pid))
         except (ProcessLookupError, PermissionError, NotImplementedError):
             pass  # it ended, and somebody has reaped it; or it is refused
         except OSError as error:

@@ -33,6 +33,7 @@ from untorn.engines.child import ChildProcess
 from untorn.engines.memory import OutOfMemory
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
+from untorn.share.descriptors import standard_streams
 from untorn.share.storage import Address
 
 __all__ = ["ProcessEngine", "environment", "main_has_a_file", "worker_variables"]
@@ -179,7 +180,12 @@ class ProcessEngine(Engine):
             name=f"untorn-worker-{index}",
             daemon=True,
         )
-        with environment(worker_variables(self._threads)), _interrupts_blocked(), _lost_main_hidden():
+        with (
+            standard_streams(inherited=True),  # multiprocessing's pipes, and the worker's, are none of them
+            environment(worker_variables(self._threads)),
+            _interrupts_blocked(),
+            _lost_main_hidden(),
+        ):
             process.start()
         return ChildProcess.of(process)
 

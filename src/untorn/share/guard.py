@@ -14,16 +14,12 @@ directory where others may make files, such as /tmp, a file under a channel's na
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 
 from untorn.errors import FormatError
 
-__all__ = ["check_file", "keep", "no_file", "not_regular"]
-
-#: the standard streams' numbers, which nothing else may have: csrc/descriptors.h
-_FIRST = 3
+__all__ = ["check_file", "no_file", "not_regular"]
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -42,20 +38,6 @@ _OPEN_ERRORS = {
 }
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def keep(fd: int) -> int:
-    """The same file under a number that may be kept: never 0, 1 or 2. Takes ``fd`` over.
-
-    A program may start with these closed; then the next file gets one of them, and whatever writes to the standard
-    error writes into that file.
-    """
-    if fd >= _FIRST:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST)
-    finally:
-        os.close(fd)
 
 
 def no_file(error: OSError, path: str) -> FormatError | None:

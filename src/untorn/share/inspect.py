@@ -26,7 +26,8 @@ from typing import Any, Literal, NamedTuple
 
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
-from untorn.share.guard import check_file, keep, no_file
+from untorn.share.descriptors import keep
+from untorn.share.guard import check_file, no_file
 from untorn.share.storage import Files
 
 __all__ = [

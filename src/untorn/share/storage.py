@@ -31,7 +31,8 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import ChannelNotFoundError, FormatError, UntornError
-from untorn.share.guard import check_file, keep, no_file, not_regular
+from untorn.share.descriptors import keep
+from untorn.share.guard import check_file, no_file, not_regular
 from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_channel"]
@@ -332,7 +333,7 @@ def sync_names(control_fd: int) -> None:
 
 
 def _sync_directory(path: str) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = keep(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         os.fsync(folder)
     finally:

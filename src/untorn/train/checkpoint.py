@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.errors import FormatError
+from untorn.share.descriptors import keep, standard_streams
 from untorn.share.layout import MALFORMED, count_of, items_of, name_of, read_dtype
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names
 from untorn.train import tensorfile
@@ -141,7 +142,8 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
             scratch.unlink()
         scratch.mkdir()
         try:
-            save_file({name: _storable(array) for name, array in tensors.items()}, scratch / "new", metadata)
+            with standard_streams():  # or a stray message may get into the file
+                save_file({name: _storable(array) for name, array in tensors.items()}, scratch / "new", metadata)
             os.chmod(scratch / "new", 0o666 & ~_umask())
             _flush(scratch / "new")
             os.replace(scratch / "new", path)
@@ -177,7 +179,7 @@ def _checksum(array: NDArray[Any]) -> int:
 
 
 def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     try:
         os.fsync(fd)
     finally:

@@ -43,6 +43,7 @@ from typing import Any, Protocol
 
 from untorn import errors
 from untorn.errors import BrokenChannelError, ChannelNotFoundError, FormatError, UntornError
+from untorn.share.descriptors import keep_socket
 
 __all__ = ["Control", "Handlers", "ask", "is_running", "running_jobs"]
 
@@ -181,7 +182,7 @@ class Control:
     def _accept(self, listener: socket.socket) -> None:
         while len(self._clients) < _MOST_CLIENTS:
             try:
-                accepted, _ = listener.accept()
+                accepted = keep_socket(listener.accept()[0])
             except OSError:  # nobody (any more), or no descriptor is left: they wait in the queue
                 return
             accepted.setblocking(False)
@@ -253,7 +254,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _listen(name: str) -> socket.socket | None:
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = keep_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     except OSError as error:
         _log.warning("job %r cannot be watched or resized from outside: %s", name, error)
         return None
@@ -346,7 +347,7 @@ def ask(name: str, request: dict[str, Any], *, timeout_s: float = 2.0) -> dict[s
         ValueError: what was asked for is not possible; NotImplementedError, UntornError and others by their cause.
     """
     deadline = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with keep_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         try:
             _connect(connection, name, deadline)
             uid = _peer_uid(connection)

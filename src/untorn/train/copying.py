@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from untorn.share.descriptors import opener
+
 __all__ = ["Absent", "Reduction", "path_to", "reduction", "remade", "within"]
 
 #: what an object is pickled as: see object.__reduce__
@@ -160,7 +162,7 @@ def _can_open(path: str) -> bool:
 
 
 def _opened(path: str, mode: str, place: int | None, text: dict[str, Any]) -> Any:
-    file = open(path, mode, **text)  # noqa: SIM115  # it is the copy's
+    file = open(path, mode, opener=opener, **text)  # noqa: SIM115  # it is the copy's
     if place is not None:
         file.seek(place)
     return file

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
+from untorn.share.descriptors import keep
 from untorn.share.obstacles import shortage
 from untorn.share.views import array_over
 from untorn.train import measuring, sampler
@@ -82,7 +83,7 @@ def _rest_of(fit: Fit) -> _Piece:
 def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
     """A board for a piece, with the workers at it."""
     running, team = fit.running, trainer._team
-    fd = os.memfd_create("untorn-board", os.MFD_CLOEXEC)
+    fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
     try:
         server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
         board = _make_board(trainer, running, fd, piece, clips=server is None)

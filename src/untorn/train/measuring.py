@@ -29,6 +29,7 @@ from untorn.engines import Death, ProcessEngine
 from untorn.engines.threads import threads_limited
 from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.share import Snapshot
+from untorn.share.descriptors import keep
 from untorn.share.obstacles import shortage
 from untorn.share.storage import Address
 from untorn.share.views import array_over
@@ -279,7 +280,7 @@ class _Workers:
 
     def run(self, shared: SharedData) -> None:
         trainer, cut, team = self._trainer, self._question.cut, self._trainer._team
-        fd = os.memfd_create("untorn-board", os.MFD_CLOEXEC)
+        fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
         try:
             board = self._make_board(fd)
             board.team(team.wanted, team.spin_s)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.errors import BusyError, FormatError
 from untorn.share import Snapshot
+from untorn.share.descriptors import keep
 from untorn.train import checkpoint
 from untorn.train.checkpoint import Checkpoint, Progress
 
@@ -193,7 +194,7 @@ def _checkpoints(directory: Path) -> dict[int, Path]:
 
 def _locked(directory: Path) -> int:
     """A descriptor that holds the directory's lock until it is closed, or this process ends, whatever it forked."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = keep(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

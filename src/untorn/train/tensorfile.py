@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.errors import FormatError
+from untorn.share.descriptors import keep
 from untorn.share.layout import MALFORMED, count_of, items_of, name_of
 
 __all__ = ["Tensor", "TensorFile", "opened"]
@@ -89,7 +90,7 @@ def opened(path: Path) -> Iterator[TensorFile]:
     it, and OSError."""
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for who writes to a pipe
         raise FormatError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; expected a checkpoint")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     try:
         try:
             found = TensorFile(path, *_read_header(fd, os.fstat(fd).st_size), fd)

@@ -174,7 +174,6 @@ class Trainer:
         #: held by the thread that has the workers do something
         self._using = threading.RLock()
         self._open: Running | None = None
-        self._job_number = 0
         #: of all epochs since training began; the epoch that was loaded half done; how the data is cut into batches
         self._history = History()
         self._part: Part | None = None
@@ -479,9 +478,9 @@ class Trainer:
         return isinstance(self._model, FrameworkModel)
 
     def _next_job(self) -> int:
-        """The number of the next job, which its board has too."""
-        self._job_number += 1
-        return self._job_number
+        """The number of the next job, which its board has too. Workers find the board by a descriptor's number, which
+        may by then be that of another board, of another trainer, or even of another process of the same pid."""
+        return int.from_bytes(os.urandom(8)) >> 1 or 1
 
     def _payload(self, job: Any, board: _core.Board, board_fd: int, *, within: int = 0) -> dict[str, Any]:
         """What workers get to know about a job."""

@@ -22,6 +22,7 @@ from untorn import _core
 from untorn.engines import Turner
 from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
 from untorn.share import storage
+from untorn.share.descriptors import keep
 from untorn.share.layout import Decoder
 from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber, schema_of
@@ -268,7 +269,7 @@ def _message_of(error: Exception) -> str:
 
 def open_board(path: str) -> _core.Board:
     """Attach to the board at this path."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = keep(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
     try:
         return _core.Board(fd)
     finally:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from untorn.share.descriptors import opener
 from untorn.train.callbacks.base import Callback, Logs
 
 __all__ = ["CSVLogger"]
@@ -56,7 +57,7 @@ class CSVLogger(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Write the epoch's line, and the names before the first."""
         first = self._names is None
-        with open(self.filename, self._mode(), newline="", encoding="utf-8") as file:
+        with open(self.filename, self._mode(), newline="", encoding="utf-8", opener=opener) as file:
             if first:
                 self._begin(file, logs)
             assert self._names is not None

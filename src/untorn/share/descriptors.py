@@ -1,0 +1,89 @@
+"""Descriptors that are kept never have the numbers 0, 1 and 2.
+
+A program may start with its standard streams closed, or close them, as daemons do. The next file opened then gets the
+lowest number that is free, and whatever writes to the standard error, a C library or a child, would write into it.
+In C: csrc/descriptors.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+__all__ = ["FIRST", "keep", "keep_socket", "opener", "standard_streams"]
+
+#: the lowest number that may be kept
+FIRST = 3
+
+
+def keep(fd: int) -> int:
+    """The same file under a number that may be kept. Takes ``fd`` over."""
+    if fd >= FIRST:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST)
+    finally:
+        os.close(fd)
+
+
+def keep_socket(found: socket.socket) -> socket.socket:
+    """The same for a socket, which is taken over: whether it blocks does not change."""
+    if found.fileno() >= FIRST:
+        return found
+    timeout_s = found.gettimeout()
+    kept = socket.socket(fileno=keep(found.detach()))
+    kept.settimeout(timeout_s)
+    return kept
+
+
+def opener(path: str, flags: int) -> int:
+    """For open(..., opener=opener)."""
+    return keep(os.open(path, flags | os.O_CLOEXEC, 0o666))
+
+
+class _Filling:
+    """Who is inside standard_streams(), and what was opened for them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a signal handler may come in anywhere
+        self.inside = 0
+        self.filled: list[int] = []
+
+    def begin(self, *, inherited: bool) -> None:
+        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < FIRST:
+            self.filled.append(fd)
+        os.close(fd)
+        self.inside += 1
+        for fd in self.filled if inherited else ():
+            os.set_inheritable(fd, True)
+
+    def end(self) -> None:
+        self.inside -= 1
+        null = os.stat(os.devnull).st_rdev
+        while self.filled and self.inside == 0:
+            fd = self.filled.pop()
+            with contextlib.suppress(OSError):
+                if os.fstat(fd).st_rdev == null:  # else the program has given it a new meaning meanwhile
+                    os.close(fd)
+
+
+_filling = _Filling()
+#: a child that was forked meanwhile keeps what was opened, which is harmless
+os.register_at_fork(after_in_child=_filling.__init__)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def standard_streams(*, inherited: bool = False) -> Iterator[None]:
+    """Inside, the numbers 0 to 2 are taken: those that are free lead to /dev/null, for what others open to get higher
+    ones. ``inherited``: so they do in programs that are started meanwhile."""
+    with _filling.lock:
+        _filling.begin(inherited=inherited)
+    try:
+        yield
+    finally:
+        with _filling.lock:
+            _filling.end()
