@@ -293,7 +293,8 @@ static enum status slot_map(struct attachment *a, unsigned slot)
         return STATUS_FORMAT;
     mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
     int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
-    void *base = mmap(NULL, length, protection, MAP_SHARED, a->data_fd, (off_t)offset);
+    int flags = a->forked ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED; /* see attachment_disown */
+    void *base = mmap(NULL, length, protection, flags, a->data_fd, (off_t)offset);
     if (base == MAP_FAILED)
         return STATUS_OS;
     *map = (struct slot_mapping){base, offset, length};
@@ -456,14 +457,28 @@ void attachment_return(struct attachment *a, unsigned slot, const uint8_t *addre
     pthread_mutex_unlock(&a->lock);
 }
 
+void attachment_disown(struct attachment *a)
+{
+    const int protection = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        const struct slot_mapping *map = &a->maps[slot];
+        if (map->base != NULL &&
+            mmap(map->base, map->length, protection, flags, a->data_fd, (off_t)map->offset) == MAP_FAILED)
+            mprotect(map->base, map->length, PROT_READ); /* no memory: better a signal than a torn version */
+    }
+}
+
 void attachment_retire(struct attachment *a)
 {
     if (a->role != ROLE_PUBLISHER || a->forked)
         return;
+    pthread_mutex_lock(&a->lock);
+    a->forked = true; /* from here on it may publish as little as a child */
+    attachment_disown(a);
+    pthread_mutex_unlock(&a->lock);
     store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' load_acquire */
     futex_wake(&a->channel.commons->sleepers);
     lock_drop(a->control_fd, 0);
-    a->forked = true; /* from here on it may publish as little as a child */
 }
 
 void attachment_abandon(struct attachment *a)

@@ -39,7 +39,7 @@ struct attachment {
     struct channel channel;
     size_t control_nbytes, rows_nbytes;
     uint32_t row;                                /* 0: none */
-    bool forked;                                 /* a publisher's or a writer's copy in a child: it may do nothing */
+    bool forked;                                 /* a writer's copy in a child, or retired: it may write nothing */
     pthread_mutex_t lock;                        /* guards all that follows and this process's row */
     uint32_t generation;                         /* see attachment_unpin */
     uint32_t pins[CHANNEL_MAX_SLOTS];            /* how many users in this process; the row has the bit while > 0 */
@@ -118,6 +118,10 @@ void attachment_return(struct attachment *attachment, unsigned slot, const uint8
 void attachment_abandon(struct attachment *attachment);
 /* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
 void attachment_retire(struct attachment *attachment);
+/* The slots are another process's to write from here on: what is still written through mappings and drafts of this one
+ * lands in private copies. A publisher may end, or a fork may come, in the middle of a version: inside edit(), or from a
+ * signal handler inside update(). The caller has the lock. */
+void attachment_disown(struct attachment *attachment);
 /* Does a living process have this row? No for a row of this very attachment; STATUS_OS as above. */
 enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);
 /* Clear the rows of dead readers; returns how many held something. */

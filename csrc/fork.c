@@ -85,6 +85,10 @@ static void fork_child_control(struct attachment *a)
 static void fork_child_one(struct attachment *a)
 {
     fork_child_control(a);
+    if (a->role != ROLE_READER) {
+        a->forked = true;
+        attachment_disown(a);
+    }
     if (a->fork_row != 0)
         store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
     if (a->row != 0 && a->fork_row == 0) {
@@ -103,7 +107,6 @@ static void fork_child_one(struct attachment *a)
         a->generation++;
     }
     a->row = a->fork_row;
-    a->forked = a->role != ROLE_READER; /* who may write is the parent */
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -250,7 +250,7 @@ static bool module_fill(PyObject *module)
     Py_XDECREF(errors);
     return StatusError != NULL && PyModule_AddObjectRef(module, "StatusError", StatusError) == 0 &&
            module_add_channel(module) && module_add_board(module) && module_add_waiting(module) &&
-           module_add_frozen(module);
+           module_add_frozen(module) && module_add_block(module);
 }
 
 static struct PyModuleDef core_module = {

@@ -7,6 +7,7 @@
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
+ *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
  *     module.c           StatusError  (code, errno): what went wrong, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
  *                                     (share/obstacles.py). A system call that failed is an OSError at once.
@@ -22,9 +23,13 @@
 
 #include "attachment.h"
 
-typedef struct {
+typedef struct attachment_object {
     PyObject_HEAD
     struct attachment *attachment;
+    /* a reader's: its control file, and its place among this process's readers; `link` is NULL outside that list */
+    dev_t device;
+    ino_t inode;
+    struct attachment_object **link, *next;
 } AttachmentObject;
 
 extern PyTypeObject *AttachmentType;
@@ -52,5 +57,6 @@ bool module_add_channel(PyObject *module);
 bool module_add_board(PyObject *module);
 bool module_add_frozen(PyObject *module);
 bool module_add_waiting(PyObject *module);
+bool module_add_block(PyObject *module);
 
 #endif

@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "futex.h"
 
@@ -11,6 +13,53 @@ PyTypeObject *AttachmentType;
 static PyTypeObject *HoldType, *PrivateType, *DraftType;
 
 /* -- Attachment ------------------------------------------------------------------------------------------------- */
+
+/* This process's readers. A channel's file has one of them, and so one row, however many threads attach at a time and
+ * whatever a signal handler, a finalizer or a fork interrupts: nothing of Python runs between looking here and being
+ * here. Guarded by the GIL. In a free-threaded build the last reference could go while another thread looks, so there
+ * nobody looks: attaching twice at the very same time then costs a second row. */
+static AttachmentObject *readers;
+
+/* The one with this control file, and this id if one is given; the file may have got another by damage. */
+static AttachmentObject *reader_find(int control_fd, const uint8_t *id)
+{
+#ifndef Py_GIL_DISABLED
+    struct stat stat;
+    if (fstat(control_fd, &stat) != 0)
+        return NULL;
+    for (AttachmentObject *reader = readers; reader != NULL; reader = reader->next)
+        /* a forked child that got no descriptor for it is attached no more, and the number may be another file's */
+        if (reader->device == stat.st_dev && reader->inode == stat.st_ino && reader->attachment->control_fd >= 0 &&
+            (id == NULL || memcmp(reader->attachment->channel.control->id, id, CHANNEL_ID_NBYTES) == 0))
+            return reader;
+#endif
+    return NULL;
+}
+
+static void reader_add(AttachmentObject *reader)
+{
+#ifndef Py_GIL_DISABLED
+    struct stat stat;
+    if (fstat(reader->attachment->control_fd, &stat) != 0)
+        return;
+    reader->device = stat.st_dev;
+    reader->inode = stat.st_ino;
+    reader->link = &readers;
+    reader->next = readers;
+    if (readers != NULL)
+        readers->link = &reader->next;
+    readers = reader;
+#endif
+}
+
+static void reader_remove(AttachmentObject *reader)
+{
+    if (reader->link == NULL)
+        return;
+    *reader->link = reader->next;
+    if (reader->next != NULL)
+        reader->next->link = reader->link;
+}
 
 static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -24,10 +73,20 @@ static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kw
         PyErr_Format(PyExc_ValueError, "channel id: expected 16 bytes, found %zd", id_nbytes);
         return NULL;
     }
-    AttachmentObject *self = PyObject_New(AttachmentObject, type);
-    if (self == NULL)
+    AttachmentObject *self = role == ROLE_READER ? reader_find(control_fd, (const uint8_t *)id) : NULL;
+    if (self != NULL) {
+        close(control_fd);
+        close(data_fd);
+        return Py_NewRef((PyObject *)self);
+    }
+    self = PyObject_New(AttachmentObject, type);
+    if (self == NULL) {
+        close(control_fd);
+        close(data_fd);
         return NULL;
+    }
     self->attachment = NULL;
+    self->link = NULL;
     enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, (const uint8_t *)id,
                                          &self->attachment);
     if (status != STATUS_OK) {
@@ -35,12 +94,15 @@ static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kw
         Py_DECREF(self);
         return NULL;
     }
+    if (role == ROLE_READER)
+        reader_add(self);
     return (PyObject *)self;
 }
 
 static void Attachment_dealloc(PyObject *self)
 {
     struct attachment *attachment = ((AttachmentObject *)self)->attachment;
+    reader_remove((AttachmentObject *)self);
     if (attachment != NULL)
         attachment_close(attachment);
     object_free(self);
@@ -387,7 +449,8 @@ static PyGetSetDef Attachment_getset[] = {
 
 static PyType_Slot Attachment_slots_[] = {
     {Py_tp_doc, "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
-                "given. Owns both descriptors, also when it fails."},
+                "given; for a reader the one that this process has already, if it has one. Owns both descriptors, also "
+                "when it fails."},
     {Py_tp_new, Attachment_new},
     {Py_tp_dealloc, Attachment_dealloc},
     {Py_tp_methods, Attachment_methods},

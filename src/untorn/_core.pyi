@@ -1,6 +1,7 @@
 """The core in C: see csrc/module.h."""
 
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
 _K = TypeVar("_K")
@@ -87,6 +88,13 @@ class Attachment:
     def reclaim(self) -> int: ...
     def rows(self) -> list[tuple[int, int, int, int]]: ...
     def slots(self) -> list[tuple[int, int, int, int, int]]: ...
+
+class Block(Generic[_T]):
+    def __new__(cls, steps: Iterator[_T]) -> Block[_T]: ...
+    def __enter__(self) -> _T: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool: ...
 
 class Watch:
     polls: bool

@@ -9,7 +9,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from untorn import _core
@@ -161,8 +162,10 @@ class Publisher:
         self._id = attachment.id
         self._allow_pickle = allow_pickle
         self._open_versions: Versions | None = Versions(attachment, self._label, durable=durable)  # None: closed
-        self._lock = threading.RLock()  # close() may come inside edit(), or in a signal handler
-        self._writer = 0  # the thread that has the lock
+        # Held while a version is made, by a thread that may come by here again: in the block of edit(), or in a signal
+        # handler or a finalizer. It finds the flag then, which is set and cleared under the lock.
+        self._lock = threading.RLock()
+        self._is_writing = False
 
     # -- what it is
 
@@ -213,8 +216,7 @@ class Publisher:
         return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
 
     def _publish(self, tree: Tree, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
-        with self._writing("update"):
-            return self._versions.publish(tree, timeout_s)
+        return self._write("update", lambda versions: versions.publish(tree, timeout_s))
 
     def patch(self, changes: Mapping[str, Any], *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
         """Publish the next version, in which only these parts have new values; returns its number.
@@ -248,13 +250,11 @@ class Publisher:
             path: Tree.of(value, allow_pickle=self._allow_pickle, at=str(path).strip("/"))
             for path, value in changes.items()
         }
-        with self._writing("patch"):
-            return self._versions.patch(trees, timeout_s)
+        return self._write("patch", lambda versions: versions.patch(trees, timeout_s))
 
-    @contextlib.contextmanager
     def edit(
         self, *, copy: bool = True, leaves: Iterable[str] | None = None, timeout_s: float = FREE_SLOT_TIMEOUT_S
-    ) -> Iterator[Any]:
+    ) -> AbstractContextManager[Any]:
         """Write the next version in place: a writable tree, published on exit, dropped if the block raises.
 
         Arrays may be changed in place (no copy on exit) or replaced; the structure may change as well. After the
@@ -278,46 +278,73 @@ class Publisher:
             (3, array([1., 1.]))
             >>> weights.close()
         """
-        with self._writing("edit"):
-            versions = self._versions
-            layout = versions.known_layout()
-            only = None if leaves is None else versions.indices_of(leaves)
-            unwritten = [] if copy else versions.array_indices(only)
-            slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
-            decoder = layout.decoder(allow_pickle=self._allow_pickle)
-            edit = Edit(self._open(), layout, decoder, draft, only=only, allow_pickle=self._allow_pickle)
-            try:
-                yield edit.tree
-                restructured = edit.collect()
-            finally:
-                edit.end()
-            if restructured is None:
-                self._versions.finish(layout, slot, only)
-            else:
-                self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
+        return _core.Block(self._edit(copy, leaves, timeout_s))
 
-    @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """One thread writes at a time; a second waits, but the same thread may not begin twice."""
-        if self._open().forked:
-            raise forked_error(self._label)
-        if self._writer == threading.get_ident():
-            raise BusyError(
-                f"channel {self._label!r}: {what}() inside edit(); end the block first: it publishes on exit"
-            )
+    def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[Any]:
+        """edit() as a generator, which yields the tree."""
+        self._check_open()
         with self._lock:
-            self._writer = threading.get_ident()
+            self._check_turn("edit")
             try:
+                self._is_writing = True
                 self._look_after_name()
-                yield
+                versions = self._versions
+                layout = versions.known_layout()
+                only = None if leaves is None else versions.indices_of(leaves)
+                unwritten = [] if copy else versions.array_indices(only)
+                slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
+                decoder = layout.decoder(allow_pickle=self._allow_pickle)
+                edit = Edit(self._open(), layout, decoder, draft, only=only, allow_pickle=self._allow_pickle)
+                try:
+                    yield edit.tree
+                    restructured = edit.collect()
+                finally:
+                    edit.end()
+                if restructured is None:
+                    self._versions.finish(layout, slot, only)
+                else:
+                    self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
             except ClosedError:
-                _ = self._versions  # says so, if a signal handler closed it meanwhile
+                self._check_open()
                 raise
             except _core.StatusError as error:
-                _ = self._versions
+                self._check_open()
                 raise meaning(error, self._label) from None
             finally:
-                self._writer = 0
+                self._is_writing = False
+
+    def _write(self, what: str, write: Callable[[Versions], int]) -> int:
+        """Make one version. The flag is set and cleared where no interrupt (an exception from a signal handler) can
+        come between, and so the lock is taken: not in a context manager written in Python."""
+        self._check_open()  # first: in a forked child the lock may be a thread's that is not there
+        with self._lock:
+            self._check_turn(what)
+            try:
+                self._is_writing = True
+                self._look_after_name()
+                return write(self._versions)
+            except ClosedError:
+                self._check_open()
+                raise
+            except _core.StatusError as error:
+                self._check_open()
+                raise meaning(error, self._label) from None
+            finally:
+                self._is_writing = False
+
+    def _check_turn(self, what: str) -> None:
+        """One thread writes at a time; a second waits for the lock, but the same thread may not begin twice."""
+        self._check_open()
+        if self._is_writing:
+            raise BusyError(
+                f"channel {self._label!r}: {what}() inside edit(), or inside a call that a signal handler or a "
+                "finalizer interrupts; end the block first: it publishes on exit"
+            )
+
+    def _check_open(self) -> None:
+        """A signal handler may have closed this in the middle of a version, or forked and gone on as the child."""
+        if self._open().forked:
+            raise forked_error(self._label)
 
     def _look_after_name(self) -> None:
         """What writing does by itself: notice, after some time, that somebody removed the channel's files. For a

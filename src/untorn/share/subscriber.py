@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -56,7 +55,6 @@ class _Attached:
     def __init__(self, attachment: _core.Attachment, address: Address) -> None:
         self.attachment = attachment
         self.address = address
-        self.hold: weakref.ref[Any] | None = None
         self._decoders: dict[int, Decoder] = {}
 
     def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
@@ -69,10 +67,8 @@ class _Attached:
             decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle)
         except (FormatError, UnsupportedTypeError, ImportError) as error:
             raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
-        with _attached_lock:  # threads share this
-            while len(self._decoders) >= _MAX_DECODERS:
-                self._decoders.pop(next(iter(self._decoders)))
-            self._decoders[key] = decoder
+        self._decoders[key] = decoder
+        _drop_oldest(self._decoders, _MAX_DECODERS)
         return decoder
 
     def pin(self) -> _core.Hold:
@@ -101,27 +97,27 @@ def schema_of(hold: _core.Hold) -> bytes:
         ) from None
 
 
+# What follows has no lock. Threads come here, and so do signal handlers, finalizers and forks, between any two
+# instructions of a thread, which could not let a lock go meanwhile. Each step is one operation of a dict, and a file
+# has one _core.Attachment in a process, however many ask for it at the same time (csrc/module_channel.c).
+
 _attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDictionary()
-_attached_lock = threading.Lock()
-os.register_at_fork(before=_attached_lock.acquire, after_in_parent=_attached_lock.release)
-os.register_at_fork(after_in_child=_attached_lock.release)
 
 
 def _attach(address: Address) -> _Attached:
-    with _attached_lock:
-        known = _attached.get(address.id)
-        if known is not None:
-            return known
-        attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
-        if attachment.version == 0:
-            attachment, address = _follow(attachment, address)
-        known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
-        if known is not None and _same_file(known.attachment.control_fd, attachment.control_fd):
-            return known
-        attached = _Attached(attachment, Address(attachment.id, address.places, address.label))
-        if known is None:
-            _attached[attachment.id] = attached
-        return attached
+    known = _attached.get(address.id)
+    if known is not None:
+        return known
+    attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
+    if attachment.version == 0:
+        attachment, address = _follow(attachment, address)
+    known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
+    if known is not None and known.attachment is attachment:
+        return known
+    attached = _Attached(attachment, Address(attachment.id, address.places, address.label))
+    if known is None:  # another thread may be faster: then there are two objects over one attachment
+        _attached[attachment.id] = attached
+    return attached
 
 
 def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
@@ -134,10 +130,6 @@ def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachm
     raise storage.not_found(address.places, address.label)
 
 
-def _same_file(fd: int, other: int) -> bool:
-    return os.path.samestat(os.fstat(fd), os.fstat(other))
-
-
 #: attachments of subscribers that came here by pickle, most recent last: a task that is handed a Subscriber would
 #: otherwise attach anew each time
 _kept: dict[bytes, _Attached] = {}
@@ -146,12 +138,17 @@ _MAX_KEPT = 8
 
 def _keep(attached: _Attached) -> None:
     """Keep this attachment for the next task; let go those whose publisher is gone, and the oldest of too many."""
-    with _attached_lock:
-        _kept.pop(attached.attachment.id, None)
-        _kept[attached.attachment.id] = attached
-        while len(_kept) > _MAX_KEPT:
-            del _kept[next(iter(_kept))]
+    _kept.pop(attached.attachment.id, None)
+    _kept[attached.attachment.id] = attached
+    _drop_oldest(_kept, _MAX_KEPT)
     let_go_of_the_dead()
+
+
+def _drop_oldest(table: dict[Any, Any], most: int) -> None:
+    """Leave the newest ``most`` entries."""
+    if len(table) > most:
+        for key in list(table)[:-most]:
+            table.pop(key, None)
 
 
 def let_go_of_the_dead() -> None:

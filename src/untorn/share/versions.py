@@ -88,13 +88,25 @@ class _Content(NamedTuple):
     version: int
 
 
+class _Known(NamedTuple):
+    """What this process knows about the newest version."""
+
+    version: int
+    layout: Layout | None  # None: there is no version yet
+    schema_id: int
+    changed_at: NDArray[np.uint64]  # by leaf of `layout`: the version that changed it last
+
+
 class Versions:
     """The writing side of one attachment. Its caller sees to it that one thread writes at a time.
+
+    An error, or Ctrl-C, can end a method between any two steps. So what is known about a version is prepared before it
+    is published, and taken over when the channel has it; and what is known about a slot is forgotten before it is
+    written.
 
     Attributes:
         attachment: the publisher's.
         name: looks after the channel's name, if it has one.
-        layout: of the newest version; None before the first.
     """
 
     def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool) -> None:
@@ -103,14 +115,27 @@ class Versions:
         self._newest_is_lost = False
         self._label = label
         self._durable = durable
-        self.layout: Layout | None = None
-        self._schema_id = 0
         self._contents: dict[int, _Content] = {}
-        self._changed_at: NDArray[np.uint64] = np.zeros(0, np.uint64)  # by leaf of `layout`
-        self._newest = 0  # the version that all of this describes
+        self._known_or_past = self._coming = _Known(0, None, 0, np.zeros(0, np.uint64))
         # durable: the slot table, if it has not changed since control was last on the disk; is `latest` there as well?
         self._table: list[tuple[int, ...]] | None = None
         self._settled = attachment.version == 0
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of the newest version; None before the first."""
+        return self._known().layout
+
+    def _known(self) -> _Known:
+        """What is known about the newest version; the last step of publishing one may not have come to it."""
+        version = self.attachment.version
+        if self._coming.version <= version:
+            self._known_or_past = self._coming
+        known = self._known_or_past
+        if known.version != version:  # a trainer's workers publish too; what was known ends where they began
+            everything = np.full(len(known.changed_at), version, np.uint64)
+            known = self._known_or_past = self._coming = known._replace(version=version, changed_at=everything)
+        return known
 
     # -- whole versions
 
@@ -178,28 +203,19 @@ class Versions:
 
     def begin_from_newest(self, timeout_s: float, *, without: Iterable[int]) -> tuple[int, _core.Draft]:
         """A slot that has the newest version, but for the leaves ``without``, which may have any bytes."""
-        layout = self.known_layout()
-        self._notice_other_writers()
-        slot, draft = self.begin(layout.nbytes, timeout_s)
-        content = self._contents.pop(slot, None)
+        layout, changed_at = self.known_layout(), self._known().changed_at
+        slot, draft, content = self._begin(layout.nbytes, timeout_s)
         newest = self._newest_bytes()
         same_bytes = content is not None and _VERSION.unpack_from(draft)[0] == content.version
         if content is None or content.layout is not layout or not same_bytes:
             stale = np.ones(len(layout.leaves), bool)
             layout.write_schema(draft)
         else:
-            stale = self._changed_at > content.version
+            stale = changed_at > content.version
         stale[list(without)] = False
         for start, end in layout.ranges(np.flatnonzero(stale)):
             _core.copy(draft, start, newest[start:end])
         return slot, draft
-
-    def _notice_other_writers(self) -> None:
-        """A trainer's workers publish too; what is known here ends where they began."""
-        version = self.attachment.version
-        if version != self._newest:
-            self._changed_at[:] = version
-            self._newest = version
 
     def _newest_bytes(self) -> memoryview:
         if self._newest_is_lost:
@@ -211,20 +227,27 @@ class Versions:
 
     def known_layout(self) -> Layout:
         """The layout of the newest version."""
-        if self.layout is None:
+        layout = self.layout
+        if layout is None:
             raise ClosedError(f"channel {self._label!r} has no version yet")
-        return self.layout
+        return layout
 
     # -- the steps
 
     def begin(self, nbytes: int, timeout_s: float) -> tuple[int, _core.Draft]:
         """A slot of at least that room that nobody can read, and its bytes, writable."""
+        slot, draft, _ = self._begin(nbytes, timeout_s)
+        return slot, draft
+
+    def _begin(self, nbytes: int, timeout_s: float) -> tuple[int, _core.Draft, _Content | None]:
+        """The same, and what was in it: this is forgotten here, before anything is written."""
         self._settle()
         table, self._table = self._table, None  # an error below must not hide that it was changed in between
         slot = self._pick(nbytes, timeout_s)
         if self._durable and table == self._read_table():
             self._table = table
-        return slot, self._draft(slot)
+        content = self._contents.pop(slot, None)
+        return slot, self._draft(slot), content
 
     def _draft(self, slot: int) -> _core.Draft:
         try:
@@ -236,25 +259,31 @@ class Versions:
 
     def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
         """Make a complete slot the latest. ``changed``: which leaves differ from the version before; None for all."""
-        attachment = self.attachment
-        self._contents.pop(slot, None)
-        version = attachment.version + 1
+        attachment, known = self.attachment, self._known()
+        version = known.version + 1
         if version >= _VERSIONS_END:
             raise FormatError(
                 f"channel {self._label!r}: its newest version has the number {attachment.version}, after which none "
                 "comes; the control file is damaged: remove its files"
             )
-        if self.layout is None or self.layout.schema != layout.schema:
-            self._schema_id = version
-        attachment.finish(slot, version, layout.nbytes, len(layout.schema), self._schema_id)
+        same_schema = known.layout is not None and known.layout.schema == layout.schema
+        schema_id = known.schema_id if same_schema else version
+        if changed is None or known.layout is not layout:
+            changed_at = np.full(len(layout.leaves), version, np.uint64)
+        else:
+            changed_at = known.changed_at.copy()
+            changed_at[list(changed)] = version
+        attachment.finish(slot, version, layout.nbytes, len(layout.schema), schema_id)
         self._sync_data()
         self._settled = False
-        attachment.publish(slot, version)
-        if changed is None or self.layout is not layout:
-            self._changed_at = np.full(len(layout.leaves), version, np.uint64)
-        else:
-            self._changed_at[list(changed)] = version
-        self.layout, self._newest, self._newest_is_lost = layout, version, False
+        self._coming = _Known(version, layout, schema_id, changed_at)
+        try:
+            attachment.publish(slot, version)
+        except BaseException:  # it may have been published all the same
+            self._known()
+            self._coming = self._known_or_past
+            raise
+        self._newest_is_lost = False
         self._contents[slot] = _Content(layout, version)
         self._sync_latest()
         return version

@@ -10,8 +10,10 @@ The thread decides nothing: it nudges, and the coroutine looks for itself. It st
 moment after the last. The kernel lets it sleep on 127 channels; each 127 more have one more thread.
 
 Only the thread touches the table of waiters. Others put a new waiter into the inbox, or mark one
-as gone, and ring. Marking takes no lock: a coroutine that nobody awaits any more can be collected, and so leave,
-between any two instructions of any thread.
+as gone, and ring. Nothing of this takes a lock: a coroutine that nobody awaits any more can be collected, and so leave,
+between any two instructions of any thread; and a signal handler or a finalizer may begin to wait there. Which thread
+serves is decided by the one that succeeds in taking ``_serving``, without waiting for it. It looks into the inbox once
+more after it has given that up, and whoever puts something in looks at ``_serving`` afterwards, so nobody is forgotten.
 """
 
 from __future__ import annotations
@@ -139,7 +141,7 @@ class _Watcher:
 
     def __init__(self, *, polls: bool = False) -> None:
         self._watch = _core.Watch(polls)
-        self._lock = threading.Lock()  # a waiter enters the inbox only while there is a thread to take it out
+        self._serving = threading.Lock()  # held by the thread; others only ask whether it is
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._inbox: deque[_Waiter] = deque()
@@ -151,17 +153,17 @@ class _Watcher:
         self._idle_until = 0.0
 
     def has_room(self, attachment: _core.Attachment) -> bool:
-        """Can it sleep on this channel as well? A guess: without room it would only be slower."""
+        """Can it sleep on this channel as well? A guess: without room it would only be slower. Not for a finalizer that
+        the thread itself runs: that would wait for its own thread."""
+        if self._thread is threading.current_thread():
+            return False
         return attachment in self._waiters or len(self._waiters) + len(self._inbox) < _core.WATCH_WORDS
 
     def add(self, waiter: _Waiter) -> None:
         """Nudge this waiter when there is something to see; once."""
-        with self._lock:
-            if self._thread is None or self._thread.ident is None:  # the latter: a start that was interrupted
-                self._idle_until = time.monotonic() + IDLE_S
-                self._thread = threading.Thread(target=self._run, name="untorn-waiting", daemon=True)
-                self._thread.start()
-            self._inbox.append(waiter)
+        self._inbox.append(waiter)
+        if not self._serving.locked():  # one thread too many ends at once
+            threading.Thread(target=self._run, name="untorn-waiting", daemon=True).start()
         self._watch.ring()
 
     def leave(self, waiter: _Waiter) -> None:
@@ -173,10 +175,10 @@ class _Watcher:
 
     def stop(self) -> None:
         """End the thread now, whoever waits."""
-        with self._lock:
-            thread, self._stopping = self._thread, True
+        self._stopping = True
         self._watch.ring()
-        if thread is not None and thread.ident is not None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._stopping = False
 
@@ -190,12 +192,24 @@ class _Watcher:
     # -- what follows runs in the thread. No local of _run refers to a waiter or a channel while it sleeps.
 
     def _run(self) -> None:
-        try:
-            while self._gather():
-                self._serve(self._watch.wait(self._versions, self._pause_s()))
-        except BaseException:
-            self._give_up()
-            raise
+        while self._serving.acquire(blocking=False):
+            left: list[_Waiter] = []
+            failed = True
+            try:
+                self._thread = threading.current_thread()
+                self._idle_until = time.monotonic() + IDLE_S
+                while self._gather():
+                    self._serve(self._watch.wait(self._versions, self._pause_s()))
+                failed = False
+            finally:
+                if failed:
+                    left = self._give_up()
+                self._thread = None
+                self._serving.release()
+                if failed:  # everybody looks for itself, comes back, and finds a new thread
+                    self._nudge_all(left)
+            if not self._inbox or self._stopping:
+                return
 
     def _gather(self) -> bool:
         """Take in who came and let go who left; False when the thread is to end."""
@@ -210,15 +224,7 @@ class _Watcher:
         now = time.monotonic()
         if self._waiters:
             self._idle_until = now + IDLE_S
-        if (self._waiters or now < self._idle_until) and not self._stopping:
-            return True
-        with self._lock:
-            if self._thread is not threading.current_thread():
-                return False
-            if self._inbox and not self._stopping:
-                return True
-            self._thread = None
-            return False
+        return bool(self._waiters or now < self._idle_until) and not self._stopping
 
     def _pause_s(self) -> float:
         return max(0.0, (self._look_at if self._waiters else self._idle_until) - time.monotonic())
@@ -248,13 +254,17 @@ class _Watcher:
             del self._waiters[attachment]
             self._versions.pop(attachment, None)
 
-    def _give_up(self) -> None:
-        """After a failure: everybody looks for itself, comes back, and finds a new thread."""
-        with self._lock:
-            if self._thread is threading.current_thread():
-                self._thread = None
-            waiters = [*self._inbox, *(waiter for group in self._waiters.values() for waiter in group)]
-            self.forget()
+    def _give_up(self) -> list[_Waiter]:
+        """Forget all, after a failure; who waited."""
+        waiters = [waiter for group in self._waiters.values() for waiter in group]
+        self._waiters.clear()
+        self._versions.clear()
+        return waiters
+
+    def _nudge_all(self, waiters: list[_Waiter]) -> None:
+        """These, and who came until ``_serving`` was given up and so began no thread."""
+        while self._inbox:
+            waiters.append(self._inbox.popleft())
         for waiter in waiters:
             waiter.nudge()
 

@@ -232,14 +232,18 @@ def _idle_workers(trainer: Trainer) -> Iterator[ProcessEngine | None]:
     """The engine, if it has worker processes that can be interrupted: not while they make steps, for then the newest
     weights are others for each of them, and not for a thread beside the one that trains."""
     engine = trainer._running().engine
-    if not isinstance(engine, ProcessEngine) or not engine.has_workers or not trainer._using.acquire(blocking=False):
+    if not isinstance(engine, ProcessEngine) or not engine.has_workers:
         yield None
         return
+    taken: list[bool] = []
     try:
+        # in one call, so that no Ctrl-C can come after the lock is taken and before that is noted
+        taken.extend(map(trainer._using.acquire, [False]))
         fit = trainer._fit
-        yield None if fit is not None and fit.stepping else engine
+        yield engine if taken[0] and not (fit is not None and fit.stepping) else None
     finally:
-        trainer._using.release()
+        if any(taken):
+            trainer._using.release()
 
 
 class _Here:

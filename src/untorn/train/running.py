@@ -223,8 +223,8 @@ class Running:
             memory = bytearray(memoryview(hold))
         params, state = decoder.value(memory), decoder.extra(memory)
         fill(params, state)
-        with self.weights._writing("load"):
-            self.weights._versions.publish(Tree.of(params, state), FREE_SLOT_TIMEOUT_S)
+        tree = Tree.of(params, state)
+        self.weights._write("load", lambda versions: versions.publish(tree, FREE_SLOT_TIMEOUT_S))
 
     @property
     def is_copy(self) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.share import Publisher
 from untorn.share.tree import flatten
-from untorn.share.versions import FREE_SLOT_TIMEOUT_S
+from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Versions
 from untorn.share.views import array_over
 from untorn.train.server_optimizer import ServerOptimizer
 
@@ -105,13 +105,15 @@ class ServerSteps:
                     f"optimizer: {name}: expected {kind[1]} of shape {kind[0]}, as before the first step, found "
                     f"{value.dtype} of shape {value.shape}; only state that stays as large as it is can be published"
                 )
-        with self._weights._writing("step"):
-            versions = self._weights._versions
+
+        def make(versions: Versions) -> int:
             layout = versions.known_layout()
             slot, draft = versions.begin_from_newest(FREE_SLOT_TIMEOUT_S, without=self._changed)
             for index, leaf in zip(self._changed, self._buffers + values, strict=True):
                 layout.write_leaf(draft, index, leaf)
-            versions.finish(layout, slot, self._changed)
+            return versions.finish(layout, slot, self._changed)
+
+        self._weights._write("step", make)
 
 
 def _clip(gradients: list[_Array], clip_norm: float) -> float:

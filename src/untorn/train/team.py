@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-import threading
 from dataclasses import dataclass, field
 
 from untorn import _core
@@ -33,6 +32,16 @@ def most_workers(workers: int) -> int:
     return min(_MOST, max(_ROOM, 2 * workers))
 
 
+class _Descriptor:
+    """A descriptor that is open for as long as anybody refers to this: another thread may be about to use it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class Team:
     """The workers of a trainer, as a number that anybody may change.
 
@@ -49,12 +58,11 @@ class Team:
         self._cpus = cpus
         self._server_works = server_works
         self._can_change = can_change
-        self._lock = threading.Lock()
-        self._board: _core.Board | None = None
-        self._fd = -1
+        self._job: tuple[_core.Board, _Descriptor] | None = None
 
     def set(self, workers: int) -> None:
-        """From now on there are to be so many. Thread-safe. Raises ValueError, CapacityError; then nothing changes."""
+        """From now on there are to be so many. Thread-safe, and safe in signal handlers: there is no lock. Raises
+        ValueError, CapacityError; then nothing changes."""
         if not self._can_change and workers != self.wanted:
             raise ValueError(f"workers: engine='serial' has one worker, this process; found {workers}")
         if not 1 <= workers <= self.most:
@@ -62,19 +70,20 @@ class Team:
                 f"workers: expected 1 to {self.most}, found {workers}; a trainer that is made with more workers has "
                 "room for more"
             )
-        with self._lock:
-            if self._board is not None:
-                nbytes = self._board.nbytes_used(workers)
-                try:
-                    os.posix_fallocate(self._fd, 0, nbytes)
-                except OSError as error:
-                    if not shortage(error):
-                        raise
-                    raise CapacityError(
-                        f"no memory for the gradient buffers of {workers} workers, {nbytes:,} bytes in all "
-                        f"({error.strerror}); there are {self.wanted} workers"
-                    ) from None
-            self.wanted = workers
+        job = self._job
+        if job is not None:
+            board, file = job
+            nbytes = board.nbytes_used(workers)
+            try:
+                os.posix_fallocate(file.fd, 0, nbytes)
+            except OSError as error:
+                if not shortage(error):
+                    raise
+                raise CapacityError(
+                    f"no memory for the gradient buffers of {workers} workers, {nbytes:,} bytes in all "
+                    f"({error.strerror}); there are {self.wanted} workers"
+                ) from None
+        self.wanted = workers
 
     @property
     def max_readers(self) -> int:
@@ -88,14 +97,12 @@ class Team:
 
     def begin(self, board: _core.Board, fd: int) -> None:
         """A job begins on this board, in this file."""
-        with self._lock:
-            self._board, self._fd = board, fd
+        self._job = board, _Descriptor(os.dup(fd))
         board.team(self.wanted, self.spin_s)
 
     def end(self) -> None:
         """The job is over."""
-        with self._lock:
-            self._board, self._fd = None, -1
+        self._job = None
 
     def follow(self, engine: Engine, board: _core.Board) -> None:
         """Let the engine have as many workers as are wanted."""
