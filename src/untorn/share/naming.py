@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -56,6 +57,8 @@ class NameKeeper:
         self._signpost: _core.Attachment | None = None
         self._look_at = time.monotonic() + LOOK_INTERVAL_S
         self._ended = False
+        # what ends it, which another thread or a signal handler may call in the middle of look(): unlink() or close()
+        self._over: Callable[[], None] | None = None
         attachment.set_named(True)
 
     def look(self) -> None:
@@ -65,7 +68,8 @@ class NameKeeper:
             return
         self._look_at = now + LOOK_INTERVAL_S
         own = self._named()
-        if not (self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)):
+        found = self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
+        if not found:
             self.restore()
 
     def restore(self) -> None:
@@ -74,6 +78,8 @@ class NameKeeper:
         Raises BrokenChannelError, changing nothing, if another channel has the name, or if what is durable is gone.
         """
         files, label = self._files, self._files.label
+        if self._over is not None:
+            return
         if files.exists() and not files.is_same_file(self._named().control_fd):
             self._fail(
                 f"channel {label!r} has lost its name: {_WHO}, and another channel has been made under it. Readers "
@@ -93,7 +99,11 @@ class NameKeeper:
                 "the disk after its processes; publish again"
             )
             return
-        _warn(f"channel {label!r}: {_WHO}. {self._find_again()}; {_PREVENT}")
+        state = self._find_again()
+        if self._over is not None:  # it came in between
+            self._over()
+            return
+        _warn(f"channel {label!r}: {_WHO}. {state}; {_PREVENT}")
 
     def _fail(self, message: str) -> None:
         if not self._tolerant:
@@ -134,12 +144,14 @@ class NameKeeper:
 
     def unlink(self) -> None:
         """The publisher gives its name up."""
+        self._over = self.unlink
         self._give_up()
         if self._files.is_same_file(self._named().control_fd):
             self._files.unlink()
 
     def close(self) -> None:
         """The publisher ends. What can outlive it keeps the name; a signpost goes."""
+        self._over = self._over or self.close
         self._give_up()
         if self._signpost is not None:
             if self._files.is_same_file(self._signpost.control_fd):

@@ -356,13 +356,15 @@ class Publisher:
 
     @property
     def _versions(self) -> Versions:
-        if self._open_versions is None:
+        versions = self._open_versions  # read once, here as below: a signal handler may close this in between
+        if versions is None:
             raise ClosedError(f"this publisher of channel {self._label!r} is closed")
-        return self._open_versions
+        return versions
 
     @property
     def _attachment(self) -> _core.Attachment | None:
-        return self._open_versions.attachment if self._open_versions else None
+        versions = self._open_versions
+        return None if versions is None else versions.attachment
 
     def _open(self) -> _core.Attachment:
         return self._versions.attachment
@@ -391,7 +393,8 @@ class Publisher:
         """
         if self._files is None:
             return
-        if self._attachment is None:
+        versions = self._open_versions
+        if versions is None:
             taken = storage.take_over(self._files)
             if taken is None:
                 return
@@ -400,10 +403,10 @@ class Publisher:
             taken.retire()
             let_go_of_the_dead()
             return
-        if self._attachment.forked:
+        if versions.attachment.forked and self._open_versions is not None:
             raise forked_error(self._label)
-        if self._versions.name is not None:
-            self._versions.name.unlink()
+        if versions.name is not None:
+            versions.name.unlink()
 
     def __enter__(self) -> Publisher:
         return self
@@ -415,5 +418,6 @@ class Publisher:
         raise TypeError("a Publisher stays in its process; send publisher.subscriber() to others")
 
     def __repr__(self) -> str:
-        state = "closed" if self._attachment is None else f"version {self._attachment.version}"
+        attachment = self._attachment
+        state = "closed" if attachment is None else f"version {attachment.version}"
         return f"<untorn.Publisher of {self._label!r}, {state}>"

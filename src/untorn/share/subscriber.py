@@ -187,11 +187,12 @@ class Snapshot:
         self.version = hold.version
 
     def _held(self) -> _core.Hold:
-        if self._hold is None:
+        hold = self._hold  # read once, here as below: a signal handler may close this in between
+        if hold is None:
             raise ClosedError(
                 f"this snapshot of version {self.version} is closed; take a new one, or keep a view into its value"
             )
-        return self._hold
+        return hold
 
     @property
     def value(self) -> Any:
@@ -201,12 +202,12 @@ class Snapshot:
         Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version,
         UnsupportedTypeError for a pickled value without allow_pickle, ImportError if the value's library is missing.
         """
-        if self._value is _MISSING:
-            hold = self._held()
-            self._value = self._attached.decoder(hold, self._allow_pickle).value(hold)
-        elif self._hold is None:
-            self._held()
-        return self._value
+        hold, value = self._held(), self._value
+        if value is _MISSING:
+            value = self._attached.decoder(hold, self._allow_pickle).value(hold)
+            if self._hold is not None:
+                self._value = value
+        return value
 
     @property
     def extra(self) -> Any:
@@ -241,7 +242,8 @@ class Snapshot:
         raise TypeError("a Snapshot stays in its process; send the Subscriber, or what you need of the value")
 
     def __repr__(self) -> str:
-        state = "closed" if self._hold is None else f"{self._hold.nbytes:,} bytes"
+        hold = self._hold
+        state = "closed" if hold is None else f"{hold.nbytes:,} bytes"
         return f"<untorn.Snapshot of {self._attached.address.label!r}, version {self.version}, {state}>"
 
 
@@ -267,9 +269,12 @@ class Subscriber:
     def _attached(self) -> _Attached:
         if self._closed:
             raise ClosedError(f"this subscriber of channel {self._address.label!r} is closed; subscribe again")
-        if self._attached_or_none is None:
-            self._attached_or_none = _attach(self._address)
-        return self._attached_or_none
+        attached = self._attached_or_none
+        if attached is None:
+            attached = _attach(self._address)
+            if not self._closed:
+                self._attached_or_none = attached
+        return attached
 
     @property
     def address(self) -> Address:
@@ -458,10 +463,10 @@ class Subscriber:
 
     def close(self) -> None:
         """Stop using the channel. Snapshots and views that were taken stay valid. Closing twice is fine."""
-        if self._attached_or_none is not None:
-            _kept.pop(self._attached_or_none.attachment.id, None)
         self._closed = True
-        self._attached_or_none = None
+        attached, self._attached_or_none = self._attached_or_none, None
+        if attached is not None:
+            _kept.pop(attached.attachment.id, None)
 
     def __enter__(self) -> Subscriber:
         return self

@@ -237,12 +237,14 @@ class Trainer:
     @property
     def restarts(self) -> int:
         """Workers that were replaced so far."""
-        return self._open.engine.restarts if self._open else 0
+        running = self._open  # read once: a signal handler may close this in between
+        return running.engine.restarts if running else 0
 
     @property
     def pids(self) -> list[int]:
         """The process ids of the workers, by index; empty before fit and with the serial engine."""
-        engine = self._open.engine if self._open else None
+        running = self._open
+        engine = running.engine if running else None
         return engine.pids if isinstance(engine, ProcessEngine) else []
 
     # -- training
