@@ -18,7 +18,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -57,8 +56,8 @@ class NameKeeper:
         self._signpost: _core.Attachment | None = None
         self._look_at = time.monotonic() + LOOK_INTERVAL_S
         self._ended = False
-        # what ends it, which another thread or a signal handler may call in the middle of look(): unlink() or close()
-        self._over: Callable[[], None] | None = None
+        # another thread or a signal handler may end it in the middle of look()
+        self._unlinked = self._closed = False
         attachment.set_named(True)
 
     def look(self) -> None:
@@ -78,7 +77,7 @@ class NameKeeper:
         Raises BrokenChannelError, changing nothing, if another channel has the name, or if what is durable is gone.
         """
         files, label = self._files, self._files.label
-        if self._over is not None:
+        if self._unlinked or self._closed:
             return
         if files.exists() and not files.is_same_file(self._named().control_fd):
             self._fail(
@@ -100,10 +99,12 @@ class NameKeeper:
             )
             return
         state = self._find_again()
-        if self._over is not None:  # it came in between
-            self._over()
-            return
-        _warn(f"channel {label!r}: {_WHO}. {state}; {_PREVENT}")
+        if self._unlinked:
+            self.unlink()
+        elif self._closed:
+            self.close()
+        else:
+            _warn(f"channel {self._files.label!r}: {_WHO}. {state}; {_PREVENT}")
 
     def _fail(self, message: str) -> None:
         if not self._tolerant:
@@ -144,14 +145,14 @@ class NameKeeper:
 
     def unlink(self) -> None:
         """The publisher gives its name up."""
-        self._over = self.unlink
+        self._unlinked = True
         self._give_up()
         if self._files.is_same_file(self._named().control_fd):
             self._files.unlink()
 
     def close(self) -> None:
         """The publisher ends. What can outlive it keeps the name; a signpost goes."""
-        self._over = self._over or self.close
+        self._closed = True
         self._give_up()
         if self._signpost is not None:
             if self._files.is_same_file(self._signpost.control_fd):
