@@ -527,6 +527,53 @@ static void test_full(const char *how, struct channel_files files, int expected)
     files_close(files);
 }
 
+/* Somebody cuts the data file at every page while a reader holds an old version and the newest lies anywhere: the publisher
+ * is told once if the newest is lost, writes to nothing that is not there, and goes on. */
+static void test_truncated(void)
+{
+    for (uint64_t pages = 0; pages <= 6; pages++) {
+        struct channel_files files = files_make(READERS, 6, 4);
+        struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+        struct control *control = publisher->channel.control;
+        struct pin pin;
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
+        const uint64_t held_end = control->slots[pin.slot].offset + control->slots[pin.slot].capacity;
+        for (int i = 0; i < 4; i++)
+            CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+        const struct slot_extent *latest = &control->slots[latest_slot(control->latest)];
+        const uint64_t cut = pages * page_nbytes();
+        const bool lost = latest->offset + latest->capacity > cut;
+        CHECK(ftruncate(files.data, (off_t)cut) == 0);
+        CHECK(version_publish(publisher, WORDS) == (lost ? STATUS_TRUNCATED : STATUS_OK), "cut at %" PRIu64, cut);
+        for (uint64_t words = 1; words < 20 * WORDS; words += WORDS) {
+            struct pin newest;
+            CHECK(version_publish(publisher, words) == STATUS_OK, "cut at %" PRIu64, cut);
+            if (CHECK(attachment_pin(reader, &newest) == STATUS_OK && pin_is_whole(&newest)))
+                attachment_unpin(reader, newest.slot, newest.generation);
+        }
+        CHECK(held_end > cut || pin_is_whole(&pin), "what lies before the cut stays");
+        attachment_close(reader);
+        attachment_close(publisher);
+        files_close(files);
+    }
+}
+
+/* A publisher asks for its name's loss to be told, and is, each time, with nothing changed. */
+static void test_unlinked(void)
+{
+    struct channel_files files = files_make(READERS, 4, 2); /* memfds, which have no names */
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER);
+    CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    const uint64_t latest = channel_latest(&publisher->channel);
+    publisher->named = true;
+    CHECK(version_publish(publisher, WORDS) == STATUS_UNLINKED && version_publish(publisher, WORDS) == STATUS_UNLINKED);
+    CHECK(channel_latest(&publisher->channel) == latest);
+    publisher->named = false;
+    CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    attachment_close(publisher);
+    files_close(files);
+}
+
 /* -- what a publisher finds ------------------------------------------------------------------------------------- */
 
 static bool extents_are_apart(const struct control *control)
@@ -958,6 +1005,8 @@ int main(void)
     test_lend();
     test_full("a limit", files_make(READERS, 4, 2), EFBIG);
     test_full("a seal", files_make(READERS, 4, 2), EPERM);
+    test_truncated();
+    test_unlinked();
     test_inherited_table();
     test_inherited_latest_outside();
     test_inherited_mutant();

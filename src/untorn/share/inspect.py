@@ -15,6 +15,7 @@ the one that a process wrote down, perhaps of another pid namespace: good for pe
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
 from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, no_file
+from untorn.share.naming import signpost_target
 from untorn.share.storage import Files
 
 __all__ = [
@@ -337,7 +339,7 @@ class ChannelView:
             view = cls(files, control_fd, data_fd)
             try:
                 if view.is_one_channel():
-                    return view
+                    return view._followed()
                 stays = files.is_same_file(control_fd) and files.is_same_data(data_fd)
             except BaseException:
                 view.close()
@@ -351,6 +353,23 @@ class ChannelView:
                 "was copied or replaced by hand: put the right one back, or remove both"
             )
         raise BusyError(f"channel {files.label!r} is being made and removed all the time; try again")
+
+    def _followed(self) -> ChannelView:
+        """Where this leads, if it is a signpost to a channel that lost its files; else this itself."""
+        target = None if self._control().version else signpost_target(self._control_fd, self.files.label)
+        if target is None:
+            return self
+        with contextlib.ExitStack() as opened:
+            try:
+                control_fd, data_fd = (_open_descriptor(path, opened) for path in target.places[0])
+                view = ChannelView(self.files, control_fd, data_fd)
+                if view._control().id != target.id or not view.is_one_channel():
+                    return self
+            except (OSError, FormatError):  # its publisher is gone, and somebody else may have the number
+                return self
+            opened.pop_all()
+        self.close()
+        return view
 
     def is_one_channel(self) -> bool:
         """Do both files belong to one channel? Raises FormatError if one is no channel's."""
@@ -507,6 +526,12 @@ def _living_bytes(fd: int, first: int, last: int) -> Iterator[int]:
         start = max(low, start)
         yield from range(start, end + 1)
         ranges += [(low, start - 1), (end + 1, high)]
+
+
+def _open_descriptor(path: str, opened: contextlib.ExitStack) -> int:
+    fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
+    opened.callback(os.close, fd)
+    return fd
 
 
 def open_file(path: str, label: str) -> int:

@@ -13,6 +13,7 @@ it is a channel without a version, which nobody takes for one and the next publi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -67,8 +68,11 @@ class NameKeeper:
             return
         self._look_at = now + LOOK_INTERVAL_S
         own = self._named()
-        found = self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
-        if not found:
+        try:
+            kept = self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
+        except OSError:
+            return  # this process may not look there (any more): nobody says that the names are gone
+        if not kept:
             self.restore()
 
     def restore(self) -> None:
@@ -114,9 +118,9 @@ class NameKeeper:
 
     def _find_again(self) -> str:
         """Returns what has become of the name."""
-        if self._files.is_same_file(self._named().control_fd):
-            self._files.unlink()  # half of it is there
         try:
+            if self._files.is_same_file(self._named().control_fd):
+                self._files.unlink()  # half of it is there
             if self._signpost is None and self._is_linked() and self._take_back():
                 return "It has its name back"
             self._signpost = _put_signpost(self._files, self._attachment)
@@ -155,8 +159,9 @@ class NameKeeper:
         self._closed = True
         self._give_up()
         if self._signpost is not None:
-            if self._files.is_same_file(self._signpost.control_fd):
-                self._files.unlink()
+            with contextlib.suppress(OSError):  # the next publisher removes it
+                if self._files.is_same_file(self._signpost.control_fd):
+                    self._files.unlink()
             self._signpost.retire()
 
 

@@ -12,7 +12,7 @@ import os
 from untorn import _core
 from untorn.errors import BusyError, CapacityError, ClosedError, FormatError, UntornError
 
-__all__ = ["FULL", "explained", "labelled", "meaning", "no_space", "shortage", "unreadable"]
+__all__ = ["FULL", "explained", "labelled", "meaning", "no_space", "shortage", "unmappable", "unreadable"]
 
 #: there is not enough of something: disk, quota, memory, or size that a file may have
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
@@ -80,6 +80,8 @@ def labelled(error: OSError, label: str) -> OSError:
 
 def explained(error: OSError, label: str, what: str, path: str) -> Exception:
     """The error of a system call, as one that says what it was for and what to do."""
+    if error.errno == errno.ENOMEM:
+        return CapacityError(f"channel {label!r} {what} ({path}): {os.strerror(error.errno)}; free some memory")
     if error.errno in FULL:
         return CapacityError(
             f"channel {label!r} {what} ({path}): its file system has no room for another file "
@@ -99,6 +101,14 @@ def unreadable(error: OSError, label: str, path: str) -> OSError:
         f"channel {label!r} cannot be opened: readers note in its control file what they hold, so they must be able to "
         f"write to that file, and to read the data file, and {obstacle}",
         path,
+    )
+
+
+def unmappable(nbytes: int, what: str, number: int) -> CapacityError:
+    """The error for a process that has no memory left for a mapping of ``nbytes``."""
+    return CapacityError(
+        f"{what} needs {nbytes:,} bytes of address space, and this process cannot map them ({os.strerror(number)}); "
+        "see its limits (ulimit -v, vm.max_map_count), or let old snapshots go"
     )
 
 

@@ -154,7 +154,7 @@ _ERRORS: dict[str, tuple[type[UntornError], str]] = {
 def _leads_to(path: str, fd: int) -> bool:
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -587,5 +587,9 @@ def _copy_up(control_fd: int, data: str, label: str) -> None:
     """Have the data file in the upper layer before it is opened for reading, if this is overlayfs. A mapping of the
     lower layer's file would keep showing that one when a publisher opens the file for writing, which copies it: other
     bytes, and a SIGBUS behind its end. The control file is copied already: readers write to it."""
-    if _core.is_overlay(control_fd):
+    try:
+        copied_when_written = _core.is_overlay(control_fd)
+    except OSError as error:
+        raise labelled(error, label) from None
+    if copied_when_written:
         os.close(_open_for_reader(data, os.O_RDWR, label))

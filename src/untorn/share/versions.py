@@ -30,7 +30,7 @@ from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
-from untorn.share.obstacles import labelled, meaning
+from untorn.share.obstacles import labelled, meaning, unmappable
 from untorn.share.paths import Place, find, replaced
 from untorn.share.tree import Spec, flatten
 
@@ -339,8 +339,8 @@ class Versions:
                 if error.args[0] != "no_slot":
                     raise meaning(error, self._label) from None
             except OSError as error:
-                if error.errno == errno.ENOMEM:  # no memory for the mapping
-                    raise self._no_space(nbytes, error.errno) from None
+                if error.errno == errno.ENOMEM:
+                    raise unmappable(nbytes, self._next_version(), error.errno) from None
                 raise labelled(error, self._label) from None
             if time.monotonic() >= deadline:
                 raise self.no_slot(timeout_s)
@@ -352,8 +352,10 @@ class Versions:
         self._contents.clear()
 
     def _no_space(self, nbytes: int, number: int) -> CapacityError:
-        what = f"channel {self._label!r}: version {self.attachment.version + 1}"
-        return storage.no_space(self.attachment.data_fd, nbytes, what, number=number)
+        return storage.no_space(self.attachment.data_fd, nbytes, self._next_version(), number=number)
+
+    def _next_version(self) -> str:
+        return f"channel {self._label!r}: version {self.attachment.version + 1}"
 
     def no_slot(self, timeout_s: float) -> CapacityError:
         """The error for a channel whose slots are all held; it names the holders."""

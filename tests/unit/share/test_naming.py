@@ -15,8 +15,10 @@ import pytest
 import untorn
 from helpers import WATCHDOG_S, start
 from untorn.cli.gc import collect
+from untorn.cli.listing import list_channels
 from untorn.errors import BrokenChannelError, BusyError, ChannelNotFoundError, FormatError
 from untorn.share import naming
+from untorn.share.inspect import ChannelView, files_of
 
 REMOVED = "somebody removed its files"
 
@@ -89,6 +91,22 @@ def test_other_processes_go_on_and_find_it(folder):
             assert child.join() == 0
 
 
+def test_it_is_shown_as_it_is(folder):
+    """By untorn ls, show and top, which look without attaching."""
+    with publish(folder, {"n": 0}) as publisher, untorn.subscribe(folder / "c") as reader:
+        held = reader.snapshot()
+        remove(folder)
+        with pytest.warns(RuntimeWarning, match=REMOVED):
+            publisher.update({"n": 1})
+        with ChannelView.open(files_of(f"{folder}/c")) as view:
+            state = view.state()
+            assert (state.version, state.publisher, state.publisher_pid) == (2, "alive", os.getpid())
+            assert [reader.versions for reader in state.readers] == [(1,)]
+            assert view.schema()[0] == 2
+        assert [(found.status, found.state.version) for found in list_channels(folder)] == [("used", 2)]
+        del held
+
+
 def test_again_and_again(folder):
     with publish(folder, 0) as publisher:
         for version in range(1, 4):
@@ -150,6 +168,24 @@ def test_a_directory_that_is_gone(tmp_path):
             publisher.update(1)
         publisher.update(2)
         assert reader.snapshot().value == 2
+
+
+def _publish_as_nobody(pipe, folder):
+    os.chmod(folder, 0o700)
+    with publish(folder, 0) as publisher:
+        os.setresuid(65534, 65534, 65534)
+        with pytest.raises(PermissionError):
+            os.stat(folder / "c.control")
+        pipe.put(publisher.update(1))
+    pipe.put(publisher._attachment)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_publisher_that_may_not_look_there_any_more(folder):
+    with start(_publish_as_nobody, folder) as child:
+        assert (child.get(), child.get()) == (2, None)
+        assert child.join() == 0
+    assert found(folder) == 1
 
 
 def test_what_is_durable_cannot_be_without_files(folder):
