@@ -61,7 +61,8 @@ class TorchModel(FrameworkModel):
     without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard): its generator is
     seeded for each shard, with the serial engine in this process. Parameters without requires_grad are not trained;
     those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
-    BatchNorm wants two examples at least in every shard, of the last batch too.
+    BatchNorm wants two examples at least: a last batch with fewer for each shard is cut into fewer shards, and a single
+    example is refused before training begins.
 
     Args:
         module: float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() gives the trained one.
@@ -207,6 +208,7 @@ class _TorchReplica(Replica):
         self._threads = (torch.get_num_threads(), threads)
         self._written_to_untested = True
         self.takes_rng = True
+        self.needs_several = any(map(_is_batch_norm, self._modules))
         _spend_the_warning_of_read_only_memory()
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
@@ -346,6 +348,20 @@ class _TorchReplica(Replica):
         with torch.no_grad():
             return checked_metrics({name: metric(outputs, target) for name, metric in self._model.metrics.items()})
 
+    def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
+        """See Replica. Leaves the state of torch's random numbers as it was."""
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _unoptimized():
+                self._move_to(params)
+                self._train()
+                _seed_torch(rng)
+                self._loss_of(batch, rng)
+        except Exception as error:
+            return error
+        finally:
+            self._move_away()
+        return None
+
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica. Leaves the state of torch's random numbers as it was."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _unoptimized(), self._evaluating(params):
@@ -403,6 +419,12 @@ class _Buffer:
             self._memory.copy_(found.detach())
         taken: NDArray[Any] = self._memory.detach().numpy()
         return taken
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Is it one of torch's, or of another library, or a scripted one?"""
+    names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
+    return any("batchnorm" in name.lower() for name in names)
 
 
 _NONE = object()

@@ -32,6 +32,7 @@ from untorn.train.model import replica_of
 from untorn.train.records import NO_RECORDS, Records, failure
 from untorn.train.resuming import give_states_back
 from untorn.train.running import Fit, Running
+from untorn.train.small_batches import least_examples
 from untorn.train.worker import Job, ShardWorker
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _rest_of(fit: Fit) -> _Piece:
 def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
     """A board for a piece, with the workers at it."""
     running, team = fit.running, trainer._team
+    sizes = {"examples": piece.examples, "batch_size": piece.batch_size}
+    running.least = least_examples(trainer, piece.source, **sizes, cut=fit.stream is None)
     fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
     try:
         server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
@@ -146,6 +149,7 @@ def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
         seed=trainer.seed,
         first_step=trainer.step,
         accumulate=trainer.accumulate,
+        least=running.least,
     )
 
 
@@ -306,6 +310,6 @@ def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Deat
     for death in deaths:
         running.count_death(death, trainer.max_restarts, board, trainer.epoch, fit.skipped)
     if board.failed:
-        raise failure(board, trainer.epoch, fit.skipped)
+        raise failure(board, trainer.epoch, fit.skipped, least=fit.running.least)
     if board.need_slot:
         running.find_slot(board)

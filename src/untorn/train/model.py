@@ -76,6 +76,8 @@ class Replica(ABC):
 
     #: must it be given random numbers?
     takes_rng: bool
+    #: may there be batches of one example on which it cannot be trained?
+    needs_several = False
 
     @abstractmethod
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
@@ -85,6 +87,10 @@ class Replica(ABC):
     @abstractmethod
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Loss and metrics of one batch, as Trainer.evaluate wants them; the leaves are nobody's business."""
+
+    def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
+        """What computing the loss of a batch raises, in training; None if nothing. For one that ``needs_several``."""
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, params: Any, x: Any) -> Any:

@@ -109,7 +109,7 @@ def _text(board: _core.Board, at: int, nbytes: int) -> bytes:
     return bytes(memoryview(board)[at : at + nbytes]).split(b"\0", 1)[0]
 
 
-def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: int = 0) -> str:
+def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: int = 0, *, least: int = 1) -> str:
     """One gradient in words: its epoch, step, shard and examples; ``skipped``: steps of the epoch before this board."""
     start, stop = sampler.shard_bounds(
         step % board.steps,
@@ -117,6 +117,7 @@ def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: i
         shards=1 if board.lanes else board.shards,
         examples=board.examples,
         batch_size=board.batch_size,
+        least=least,
     )
     indices = array_over(board, np.int64, board.examples, board.order_at)[start:stop]
     return (
@@ -125,10 +126,10 @@ def task_named(board: _core.Board, epoch: int, step: int, shard: int, skipped: i
     )
 
 
-def failure(board: _core.Board, epoch: int, skipped: int = 0) -> Exception:
+def failure(board: _core.Board, epoch: int, skipped: int = 0, *, least: int = 1) -> Exception:
     """The error for what the first worker to fail has reported; ``skipped``: steps of the epoch before this board."""
     report = report_of(board)
-    where = task_named(board, epoch, report["step"], report["shard"], skipped)
+    where = task_named(board, epoch, report["step"], report["shard"], skipped, least=least)
     if report["non_finite"]:
         return NonFiniteLossError(
             f"{report['summary'].split(': ', 1)[-1]} in {where}; the weights of the step before are kept in "

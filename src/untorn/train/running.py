@@ -124,6 +124,8 @@ class Running:
         self, params: Any, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
     ) -> None:
         self.optimizer = optimizer
+        #: examples of a shard, of the job that runs
+        self.least = 1
         self.owner = os.getpid()
         parts = params if isinstance(params, Parts) else Parts({}, {}, params)
         self._kept, self._buffers = len(parts.kept), len(parts.buffers)
@@ -158,7 +160,7 @@ class Running:
             task = (death.step, death.shard)
             self._deaths[task] = self._deaths.get(task, 0) + 1
             if self._deaths[task] > max_restarts:
-                where = task_named(board, epoch, *task, skipped)
+                where = task_named(board, epoch, *task, skipped, least=self.least)
                 raise WorkerError(
                     f"{self._deaths[task]} workers died one after the other in {where}; the last {how_it_died(death)}. "
                     f"max_restarts is {max_restarts}"

@@ -38,13 +38,21 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def shard_bounds(step: int, shard: int, *, shards: int, examples: int, batch_size: int) -> tuple[int, int]:
+def shard_bounds(
+    step: int, shard: int, *, shards: int, examples: int, batch_size: int, least: int = 1
+) -> tuple[int, int]:
     """The [start, stop) positions in the epoch's order of one shard of one step of the epoch.
 
-    A batch is cut into parts whose sizes differ by one at most; a part of a small batch may be empty.
+    A batch is cut into parts whose sizes differ by one at most; a part of a small batch may be empty. Where they would
+    have fewer than ``least`` examples, the first few shards share the batch, and the others are empty.
     """
     start = step * batch_size
     size = min(batch_size, examples - start)
+    if size < least * shards and least > 1:
+        shards = max(1, size // least)
+        shard = min(shard, shards)
+        if shard == shards:
+            return start + size, start + size
     return start + size * shard // shards, start + size * (shard + 1) // shards
 
 

@@ -44,7 +44,7 @@ _RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "secon
 @dataclass(frozen=True)
 class Job:
     """All that a worker must know to take part in one fit, beside the board and the model. What updates make goes to
-    ``target``: the next weights, or what the server makes them of."""
+    ``target``: the next weights, or what the server makes them of. A shard has ``least`` examples at least."""
 
     weights: Address
     target: Address
@@ -53,6 +53,7 @@ class Job:
     seed: int
     first_step: int
     accumulate: int = 1
+    least: int = 1
 
     def begin(self, index: int, board: _core.Board, model: Replica) -> ShardWorker:
         """The worker for it."""
@@ -84,6 +85,7 @@ class ShardWorker:
             "shards": 1 if self._lanes else self.board.shards,
             "examples": self.board.examples,
             "batch_size": self.board.batch_size,
+            "least": job.least,
         }
         self.target = attached(job.target)
         self.weights = self.target if job.weights == job.target else attached(job.weights)
@@ -135,7 +137,9 @@ class ShardWorker:
             self._write(self.model(params, self.data.take(self.order[start:stop]), rng), buffer)
             return
         for part in range(parts):
-            first, last = sampler.shard_bounds(0, part, shards=parts, examples=examples, batch_size=examples)
+            first, last = sampler.shard_bounds(
+                0, part, shards=parts, examples=examples, batch_size=examples, least=self.job.least
+            )
             if first < last:
                 batch = self.data.take(self.order[start + first : start + last])
                 gradient = self.model(params, batch, rng)
