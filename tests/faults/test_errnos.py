@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import untorn
-from untorn.errors import CapacityError
+from untorn.errors import CapacityError, ChannelNotFoundError
 
 HERE = Path(__file__).parent
 
@@ -158,6 +158,23 @@ def locks(folder: str) -> None:
 
 def test_a_lock_that_fails_is_no_living_process(under):
     under(locks)
+
+
+def handed_over(folder: str) -> None:
+    """A channel that was handed over is not gone because it cannot be opened, locked or mapped just now."""
+    publisher = untorn.publish("x")
+    for call, number in (("open", errno.EIO), ("open", errno.ENOMEM), ("setlk", errno.ENOLCK), ("mmap", errno.ENOMEM)):
+        with Failing(call, number):
+            expect(type(OSError(number, "")), number, publisher.subscriber().snapshot)
+    for number in (errno.ENXIO, errno.EACCES):  # what such a path says when somebody else has the number
+        with Failing("open", number):
+            expect(ChannelNotFoundError, 0, publisher.subscriber().snapshot)
+    assert publisher.subscriber().snapshot().value == "x"
+    publisher.close()
+
+
+def test_a_channel_that_was_handed_over_says_why_it_cannot_be_opened(under):
+    under(handed_over)
 
 
 def async_wait(folder: str) -> None:

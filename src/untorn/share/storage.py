@@ -40,6 +40,12 @@ __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_sp
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
 #: what a file system says that cannot do something at all
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
+#: what a path in /proc says when that process has gone, or has something else under the number: a pipe, a socket, a
+#: directory, a device; or when another user's process has the pid now
+_ANOTHERS = (
+    errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.EISDIR,
+    errno.ELOOP, errno.EINVAL, errno.ESPIPE, errno.ETXTBSY, errno.EROFS, errno.EBADF, *_UNSUPPORTED,
+)  # fmt: skip
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100
 #: how often a reader opens a pair again that is mixed, at most, and for how long
 _MIXED_TRIES, _MIXED_AT_ONCE, _MIXED_PAUSE_S, _MIXED_S = 200, 10, 0.005, 1.0
@@ -578,9 +584,9 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
     except FormatError:
         raise FileNotFoundError from None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise unreadable(error, label, control) from None
-        raise FileNotFoundError from None  # another process, a pipe or a socket has that number now
+        if error.errno in _ANOTHERS:
+            raise FileNotFoundError from None
+        raise unreadable(error, label, control) from None
 
 
 def _copy_up(control_fd: int, data: str, label: str) -> None:
