@@ -480,6 +480,7 @@ bool module_add_board(PyObject *module)
            PyModule_AddIntConstant(module, "TURN_NEED_SLOT", TURN_NEED_SLOT) == 0 &&
            PyModule_AddIntConstant(module, "TURN_LEAVE", TURN_LEAVE) == 0 &&
            PyModule_AddIntConstant(module, "TASK_DONE", TASK_DONE) == 0 &&
+           PyModule_AddIntConstant(module, "TASK_EMPTY", TASK_EMPTY) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_SGD", KERNEL_SGD) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&

@@ -65,8 +65,9 @@ class Engine(ABC):
         ``until_step`` or wants the server. Returns the workers that died meanwhile; they were replaced."""
 
     @abstractmethod
-    def end(self) -> None:
-        """Stop the job; workers stay for the next."""
+    def end(self, *, abandon: bool = False) -> None:
+        """Stop the job; workers stay for the next. ``abandon``: when this returns nobody takes part in it any more; it
+        costs the workers, if they are processes, which may be in the middle of something."""
 
     @abstractmethod
     def close(self) -> None:

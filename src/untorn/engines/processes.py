@@ -239,9 +239,11 @@ class ProcessEngine(Engine):
                     _log.warning("worker %d is stopped in the middle of an update: it is replaced", index)
                     process.kill()
 
-    def end(self) -> None:
+    def end(self, *, abandon: bool = False) -> None:
         """See Engine."""
         self._stop()
+        if abandon:
+            self._end_all()
         if self._jobs is not None:
             self._jobs.update(None)
         for index in sorted(self._leaving):
@@ -262,8 +264,14 @@ class ProcessEngine(Engine):
             self._jobs = None
         for process in self._processes.values():
             process.join(0 if process.stopped else _JOIN_S)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
             process.end()
-        self._processes.clear()
         self._leaving.clear()
 
     def forget(self) -> None:

@@ -51,7 +51,7 @@ class SerialEngine(Engine):
                     break
         return []
 
-    def end(self) -> None:
+    def end(self, *, abandon: bool = False) -> None:
         """See Engine."""
         self._turner = self._board = None
 

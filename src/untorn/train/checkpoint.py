@@ -59,6 +59,8 @@ class Progress:
         step: steps since training began.
         epoch: the epoch that runs, or comes next.
         step_in_epoch: how many of its steps are done; 0 between epochs.
+        late: in async mode, the batches of the epoch that others have overtaken: the steps were made of the first
+            ``step_in_epoch + len(late)`` batches, without these.
         seconds: what these took.
         rate_of_epoch: the learning rate that was set when the running epoch began, as Rate.changed. What was set since
             then, for the next epoch, is in the settings.
@@ -73,6 +75,7 @@ class Progress:
     step: int
     epoch: int
     step_in_epoch: int = 0
+    late: list[int] = field(default_factory=list)
     seconds: float = 0.0
     rate_of_epoch: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +136,10 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     tensors = _named("params", params) | _named("optimizer", state)
     progress = dataclasses.replace(progress, sha256=weights_sha256(params))
     tensors[_RECORDS] = records
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(progress), "tensors": _contents(tensors)})
+    document = dataclasses.asdict(progress)
+    if not progress.late:
+        del document["late"]  # so that those can read it who do not know of late batches
+    text = json.dumps({"format": FORMAT, **document, "tensors": _contents(tensors)})
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
     with _named_errors(path):
@@ -282,6 +288,11 @@ def _read_progress(document: dict[str, Any]) -> Progress:
     History.from_dict(progress.history)
     if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
         raise ValueError("it is of a step before the first")
+    batches = progress.step_in_epoch + len(progress.late)
+    if any(type(batch) is not int or not 0 <= batch < batches for batch in progress.late):
+        raise ValueError(f"its late batches are {progress.late!r:.80}")
+    if sorted(set(progress.late)) != progress.late:
+        raise ValueError(f"its late batches are not in order: {progress.late!r:.80}")
     rate = progress.settings["learning_rate"] if progress.step_in_epoch else progress.settings.get("learning_rate")
     if not _is_a(rate, float | None):
         raise TypeError(f"learning_rate is {rate!r:.80}")

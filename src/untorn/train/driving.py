@@ -61,6 +61,15 @@ class Driver(ABC):
         """May a checkpoint be taken? Where not, no new work is begun until go_on()."""
         return True
 
+    @property
+    def at_rest(self) -> bool:
+        """Return whether no worker can publish anything any more, whatever it is doing just now."""
+        return self.board.step >= self.until
+
+    def pending(self, made: int) -> list[int]:
+        """When ``made`` steps of the epoch are made and no more follow: the batches, from 0, that others overtook."""
+        return []
+
     def go_on(self) -> None:  # noqa: B027 - most have nothing to go on with
         """The version to be saved is pinned."""
 
@@ -159,6 +168,20 @@ class Lanes(Driver):
         """See Driver."""
         self._held = False
         self._fill()
+
+    @property
+    def at_rest(self) -> bool:
+        """See Driver. Here the server alone publishes."""
+        return True
+
+    def pending(self, made: int) -> list[int]:
+        """See Driver. What the board says counts: an error, or Ctrl-C, may have come between any two lines here."""
+        lanes = [self.board.lane(lane)[:2] for lane in self._under_way]
+        begun = [(state, batch - self.first) for state, batch in lanes if batch < self._next_batch]
+        waiting = [batch for state, batch in begun if state != _core.TASK_EMPTY]
+        if self._next_batch - self.first - len(waiting) > made:  # a sum was taken, and its step not made
+            waiting = [batch for _, batch in begun]
+        return sorted(waiting)
 
     def _ready(self) -> int | None:
         """The lane to apply next, of those whose gradient is there: whose batch came first."""

@@ -29,8 +29,8 @@ from untorn.train.callbacks.calls import training
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.driving import Driver, driver_of
 from untorn.train.model import replica_of
-from untorn.train.records import NO_RECORDS, Records, failure
-from untorn.train.resuming import give_states_back
+from untorn.train.records import NO_RECORDS, Records, failure, means_of
+from untorn.train.resuming import Part, give_states_back, rest_of
 from untorn.train.running import Fit, Running
 from untorn.train.small_batches import least_examples
 from untorn.train.worker import Job, ShardWorker
@@ -43,26 +43,37 @@ __all__ = ["run_epochs"]
 
 def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) -> None:
     """Run so many epochs, or what is left of one and then so many, after giving callbacks their ``states`` back."""
-    with training(fit.callbacks, trainer._check_owner), contextlib.ExitStack() as job:
+    with training(fit.callbacks, trainer._check_owner):
         give_states_back(fit.callbacks, states)
         if states and trainer.stop_training:
             return  # it had been stopped early
-        driver = None
-        for _ in range(epochs):
-            trainer._check_open()
-            trainer._check_owner()
-            fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
-            if fit.stream is not None:
-                _fit_stream(trainer, fit, fit.stream)
-            else:
-                if driver is None:
-                    driver = job.enter_context(_job(trainer, fit, _rest_of(fit)))
-                _fit_epoch(trainer, fit, driver)
-            if fit.part is not None:  # it is over, and its board was made for the rest of it alone
-                fit.part = driver = None
-                job.close()
-            if trainer.stop_training:
-                break
+        try:
+            with contextlib.ExitStack() as job:
+                _run_all(trainer, fit, epochs, job)
+        except BaseException as error:
+            if not fit.running.is_copy:
+                _keep_place(trainer, fit, error)
+            raise
+
+
+def _run_all(trainer: Trainer, fit: Fit, epochs: int, job: contextlib.ExitStack) -> None:
+    driver = None
+    for _ in range(epochs):
+        trainer._check_open()
+        trainer._check_owner()
+        fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
+        if fit.stream is not None:
+            _fit_stream(trainer, fit, fit.stream)
+        else:
+            piece = _rest_of(fit)
+            if driver is None and piece is not None:
+                driver = job.enter_context(_job(trainer, fit, piece))
+            _fit_epoch(trainer, fit, driver)
+        if fit.part is not None:  # it is over, and its board was made for the rest of it alone
+            fit.part = driver = None
+            job.close()
+        if trainer.stop_training:
+            break
 
 
 class _Piece(NamedTuple):
@@ -73,11 +84,11 @@ class _Piece(NamedTuple):
     batch_size: int
 
 
-def _rest_of(fit: Fit) -> _Piece:
-    """An epoch, or what is left of one."""
+def _rest_of(fit: Fit) -> _Piece | None:
+    """An epoch, or what is left of one; None if that is nothing but its end."""
     assert fit.data is not None
-    examples = fit.examples - fit.skipped * fit.batch_size
-    return _Piece(fit.data, examples, min(fit.batch_size, examples))
+    examples = len(rest_of(np.arange(fit.examples), fit.batch_size, fit.part))
+    return _Piece(fit.data, examples, min(fit.batch_size, examples)) if examples else None
 
 
 @contextlib.contextmanager
@@ -86,6 +97,7 @@ def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
     running, team = fit.running, trainer._team
     sizes = {"examples": piece.examples, "batch_size": piece.batch_size}
     running.least = least_examples(trainer, piece.source, **sizes, cut=fit.stream is None)
+    version = running.weights.version
     fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
     try:
         server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
@@ -107,10 +119,11 @@ def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
                 trainer._at_work = True
                 yield driver
             finally:
-                running.engine.end()
+                # what was left in the middle must not publish its step when others have begun the next job
+                running.engine.end(abandon=not driver.at_rest)
                 trainer._at_work = False
                 # after a failure, there are steps that nobody has counted
-                trainer.step = job.first_step + driver.made
+                trainer.step = job.first_step + running.weights.version - version
     finally:
         team.end()
         os.close(fd)
@@ -153,12 +166,12 @@ def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
     )
 
 
-def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver) -> None:
+def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver | None) -> None:
     """An epoch, or what is left of one, on one board."""
-    board = driver.board
-    epoch = _begin_epoch(trainer, fit, steps=fit.skipped + board.steps)
-    order = fit.order(trainer.seed, trainer.epoch)[fit.skipped * fit.batch_size :]
-    _run_piece(trainer, fit, driver, epoch, order)
+    epoch = _begin_epoch(trainer, fit, steps=fit.skipped + (driver.board.steps if driver else 0))
+    if driver is not None:
+        order = rest_of(fit.order(trainer.seed, trainer.epoch), fit.batch_size, fit.part)
+        _run_piece(trainer, fit, driver, epoch, order)
     _end_epoch(trainer, fit, epoch)
 
 
@@ -167,12 +180,21 @@ def _fit_stream(trainer: Trainer, fit: Fit, stream: Stream) -> None:
     epoch = _begin_epoch(trainer, fit, steps=stream.steps_per_epoch or 0)
     fit.examples = int(epoch.rows[:, 0].sum())
     behind, fit.behind = fit.behind, 0
-    for source, batch_size in stream.windows(trainer.epoch, skip=fit.skipped, behind=behind):
+    for source, batch_size in stream.windows(trainer.epoch, skip=fit.skipped, late=epoch.late, behind=behind):
         with _job(trainer, fit, _Piece(source, source.examples, batch_size)) as driver:
             _run_piece(trainer, fit, driver, epoch, np.arange(source.examples))
         fit.skipped += driver.board.steps
         fit.examples += source.examples
     _end_epoch(trainer, fit, epoch)
+
+
+class _Run(NamedTuple):
+    """A piece that runs: the version of the weights that it began with, and the steps of the epoch before it."""
+
+    version: int
+    before: int
+    driver: Driver
+    log: Records
 
 
 @dataclass
@@ -182,30 +204,84 @@ class _Epoch:
     Attributes:
         started: when, by the clock of perf_counter.
         rows: what the steps before the piece that runs measured.
-        log: of the piece that runs, or was the last.
+        names: of the rows' columns, from the third.
+        begun: steps of it that were made before this fit.
+        late: batches among the first that these steps have left out, see Progress.
+        run: the piece that runs, or was the last.
         learning_rate: of the last step.
     """
 
     started: float
     rows: NDArray[np.float64]
-    log: Records | None = None
+    names: list[str]
+    begun: int
+    late: list[int]
+    run: _Run | None = None
     learning_rate: float = math.nan
+
+    def place(self, version: int) -> tuple[int, list[int]]:
+        """With weights of this version: how many steps are made, and which batches are late."""
+        if self.run is None:
+            return self.begun, self.late
+        made = version - self.run.version
+        first = self.run.before - self.begun  # of the batches that this fit was to do, the piece's first
+        pending = self.run.driver.pending(made)
+        taken = first + made + len(pending)
+        late = [self._batch(first + index) for index in pending] + self.late[taken:]
+        return self.run.before + made, sorted(late)
+
+    def _batch(self, index: int) -> int:
+        """The number in the epoch of a batch that this fit was to do: the late ones, and then those that follow."""
+        return self.late[index] if index < len(self.late) else self.begun + index
+
+    def measured(self, version: int) -> tuple[list[str], NDArray[np.float64]]:
+        """With weights of this version: what was measured, and the names of the metrics."""
+        if self.run is None or version == self.run.version:
+            return self.names, self.rows
+        return self.run.log.names, self.run.log.until(version - self.run.version)
 
 
 def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
-    fit.inside_epoch, trainer._part = True, None
     progress = fit.part.progress if fit.part else None
-    epoch = _Epoch(time.perf_counter() - (progress.seconds if progress else 0.0), NO_RECORDS)
+    started = time.perf_counter() - (progress.seconds if progress else 0.0)
+    epoch = _Epoch(started, NO_RECORDS, [], 0, [])
+    if progress is not None and fit.part is not None:
+        epoch = _Epoch(started, fit.part.records, progress.metrics, progress.step_in_epoch, progress.late)
+    fit.epoch, fit.inside_epoch, trainer._part = epoch, True, None
     for callback in fit.callbacks:
         logs = {"steps": steps, "examples": 0 if fit.stream else fit.examples, "epochs": fit.epochs}
         callback.on_epoch_begin(trainer.epoch, logs)
         trainer._check_owner()
     fit.rate = trainer._rate.changed
-    if progress is not None and fit.part is not None:
+    if progress is not None:
         fit.rate = progress.rate_of_epoch  # what callbacks set now, they had set when the epoch began
         trainer._rate.changed = progress.settings["learning_rate"]  # set in the first part of it, for the next
-        epoch.rows = fit.part.records
     return epoch
+
+
+def _keep_place(trainer: Trainer, fit: Fit, error: BaseException) -> None:
+    """An error, or Ctrl-C, has ended fit: if it was inside an epoch, save() and the next fit() go on from there."""
+    if not fit.inside_epoch or fit.epoch is None:
+        return
+    version = fit.running.weights.version
+    made, late = fit.epoch.place(version)
+    names, rows = fit.epoch.measured(version)
+    if fit.epoch.run is None:
+        trainer._part = fit.part
+    elif made:
+        try:
+            progress = trainer._progress(
+                step_in_epoch=made,
+                late=late,
+                seconds=time.perf_counter() - fit.epoch.started,
+                rate_of_epoch=fit.rate,
+                metrics=names,
+            )
+        except Exception as another:  # a callback's state_dict()
+            error.add_note(f"and where the epoch was left is not known: {type(another).__name__}: {another}")
+        else:
+            trainer._part = Part(progress, rows, fit.data_ref)
+    fit.inside_epoch = False
 
 
 def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order: NDArray[np.int64]) -> None:
@@ -217,21 +293,20 @@ def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order:
         shown = [trainer._rate.at(trainer.step + step) for step in range(board.steps)] if fit.listeners else []
         epoch.learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
     array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
-    epoch.log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
-    fit.status.begin_epoch(board, epoch.log)
+    log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
+    epoch.run = _Run(fit.running.weights.version, fit.skipped, driver, log)
+    fit.status.begin_epoch(board, log)
     fit.stepping = True
     try:
-        _run_steps(trainer, fit, driver, epoch.log, epoch.started, shown)
+        _run_steps(trainer, fit, driver, log, epoch.started, shown)
     finally:
         fit.stepping = False
-    if fit.stream is not None:
-        epoch.rows = epoch.log.until(board.steps)
+    epoch.names, epoch.rows = log.names, log.until(board.steps)
 
 
 def _end_epoch(trainer: Trainer, fit: Fit, epoch: _Epoch) -> None:
-    assert epoch.log is not None
     seconds = time.perf_counter() - epoch.started
-    metrics = epoch.log.means()
+    metrics = means_of(epoch.rows, epoch.names)
     if fit.validation_data is not None:
         share = fit.share_validation
         validated = measuring.evaluate(trainer, fit.validation_data, measuring.EVALUATION_BATCH_SIZE, share)

@@ -13,7 +13,7 @@ from untorn.errors import NonFiniteLossError, WorkerError
 from untorn.share.views import array_over
 from untorn.train import sampler
 
-__all__ = ["NO_RECORDS", "Records", "failure", "metric_names", "report_of", "task_named"]
+__all__ = ["NO_RECORDS", "Records", "failure", "means_of", "metric_names", "report_of", "task_named"]
 
 NO_RECORDS = np.zeros((0, 2))
 
@@ -83,13 +83,13 @@ class Records:
         staleness = self._rows[max(0, steps - 1000) : steps, -2]
         return float(staleness.mean()), int(staleness.max())
 
-    def means(self) -> dict[str, float]:
-        """Means over the examples of the epoch."""
-        # not from sums kept until now: the same rows in one piece give the same bits, wherever the epoch was cut
-        rows = self.until(self._board.steps)
-        examples = rows[:, 0]
-        means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()
-        return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(self.names)}
+
+def means_of(rows: NDArray[np.float64], names: list[str]) -> dict[str, float]:
+    """Means over the examples of an epoch, from all its rows, as Records.until() gives them."""
+    # not from sums kept until now: the same rows in one piece give the same bits, wherever the epoch was cut
+    examples = rows[:, 0]
+    means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()
+    return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(names)}
 
 
 def metric_names(board: _core.Board) -> list[str]:

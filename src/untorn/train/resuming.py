@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +14,42 @@ from numpy.typing import NDArray
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoint import Checkpoint, Progress
 
-__all__ = ["Part", "callback_states", "check_settings", "described", "give_states_back"]
+__all__ = ["DataRef", "Part", "callback_states", "check_settings", "described", "give_states_back", "rest_of"]
 
 
 class Part(NamedTuple):
-    """The first part of an epoch, as a checkpoint made in the middle of it has it. The rest is a job of its own:
-    batches are slices of the epoch's order, and random numbers are keyed by the step since training began."""
+    """The first part of an epoch, as a checkpoint made in the middle of it has it, or as it was left by an error. The
+    rest is a job of its own: batches are slices of the epoch's order, and random numbers are keyed by the step since
+    training began.
+
+    Attributes:
+        progress: where the epoch stands.
+        records: what its steps measured.
+        data: what it was left with in this process; None: it was loaded.
+    """
 
     progress: Progress
     records: NDArray[np.float64]
+    data: DataRef | None = None
+
+    def with_rate(self, changed: float | None) -> Part:
+        """The same, if the learning rate is still what it was. One that was set since then counts for the rest."""
+        settings = self.progress.settings
+        if settings["learning_rate"] == changed:
+            return self
+        settings = settings | {"learning_rate": changed}
+        return self._replace(progress=dataclasses.replace(self.progress, settings=settings, rate_of_epoch=changed))
+
+    def why_not(self, cut: dict[str, int], data: Any) -> str:
+        """Why an epoch that was left in this process cannot go on with this data; empty if it can."""
+        then = {name: self.progress.settings.get(name) for name in cut}
+        if then != cut:
+            return f"it was begun with {_listed(then)}, and this fit has {_listed(cut)}"
+        if isinstance(data, Iterator):
+            return "its batches come from an iterator, which cannot be read again"
+        if self.data is None or not self.data.is_of(data):
+            return "it was begun with other data, or with copies of this data"
+        return ""
 
     def check_cut(self, cut: dict[str, Any]) -> None:
         """Raises ValueError unless the epoch is cut into batches as its first part was."""
@@ -31,6 +59,43 @@ class Part(NamedTuple):
                 f"the weights that were loaded are from the middle of epoch {self.progress.epoch}, which was made with "
                 f"{_listed(then)}; found {_listed(cut)}. Give fit the same, or load a checkpoint of an epoch's end"
             )
+
+
+class DataRef:
+    """Knows data again, without keeping it: the very arrays or tensors of a tuple or dict, or else the object."""
+
+    def __init__(self, data: Any) -> None:
+        self._refs = [_reference(leaf) for leaf in _leaves(data)]
+
+    def is_of(self, data: Any) -> bool:
+        """Return whether it is this data."""
+        leaves = _leaves(data)
+        same = [ref() is leaf for ref, leaf in zip(self._refs, leaves, strict=False)]
+        return len(leaves) == len(self._refs) and all(same)
+
+
+def _leaves(data: Any) -> list[Any]:
+    if isinstance(data, dict):
+        data = list(data.values())
+    if isinstance(data, tuple | list) and data and not isinstance(data[0], tuple | list | dict):
+        return list(data)
+    return [data]
+
+
+def _reference(leaf: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(leaf)
+    except TypeError:  # a list, for one
+        return lambda: leaf
+
+
+def rest_of(batches: NDArray[np.int64], batch_size: int, part: Part | None) -> NDArray[np.int64]:
+    """What is left of an epoch's examples, which come in this order: without those of the steps that were made."""
+    if part is None:
+        return batches
+    late, made = part.progress.late, part.progress.step_in_epoch
+    parts = [batches[batch * batch_size : (batch + 1) * batch_size] for batch in late]
+    return np.concatenate([*parts, batches[(made + len(late)) * batch_size :]])
 
 
 def described(value: Any) -> Any:

@@ -30,7 +30,7 @@ from untorn.train.model import Parts
 from untorn.train.optimizers import FusedOptimizer
 from untorn.train.plan import ParameterPlan
 from untorn.train.records import task_named
-from untorn.train.resuming import Part
+from untorn.train.resuming import DataRef, Part
 from untorn.train.saver import Saver
 from untorn.train.server_optimizer import ServerOptimizer
 from untorn.train.server_steps import ServerSteps
@@ -53,7 +53,9 @@ class Fit:
         epochs: as given.
         max_readers: of a channel that all workers read.
         history: what fit returns.
-        part: the first part of the epoch that runs, if this is the rest of one from a checkpoint.
+        data_ref: knows the data, or the iterable of batches, again.
+        part: the first part of the epoch that runs, if this is the rest of one that was loaded or left.
+        epoch: what the epoch that runs has measured, and where it stands.
         skipped: steps of the epoch that are on no board any more, or were on none.
         behind: batches of earlier epochs that an iterator has to be read past first, after resuming.
         inside_epoch: from an epoch's begin until its numbers are in the history.
@@ -73,9 +75,11 @@ class Fit:
     callbacks: list[Callback]
     saver: Saver
     max_readers: int
+    data_ref: DataRef
     shuffle: bool = True
     history: History = field(default_factory=History)
     part: Part | None = None
+    epoch: Any = None
     skipped: int = 0
     behind: int = 0
     inside_epoch: bool = False

@@ -45,7 +45,7 @@ from untorn.train.optimizers import check_clip_norm
 from untorn.train.payload import payload_of
 from untorn.train.plan import check_parameters
 from untorn.train.records import NO_RECORDS
-from untorn.train.resuming import Part, callback_states, check_settings, described
+from untorn.train.resuming import DataRef, Part, callback_states, check_settings, described
 from untorn.train.running import Fit, Running
 from untorn.train.saver import make_saver, newest
 from untorn.train.server_optimizer import ServerOptimizer, optimizer_of
@@ -195,6 +195,9 @@ class Trainer:
         if self._at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
         self._running().replace(lambda params, _: copy_weights(params, value))
+        if self._part is not None:
+            _log.info("epoch %d, which is half done, begins anew with the weights that were set", self.epoch)
+            self._part = None
 
     @property
     def learning_rate(self) -> float:
@@ -265,7 +268,9 @@ class Trainer:
         checkpoint_every_s: float | None = 300.0,
         keep: int = 3,
     ) -> History:
-        """Train for some epochs; blocks until they are done. Further calls go on where the last one ended.
+        """Train for some epochs; blocks until they are done. Further calls go on where the last one ended, in the
+        middle of an epoch too: the rest of it is then the first of ``epochs``. With other data, other batches or other
+        weights, or an iterator of batches, that epoch begins anew, and the log says so.
 
         Args:
             data: a tuple, list or dict of arrays with one example per row, such as (x, y): copied once into shared
@@ -331,7 +336,7 @@ class Trainer:
         callbacks = checked_callbacks(callbacks)
         fit = Fit(
             self._running(), source, stream, examples, batch_size or 0, epochs, validation_data, callbacks, saver,
-            self._team.max_readers, shuffle=bool(shuffle),
+            self._team.max_readers, DataRef(data), shuffle=bool(shuffle),
         )  # fmt: skip
         fit.status = JobStatus(self, fit)
         with self._using:
@@ -341,21 +346,20 @@ class Trainer:
                 )
             try:
                 with saver, fit.held:
-                    self._train(fit, resume=resume)
+                    self._train(fit, data, resume=resume)
             finally:
                 self._fit = None
                 if self._closed:
                     self._let_go()
         return fit.history
 
-    def _train(self, fit: Fit, *, resume: bool) -> None:
+    def _train(self, fit: Fit, data: Any, *, resume: bool) -> None:
         """Go on from the newest checkpoint, if asked to, and run the epochs."""
         for callback in fit.callbacks:
             callback.set_trainer(self)
         self.stop_training = False
         states = self._resume(fit) if resume else {}
-        if self._part is not None:
-            self._part.check_cut(fit.cut)
+        self._part = self._part_of(fit, data)
         self._cut, fit.part = fit.cut, self._part
         if resume and fit.stream is not None and fit.stream.goes_on:
             fit.behind = self.step - (self._part.progress.step_in_epoch if self._part else 0)
@@ -364,13 +368,30 @@ class Trainer:
         run_epochs(self, fit, max(0, fit.epochs - self.epoch) if resume else fit.epochs, states)
         fit.saver.finish()
 
+    def _part_of(self, fit: Fit, data: Any) -> Part | None:
+        """The epoch that is half done, if this fit goes on with it. Raises ValueError if it was loaded, and cannot."""
+        if self._part is None:
+            return None
+        part = self._part.with_rate(self._rate.changed)
+        if part.data is None:
+            part.check_cut(fit.cut)
+            return part
+        made, why_not = part.progress.step_in_epoch, part.why_not(fit.cut, data)
+        if why_not:
+            _log.warning("epoch %d, which was left after %d steps, begins anew: %s", self.epoch, made, why_not)
+            return None
+        _log.info("going on in epoch %d, which was left after %d steps", self.epoch, made)
+        return part
+
     # -- checkpoints
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint to this file, replacing one that is there at once and whole; blocks until it is on the
         disk. It is a safetensors file: weights, the optimizer's state, and where training stands.
 
-        In a callback call it in on_epoch_end; inside an epoch fit(checkpoint_every_s=...) writes checkpoints. Raises
+        After an error or Ctrl-C has ended fit inside an epoch, it is of the step that was reached, and load() and fit()
+        go on there. In a callback call it in on_epoch_end or on_train_end; inside an epoch
+        fit(checkpoint_every_s=...) writes checkpoints. Raises
         OSError, ImportError if safetensors is not installed.
         """
         path = checked_path("path", path)
@@ -380,7 +401,7 @@ class Trainer:
         with self.snapshot() as snapshot:
             progress, records = self._progress(), NO_RECORDS
             if self._part is not None:
-                progress, records = self._part
+                progress, records, _ = self._part.with_rate(self._rate.changed)
             write(path, progress, params=snapshot.value, state=snapshot.extra, records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:

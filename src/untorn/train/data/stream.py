@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,17 +61,18 @@ class Stream:
         """Is it an iterator, which cannot start anew?"""
         return isinstance(self._batches, Iterator)
 
-    def windows(self, epoch: int, *, skip: int, behind: int = 0) -> Iterator[Window]:
-        """The windows of an epoch, without its first ``skip`` batches, nor the ``behind`` that come before it. Raises
-        ValueError or TypeError for batches that do not fit, and whatever the iterable raises."""
+    def windows(self, epoch: int, *, skip: int, late: Collection[int] = (), behind: int = 0) -> Iterator[Window]:
+        """The windows of an epoch, without ``skip`` batches, which are its first ones but for those that are ``late``,
+        nor the ``behind`` that come before it. Raises ValueError or TypeError for batches that do not fit, and whatever
+        the iterable raises."""
         set_epoch = getattr(self._batches, "set_epoch", None)
         if callable(set_epoch):  # as samplers and datasets of PyTorch and Hugging Face have it
             set_epoch(epoch)
-        with _ReadAhead(self._read(skip, behind)) as ahead:
+        with _ReadAhead(self._read(skip, late, behind)) as ahead:
             while batches := ahead.take():
                 yield self._window(batches)
 
-    def _read(self, skip: int, behind: int) -> Iterator[_Batch]:
+    def _read(self, skip: int, late: Collection[int], behind: int) -> Iterator[_Batch]:
         number = 0
         iterator = iter(self._batches)
         for _ in itertools.islice(iterator, behind):
@@ -82,7 +83,7 @@ class Stream:
             except StopIteration:
                 break
             number += 1
-            if number > skip:
+            if number > skip + len(late) or number - 1 in late:
                 yield self._checked(f"{self.what}: batch {number - 1}", tree)
         if self.steps_per_epoch is not None and number < self.steps_per_epoch:
             raise ValueError(f"{self.what}: it ended after {number} batches; steps_per_epoch is {self.steps_per_epoch}")
