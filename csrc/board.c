@@ -22,6 +22,9 @@ static unsigned phase_slot(uint64_t phase) { return (unsigned)(phase & 63); }
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
+#define SECTIONS_NBYTES (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
+_Static_assert(SECTIONS_NBYTES == 13 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+
 static uint64_t round_up(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
 static uint64_t section(uint64_t *end, uint64_t nbytes)
@@ -119,11 +122,28 @@ void board_format(struct board *board, void *memory, const struct board_config *
     memcpy(header->magic, BOARD_MAGIC, sizeof header->magic);
 }
 
+/* Is it laid out as board_format() does it, within these bytes? From here on every part lies inside. */
+static bool board_fits(const struct board_header *header, uint64_t nbytes)
+{
+    struct board_header placed;
+    const struct board_config config = {
+        .shards = header->shards, .ranges = header->ranges, .workers = header->workers, .steps = header->steps,
+        .examples = header->examples, .buffer_nbytes = header->buffer_nbytes,
+    };
+    if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
+        config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
+        config.examples > nbytes / sizeof(int64_t) || config.buffer_nbytes > nbytes / (config.shards + config.workers))
+        return false; /* what follows would overflow */
+    sections_place(&placed, &config);
+    return placed.nbytes <= nbytes && placed.nbytes == header->nbytes &&
+           memcmp(&placed.workers_at, &header->workers_at, SECTIONS_NBYTES) == 0;
+}
+
 enum status board_attach(struct board *board, void *memory, uint64_t nbytes)
 {
-    struct board_header *header = memory;
+    const struct board_header *header = memory;
     if (nbytes < sizeof *header || memcmp(header->magic, BOARD_MAGIC, sizeof header->magic) != 0 ||
-        header->nbytes > nbytes)
+        !board_fits(header, nbytes))
         return STATUS_FORMAT;
     board_find(board, memory);
     return STATUS_OK;

@@ -70,6 +70,35 @@ static void test_words(void)
     CHECK(record_scratch(record_settled(last)) == last && record_other(record_settled(last)) == last);
 }
 
+/* Every word of the header that says how large something is, or where it lies, with numbers that are none. */
+static void check_damaged_headers(struct job *job, uint64_t nbytes)
+{
+    static const uint64_t values[] = {0, UINT64_C(1) << 20, UINT32_MAX, UINT64_C(1) << 60, INT64_MAX, UINT64_MAX};
+    struct board_header *header = job->board.header;
+    uint64_t *sections = &header->workers_at;
+    uint64_t *words[] = {&header->nbytes, &header->steps, &header->examples, &header->buffer_nbytes, &sections[0],
+                         &sections[1], &sections[6], &sections[9], &sections[10], &sections[11], &sections[12]};
+    uint32_t *counts[] = {&header->shards, &header->ranges, &header->workers};
+    struct board other;
+    for (unsigned v = 0; v < sizeof values / sizeof *values; v++) {
+        for (unsigned i = 0; i < sizeof words / sizeof *words; i++) {
+            const uint64_t before = *words[i];
+            if (values[v] == 0 && words[i] == &header->buffer_nbytes)
+                continue; /* less than there is: in the same pages, and so inside */
+            *words[i] = values[v];
+            CHECK(board_attach(&other, job->memory, nbytes) == STATUS_FORMAT, "word %u, value %u", i, v);
+            *words[i] = before;
+        }
+        for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
+            const uint32_t before = *counts[i];
+            *counts[i] = (uint32_t)values[v];
+            CHECK(board_attach(&other, job->memory, nbytes) == STATUS_FORMAT, "count %u, value %u", i, v);
+            *counts[i] = before;
+        }
+    }
+    CHECK(board_attach(&other, job->memory, nbytes) == STATUS_OK);
+}
+
 static void test_layout(void)
 {
     struct job job = job_open(1, 3, WORKERS, 4, 8, false);
@@ -79,6 +108,7 @@ static void test_layout(void)
     CHECK(board_attach(&other, job.memory, nbytes) == STATUS_OK && memcmp(&other, &job.board, sizeof other) == 0);
     CHECK(board_attach(&other, job.memory, nbytes - 1) == STATUS_FORMAT);
     CHECK(board_attach(&other, job.memory, 0) == STATUS_FORMAT);
+    check_damaged_headers(&job, nbytes);
     job.board.header->magic[0] ^= 1;
     CHECK(board_attach(&other, job.memory, nbytes) == STATUS_FORMAT);
     const uint8_t *last = (const uint8_t *)board_buffer_at(&job.board, 3 + WORKERS - 1);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.errors import FormatError
 
 __all__ = ["array_over", "private_memory"]
 
@@ -19,8 +21,13 @@ def array_over(
     offset: int,
     strides: tuple[int, ...] | None = None,
 ) -> NDArray[Any]:
-    """A view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is."""
+    """A view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is. Raises
+    FormatError for one of a board that its memory does not have."""
     buffer: Any = exporter  # NumPy's stubs know no user-defined buffers before Python 3.12
+    if isinstance(exporter, _core.Board) and strides is None:  # where it lies is read from shared memory
+        nbytes = np.dtype(dtype).itemsize * (shape if isinstance(shape, int) else math.prod(shape))
+        if not 0 <= nbytes <= memoryview(buffer).nbytes - offset:  # NumPy's own check may overflow
+            raise FormatError(f"an array at bytes {offset} to {offset + nbytes} lies outside its board")
     return np.ndarray(shape, dtype, buffer, offset, strides)
 
 

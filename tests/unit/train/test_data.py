@@ -179,6 +179,14 @@ def test_a_file_that_is_replaced_later_is_an_error(file):
         found.open()
 
 
+@pytest.mark.parametrize("nbytes", ["one less", "none"])
+def test_a_file_that_is_cut_short_later_is_an_error(file, nbytes):
+    found = mapped_file(np.load(file, mmap_mode="r"))
+    os.truncate(file, file.stat().st_size - 1 if nbytes == "one less" else 0)
+    with pytest.raises(OSError, match="was cut short during training"):
+        found.open()
+
+
 def test_only_what_is_no_file_is_published(file):
     source = source_of("data", (np.load(file, mmap_mode="r"), Y))
     with source.shared(max_readers=4, local=True) as shared:

@@ -32,14 +32,24 @@ class MappedFile:
     strides: tuple[int, ...]
 
     def open(self) -> NDArray[Any]:
-        """The array, read-only. Raises OSError if the file is gone, or is another one now."""
+        """The array, read-only. Raises OSError if the file is gone, is another one now, or has become shorter."""
         with open(self.path, "rb") as file:
-            if _identity(os.fstat(file.fileno())) != self.identity:
+            found = os.fstat(file.fileno())
+            changed = (
+                "replaced" if _identity(found) != self.identity else "cut short" if found.st_size < self._end else ""
+            )
+            if changed:
                 raise OSError(
-                    f"data file {self.path} was replaced during training; leave it in place until fit returns"
+                    f"data file {self.path} was {changed} during training; leave it in place until fit returns"
                 )
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.ndarray(self.shape, self.dtype, mapping, self.offset, self.strides)
+
+    @property
+    def _end(self) -> int:
+        """Where the last of its bytes ends in the file."""
+        last = sum((length - 1) * max(stride, 0) for length, stride in zip(self.shape, self.strides, strict=True))
+        return self.offset + last + self.dtype.itemsize if 0 not in self.shape else 0
 
 
 def mapped_file(array: NDArray[Any]) -> MappedFile | None:
