@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType
@@ -323,9 +322,11 @@ def _described_dtype(dtype: np.dtype[Any], path: tuple[str, ...]) -> np.dtype[An
             "another process; convert it to a numeric, string or structured dtype"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that the description drops
-            again = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype))
+        # NumPy warns of what it cannot describe: metadata, and new kinds of dtypes. To silence that for a moment would
+        # silence it for all threads
+        legacy = getattr(type(dtype), "_legacy", True)
+        plain = np.lib.format.drop_metadata(dtype)
+        again = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(plain)) if legacy else None
     except (TypeError, ValueError):
         again = None
     if again != dtype:

@@ -8,7 +8,6 @@ whole epoch's rates when it opens the epoch, so a schedule never slows a worker 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -79,9 +78,11 @@ class TorchSchedule:
     def __call__(self, step: int) -> float:
         """The learning rate of this step, counted from 0."""
         while len(self._rates) <= step:
-            with warnings.catch_warnings():
-                # torch reminds of the order of optimizer.step() and scheduler.step(); there is no optimizer.step()
-                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-                self._scheduler.step()
+            # torch reminds of the order of optimizer.step() and scheduler.step(). There is no optimizer.step(), and to
+            # silence the warning for a moment would silence it for all threads
+            optimizer = getattr(self._scheduler, "optimizer", None)
+            if optimizer is not None:
+                optimizer._opt_called = True
+            self._scheduler.step()
             self._rates.append(float(self._scheduler.get_last_lr()[0]))
         return self._rates[step]
