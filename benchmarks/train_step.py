@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Row, interleaved, row
-from untorn.engines.processes import environment, worker_variables
+from benchmarks.measure import Row, environment, interleaved, row
+from untorn.engines.processes import worker_variables
 
 NAME = "train_step"
 QUESTION = "A training step with 2 workers, against 2 workers without any communication"

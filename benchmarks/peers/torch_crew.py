@@ -25,8 +25,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.measure import environment
 from benchmarks.peers.torch_case import Case, loss
-from untorn.engines.processes import environment, worker_variables
+from untorn.engines.processes import worker_variables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn.engines.importable import can_import
 from untorn.train.model import FrameworkModel, Gradient, Parts, Replica, checked_loss, checked_metrics
 
 __all__ = ["JaxModel"]
@@ -360,7 +361,7 @@ class _Function:
         if not isinstance(function, _JITTED):
             return _Function, (function,)
         module, name = function.__module__, function.__qualname__
-        if hasattr(sys.modules.get(module), "__file__"):  # not an interactive session
+        if can_import(module):
             with contextlib.suppress(AttributeError):
                 if operator.attrgetter(name)(sys.modules[module]) is function:
                     return _function_of, (module, name)

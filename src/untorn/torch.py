@@ -22,11 +22,14 @@ With a ``.grad`` over that buffer, autograd adds to it in place, so it must be z
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
+from untorn.torch_random import SeededRandom
 from untorn.train.model import (
     FrameworkModel,
     Gradient,
@@ -47,6 +51,7 @@ from untorn.train.model import (
 
 __all__ = ["TorchModel"]
 
+_T = TypeVar("_T")
 _TRAINABLE = (torch.float32, torch.float64)
 
 
@@ -58,8 +63,8 @@ class TorchModel(FrameworkModel):
     "target", or else the last one, and the others are keyword arguments: ``loss(module(**inputs), target)``.
 
     In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
-    without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard): its generator is
-    seeded for each shard, with the serial engine in this process. Parameters without requires_grad are not trained;
+    without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard), and the state of its
+    generator in this process stays as it is. Parameters without requires_grad are not trained;
     those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
     BatchNorm wants two examples at least: a last batch with fewer for each shard is cut into fewer shards, and a single
     example is refused before training begins.
@@ -179,7 +184,7 @@ class TorchModel(FrameworkModel):
 
     def replica(self, threads: int | None) -> Replica:
         """See FrameworkModel."""
-        return _TorchReplica(self, threads)
+        return _TorchReplica(self)
 
     def module(self, params: Any) -> nn.Module:
         """See FrameworkModel."""
@@ -194,7 +199,7 @@ class TorchModel(FrameworkModel):
 class _TorchReplica(Replica):
     """A module whose parameters are moved to a version's memory for each batch, and away again."""
 
-    def __init__(self, model: TorchModel, threads: int | None) -> None:
+    def __init__(self, model: TorchModel) -> None:
         self._model = model = model.for_workers()
         self._module = module = model._module
         self._modules = list(module.modules())
@@ -205,31 +210,43 @@ class _TorchReplica(Replica):
         self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
         self._loss_takes_rng = model.forward is None and model.loss is not None and takes_rng(model.loss)
         self._forward_takes_rng = model.forward is not None and takes_rng(model.forward)
-        self._threads = (torch.get_num_threads(), threads)
         self._written_to_untested = True
+        #: the module has one version's values at a time; held by the thread that computes with it
+        self._in_use = threading.RLock()
+        _replicas.add(self)
+        self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
         self.takes_rng = True
         self.needs_several = any(map(_is_batch_norm, self._modules))
-        _spend_the_warning_of_read_only_memory()
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica."""
-        before, threads = self._threads
-        if threads not in (None, before):  # the serial engine: torch's own count, which threadpoolctl does not reach
-            torch.set_num_threads(threads)
-        try:
-            with _unoptimized():
-                if self._written_to_untested:
-                    return self._test_written_to(params, batch, rng)
-                return self._gradient(params, batch, rng)
-        finally:
+        compute = self._test_written_to if self._written_to_untested else self._gradient
+        with self._in_use:
+            try:
+                with _unoptimized():
+                    return self._random(*self._seeded(rng, lambda: compute(params, batch, rng)))
+            finally:
+                self._move_away()
+
+    def _seeded(
+        self, rng: np.random.Generator | None, compute: Callable[[], _T]
+    ) -> tuple[int, Callable[[], _T], Callable[[], None]]:
+        """Torch's seed, rng.integers(2**63), which takes longer; what to call; and what to do before the next call."""
+        assert rng is not None
+        numbers = rng.bit_generator
+        seed = numbers.random_raw() >> 1
+        state = numbers.state if self._loss_takes_rng or self._forward_takes_rng else None
+
+        def start_again() -> None:
             self._move_away()
-            if threads not in (None, before):
-                torch.set_num_threads(before)
+            if state is not None:
+                numbers.state = state
+
+        return seed, compute, start_again
 
     def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         self._move_to(params)
         self._train()
-        _seed_torch(rng)
         versions, addresses = self._traces()
         loss, outputs, tensors = self._loss_of(batch, rng)
         metrics = self._metrics_of(outputs, tensors)
@@ -349,30 +366,38 @@ class _TorchReplica(Replica):
             return checked_metrics({name: metric(outputs, target) for name, metric in self._model.metrics.items()})
 
     def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
-        """See Replica. Leaves the state of torch's random numbers as it was."""
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _unoptimized():
+        """See Replica."""
+
+        def compute() -> None:
+            with torch.no_grad(), _unoptimized():
                 self._move_to(params)
                 self._train()
-                _seed_torch(rng)
                 self._loss_of(batch, rng)
-        except Exception as error:
-            return error
-        finally:
-            self._move_away()
+
+        with self._in_use:
+            try:
+                SeededRandom()(*self._seeded(rng, compute))
+            except Exception as error:
+                return error
+            finally:
+                self._move_away()
         return None
 
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
-        """See Replica. Leaves the state of torch's random numbers as it was."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _unoptimized(), self._evaluating(params):
-            _seed_torch(rng)
-            loss, outputs, tensors = self._loss_of(batch, rng)
-            return Gradient(checked_loss(loss.item()), [], self._metrics_of(outputs, tensors))
+        """See Replica."""
+
+        def compute() -> Gradient:
+            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+                loss, outputs, tensors = self._loss_of(batch, rng)
+                return Gradient(checked_loss(loss.item()), [], self._metrics_of(outputs, tensors))
+
+        with self._in_use:
+            return self._random_in_evaluation(*self._seeded(rng, compute))
 
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. What the module returns, as an array; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
-        with torch.no_grad(), _unoptimized(), self._evaluating(params):
+        with self._in_use, torch.no_grad(), _unoptimized(), self._evaluating(params):
             outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
             if not isinstance(outputs, torch.Tensor):
                 raise TypeError(f"predict: expected a module that returns one tensor, found {type(outputs).__name__}")
@@ -427,16 +452,21 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return any("batchnorm" in name.lower() for name in names)
 
 
+_replicas: weakref.WeakSet[_TorchReplica] = weakref.WeakSet()
+
+
+def _free_replicas() -> None:
+    """In a child that was just forked: the threads that used them may not be there."""
+    for replica in list(_replicas):
+        replica._in_use = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_replicas)
+
 _NONE = object()
 
 #: code of torch.jit is optimized when it has run a few times, and then gives other bits
 _unoptimized = partial(torch.jit.optimized_execution, False)  # type: ignore[attr-defined]  # it is documented
-
-
-def _seed_torch(rng: np.random.Generator | None) -> None:
-    """Seed torch's random numbers with rng.integers(2**63), which takes longer."""
-    assert rng is not None
-    torch.default_generator.manual_seed(rng.bit_generator.random_raw() >> 1)
 
 
 _ONE = {dtype: torch.ones((), dtype=dtype) for dtype in _TRAINABLE}
@@ -521,3 +551,6 @@ def _spend_the_warning_of_read_only_memory() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.from_numpy(array)
+
+
+_spend_the_warning_of_read_only_memory()  # here, where no trainer runs yet: the filters are the whole process's

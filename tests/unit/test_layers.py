@@ -21,9 +21,10 @@ BELOW = {
     "adapters": {"share", "_core", "errors"},
     "engines": {"share", "_core", "errors"},
     "train": {"engines", "adapters", "share", "_core", "errors"},
-    "torch": {"torch_copies", "train", "_core", "errors"},
+    "torch": {"torch_copies", "torch_random", "train", "engines", "_core", "errors"},
     "torch_copies": {"train", "_core", "errors"},
-    "jax": {"train", "_core", "errors"},
+    "torch_random": {"engines"},
+    "jax": {"train", "engines", "_core", "errors"},
     "jobs": {"train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }

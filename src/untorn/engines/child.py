@@ -11,8 +11,8 @@ import errno
 import os
 import select
 import signal
+import subprocess
 import time
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from untorn.share.descriptors import keep
@@ -22,19 +22,19 @@ __all__ = ["ChildProcess"]
 _NONE = -1
 _RETRY_S = 0.01
 _LONG_S = 60.0
-#: for multiprocessing, which wants a number
+#: for subprocess, which wants a number
 _UNKNOWN_EXITCODE = 255
 
 
 class ChildProcess:
-    """A process that multiprocessing started. Made by ChildProcess.of().
+    """A process that launching.py started. Made by ChildProcess.of().
 
     Attributes:
         pid: its number, to be shown; nothing is done by it.
     """
 
-    def __init__(self, process: SpawnProcess, pid: int, fd: int) -> None:
-        self.pid = pid
+    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
+        self.pid = process.pid
         self._process = process
         #: _NONE: the kernel is too old for such descriptors (Linux 5.3), or a filter refuses them
         self._fd = fd
@@ -42,23 +42,19 @@ class ChildProcess:
         self._exitcode: int | None = None
 
     @classmethod
-    def of(cls, process: SpawnProcess) -> ChildProcess:
+    def of(cls, process: subprocess.Popen[bytes]) -> ChildProcess:
         """Open the descriptor of a process that was just started. Raises OSError if none is left."""
-        pid = process.pid
-        if pid is None:
-            raise ValueError(f"{process.name} has not been started")
         fd = _NONE
         try:
-            fd = keep(os.pidfd_open(pid))
+            fd = keep(os.pidfd_open(process.pid))
         except (ProcessLookupError, PermissionError, NotImplementedError):
             pass  # it ended, and somebody has reaped it; or it is refused
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 process.kill()
-                process.join()
-                process.close()
+                process.wait()
                 raise
-        return cls(process, pid, fd)
+        return cls(process, fd)
 
     @property
     def ended(self) -> bool:
@@ -68,8 +64,8 @@ class ChildProcess:
         kind, number = (os.P_PID, self.pid) if self._fd == _NONE else (os.P_PIDFD, self._fd)
         try:
             result = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:  # it ended, and was reaped: by multiprocessing, which then knows the rest
-            self._end(self._process._popen.returncode)  # type: ignore[attr-defined]
+        except ChildProcessError:  # it ended, and was reaped: by subprocess, which then knows the rest
+            self._end(self._process.returncode)
         else:
             if result is not None:
                 self._end(result.si_status if result.si_code == os.CLD_EXITED else -result.si_status)
@@ -77,13 +73,12 @@ class ChildProcess:
 
     def _end(self, exitcode: int | None) -> None:
         self._ended, self._exitcode = True, exitcode
-        # or else multiprocessing would wait for the number, which may be another child's by now
-        popen = self._process._popen  # type: ignore[attr-defined]
-        popen.returncode = _UNKNOWN_EXITCODE if exitcode is None else exitcode
+        # or else subprocess would wait for the number, which may be another child's by now
+        self._process.returncode = _UNKNOWN_EXITCODE if exitcode is None else exitcode
 
     @property
     def exitcode(self) -> int | None:
-        """As multiprocessing gives it: negative for a signal. None while it runs, and if somebody else took it."""
+        """As subprocess gives it: negative for a signal. None while it runs, and if somebody else took it."""
         return self._exitcode
 
     @property
@@ -132,13 +127,11 @@ class ChildProcess:
     def close(self) -> None:
         """Let go of a process that has ended. Closing twice is fine."""
         self.forget()
-        self._process.join()  # it does not wait: multiprocessing forgets it
-        self._process.close()
 
     def forget(self) -> None:
         """Let go of it as it is: this process is not its parent, but a forked copy of it."""
         if not self._ended:
-            self._end(None)  # at the copy's exit multiprocessing would send it SIGTERM
+            self._end(None)
         if self._fd != _NONE:
             os.close(self._fd)
             self._fd = _NONE

@@ -16,27 +16,24 @@ A forked copy of the server has no workers: whatever it cleans up on its way out
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from typing import Any
 
 from untorn import _core
 from untorn.engines.base import Death, Engine, Turner
 from untorn.engines.child import ChildProcess
+from untorn.engines.launching import launch
 from untorn.engines.memory import OutOfMemory
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
-from untorn.share.descriptors import standard_streams
 from untorn.share.storage import Address
 
-__all__ = ["ProcessEngine", "environment", "main_has_a_file", "worker_variables"]
+__all__ = ["ProcessEngine", "worker_variables"]
 
 _log = logging.getLogger(__name__)
 _MOMENT_S = 0.02
@@ -59,16 +56,18 @@ _THREAD_VARIABLES = (
 _MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
+#: ``main(index, jobs, problem)``: the life of a worker; a problem is to be told when the first job comes
+WorkerMain = Callable[[int, Subscriber, Exception | None], None]
+
+
 class ProcessEngine(Engine):
-    """``workers`` processes, each running ``main(index, jobs)`` with its own number of BLAS threads.
+    """``workers`` processes, each running ``main(index, jobs, problem)`` with its own number of BLAS threads.
 
     Args:
         most_workers: how many there can be after resize().
     """
 
-    def __init__(
-        self, workers: int, most_workers: int, threads_per_worker: int, main: Callable[[int, Subscriber], None]
-    ) -> None:
+    def __init__(self, workers: int, most_workers: int, threads_per_worker: int, main: WorkerMain) -> None:
         self.workers = workers
         self.restarts = 0
         self.most_workers = most_workers
@@ -174,20 +173,8 @@ class ProcessEngine(Engine):
         assert self._jobs is not None
         if self._boards:
             self._commits_before[index] = self._boards[-1].commits[index]
-        process = multiprocessing.get_context("spawn").Process(
-            target=_worker,
-            args=(self._main, index, self._jobs.subscriber().address),
-            name=f"untorn-worker-{index}",
-            daemon=True,
-        )
-        with (
-            standard_streams(inherited=True),  # multiprocessing's pipes, and the worker's, are none of them
-            environment(worker_variables(self._threads)),
-            _interrupts_blocked(),
-            _lost_main_hidden(),
-        ):
-            process.start()
-        return ChildProcess.of(process)
+        call = _worker, (self._main, index, self._jobs.subscriber().address)
+        return launch(f"untorn-worker-{index}", call, environment=worker_variables(self._threads))
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
@@ -294,67 +281,20 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _worker(main: Callable[[int, Subscriber], None], index: int, address: Address) -> None:
+def _worker(main: WorkerMain, index: int, address: Address, problem: Exception | None) -> None:
     """Attach and go; a server that closed or died while this process was starting is no error."""
     jobs = Subscriber(address)
     try:
         jobs.attach()
     except ChannelNotFoundError:
         return
-    main(index, jobs)
+    main(index, jobs, problem)
 
 
 def worker_variables(threads: int) -> dict[str, str]:
-    """The environment of a worker process, beside this process's own."""
+    """The environment of a worker process, on top of this process's own: BLAS libraries and malloc read theirs when
+    they are loaded."""
     unless_set = _MALLOC_VARIABLES | {"JAX_PLATFORMS": "cpu"}  # or else each worker takes a share of every GPU
     others = {key: value for key, value in unless_set.items() if key not in os.environ}
     # JAX takes other algorithms, with other last bits, where it has one thread alone; the serial engine has several
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PJRT_NPROC": str(max(2, threads))} | others
-
-
-@contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for processes started inside: BLAS libraries and malloc read theirs when they are loaded."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; workers inherit this mask, and leave it to the server."""
-    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and then unblocks SIGINT
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def main_has_a_file() -> bool:
-    """Can a new process read the main program? Not an interactive session, and not a script that came through stdin,
-    whose file is called "<stdin>"."""
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return file is not None and os.path.exists(file)
-
-
-@contextmanager
-def _lost_main_hidden() -> Iterator[None]:
-    """A new process of multiprocessing runs the main program's file first: not where there is none."""
-    main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    if file is None or main_has_a_file():
-        yield
-        return
-    del main.__file__
-    try:
-        yield
-    finally:
-        main.__file__ = file

@@ -1,35 +1,181 @@
-"""How many threads numerical libraries use in this process."""
+"""How many threads numerical libraries use in this process while a trainer computes in it.
+
+The number can change the last bit of a matrix product, so where this process computes (the serial engine, evaluation, a
+step of torch.optim) it must be that of the worker processes. And it must be as before when nobody computes any more,
+also where several threads have trainers of their own. Libraries keep the number in two ways:
+
+==================== =============================================================================================
+per thread           OpenMP, and with it PyTorch and its MKL: set and put back by each thread for itself. PyTorch's own
+                     set_num_threads() is left alone: it sets the number of threads that are yet to come, too
+per process          OpenBLAS, MKL, BLIS: the first thread that computes sets it and the last one puts it back. So two
+                     threads that want different numbers take turns: one waits until nobody computes with the other
+==================== =============================================================================================
+
+What else a program computes meanwhile, in threads of its own, has the libraries of the second kind with this number.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
 
-__all__ = ["threads_limited"]
+__all__ = ["threads_limited", "use_threads"]
+
+#: how old the list of the loaded libraries may be if no module was imported meanwhile
+_LIST_AGE_S = 1.0
+#: how long a thread lets those go first that wait for their turn with another number
+_COURTESY_S = 1.0
+#: how long a computation inside another one, which wants another number, waits for other threads
+_NESTED_S = 10.0
 
 
 @contextmanager
 def threads_limited(threads: int) -> Iterator[None]:
-    """Inside, BLAS libraries and PyTorch, where it is loaded, use so many threads: their number can change the last bit
-    of a matrix product, so here it must be that of the worker processes."""
-    torch = sys.modules.get("torch")
-    count = torch.get_num_threads() if torch is not None else threads
-    with _blas_limited(threads):
-        if torch is not None and count != threads:
+    """Inside, BLAS libraries and PyTorch, where it is loaded, use this number of threads. Blocks while other threads
+    are inside with another number. Raises RuntimeError if they do not get ready for one that is inside already."""
+    libraries = _libraries()
+    with ExitStack() as stack:
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch, "get_num_threads"):  # not one that is being imported
+            torch.get_num_threads()  # a thread's first call gives it the process's number, over what was set before
+            stack.enter_context(_mkl_of_torch_limited(torch, threads))
+        own = [library for library in libraries if "openmp" in (library.user_api, _layer_of(library))]
+        for library in own:
+            stack.callback(library.set_num_threads, library.num_threads)
+        stack.enter_context(_turns.taken(threads, [library for library in libraries if library not in own]))
+        for library in own:
+            library.set_num_threads(threads)
+        if torch is not None and hasattr(torch, "get_num_threads") and torch.get_num_threads() != threads:
+            # built with threads of its own, or there is no threadpoolctl
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
+        yield
+
+
+def use_threads(threads: int) -> None:
+    """From now on, in a worker process: what the environment says already, over what the program itself has set."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+class _Turns:
+    """Who computes with which number of threads, and what the libraries' numbers were before.
+
+    Signal handlers and finalizers may enter and leave in the middle of any line: the lock is reentrant, a thread is
+    counted before the libraries are set, and is no more before they are put back.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._threads = 0
+        #: how many times each thread is inside
+        self._inside: dict[int, int] = {}
+        self._before: dict[str, tuple[Any, int]] = {}
+        self._waiting = 0
+
+    @contextmanager
+    def taken(self, threads: int, libraries: list[Any]) -> Iterator[None]:
+        """Inside, these libraries have this number of threads."""
+        me = threading.get_ident()
+        with self._changed:
+            aside = None
+            if me in self._inside and self._threads != threads:
+                aside = (self._threads, self._leave(me))
+            try:
+                self._enter(me, threads, 1, libraries, nested=aside is not None)
+            except BaseException:
+                if aside is not None:
+                    self._enter(me, *aside, libraries, nested=True)
+                raise
         try:
             yield
         finally:
-            if torch is not None and count != threads:
-                torch.set_num_threads(count)
+            with self._changed:
+                self._leave(me, times=1)
+                if aside is not None:
+                    self._enter(me, *aside, libraries, nested=True)
+
+    def _enter(self, me: int, threads: int, times: int, libraries: list[Any], *, nested: bool) -> None:
+        if me not in self._inside:
+            self._wait_for_turn(threads, nested=nested)
+        self._threads = threads
+        self._inside[me] = self._inside.get(me, 0) + times
+        for library in libraries:
+            if library.filepath not in self._before:
+                self._before[library.filepath] = library, library.num_threads
+            if library.num_threads != threads:
+                _set(library, threads)
+
+    def _wait_for_turn(self, threads: int, *, nested: bool) -> None:
+        if self._waiting and self._inside and not nested:
+            self._changed.wait_for(lambda: not self._waiting, _COURTESY_S)
+        self._waiting += 1
+        try:
+            mine = self._changed.wait_for(
+                lambda: not self._inside or self._threads == threads, _NESTED_S if nested else None
+            )
+        finally:
+            self._waiting -= 1
+            self._changed.notify_all()
+        if not mine:
+            raise RuntimeError(
+                f"threads_per_worker: a computation with {threads} began inside one with another number, and other "
+                f"threads still compute with {self._threads}; give trainers that compute inside one another the same "
+                "number"
+            )
+
+    def _leave(self, me: int, times: int | None = None) -> int:
+        """Leave once, or for now altogether; how many times that was."""
+        inside = self._inside.pop(me, 0)
+        if times is not None and inside > times:
+            self._inside[me] = inside - times
+        if not self._inside:
+            self._put_back()
+            self._changed.notify_all()
+        return inside
+
+    def _put_back(self) -> None:
+        while self._before:
+            _set(*self._before.popitem()[1])
+
+    def only_this_thread(self) -> None:
+        """In a child that was just forked: the other threads are not there any more."""
+        self._changed, self._waiting = threading.Condition(threading.RLock()), 0
+        me = threading.get_ident()
+        self._inside = {me: self._inside[me]} if me in self._inside else {}
+        if not self._inside:
+            self._put_back()
 
 
-@contextmanager
-def _blas_limited(threads: int) -> Iterator[None]:
+_turns = _Turns()
+os.register_at_fork(after_in_child=_turns.only_this_thread)
+
+# -- the libraries
+
+
+class _Listed:
+    """The libraries that were found last, when, and how many modules there were."""
+
+    libraries: tuple[Any, ...] = ()
+    when_s = 0.0
+    modules = 0
+
+
+def _libraries() -> tuple[Any, ...]:
+    """Those that are loaded, as threadpoolctl knows them. Looking for them takes a millisecond."""
+    if _Listed.modules == len(sys.modules) and time.monotonic() < _Listed.when_s + _LIST_AGE_S:
+        return _Listed.libraries
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import ThreadpoolController
     except ImportError:
         warnings.warn(
             "threadpoolctl is not installed, so this process uses as many BLAS threads as the library likes; the last "
@@ -37,7 +183,49 @@ def _blas_limited(threads: int) -> Iterator[None]:
             RuntimeWarning,
             stacklevel=5,
         )
+        return ()
+    libraries = tuple(ThreadpoolController().lib_controllers)
+    _Listed.libraries, _Listed.when_s, _Listed.modules = libraries, time.monotonic(), len(sys.modules)
+    return libraries
+
+
+def _layer_of(library: Any) -> str:
+    """What an OpenBLAS has its threads from, as far as threadpoolctl sets their number there."""
+    return str(library.threading_layer) if hasattr(library, "clear_controlling_thread") else ""
+
+
+def _set(library: Any, threads: int) -> None:
+    """Set the number of a library that has one per process. Later versions of threadpoolctl let one thread set that of
+    OpenBLAS, the first that did, and ignore the others."""
+    let_go = getattr(library, "clear_controlling_thread", None)
+    if let_go is not None:
+        let_go(force=True)
+    library.set_num_threads(threads)
+    if let_go is not None:
+        let_go()
+
+
+@contextmanager
+def _mkl_of_torch_limited(torch: Any, threads: int) -> Iterator[None]:
+    """PyTorch has an MKL inside, which threadpoolctl does not see. It follows OpenMP, but in threads that were told a
+    number with torch.set_num_threads()."""
+    set_local = _mkl_set_num_threads_local(torch.__file__)
+    if set_local is None:
         yield
         return
-    with threadpool_limits(limits=threads):
+    before = set_local(threads)  # 0: none of its own
+    try:
         yield
+    finally:
+        set_local(before)
+
+
+@cache
+def _mkl_set_num_threads_local(torch_file: str) -> Any:
+    try:
+        library = ctypes.CDLL(os.path.join(os.path.dirname(torch_file), "lib", "libtorch_cpu.so"))
+        function = library.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
+    function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
+    return function

@@ -207,7 +207,7 @@ def check_rows(answer: Any, shape: tuple[int, ...], dtype: Any, where: str) -> N
 
 
 def _measure(trainer: Trainer, source: Source, cut: _Cut, question: _Question, share: _Share | None) -> None:
-    with trainer.snapshot() as snapshot, threads_limited(trainer.threads_per_worker):
+    with trainer.snapshot() as snapshot:
         here = _Here(trainer, snapshot, source, question)
         began = time.perf_counter()
         nbytes = question.begin(0, here.answer(0))
@@ -251,11 +251,13 @@ class _Here:
 
     def __init__(self, trainer: Trainer, snapshot: Snapshot, source: Source, question: _Question) -> None:
         self._source = source
+        self._threads = trainer.threads_per_worker
         self._ask = Asker(trainer.model, trainer._params_of(snapshot), trainer.seed, outputs=question.outputs)
         self._cut = question.cut
 
     def answer(self, chunk: int) -> Any:
-        return self._ask(self._source.take(self._cut.indices(chunk)))
+        with threads_limited(self._threads):
+            return self._ask(self._source.take(self._cut.indices(chunk)))
 
 
 class Asker:

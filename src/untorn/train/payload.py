@@ -12,57 +12,23 @@ threads    for that replica
 
 from __future__ import annotations
 
-import io
 import pickle
 from typing import Any
 
-from untorn.engines.processes import main_has_a_file
 from untorn.train.model import FrameworkModel
+from untorn.train.pickling import pickled
 
 __all__ = ["payload_of"]
 
 
-def payload_of(
-    job: Any, *, number: int, board_path: str, model: Any, sent: Any, threads: int, within: int = 0
-) -> dict[str, Any]:
-    """The payload. ``model`` is what the user gave, and ``sent`` what goes to the workers in its place. Raises
-    TypeError for a model that cannot be sent."""
+def payload_of(job: Any, *, number: int, board_path: str, model: Any, threads: int, within: int = 0) -> dict[str, Any]:
+    """The payload. Raises TypeError for a model that cannot be sent."""
+    derive = model.pickler if isinstance(model, FrameworkModel) else None
     return {
         "number": number,
         "within": within,
         "board": board_path,
         "job": pickle.dumps(job, protocol=5),
-        "model": _pickled(model, sent),
+        "model": pickled("model: it", model, otherwise="use engine='serial'", derive=derive),
         "threads": threads,
     }
-
-
-def _pickled(model: Any, sent: Any) -> bytes:
-    """What plain pickle cannot send, such as a lambda or a notebook's function, goes through cloudpickle if it is
-    installed."""
-    interactive = not main_has_a_file()
-    reason: object = "it is defined in an interactive session"
-    of_session = getattr(model, "__module__", getattr(type(model), "__module__", "")) == "__main__"
-    if not (interactive and (of_session or isinstance(model, FrameworkModel))):
-        try:
-            return _dumped(sent, pickle.Pickler)
-        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
-            reason = error
-    try:
-        import cloudpickle
-    except ImportError:
-        raise TypeError(
-            f"model: it cannot be sent to worker processes ({reason}); define it at the top of a module, or install "
-            "cloudpickle: pip install 'untorn[train]'"
-        ) from None
-    try:
-        return _dumped(sent, cloudpickle.Pickler)
-    except Exception as error:
-        raise TypeError(f"model: it cannot be sent to worker processes ({error})") from None
-
-
-def _dumped(sent: Any, base: Any) -> bytes:
-    stream = io.BytesIO()
-    pickler = sent.pickler(base) if isinstance(sent, FrameworkModel) else base
-    pickler(stream, protocol=5).dump(sent)
-    return stream.getvalue()

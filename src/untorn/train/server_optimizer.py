@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.engines.threads import threads_limited
 from untorn.share.tree import flatten
 from untorn.train.optimizers import FusedOptimizer
 from untorn.train.resuming import described
@@ -221,12 +222,8 @@ class _TorchSession(Session):
             self._set_rate(rate)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = self._torch.from_numpy(gradient)
-        before = self._torch.get_num_threads()
-        self._torch.set_num_threads(self._threads)
-        try:
+        with threads_limited(self._threads):
             self._optimizer.step()
-        finally:
-            self._torch.set_num_threads(before)
         self._steps[...] += 1
 
     def _set_rate(self, rate: float) -> None:

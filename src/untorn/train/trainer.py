@@ -511,8 +511,7 @@ class Trainer:
             job,
             number=board.job,
             board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
-            model=self._model,
-            sent=self._sent,
+            model=self._sent,
             threads=self.threads_per_worker,
             within=within,
         )

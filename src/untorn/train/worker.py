@@ -20,6 +20,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.engines import Turner
+from untorn.engines.threads import use_threads
 from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
 from untorn.share import storage
 from untorn.share.descriptors import keep
@@ -280,9 +281,11 @@ def open_board(path: str) -> _core.Board:
         os.close(fd)
 
 
-def worker_main(index: int, jobs: Subscriber) -> None:
-    """The life of a worker process: take part in every job that the server publishes, until it is gone."""
-    desk, done, own_pid = _Desk(index, jobs), 0, os.getpid()
+def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None:
+    """The life of a worker process: take part in every job that the server publishes, until it is gone. ``problem``
+    came before, and is what each of them fails with."""
+    desk, done = _Desk(index, jobs, problem), 0
+    own_pid = os.getpid()
     while os.getpid() == own_pid:  # a copy of it that the model forked, and that came back here, has nothing to do
         try:
             snapshot = jobs.snapshot(newer_than=done)
@@ -300,9 +303,10 @@ def worker_main(index: int, jobs: Subscriber) -> None:
 class _Desk:
     """What a worker process has at hand: the model, and the job that is interrupted by another."""
 
-    def __init__(self, index: int, jobs: Subscriber) -> None:
+    def __init__(self, index: int, jobs: Subscriber, problem: Exception | None) -> None:
         self._index = index
         self._jobs = jobs
+        self._problem = problem
         self._workers: dict[int, Turner] = {}
         self._model: tuple[bytes, int, Replica] | None = None
 
@@ -331,6 +335,8 @@ class _Desk:
         if board.job != payload["number"]:
             return None  # likewise: the path names a descriptor, whose number the next job's board has got
         try:
+            if self._problem is not None:
+                raise self._problem
             model = self._replica(payload["model"], payload["threads"])
             worker: Turner = pickle.loads(payload["job"]).begin(self._index, board, model)
             return worker
@@ -343,7 +349,9 @@ class _Desk:
     def _replica(self, model: bytes, threads: int) -> Replica:
         """What was compiled for one job serves the next."""
         if self._model is None or self._model[:2] != (model, threads):
-            self._model = (model, threads, replica_of(pickle.loads(model), threads=threads))
+            given = pickle.loads(model)
+            use_threads(threads)
+            self._model = (model, threads, replica_of(given, threads=threads))
         return self._model[2]
 
 

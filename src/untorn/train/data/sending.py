@@ -6,37 +6,23 @@ private mapping: what its ``__getitem__`` writes is its own.
 
 from __future__ import annotations
 
-import io
 import pickle
-import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot
+from untorn.train.pickling import pickled_apart
 
 __all__ = ["received", "sendable"]
 
 
 def sendable(what: str, value: Any) -> list[NDArray[np.uint8]]:
-    """The value as arrays of bytes: the pickle first. What plain pickle cannot send, such as a lambda or a class of a
-    notebook, goes through cloudpickle if it is installed. Raises TypeError saying why it cannot be sent."""
-    reason: object = "it is defined in an interactive session"
-    if hasattr(sys.modules["__main__"], "__file__"):
-        try:
-            return _pickled(value, pickle.Pickler)
-        except Exception as error:  # whatever the dataset's own methods raise
-            reason = error
-    try:
-        import cloudpickle
-
-        return _pickled(value, cloudpickle.Pickler)
-    except ImportError:
-        advice = "define it at the top of a module, or install cloudpickle: pip install 'untorn[train]'"
-    except Exception as error:
-        reason, advice = error, "open files, connections and the like in __getitem__, or use engine='serial'"
-    raise TypeError(f"{what}: the dataset cannot be sent to worker processes ({reason}); {advice}")
+    """The value as arrays of bytes: the pickle first. Raises TypeError saying why it cannot be sent."""
+    otherwise = "open files, connections and the like in __getitem__, or use engine='serial'"
+    stream, apart = pickled_apart(f"{what}: the dataset", value, otherwise=otherwise, reduce=_reduced)
+    return [np.frombuffer(stream, np.uint8), *apart]
 
 
 def received(snapshot: Snapshot) -> Any:
@@ -46,25 +32,9 @@ def received(snapshot: Snapshot) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
-def _pickled(value: Any, base: Any) -> list[NDArray[np.uint8]]:
-    class Pickler(base):  # type: ignore[misc]  # of a class that is known at run time
-        def reducer_override(self, part: Any) -> Any:
-            array = _memory(part)
-            if array is not None:
-                return _tensor, (array,)
-            return super().reducer_override(part) if hasattr(base, "reducer_override") else NotImplemented
-
-    stream, buffers = io.BytesIO(), list[NDArray[np.uint8]]()
-
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            buffers.append(np.frombuffer(buffer.raw(), np.uint8))
-        except BufferError:
-            return True  # not one piece of memory: into the stream
-        return False
-
-    Pickler(stream, protocol=5, buffer_callback=keep).dump(value)
-    return [np.frombuffer(stream.getbuffer(), np.uint8), *buffers]
+def _reduced(part: Any) -> Any:
+    array = _memory(part)
+    return NotImplemented if array is None else (_tensor, (array,))
 
 
 def _memory(part: Any) -> NDArray[Any] | None:

@@ -1,0 +1,168 @@
+"""torch's random numbers, seeded for one gradient.
+
+Dropout and most of torch draw from one generator per process. A worker process seeds that: nobody else draws there. In
+the process of the user, other threads may draw, and seed, at any time: theirs would be the trainer's numbers and the
+other way round. So there, when other threads exist, the random operations of this thread are given a generator of its
+own, with the same numbers (torch.Generator has the algorithm of the default one), and the default one is not touched::
+
+    the only thread of its process    the default generator: seeded, used, put back
+    beside other threads
+        the model draws nothing       as it is; whether it draws is seen in the first gradient, and looked for later
+        it draws                      a generator of its own, through a TorchDispatchMode, which is this thread's alone
+        it handles the default generator itself (torch.manual_seed in forward, torch.utils.checkpoint) or calls an
+        operation that takes no generator (rand_like)    the default generator, and the threads of untorn take turns
+
+In the last case what other threads of the program draw meanwhile changes the result, and theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from untorn.engines.starting import is_worker
+
+__all__ = ["SeededRandom"]
+
+_T = TypeVar("_T")
+_default = torch.default_generator
+
+
+class _Turn:
+    """Held by the thread that uses the default generator."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._make_anew)
+
+    def _make_anew(self) -> None:
+        """In a child that was just forked: the thread that held it may not be there."""
+        self.lock = threading.RLock()
+
+
+_turn = _Turn()
+
+
+class SeededRandom:
+    """Calls functions that draw random numbers of torch; the same seed gives the same numbers, beside whatever other
+    threads do. One for each thing that is called again and again."""
+
+    def __init__(self) -> None:
+        self._draws: bool | None = None
+        self._drew = False
+        self._needs_default = False
+        self._own = torch.Generator()
+
+    def __call__(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
+        """What the function returns. It may have to be called again; ``start_again`` is called before that."""
+        if is_worker() or self._needs_default or len(sys._current_frames()) == 1:
+            return _with_the_default(seed, function)
+        before = _default.get_state()
+        if self._draws is False:
+            result = function()
+            if torch.equal(before, _default.get_state()):
+                return result
+            start_again()  # it drew for the first time, or another thread did
+        try:
+            result = self._with_its_own(seed, function)
+            if self._draws is False and self._drew:
+                _default.set_state(before)
+            self._draws = self._drew or self._draws is not None  # once in doubt, it is not asked again
+            return result
+        except _NeedsDefaultError:
+            self._needs_default = True
+            _default.set_state(before)
+        start_again()
+        return _with_the_default(seed, function)
+
+    def _with_its_own(self, seed: int, function: Callable[[], _T]) -> _T:
+        self._own.manual_seed(seed)
+        with nullcontext() if self._draws else _default_watched(), _Mode(self._own) as mode:
+            result = function()
+        self._drew = mode.drew
+        return result
+
+
+def _with_the_default(seed: int, function: Callable[[], _T]) -> _T:
+    with _turn.lock:
+        before = _default.get_state()
+        try:
+            _default.manual_seed(seed)
+            return function()
+        finally:
+            _default.set_state(before)
+
+
+class _NeedsDefaultError(BaseException):
+    """No except clause of a model is to catch it."""
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives a generator to the operations that draw random numbers."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = generator
+        self.drew = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To say yes imports torch's compiler, which takes seconds, and nothing is compiled here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            func = _taking_a_generator(func)
+            kwargs = kwargs | {"generator": self._generator}
+            self.drew = True
+        return func(*args, **kwargs)
+
+
+_with_generator: dict[Any, Any] = {}
+
+
+def _taking_a_generator(operation: Any) -> Any:
+    """The same operation with an argument for a generator: itself, or one of its overloads."""
+    if operation not in _with_generator:
+        names = [argument.name for argument in operation._schema.arguments]
+        packet = operation.overloadpacket
+        found = operation if "generator" in names else None
+        for name in packet.overloads() if found is None else ():
+            other = getattr(packet, name)
+            others = [argument.name for argument in other._schema.arguments]
+            if "generator" in others and [each for each in others if each != "generator"] == names:
+                found = other
+        _with_generator[operation] = found
+    if _with_generator[operation] is None:
+        raise _NeedsDefaultError
+    return _with_generator[operation]
+
+
+@contextmanager
+def _default_watched() -> Iterator[None]:
+    """Raises _NeedsDefaultError at the end if this thread called a method of the default generator. It does so, too,
+    where a profiler runs: Python has room for one, and looking takes it."""
+    if sys.getprofile() is not None:
+        raise _NeedsDefaultError
+    touched = False
+
+    def look(frame: Any, event: str, arg: Any) -> None:
+        nonlocal touched
+        if event == "c_call" and getattr(arg, "__self__", None) is _default:
+            touched = True
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        if touched:
+            raise _NeedsDefaultError
