@@ -203,8 +203,8 @@ static void test_a_wake_without_a_change(void)
     bench_free(bench);
 }
 
-/* In a child, since a filter stays for good. */
-static void syscall_refuse(uint32_t number, uint32_t cause)
+/* In a child, since a filter stays for good. False where there are no filters, as under an emulator. */
+static bool syscall_refuse(uint32_t number, uint32_t cause)
 {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -214,7 +214,9 @@ static void syscall_refuse(uint32_t number, uint32_t cause)
     };
     struct sock_fprog program = {sizeof filter / sizeof filter[0], filter};
     CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+    bool refused = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    CHECK(refused || errno == EINVAL || errno == ENOSYS);
+    return refused;
 }
 
 static void test_a_kernel_that_refuses(uint32_t cause)
@@ -224,7 +226,11 @@ static void test_a_kernel_that_refuses(uint32_t cause)
         process_join(pid);
         return;
     }
-    syscall_refuse(449, cause);
+    if (!syscall_refuse(449, cause)) {
+        printf("no system call can be refused here: what happens then is not tested\n");
+        fflush(stdout);
+        process_exit();
+    }
     struct bench *bench = bench_make(3, false);
     CHECK(bench_sleep(bench, 1000000) == FUTEX_TIMEOUT);
     CHECK(load_relaxed(&bench->watch.polls) == 1);
