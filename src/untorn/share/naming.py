@@ -33,7 +33,8 @@ __all__ = ["NameKeeper", "signpost_target"]
 LOOK_INTERVAL_S = 0.2
 #: where a signpost's text is in its control file
 _TEXT_AT, _TEXT_NBYTES = 1152, 512
-_PACKAGE = os.fspath(Path(__file__).parents[1])
+#: whose frames lie between a warning and the code that it is about
+_INSIDE = (os.fspath(Path(__file__).parents[1]) + os.sep, contextlib.__file__)
 
 _WHO = (
     "somebody removed its files while it is published: systemd does, with RemoveIPC=yes, when a user's last session "
@@ -195,6 +196,6 @@ def signpost_target(control_fd: int, label: str) -> Address | None:
 def _warn(message: str) -> None:
     """As if the caller of this package had done it."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, RuntimeWarning, stacklevel=level - 1)
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -111,8 +111,9 @@ def test_again_and_again(folder):
     with publish(folder, 0) as publisher:
         for version in range(1, 4):
             remove(folder, *(("data", "control"), ("control",), ("data",))[version - 1])
-            with pytest.warns(RuntimeWarning, match=REMOVED):
+            with pytest.warns(RuntimeWarning, match=REMOVED) as caught:
                 publisher.update(version)
+            assert [warning.filename for warning in caught] == [__file__], "it is about the caller's line"
             assert found(folder) == version
         publisher.unlink()
         assert os.listdir(folder) == []
