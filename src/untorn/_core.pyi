@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar, overload
 
+from untorn.errors import UntornError
+
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _T = TypeVar("_T")
@@ -36,7 +38,7 @@ FROZEN_SCALAR: int
 FROZEN_OTHER: int
 FROZEN_LARGE: int
 
-class StatusError(Exception):
+class StatusError(UntornError):
     args: tuple[str, int]
 
 class Hold:

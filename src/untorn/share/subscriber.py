@@ -296,8 +296,12 @@ class Subscriber:
         return self._address.label
 
     def publisher_alive(self) -> bool:
-        """Does the kernel say that the channel has a living publisher? One system call."""
-        return self._attached.attachment.publisher_alive()
+        """Does the kernel say that the channel has a living publisher? One system call. Raises OSError if it does not
+        say, as on a file system without locks."""
+        try:
+            return self._attached.attachment.publisher_alive()
+        except OSError as error:
+            raise labelled(error, self.name) from None
 
     def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
         """The newest version; cost does not depend on its size, and nothing is copied.
@@ -426,7 +430,7 @@ class Subscriber:
 
     def _loss(self, attachment: _core.Attachment) -> str:
         """Why nothing newer can come, as the kernel sees it; empty while the publisher lives."""
-        if attachment.publisher_alive():
+        if self.publisher_alive():
             return ""
         return "its publisher closed it" if attachment.closed else "its publisher is dead"
 
