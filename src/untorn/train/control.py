@@ -11,7 +11,10 @@ connects is told by the kernel, and only the job's user and root are answered. A
 of its own, so a job in a container is found from inside the container alone.
 
 The training loop is never kept waiting: a client that is slow, silent or wrong costs it a few microseconds per poll and
-is dropped after a second. A request of a client that has given up is not carried out.
+is dropped after a second, and at most 16 are taken in or refused per poll, however many connect. A request of a client
+that has given up is not carried out.
+
+Every user may listen at any abstract address. So who asks looks who answers, and what is another user's is no job.
 
 ======================================  ============================================
 request                                 answer
@@ -180,18 +183,25 @@ class Control:
             self._drop(client)
 
     def _accept(self, listener: socket.socket) -> None:
-        while len(self._clients) < _MOST_CLIENTS:
+        """Take in who has connected: a bounded number at a time, since others connect as fast as they are refused."""
+        for _ in range(_MOST_CLIENTS - len(self._clients)):
             try:
                 accepted = keep_socket(listener.accept()[0])
             except OSError:  # nobody (any more), or no descriptor is left: they wait in the queue
                 return
             accepted.setblocking(False)
+            uid = _peer_uid(accepted)
+            if uid not in (_ROOT, os.geteuid()):
+                self._refuse(accepted, uid)
+                continue
             client = _Client(accepted, time.monotonic() + SILENCE_S)
             self._clients[accepted.fileno()] = client
             self._poller.register(accepted, select.POLLIN)
-            uid = _peer_uid(accepted)
-            if uid not in (_ROOT, os.geteuid()):
-                self._reply(client, _error(PermissionError(_not_yours(self.name, os.geteuid(), uid))))
+
+    def _refuse(self, accepted: socket.socket, uid: int) -> None:
+        """Another user gets an answer, if there is room for it at once, and nothing else."""
+        with accepted, contextlib.suppress(OSError):
+            accepted.send(_error(PermissionError(_not_yours(self.name, os.geteuid(), uid))))
 
     def _attend(self, client: _Client, events: int, handlers: Handlers) -> None:
         if events & ~(select.POLLIN | select.POLLOUT):  # it hung up
@@ -264,10 +274,18 @@ def _listen(name: str) -> socket.socket | None:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        reason = "another job of this name is running" if error.errno == errno.EADDRINUSE else error
+        reason = _who_holds(name) if error.errno == errno.EADDRINUSE else error
         _log.warning("job %r cannot be watched or resized from outside: %s", name, reason)
         return None
     return listener
+
+
+def _who_holds(name: str) -> str:
+    """Why the name of a job is taken."""
+    uid = _listener_uid(_address(name))
+    if uid is not None and uid not in (_ROOT, os.geteuid()):
+        return f"user {uid} has taken its address, as every user may; another name is another address"
+    return "another job of this name is running"
 
 
 def _carried_out(name: str, line: bytes, handlers: Handlers) -> bytes:
@@ -386,12 +404,30 @@ def _answer_of(name: str, received: bytes) -> dict[str, Any]:
 
 def running_jobs() -> list[str]:
     """The names of this user's running jobs, sorted: those that ``ask`` finds. A name of more than some 80 characters
-    is cut short, and found under that too. Empty where /proc cannot be read."""
+    is cut short, and found under that too. What other users have put in the place of a job is left out. Empty where
+    /proc cannot be read."""
     try:
         with open("/proc/net/unix", "rb") as table:
-            return _listed(table.read(), _prefix())
+            names = _listed(table.read(), _prefix())
     except OSError:
         return []
+    addresses = [b"\0" + _prefix() + os.fsencode(name) for name in names]
+    ours = (_ROOT, os.geteuid())
+    return [name for name, address in zip(names, addresses, strict=True) if _listener_uid(address) in ours]
+
+
+def _listener_uid(address: bytes) -> int | None:
+    """The user who listens there, by the kernel's word; None if nobody does any more. One whose queue is full cannot be
+    told, and counts as this user: ask() finds out."""
+    with keep_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(address)
+        except BlockingIOError:
+            return os.geteuid()
+        except OSError:
+            return None
+        return _peer_uid(connection)
 
 
 def _listed(table: bytes, prefix: bytes) -> list[str]:
@@ -410,7 +446,7 @@ def _listens(flags: bytes) -> bool:
 
 
 def is_running(name: str) -> bool:
-    """Does a job of that name run here, as this user? Asks the kernel, not the job."""
+    """Return whether a job of that name runs here, as this user. Asks the kernel, not the job."""
     return os.fsdecode(_address(name)[1 + len(_prefix()) :]) in running_jobs()
 
 

@@ -419,6 +419,60 @@ def ask_as_another_user(pipe, name: str, address: bytes) -> None:
         pipe.put(json.loads(client.recv(65536))["error"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_a_poll_is_bounded_whoever_connects(name, listening, job, monkeypatch):
+    """With others connecting as fast as they are refused, one poll takes in as many as it does at most."""
+    refused = []
+    refuse = Control._refuse
+
+    def refuse_and_let_another_in(self, accepted, uid):
+        refused.append(uid)
+        refuse(self, accepted, uid)
+        connecting.put()
+        assert connecting.get() == "connected"
+
+    monkeypatch.setattr(Control, "_refuse", refuse_and_let_another_in)
+    with helpers.start(connect_again_and_again, control._address(name)) as connecting:
+        assert connecting.get() == "connected"
+        listening.poll(job)
+        assert refused == [12345] * control._MOST_CLIENTS
+        with socket.socket(socket.AF_UNIX) as client:  # and who may ask is served with the next
+            client.connect(control._address(name))
+            client.sendall(request(do="status"))
+            listening.poll(job)
+            assert json.loads(client.recv(65536)) == {"step": 7}
+
+
+def connect_again_and_again(pipe, address: bytes) -> None:
+    os.setuid(12345)
+    while True:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+        pipe.put("connected")
+        pipe.get()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_another_user_in_the_place_of_a_job(name, caplog):
+    with helpers.start(listen_as_another_user, control._address(name)) as child:
+        child.get()
+        assert name not in running_jobs()
+        assert not is_running(name)
+        with pytest.raises(PermissionError, match="is of user 12345, and you are user 0"):
+            ask(name, {"do": "status"})
+        Control(name).close()
+        assert "user 12345 has taken its address" in caplog.text
+
+
+def listen_as_another_user(pipe, address: bytes) -> None:
+    os.setuid(12345)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        pipe.put()
+        pipe.get()
+
+
 def test_who_listens_in_the_jobs_place_is_not_asked(name, listening, job, monkeypatch):
     monkeypatch.setattr(control, "_peer_uid", lambda connection: os.geteuid() + 1)
     with pytest.raises(PermissionError, match=f"is of user {os.geteuid() + 1}"):
