@@ -19,7 +19,7 @@ import stat
 
 from untorn.errors import FormatError
 
-__all__ = ["check_file", "no_file", "not_regular"]
+__all__ = ["check_file", "no_file"]
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -46,11 +46,6 @@ def no_file(error: OSError, path: str) -> FormatError | None:
     return None if kind is None else _never_is(path, kind)
 
 
-def not_regular(path: str, mode: int) -> FormatError:
-    """The error for what is there instead of a regular file."""
-    return _never_is(path, _KINDS.get(stat.S_IFMT(mode), "no file"))
-
-
 def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> None:
     """Raises FormatError or PermissionError unless this file, opened at ``path``, may be used.
 
@@ -62,7 +57,7 @@ def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> Non
     """
     status, user = os.fstat(fd), os.geteuid()
     if not stat.S_ISREG(status.st_mode):
-        raise not_regular(path, status.st_mode)
+        raise _never_is(path, _KINDS.get(stat.S_IFMT(status.st_mode), "no file"))
     mine, shared = status.st_uid == user, status.st_mode & _OTHERS_MAY_WRITE or status.st_nlink > 1
     if mine and not shared:
         return

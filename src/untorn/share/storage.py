@@ -24,7 +24,7 @@ import re
 import stat
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from typing import Any
 from untorn import _core
 from untorn.errors import ChannelNotFoundError, FormatError, UntornError
 from untorn.share.descriptors import keep
-from untorn.share.guard import check_file, no_file, not_regular
+from untorn.share.guard import check_file, no_file
 from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_channel"]
@@ -115,14 +115,15 @@ class Files:
 def _has_version(control: str, other_than: int) -> bool:
     """Is this the control file of a channel that has a version, and another file than the one that is open?"""
     try:
-        fd = os.open(control, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+        fd = _open(control, os.O_RDONLY)
+    except (OSError, FormatError):
         return False
     try:
+        check_file(fd, control, writing=False, given=True)
         if os.path.samestat(os.fstat(fd), os.fstat(other_than)):
             return False
         return int.from_bytes(os.pread(fd, 8, 64), "little") >> 6 != 0
-    except OSError:
+    except (OSError, FormatError):  # whatever it is, it is no successor
         return False
     finally:
         os.close(fd)
@@ -323,9 +324,11 @@ def _take_back(files: Files, attachment: _core.Attachment) -> None:
 
 def _remove_stale_data(files: Files) -> None:
     try:
-        kind = os.stat(files.data, follow_symlinks=False).st_mode
-        if not stat.S_ISREG(kind):
-            raise not_regular(files.data, kind)
+        fd = keep(os.open(files.data, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return
+    os.close(_checked(fd, files.data, writing=True))
+    try:
         os.unlink(files.data)
     except FileNotFoundError:
         pass
@@ -442,14 +445,16 @@ def _completed(files: Files, claim: _core.Attachment) -> bool:
 
 def _adopt(claim: _core.Attachment, data_fd: int, label: str) -> None:
     """Give a locked channel its data file, and that its header if it was cut off: a publisher makes it whole again."""
-    with _told(label):
-        try:
-            with contextlib.suppress(_core.StatusError):  # adopting it says whose it is
-                _core.format_data(data_fd, claim.id)
-        except OSError:
-            os.close(data_fd)
-            raise
+    try:
+        with contextlib.suppress(_core.StatusError):  # adopting it says whose it is
+            _core.format_data(data_fd, claim.id)
+    except OSError as error:
+        os.close(data_fd)
+        raise labelled(error, label) from None
+    try:
         claim.adopt(data_fd)
+    except (_core.StatusError, OSError) as error:
+        raise _error_of(error, label) from None
 
 
 def _open_own(files: Files, path: str) -> int:
@@ -489,28 +494,26 @@ def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | 
 
     Raises MixedError if the two files are two channels', OtherChannelError if they are not the one of that ``id``.
     """
-    with _told(label):
-        return _core.Attachment(control_fd, data_fd, role, id)
-
-
-@contextlib.contextmanager
-def _told(label: str) -> Iterator[None]:
-    """The core's status becomes an error that names the channel."""
     try:
-        yield
-    except _core.StatusError as error:
-        code = error.args[0]
-        if code in _ERRORS:
-            kind, text = _ERRORS[code]
-            raise kind(f"channel {label!r}{text}") from None
-        if code == "format":
-            raise FormatError(
-                f"{label!r} is not an untorn channel: the file does not begin as one does; "
-                "remove the file, or choose another name"
-            ) from None
-        raise meaning(error, label) from None
-    except OSError as error:
-        raise labelled(error, label) from None
+        return _core.Attachment(control_fd, data_fd, role, id)
+    except (_core.StatusError, OSError) as error:
+        raise _error_of(error, label) from None
+
+
+def _error_of(error: _core.StatusError | OSError, label: str) -> Exception:
+    """The core's error as one that names the channel."""
+    if isinstance(error, OSError):
+        return labelled(error, label)
+    code = error.args[0]
+    if code in _ERRORS:
+        kind, text = _ERRORS[code]
+        return kind(f"channel {label!r}{text}")
+    if code == "format":
+        return FormatError(
+            f"{label!r} is not an untorn channel: the file does not begin as one does; "
+            "remove the file, or choose another name"
+        )
+    return meaning(error, label)
 
 
 def open_channel(
@@ -545,10 +548,10 @@ def _open_named(control: str, data: str, label: str, role: int, id: bytes | None
     mixed, and opened again."""
     deadline = time.monotonic() + _MIXED_S
     for attempt in range(1, _MIXED_TRIES + 1):
-        control_fd = _open_for_reader(control, os.O_RDWR, label)
+        control_fd = _open_for(role, control, os.O_RDWR, label)
         try:
             _copy_up(control_fd, data, label)
-            data_fd = _open_for_reader(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY, label)
+            data_fd = _open_for(role, data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY, label)
         except BaseException:
             os.close(control_fd)
             raise
@@ -562,12 +565,12 @@ def _open_named(control: str, data: str, label: str, role: int, id: bytes | None
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open_for_reader(path: str, flags: int, label: str) -> int:
+def _open_for(role: int, path: str, flags: int, label: str) -> int:
     try:
         fd = _open(path, flags)
     except OSError as error:
         raise unreadable(error, label, path) from None
-    return _checked(fd, path, writing=False)
+    return _checked(fd, path, writing=role != _core.READER)
 
 
 def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
@@ -598,4 +601,4 @@ def _copy_up(control_fd: int, data: str, label: str) -> None:
     except OSError as error:
         raise labelled(error, label) from None
     if copied_when_written:
-        os.close(_open_for_reader(data, os.O_RDWR, label))
+        os.close(_open_for(_core.READER, data, os.O_RDWR, label))

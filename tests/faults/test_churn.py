@@ -1,0 +1,224 @@
+"""Names that come and go while others open them: nobody is ever attached to halves of two channels.
+
+Twice: names that are moved from channel to channel as fast as the system can, in the order in which publishers give and
+remove them, so that most of what can be opened is in the middle of it; and real publishers, that create, take over,
+unlink and are killed, with `untorn gc` among them, and readers that look whether their snapshots are whole.
+"""
+
+import contextlib
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import untorn
+from helpers import start
+from untorn import BusyError, ChannelNotFoundError, _core
+from untorn.cli.gc import collect
+from untorn.share import storage
+
+OPENS = 3_000
+#: of the soak
+SOAK_OPENS = int(os.environ.get("UNTORN_CHURN_OPENS", "10_000_000"))
+CHANNELS = 4
+#: how long names stay, in rounds of an empty loop: an opener finds them most of the time
+PAUSE = 3_000
+#: every such open gives the processor away between its two steps, so that names change there for certain
+YIELD_EVERY = 100
+READS = 250
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    """In memory, where names change fastest."""
+    folder = f"/dev/shm/untorn-churn-{os.getpid()}-{os.urandom(4).hex()}"
+    os.mkdir(folder, 0o700)
+    yield folder
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
+    os.rmdir(folder)
+
+
+# -- names moved as fast as can be
+
+
+def _move_names(pipe, folder):
+    """Give the names to one channel after the other, until told to stop."""
+    moves = 0
+    while not pipe.has_message():
+        for _ in range(100):
+            channel = f"{folder}/channel-{moves % CHANNELS}"
+            os.rename(f"{channel}.control", f"{folder}/c.control")
+            os.rename(f"{channel}.data", f"{folder}/c.data")
+            for _ in range(PAUSE):
+                pass
+            os.rename(f"{folder}/c.data", f"{channel}.data")
+            os.rename(f"{folder}/c.control", f"{channel}.control")
+            moves += 1
+    pipe.put(moves)
+    pipe.get()
+
+
+class Counts:
+    """What openers met: pairs that they were attached to, mixed ones among these, and those that they were refused."""
+
+    def __init__(self) -> None:
+        self.opened = self.mixed = self.refused = self.data_files = 0
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """Counts, where every YIELD_EVERY-th opening of a data file lets others run first."""
+    counts, real_open, real_attach = Counts(), storage._open, storage.attach
+
+    def yielding(path, flags):
+        if path.endswith(".data"):
+            counts.data_files += 1
+            if counts.data_files % YIELD_EVERY == 0:
+                os.sched_yield()
+        return real_open(path, flags)
+
+    def counting(*args, **kwargs):
+        try:
+            return real_attach(*args, **kwargs)
+        except storage.MixedError:
+            counts.refused += 1
+            raise
+
+    monkeypatch.setattr(storage, "_open", yielding)
+    monkeypatch.setattr(storage, "attach", counting)
+    return counts
+
+
+def run(folder, counts: Counts, count: int) -> float:
+    """Open the name until it was there so often, by the code of subscribe(). Returns how many a second."""
+    for number in range(CHANNELS):
+        untorn.publish(number, name=f"channel-{number}", directory=folder).close()
+    places = ((f"{folder}/c.control", f"{folder}/c.data"),)
+    pairs = {
+        os.stat(f"{folder}/channel-{number}.control").st_ino: os.stat(f"{folder}/channel-{number}.data").st_ino
+        for number in range(CHANNELS)
+    }
+    with start(_move_names, folder) as mover:
+        begin = time.monotonic()
+        while counts.opened < count:
+            try:
+                attachment = storage.open_channel(places, "c", _core.READER)
+            except ChannelNotFoundError:
+                continue
+            counts.opened += 1
+            counts.mixed += pairs[os.fstat(attachment.control_fd).st_ino] != os.fstat(attachment.data_fd).st_ino
+        rate = count / (time.monotonic() - begin)
+        mover.put()
+        assert mover.get() > 0
+    return rate
+
+
+def test_no_pair_is_mixed(folder, counts, monkeypatch):
+    monkeypatch.setattr("test_churn.YIELD_EVERY", 10)
+    run(folder, counts, OPENS)
+    assert counts.mixed == 0 < counts.refused
+
+
+@pytest.mark.soak
+def test_no_pair_is_mixed_in_ten_million(folder, counts, capsys):
+    """With UNTORN_CHURN_OPENS others than ten million."""
+    rate = run(folder, counts, SOAK_OPENS)
+    with capsys.disabled():
+        print(f"{SOAK_OPENS:,} opens, {rate:,.0f} a second; {counts.refused:,} mixed pairs met, {counts.mixed} taken")
+    assert counts.mixed == 0 < counts.refused
+
+
+# -- real publishers
+
+
+def _publish(pipe, folder, seed):
+    """Create, take over, publish, close, unlink; sometimes be killed, which another one sees to."""
+    rng = np.random.default_rng(seed)
+    while not pipe.has_message():
+        with contextlib.suppress(BusyError):
+            publisher = untorn.publish(_value(rng), name="c", directory=folder, slots=2, max_slots=8)
+            for _ in range(rng.integers(6)):
+                publisher.update(_value(rng))
+            if rng.random() < 0.5:
+                publisher.unlink()
+            if rng.random() < 0.5:
+                publisher.close()
+            del publisher
+
+
+def _killed(pipe, folder, seed):
+    """Have a publisher killed at some moment, again and again."""
+    rng = np.random.default_rng(seed)
+    kills = 0
+    while not pipe.has_message():
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                while True:
+                    with (
+                        contextlib.suppress(BusyError),
+                        untorn.publish(_value(rng), name="c", directory=folder) as made,
+                    ):
+                        made.update(_value(rng))
+                        made.unlink()
+            os._exit(1)
+        for _ in range(rng.integers(20_000)):  # some moment
+            pass
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitpid(pid, 0)[1] == signal.SIGKILL
+    pipe.put(kills)
+    pipe.get()
+
+
+def _collect(pipe, folder, _):
+    while not pipe.has_message():
+        collect(folder)
+
+
+def _value(rng) -> dict:
+    return {"x": np.full(2000, rng.integers(1 << 60), "i8")}
+
+
+def read(folder, count: int) -> None:
+    """Take so many snapshots, each of a channel that was just opened, and look at each again a moment later."""
+    taken = 0
+    while taken < count:
+        try:
+            snap = untorn.subscribe(f"{folder}/c").snapshot()
+        except ChannelNotFoundError:
+            continue
+        first = snap.value["x"].copy()
+        assert (first == first[0]).all()
+        with contextlib.suppress(ChannelNotFoundError):
+            untorn.subscribe(f"{folder}/c")  # time passes
+        assert (snap.value["x"] == first).all()
+        taken += 1
+
+
+def churn(folder, rng, count: int) -> None:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(start(target, folder, rng.randrange(1 << 32)))
+            for target in (_publish, _publish, _killed, _collect)
+        ]
+        read(folder, count)
+        for child in children:
+            child.put()
+        assert children[2].get() > 0
+        children[2].put()
+        for child in children:
+            assert child.join() == 0
+    collect(folder)
+    assert os.listdir(folder) == []
+
+
+def test_snapshots_of_names_that_come_and_go_are_whole(folder, rng):
+    churn(folder, rng, READS)
+
+
+@pytest.mark.soak
+def test_snapshots_of_names_that_come_and_go_are_whole_for_long(folder, rng):
+    churn(folder, rng, 200 * READS)
