@@ -33,6 +33,8 @@ __all__ = ["NameKeeper", "signpost_target"]
 LOOK_INTERVAL_S = 0.2
 #: where a signpost's text is in its control file
 _TEXT_AT, _TEXT_NBYTES = 1152, 512
+#: how many processes can be at a signpost at the same time, each for a moment
+_SIGNPOST_READERS = 1000
 #: whose frames lie between a warning and the code that it is about
 _INSIDE = (os.fspath(Path(__file__).parents[1]) + os.sep, contextlib.__file__)
 
@@ -68,9 +70,8 @@ class NameKeeper:
         if now < self._look_at or self._ended:
             return
         self._look_at = now + LOOK_INTERVAL_S
-        own = self._named()
         try:
-            kept = self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
+            kept = self._leads_here()
         except OSError:
             return  # this process may not look there (any more): nobody says that the names are gone
         if not kept:
@@ -83,6 +84,14 @@ class NameKeeper:
         """
         files, label = self._files, self._files.label
         if self._unlinked or self._closed:
+            return
+        try:
+            if self._leads_here():  # a file system that counts no names: it says 0 of every file
+                self._attachment.set_named(False)
+                return
+        except OSError as error:
+            self._give_up()
+            _warn(f"channel {label!r}: {_WHO}. {_not_found(error)}; {_PREVENT}")
             return
         if files.exists() and not files.is_same_file(self._named().control_fd):
             self._fail(
@@ -127,11 +136,15 @@ class NameKeeper:
             self._signpost = _put_signpost(self._files, self._attachment)
         except (OSError, CapacityError) as error:
             self._give_up()
-            return f"New readers cannot find it any more ({error}); those that are attached keep it"
+            return _not_found(error)
         self._attachment.set_named(False)  # it stays without; from here on look() looks after the signpost
         if self._signpost is None:
             self._look_at = 0.0  # somebody was faster: the next version finds out who
         return "New readers find it again, for as long as this publisher lives"
+
+    def _leads_here(self) -> bool:
+        own = self._named()
+        return self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
 
     def _named(self) -> _core.Attachment:
         """What the names are to lead to."""
@@ -166,9 +179,13 @@ class NameKeeper:
             self._signpost.retire()
 
 
+def _not_found(why: Exception) -> str:
+    return f"New readers cannot find it any more ({why}); those that are attached keep it"
+
+
 def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachment | None:
     """Give the name to a signpost to this channel; None if somebody else has it."""
-    made = storage.attach(*storage.nameless(files, 64, 2, 1), _core.PUBLISHER, files.label)
+    made = storage.attach(*storage.nameless(files, _SIGNPOST_READERS, 2, 1), _core.PUBLISHER, files.label)
     target = {
         "pid": os.getpid(),
         "control": attachment.control_fd,

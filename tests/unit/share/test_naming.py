@@ -133,6 +133,40 @@ def test_by_the_clock(folder, monkeypatch):
         assert found(folder) == 2
 
 
+def test_files_that_have_their_names_stay_as_they_are(folder):
+    """Some file systems say of every file that it has no name."""
+    with publish(folder, 0) as publisher, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = [os.stat(folder / f"c.{part}").st_ino for part in ("control", "data")]
+        publisher._versions.name.restore()
+        publisher.update(1)
+        assert [os.stat(folder / f"c.{part}").st_ino for part in ("control", "data")] == before
+        assert found(folder) == 1
+        remove(folder)
+        with pytest.warns(RuntimeWarning, match=REMOVED):
+            publisher.update(2)
+
+
+def _follow_at_once(pipe, path, count):
+    readers = [untorn.subscribe(path) for _ in range(count)]
+    pipe.put([reader.snapshot().value for reader in readers])
+    pipe.get()
+
+
+def test_many_find_it_again_at_the_same_time(folder):
+    with publish(folder, 0) as publisher:
+        remove(folder)
+        with pytest.warns(RuntimeWarning, match=REMOVED):
+            publisher.update(1)
+        children = [start(_follow_at_once, folder / "c", 5) for _ in range(3)]
+        for child in children:
+            assert child.get() == [1] * 5
+        assert len(publisher.readers()) == 3
+        for child in children:
+            child.put()
+            assert child.join() == 0
+
+
 def test_files_that_are_somewhere_get_their_name_back(folder):
     with publish(folder, 0) as publisher:
         before = os.stat(folder / "c.control").st_ino
@@ -178,15 +212,22 @@ def _publish_as_nobody(pipe, folder):
         with pytest.raises(PermissionError):
             os.stat(folder / "c.control")
         pipe.put(publisher.update(1))
-    pipe.put(publisher._attachment)
+        pipe.get()
+        with pytest.warns(RuntimeWarning, match="New readers cannot find it any more .*Permission denied"):
+            pipe.put(publisher.update(2))
+        pipe.put(publisher.update(3))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_publisher_that_may_not_look_there_any_more(folder):
     with start(_publish_as_nobody, folder) as child:
-        assert (child.get(), child.get()) == (2, None)
+        assert child.get() == 2
+        reader = untorn.subscribe(folder / "c")
+        remove(folder)
+        child.put()
+        assert (child.get(), child.get()) == (3, 4)
         assert child.join() == 0
-    assert found(folder) == 1
+    assert reader.snapshot().value == 3
 
 
 def test_what_is_durable_cannot_be_without_files(folder):
