@@ -191,9 +191,9 @@ class _JaxReplica(Replica):
             raise TypeError("predict: the model has no such function; give JaxModel predict=, a function (params, x)")
         with self._computing():
             outputs = self._jitted_predict(*self._leaves(params), x)
-            if not isinstance(outputs, jax.Array):
-                raise TypeError(f"predict: expected a function that returns one array, found {type(outputs).__name__}")
-            return np.array(outputs)
+            if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(outputs)):
+                raise TypeError(f"predict: expected a function that returns arrays, found {type(outputs).__name__}")
+            return jax.tree.map(np.array, outputs)
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:

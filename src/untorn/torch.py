@@ -26,6 +26,7 @@ import os
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -395,14 +396,11 @@ class _TorchReplica(Replica):
             return self._random_in_evaluation(*self._seeded(rng, compute))
 
     def predict(self, params: Any, x: Any) -> Any:
-        """See Replica. What the module returns, as an array; x is its input, a tuple of its inputs, or a dict."""
+        """See Replica. What the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
         with self._in_use, torch.no_grad(), _unoptimized(), self._evaluating(params):
             outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
-            if not isinstance(outputs, torch.Tensor):
-                raise TypeError(f"predict: expected a module that returns one tensor, found {type(outputs).__name__}")
-            predicted: NDArray[Any] = outputs.numpy().copy()
-            return predicted
+            return _predicted(outputs, "")
 
     @contextmanager
     def _evaluating(self, params: Any) -> Iterator[None]:
@@ -444,6 +442,36 @@ class _Buffer:
             self._memory.copy_(found.detach())
         taken: NDArray[Any] = self._memory.detach().numpy()
         return taken
+
+
+def _predicted(outputs: Any, name: str) -> Any:
+    """A module's outputs as arrays of their own: dicts stay dicts, tuples and lists are tuples. Of an object with
+    attributes, as Hugging Face's models give it, it is what has a row per example; the only one by itself."""
+    if isinstance(outputs, torch.Tensor):
+        array: NDArray[Any] = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy().copy()
+        return array
+    if type(outputs) in (dict, OrderedDict):
+        return {key: _predicted(part, f"{name}[{key!r}]") for key, part in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        parts = [_predicted(part, f"{name}[{index}]") for index, part in enumerate(outputs)]
+        return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+    if outputs is None and name:
+        return None
+    found = dict(outputs) if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
+    rows = {key: part for key, part in found.items() if _has_rows(part)}
+    if not rows:
+        raise TypeError(
+            f"predict: expected a module that returns tensors, or a dict, tuple or object of them, found "
+            f"{type(outputs).__name__}{f' as output {name}' if name else ''}"
+        )
+    made = {key: _predicted(part, f"{name}[{key!r}]") for key, part in rows.items()}
+    return made if len(made) > 1 else next(iter(made.values()))
+
+
+def _has_rows(part: Any) -> bool:
+    if isinstance(part, tuple | list):
+        return bool(part) and all(map(_has_rows, part))
+    return isinstance(part, torch.Tensor) and part.ndim > 0
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -36,6 +36,7 @@ from untorn.share.views import array_over
 from untorn.train import sampler
 from untorn.train.data import SharedData, Source
 from untorn.train.model import Replica
+from untorn.train.outputs import Form, flattened
 from untorn.train.records import metric_names, report_of
 from untorn.train.running import how_it_died
 from untorn.train.worker import Reporter, attached, decoder_of
@@ -155,52 +156,50 @@ class _Outputs(_Question):
 
     def __init__(self, cut: _Cut) -> None:
         super().__init__(cut)
-        self._whole: _Array | None = None
-        self._parts: list[Any] = []
+        self.form = Form(None, (), ())
+        self._whole: list[_Array] | None = None
+        self._answers: list[list[Any]] = []
 
     def begin(self, chunk: int, answer: Any) -> int:
-        if np.ndim(answer) == 0:
-            raise TypeError(
-                f"predict: expected an array with one row per example, found a single {type(answer).__name__}"
-            )
-        plain = isinstance(answer, np.ndarray) and not answer.dtype.hasobject
-        if not plain or answer.shape[:1] != (len(self.cut.indices(chunk)),):
-            self.take(chunk, answer)
+        parts, tree = flattened(answer)
+        for name, part in parts:
+            if np.ndim(part) == 0:
+                raise TypeError(
+                    f"predict: expected {f'arrays, as output {name} too,' if name else 'an array'} with one row per "
+                    f"example, found a single {type(part).__name__}"
+                )
+        count = len(self.cut.indices(chunk))
+        plain = all(isinstance(part, np.ndarray) and not part.dtype.hasobject for _, part in parts)
+        names = tuple(name for name, _ in parts)
+        if not plain or any(part.shape[:1] != (count,) for _, part in parts):
+            self.form = Form(tree, names, ())
+            self._answers.append([part for _, part in parts])
             return -1
-        self._whole = np.empty((self.cut.examples, *answer.shape[1:]), answer.dtype)
+        self.form = Form(tree, names, tuple((part.shape[1:], part.dtype) for _, part in parts))
+        self._whole = self.form.empty(self.cut.examples)
         self.take(chunk, answer)
-        return int(self._whole[: self.cut.size].nbytes)
+        return self.form.nbytes(self.cut.size)
 
     def take(self, chunk: int, answer: Any) -> None:
         if self._whole is None:
-            self._parts.append(answer)
-        else:
-            check_rows(answer, self._whole.shape[1:], self._whole.dtype, self.cut.named(chunk))
-            self._whole[self.cut.indices(chunk)] = answer
+            self._answers.append([part for _, part in flattened(answer)[0]])
+            return
+        indices = self.cut.indices(chunk)
+        for whole, part in zip(self._whole, self.form.checked(answer, self.cut.named(chunk)), strict=True):
+            whole[indices] = part
 
     def take_from(self, board: _core.Board, buffer_at: int, chunk: int) -> None:
         assert self._whole is not None
         indices = self.cut.indices(chunk)
         payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
-        self._whole[indices] = array_over(board, self._whole.dtype, (len(indices), *self._whole.shape[1:]), payload)
+        places = self.form.places(self.cut.size, len(indices))
+        for whole, (dtype, shape, offset) in zip(self._whole, places, strict=True):
+            whole[indices] = array_over(board, dtype, shape, payload + offset)
 
     def result(self) -> Any:
-        return np.concatenate(self._parts) if self._whole is None else self._whole
-
-    @property
-    def row(self) -> tuple[tuple[int, ...], Any] | None:
-        """Shape and dtype of one example's output, once it is known."""
-        return None if self._whole is None else (self._whole.shape[1:], self._whole.dtype)
-
-
-def check_rows(answer: Any, shape: tuple[int, ...], dtype: Any, where: str) -> None:
-    """Raises ValueError unless it has rows like the first chunk's."""
-    found = np.asarray(answer)
-    if (found.shape[1:], found.dtype) != (shape, dtype):
-        raise ValueError(
-            f"predict: for the first examples each output was {dtype} of shape {shape}, for {where} it is "
-            f"{found.dtype} of shape {found.shape[1:]}; expected the same for all"
-        )
+        if self._whole is None:
+            return self.form.built([np.concatenate(parts) for parts in zip(*self._answers, strict=True)])
+        return self.form.built(self._whole)
 
 
 # -- the server's side
@@ -297,7 +296,7 @@ class _Workers:
                 size=cut.size,
                 examples=cut.examples,
                 seed=trainer.seed,
-                row=getattr(self._question, "row", None),
+                form=getattr(self._question, "form", None),
                 outputs=self._question.outputs,
             )
             payload = trainer._payload(job, board, fd, within=self._engine.job_number)
@@ -373,7 +372,7 @@ class MeasuringJob:
 
     Attributes:
         private: read the weights through a private mapping: a framework may write to them.
-        row: shape and dtype of one example's output.
+        form: of the outputs, if it asks for them.
     """
 
     weights: Address
@@ -382,7 +381,7 @@ class MeasuringJob:
     size: int
     examples: int
     seed: int
-    row: tuple[tuple[int, ...], Any] | None
+    form: Form | None
     outputs: bool
 
     def begin(self, index: int, board: _core.Board, model: Replica) -> _Measurer:
@@ -432,10 +431,10 @@ class _Measurer:
         measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
 
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
-        row = self._job.row
-        assert row is not None
-        shape, dtype = row
-        check_rows(answer, shape, dtype, self._cut.named(chunk))
-        rows = len(self._cut.indices(chunk))
-        view = array_over(self.board, dtype, (rows, *shape), buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES)
-        np.copyto(view, answer)
+        form = self._job.form
+        assert form is not None
+        parts = form.checked(answer, self._cut.named(chunk))
+        places = form.places(self._cut.size, len(self._cut.indices(chunk)))
+        for part, (dtype, shape, offset) in zip(parts, places, strict=True):
+            view = array_over(self.board, dtype, shape, buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES + offset)
+            np.copyto(view, part)

@@ -478,8 +478,8 @@ class Trainer:
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
         """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
-        worker processes, as evaluate() is. A TorchModel gives its module's outputs; x is then the input, a tuple of the
-        inputs, or a dict.
+        worker processes, as evaluate() is. Of a dict or tuple of arrays each is joined. A TorchModel gives its module's
+        outputs, as arrays; x is then the input, a tuple of the inputs, or a dict.
 
         Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
         """

@@ -619,19 +619,6 @@ def test_a_loss_that_is_no_number_names_the_examples():
         trained(nn.Linear(3, 1), (x, y))
 
 
-def test_predict_wants_one_tensor():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.line = nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.line(x), x
-
-    with trainer_of(TorchModel(Two(), nn.MSELoss())) as trainer, pytest.raises(TypeError, match="returns one tensor"):
-        trainer.predict(regression()[0])
-
-
 # -- the trainer's other parts, on a model with buffers and frozen parameters
 
 

@@ -1,0 +1,101 @@
+"""What a model predicts, chunk by chunk: an array with a row per example, or a dict or tuple of such, joined.
+
+A dict or tuple, nested too, is flattened to its arrays; all chunks have one form. Where a worker writes the arrays of a
+chunk one behind the other into its buffer, each begins where it would for a chunk of full size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Form", "flattened"]
+
+_ALIGNMENT = 64
+
+
+def flattened(answer: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """(the parts of an answer with their names, the same tree of their numbers). None is no part."""
+    parts: list[tuple[str, Any]] = []
+
+    def walk(tree: Any, name: str) -> Any:
+        if isinstance(tree, dict):
+            return {key: walk(part, f"{name}[{key!r}]") for key, part in tree.items()}
+        if isinstance(tree, tuple):
+            inner = [walk(part, f"{name}[{index}]") for index, part in enumerate(tree)]
+            return type(tree)(*inner) if hasattr(tree, "_fields") else tuple(inner)
+        if tree is None and name:
+            return None
+        parts.append((name, tree))
+        return len(parts) - 1
+
+    form = walk(answer, "")
+    return parts, form
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the first chunk was like: the tree of the parts' numbers; their names; shape and dtype of a row of each."""
+
+    tree: Any
+    names: tuple[str, ...]
+    rows: tuple[tuple[tuple[int, ...], Any], ...]
+
+    def checked(self, answer: Any, where: str) -> list[Any]:
+        """The parts of another chunk's answer. Raises ValueError unless they are like the first's."""
+        parts, tree = flattened(answer)
+        if tree != self.tree:
+            raise ValueError(
+                f"predict: for the first examples the outputs were {_listed(self.names)}, for {where} they are "
+                f"{_listed(name for name, _ in parts)}; expected the same for all"
+            )
+        for (name, part), (shape, dtype) in zip(parts, self.rows, strict=True):
+            found = np.asarray(part)
+            if (found.shape[1:], found.dtype) != (shape, dtype):
+                raise ValueError(
+                    f"predict: for the first examples each output{name and f' {name}'} was {dtype} of shape {shape}, "
+                    f"for {where} it is {found.dtype} of shape {found.shape[1:]}; expected the same for all"
+                )
+        return [part for _, part in parts]
+
+    def empty(self, rows: int) -> list[NDArray[Any]]:
+        """Arrays for the parts of so many examples."""
+        return [np.empty((rows, *shape), dtype) for shape, dtype in self.rows]
+
+    def nbytes(self, size: int) -> int:
+        """Memory for the parts of a chunk of this size."""
+        return self._ends(size)[-1] if self.rows else 0
+
+    def places(self, size: int, rows: int) -> Iterator[tuple[Any, tuple[int, ...], int]]:
+        """(dtype, shape, offset) of each part in such memory, of a chunk of so many rows."""
+        for (shape, dtype), offset in zip(self.rows, [0, *self._ends(size)], strict=False):
+            yield dtype, (rows, *shape), offset
+
+    def _ends(self, size: int) -> list[int]:
+        ends, at = [], 0
+        for shape, dtype in self.rows:
+            at += size * int(np.prod(shape, dtype=object)) * dtype.itemsize
+            at += -at % _ALIGNMENT
+            ends.append(at)
+        return ends
+
+    def built(self, parts: list[Any]) -> Any:
+        """The answer that has these parts."""
+        return _built(self.tree, parts.__getitem__)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(name or "an array" for name in names) or "nothing"
+
+
+def _built(tree: Any, part: Callable[[int], Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _built(inner, part) for key, inner in tree.items()}
+    if isinstance(tree, tuple):
+        inner = [_built(each, part) for each in tree]
+        return type(tree)(*inner) if hasattr(tree, "_fields") else tuple(inner)
+    return None if tree is None else part(tree)
