@@ -76,11 +76,11 @@ def _collect_one(found: Found, *, dry_run: bool) -> Outcome:
         kept = found.problem
     elif found.status == "temporary":
         kept = "somebody is making a channel, or this file system cannot tell"
-    elif found.status == "data without control" and not _is_data(found.files):
-        kept = "not recognised as a channel's data"
-    if kept or dry_run:
-        return Outcome(found, False, kept)
     try:
+        if found.status == "data without control" and not _is_data(found.files):
+            kept = "not recognised as a channel's data"
+        if kept or dry_run:
+            return Outcome(found, False, kept)
         kept = _remove(found)
     except (BusyError, CapacityError, FormatError, OSError) as error:
         kept = str(error)
@@ -130,15 +130,14 @@ def _remove_data(files: Files) -> str:
 
 
 def _is_data(files: Files) -> bool:
-    """Is this data file a channel's? In the user's own channel directory it is; elsewhere it must begin as one does."""
+    """Is this data file a channel's? In the user's own channel directory it is; elsewhere it must begin as one does.
+    Raises OSError if it cannot be read."""
     try:
         fd = open_file(files.data, files.label)
-    except (OSError, FormatError):
+    except FormatError:
         return False
     try:
         return os.path.dirname(files.data) == default_path() or is_data_file(os.pread(fd, DATA_HEADER_NBYTES, 0))
-    except OSError:
-        return False
     finally:
         os.close(fd)
 

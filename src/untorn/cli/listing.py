@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from untorn.errors import BusyError, ChannelNotFoundError, FormatError
+from untorn.errors import BusyError, FormatError
 from untorn.share import storage
+from untorn.share.guard import is_there
 from untorn.share.inspect import CONTROL_NBYTES, ChannelState, ChannelView, decode_control, default_path, open_file
 from untorn.share.storage import Files
 
@@ -59,7 +60,7 @@ def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found
     is none, PermissionError for one that is not safe to use or not readable.
     """
     if directory is None:
-        if not os.path.lexists(default_path()):
+        if not is_there(default_path()):
             return []
         folder = storage.default_directory()
     else:
@@ -82,7 +83,16 @@ def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
     """Raises FileNotFoundError if there is nothing of that name (any more), ValueError if it is no channel's."""
     files = storage.named(name, directory)
     nbytes = _blocks(files.control) + _blocks(files.data)
-    has_control, has_data = os.path.lexists(files.control), os.path.lexists(files.data)
+    try:
+        return _look_at(name, files, nbytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return Found(name, files, "unreadable", None, str(error), nbytes)
+
+
+def _look_at(name: str, files: Files, nbytes: int) -> Found:
+    has_control, has_data = is_there(files.control), is_there(files.data)
     if not has_control and not has_data:
         raise FileNotFoundError(files.control)
     if not has_control:
@@ -91,9 +101,7 @@ def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
         with ChannelView.open(files) as view:
             state = view.state()
         return Found(name, files, "used" if state.used else "unused", state, "", nbytes)
-    except ChannelNotFoundError:
-        raise
-    except (FormatError, BusyError, OSError) as error:
+    except (FormatError, BusyError) as error:
         if _is_half_made(files, has_data=has_data):
             return Found(name, files, "control without data", None, str(error), nbytes)
         return Found(name, files, "unreadable", None, str(error), nbytes)
@@ -129,7 +137,7 @@ def _is_half_made(files: Files, *, has_data: bool) -> bool:
     killed when it was about to remove that."""
     try:
         fd = open_file(files.control, files.label)
-    except (OSError, FormatError):
+    except FormatError:
         return False
     try:
         control = decode_control(os.pread(fd, CONTROL_NBYTES, 0), file_nbytes=os.fstat(fd).st_size)

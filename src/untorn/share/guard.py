@@ -19,7 +19,7 @@ import stat
 
 from untorn.errors import FormatError
 
-__all__ = ["check_file", "no_file"]
+__all__ = ["check_file", "is_there", "no_file"]
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -38,6 +38,16 @@ _OPEN_ERRORS = {
 }
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def is_there(path: str) -> bool:
+    """Is there anything of that name, be it a link that leads nowhere? Unlike os.path.lexists(), raises OSError where
+    the system cannot say."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def no_file(error: OSError, path: str) -> FormatError | None:

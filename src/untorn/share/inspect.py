@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
 from untorn.share.descriptors import keep
-from untorn.share.guard import check_file, no_file
+from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Files
 
@@ -286,13 +286,13 @@ def files_of(channel: str) -> Files:
     two files. Makes nothing. Raises ChannelNotFoundError if there is no such directory, ValueError for no name."""
     folder, _, name = channel.rpartition("/")
     if not folder and "/" not in channel:
-        if not os.path.lexists(default_path()):
+        if not is_there(default_path()):
             raise ChannelNotFoundError(f"no channel {channel!r}: {default_path()} does not exist; nothing is published")
         return storage.named(name)
     folder = folder or "/"
     for ending in (".control", ".data"):
         stem = name.removesuffix(ending)
-        if stem != name and os.path.lexists(channel) and not os.path.lexists(channel + ".control"):
+        if stem != name and is_there(channel) and not is_there(channel + ".control"):
             name = stem
     if not os.path.isdir(folder):
         raise ChannelNotFoundError(f"no channel {channel!r}: there is no directory {folder!r}")
@@ -325,8 +325,10 @@ class ChannelView:
             try:
                 data_fd = open_file(files.data, files.label)
             except ChannelNotFoundError:
-                same = files.is_same_file(control_fd)
-                os.close(control_fd)
+                try:
+                    same = files.is_same_file(control_fd)
+                finally:
+                    os.close(control_fd)
                 if not same:
                     continue
                 raise FormatError(
@@ -381,8 +383,10 @@ class ChannelView:
 
     def close(self) -> None:
         """Close both. Locks that this process has elsewhere stay: they belong to other descriptors."""
-        os.close(self._control_fd)
-        os.close(self._data_fd)
+        try:
+            os.close(self._control_fd)
+        finally:
+            os.close(self._data_fd)
 
     def __enter__(self) -> ChannelView:
         return self

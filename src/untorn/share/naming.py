@@ -25,6 +25,7 @@ from typing import Any, final
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
 from untorn.share import storage
+from untorn.share.guard import is_there
 from untorn.share.storage import Address, Files
 
 __all__ = ["NameKeeper", "signpost_target"]
@@ -100,7 +101,7 @@ class NameKeeper:
                 f"program publishes under that name; {_PREVENT}"
             )
             return
-        if os.path.lexists(files.data) and not files.is_same_data(self._named().data_fd):
+        if is_there(files.data) and not files.is_same_data(self._named().data_fd):
             self._fail(
                 f"channel {label!r} has lost its data file: {files.data!r} is another file now, which somebody put "
                 "there. Readers that are attached keep the channel, new ones cannot read it; move that file away"

@@ -32,7 +32,7 @@ from typing import Any
 from untorn import _core
 from untorn.errors import ChannelNotFoundError, FormatError, UntornError
 from untorn.share.descriptors import keep
-from untorn.share.guard import check_file, no_file
+from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_channel"]
@@ -95,7 +95,7 @@ class Files:
 
     def exists(self) -> bool:
         """Is there a channel file of this name?"""
-        return os.path.lexists(self.control)
+        return is_there(self.control)
 
     def unlink(self) -> None:
         """Remove both names; processes that have the channel open keep it."""
@@ -524,18 +524,28 @@ def open_channel(
     Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError where it is read-only;
     FormatError for what is no channel, or stays two halves of different ones.
     """
+    reason = ""
     for control, data in places:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             if control.startswith("/proc/"):
                 return _open_descriptors(control, data, label, role, id)
             return _open_named(control, data, label, role, id)
-    raise not_found(places, label)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            reason = reason or _reason(error)
+    raise not_found(places, label, reason)
 
 
-def not_found(places: tuple[tuple[str, str], ...], label: str) -> ChannelNotFoundError:
+def _reason(error: OSError) -> str:
+    """Why a process's descriptor does not lead to a channel, where it is more than that it is not there."""
+    return "" if error.errno in (None, errno.ENOENT, errno.ENOTDIR) else os.strerror(error.errno or 0)
+
+
+def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "") -> ChannelNotFoundError:
     """The error for a channel that is at none of these places."""
     where = places[0][0] if places else "nowhere"
-    if places and not os.path.isdir(os.path.dirname(where)):
+    if reason:
+        where += f": {reason}"
+    elif places and not os.path.isdir(os.path.dirname(where)):
         where += ", and there is no such directory"
     return ChannelNotFoundError(
         f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
@@ -588,7 +598,7 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
         raise FileNotFoundError from None
     except OSError as error:
         if error.errno in _ANOTHERS:
-            raise FileNotFoundError from None
+            raise FileNotFoundError(error.errno, os.strerror(error.errno or 0)) from None
         raise unreadable(error, label, control) from None
 
 

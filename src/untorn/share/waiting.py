@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, final
 
 from untorn import _core
-from untorn.errors import BrokenChannelError
+from untorn.errors import BrokenChannelError, CapacityError
 
 if TYPE_CHECKING:
     import asyncio
@@ -160,10 +160,21 @@ class _Watcher:
         return attachment in self._waiters or len(self._waiters) + len(self._inbox) < _core.WATCH_WORDS
 
     def add(self, waiter: _Waiter) -> None:
-        """Nudge this waiter when there is something to see; once."""
+        """Nudge this waiter when there is something to see; once. Raises CapacityError if no thread can be started."""
         self._inbox.append(waiter)
         if not self._serving.locked():  # one thread too many ends at once
-            threading.Thread(target=self._run, name="untorn-waiting", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="untorn-waiting", daemon=True).start()
+            except BaseException as error:
+                with contextlib.suppress(ValueError):
+                    self._inbox.remove(waiter)  # or its channel would stay open for a thread that never comes
+                if not isinstance(error, RuntimeError):
+                    raise
+                raise CapacityError(
+                    "waiting in asyncio needs one thread of this process, and the system does not start another; end "
+                    "some threads or processes, raise `ulimit -u` or the control group's pids.max, or use wait() in a "
+                    "thread that you have"
+                ) from error
         self._watch.ring()
 
     def leave(self, waiter: _Waiter) -> None:

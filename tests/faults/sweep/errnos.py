@@ -7,11 +7,13 @@ whose errno, cause or words are the error that the kernel gave. It leaves no des
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from helpers import descriptors, untorn_mappings
 from sweep.tracer import FAIL_CALL, Plan
 
 __all__ = ["Outcome", "broken", "name_of", "plans_of"]
@@ -46,7 +48,7 @@ ERRNOS = {
     "fsync": _SYNC,
     "fdatasync": _SYNC,
     "msync": "EIO ENOMEM EBUSY",
-    "futex": "EINTR EAGAIN ENOMEM",
+    "futex": "EINTR EAGAIN",
     "futex_waitv": "EINTR EAGAIN ENOMEM ENOSYS EPERM",
     "clone": "EAGAIN ENOMEM",
     "clone3": "EAGAIN ENOMEM ENOSYS",
@@ -81,8 +83,9 @@ ERRNOS = {
 _DONE_ALL_THE_SAME = {"close"}
 #: there is no room: a CapacityError says so in its own words
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
-#: a call that asks for memory; malloc's own, too, which Python reports without a number
+#: a call that asks for memory; malloc's own, too, which Python reports in its own words
 _MEMORY = {"mmap", "mremap", "brk", "mprotect", "munmap"}
+_THREADS = {"clone", "clone3"}
 
 
 def name_of(number: int) -> str:
@@ -97,6 +100,7 @@ def plans_of(call: str, at: int, *, follow_child: bool, keep_failing: bool) -> I
             yield Plan(
                 FAIL_CALL,
                 at,
+                call=call,
                 error=getattr(errno, name),
                 keep_failing=keep_failing,
                 do_call=call in _DONE_ALL_THE_SAME,
@@ -120,6 +124,7 @@ class Outcome:
     is_known: bool = True
     descriptors: list[int] = field(default_factory=list)
     mappings: int = 0
+    value: str = ""
 
     @property
     def failed(self) -> bool:
@@ -137,12 +142,22 @@ class Outcome:
         outcome.is_known = isinstance(error, UntornError | OSError)
         each: BaseException | None = error
         while each is not None:
-            outcome.texts.append(str(each))
+            outcome.add(str(each))
             if isinstance(each, OSError) and each.errno:
                 outcome.numbers.append(each.errno)
-            outcome.numbers += map(int, re.findall(r"\[Errno (\d+)\]", str(each)))
             each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
         return outcome
+
+    def add(self, text: str) -> None:
+        """What the error says, or something that belongs to it."""
+        self.texts.append(text)
+        self.numbers += map(int, re.findall(r"\[Errno (\d+)\]", text))
+
+    def look_for_leaks(self, fds: set[int], mappings: int) -> None:
+        """Compare what this process has open with what it had."""
+        gc.collect()
+        self.descriptors = sorted(set(descriptors()) - fds)
+        self.mappings = len(untorn_mappings()) - mappings
 
 
 def broken(outcome: Outcome, error: int, call: str) -> list[str]:
@@ -158,14 +173,15 @@ def broken(outcome: Outcome, error: int, call: str) -> list[str]:
     if not error:
         return [*problems, said]
     out_of_memory = outcome.kind == "MemoryError" and (error == errno.ENOMEM or call in _MEMORY)
+    out_of_memory |= outcome.kind == "RuntimeError" and call in _THREADS  # "can't start new thread"
     if not outcome.is_known and not out_of_memory:
         problems.append(f"not an error of untorn or of the system: {said}")
-    if not out_of_memory and not _tells(outcome, error):
+    if not out_of_memory and not _tells(outcome, error, call):
         problems.append(f"does not say the cause: {said}")
     return problems
 
 
-def _tells(outcome: Outcome, error: int) -> bool:
+def _tells(outcome: Outcome, error: int, call: str) -> bool:
     if error in outcome.numbers or any(os.strerror(error) in text for text in outcome.texts):
         return True
-    return outcome.kind == "untorn.errors.CapacityError" and error in _NO_ROOM
+    return outcome.kind == "untorn.errors.CapacityError" and (error in _NO_ROOM or call in _THREADS)

@@ -352,7 +352,7 @@ def refused(outcomes: list[Any]) -> None:
     """gc does not raise: it says why it kept a channel."""
     for outcome in outcomes:
         if not outcome.removed:
-            raise (untorn.CapacityError if "file system has" in outcome.reason else untorn.UntornError)(outcome.reason)
+            raise (untorn.CapacityError if " needs " in outcome.reason else untorn.UntornError)(outcome.reason)
 
 
 # -- anonymous channels
@@ -406,17 +406,36 @@ def _wait(stage: Stage, reader: untorn.Subscriber) -> None:
 @operation(with_views)
 def _wait_for_a_thread(stage: Stage, state: Any) -> None:
     publisher, reader, _ = stage.kept
-    writer = threading.Thread(target=publisher.update, args=(payload(4),))
+    errors: list[Exception] = []
+
+    def write() -> None:
+        try:
+            publisher.update(payload(4))
+        except Exception as error:
+            errors.append(error)
+            publisher.close()  # which ends the wait
+
+    writer = threading.Thread(target=write)
     writer.start()
     try:
-        assert reader.wait(3, timeout_s=30) == 4
+        assert reader.wait(3) == 4
+    except untorn.BrokenChannelError:
+        writer.join()
+        raise errors.pop() from None
     finally:
         writer.join()
 
 
-@operation(with_views)
+def with_a_loop(prepare: Callable[[Stage], Any], stage: Stage) -> Any:
+    """The same, and an event loop: what can go wrong with making one is Python's."""
+    state = prepare(stage)
+    stage.keep(asyncio.new_event_loop())
+    return state
+
+
+@operation(partial(with_a_loop, with_views))
 def _wait_async(stage: Stage, state: Any) -> None:
-    publisher, reader, _ = stage.kept
+    publisher, reader, *_ = stage.kept
 
     async def wait() -> None:
         waiting = asyncio.create_task(reader.snapshot_async(newer_than=3, timeout_s=30))
@@ -428,13 +447,13 @@ def _wait_async(stage: Stage, state: Any) -> None:
             raise
         assert whole(await waiting) == 4
 
-    asyncio.run(wait())
+    stage.kept[-1].run_until_complete(wait())
 
 
-@operation(attached, ReaderScene)
+@operation(partial(with_a_loop, attached), ReaderScene)
 def _wait_async_in_vain(stage: Stage, reader: untorn.Subscriber) -> None:
     with contextlib.suppress(TimeoutError):
-        asyncio.run(reader.wait_async(1000, timeout_s=0.01))
+        stage.kept[-1].run_until_complete(reader.wait_async(1000, timeout_s=0.01))
 
 
 # -- fork
@@ -448,10 +467,12 @@ def fork_and_look(stage: Stage, state: Any) -> None:
         with exiting():
             assert np.array_equiv(stage.views[0], 3)
             assert whole(snapshot) == 3
-            assert whole(reader.snapshot()) in (3, 4)
+            with contextlib.suppress(untorn.UntornError, OSError):  # without a row of its own it can look no further
+                assert whole(reader.snapshot()) in (3, 4)
     publisher.update(payload(4))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL), f"the child ended with {status}"
+    # SIGABRT: without the memory for its own mappings a child could do harm alone, and nobody could be told
+    assert status in (0, -signal.SIGKILL, -signal.SIGABRT), f"the child ended with {status}"
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ import inspect
 import os
 import random
 import shutil
-import sys
+import signal
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from untorn.share.subscriber import let_go_of_the_dead
 __all__ = ["Sweep", "serve", "sweep"]
 
 
+FEW_CALLS = 10
+
+
 @dataclass
 class Sweep:
     """What became of all victims of one operation.
@@ -39,7 +43,7 @@ class Sweep:
     Attributes:
         calls: how many system calls the operation makes.
         tried: how many victims were hit.
-        marked: it makes no system call, and was killed before and after its calls into the extension instead.
+        marked: it makes few system calls, and was killed before and after its calls into the extension, too.
         broken: what was not as promised: where, and what.
         outcomes: for failing calls: how often each (call, errno) ended how.
     """
@@ -64,16 +68,29 @@ def sweep(
 ) -> Sweep:
     """Sweep one operation. ``how`` is "kill", "fail", "keep failing" or "step"; at most ``limit`` victims, drawn from
     all by the seed; 0 for all."""
-    operation, rng = (OPERATIONS | MISTAKES)[name], random.Random(seed)
-    found = Sweep(name)
+    operation = (OPERATIONS | MISTAKES)[name]
     counting = Plan(follow_child=operation.follow_child, text=tracer.extension_text() if how == "step" else (0, 0))
-    one(operation, counting, Path(base))  # loads what is loaded at first use
+    return swept(how, name, partial(one, operation, base=Path(base)), counting, seed, limit, progress)
+
+
+def swept(
+    how: str,
+    name: str,
+    one: Callable[[Plan], tuple[Run, list[str]]],
+    counting: Plan,
+    seed: int,
+    limit: int,
+    progress: Callable[[str], None],
+) -> Sweep:
+    """Have ``one`` victim after the other hit, each elsewhere; it returns what became of it, and what was wrong."""
+    found, rng = Sweep(name), random.Random(seed)
+    one(counting)  # loads what is loaded at first use
     gc.collect()
     gc.freeze()  # or each victim would look through all that was loaded
-    whole_run, problems = one(operation, counting, Path(base))
-    if how == "kill" and not whole_run.calls:
+    whole_run, problems = one(counting)
+    if how == "kill" and len(whole_run.calls) < FEW_CALLS:
         counting = replace(counting, marked=True)
-        whole_run, problems = one(operation, counting, Path(base))
+        whole_run, problems = one(counting)
     found.marked = counting.marked
     found.calls, found.steps = len(whole_run.calls), whole_run.steps
     found.broken += [f"without any fault: {problem}" for problem in problems]
@@ -84,7 +101,7 @@ def sweep(
         plans = rng.sample(plans, limit)
     for plan in plans:
         progress(f"{name}: {plan}")
-        run, problems = one(operation, plan, Path(base))
+        run, problems = one(plan)
         found.tried += run.ended == tracer.KILLED or run.failed > 0
         found.broken += [f"{_where(plan, run)}: {problem}" for problem in problems]
         if isinstance(run.report, Outcome) and run.failed:
@@ -117,7 +134,7 @@ def one(operation: Operation, plan: Plan, base: Path) -> tuple[Run, list[str]]:
         ended = victim.end()
     if not ended:
         scene.problems.append("a process that the victim forked does not end")
-    scene.problems += _judged(operation, plan, run)
+    scene.problems += judged(plan, run)
     done = isinstance(run.report, Outcome) and not run.report.failed and not operation.follow_child
     scene.after(operation.versions[-1:] if done else operation.versions)
     scene.end()
@@ -125,13 +142,13 @@ def one(operation: Operation, plan: Plan, base: Path) -> tuple[Run, list[str]]:
     return run, scene.problems
 
 
-def _judged(operation: Operation, plan: Plan, run: Run) -> list[str]:
+def judged(plan: Plan, run: Run) -> list[str]:
     """What the victim itself has to say."""
     if run.ended == tracer.HUNG:
         return [f"hung in {run.call}"]
-    if run.ended == tracer.DIED:
+    if run.ended == tracer.DIED and not (plan.follow_child and run.signal == signal.SIGABRT and run.call == "mmap"):
         return [f"died of signal {run.signal}"]
-    if run.ended == tracer.KILLED and not operation.follow_child:
+    if run.ended == tracer.KILLED and not plan.follow_child:
         return []
     if isinstance(run.report, Failure):
         return [run.report.text]
@@ -146,8 +163,6 @@ def _where(plan: Plan, run: Run) -> str:
         return f"call {plan.at}, {run.call}, fails with {errnos.name_of(plan.error)}{again}"
     if plan.mode == tracer.KILL_AT_STEP:
         return f"killed at instruction {plan.at} of the extension"
-    if plan.marked:
-        return f"killed at stop {plan.at}, before or after one of the calls into the extension"
     return f"killed {'before' if run.at_entry else 'after'} call {len(run.calls)}, {run.call}"
 
 
@@ -201,8 +216,5 @@ def _work(operation: Operation, stage: Stage, state: Any, before: tuple[set[int]
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         thread.join()
     let_go_of_the_dead()
-    gc.collect()
-    sys.exc_info()
-    outcome.descriptors = sorted(set(descriptors()) - before[0])
-    outcome.mappings = len(untorn_mappings()) - before[1]
+    outcome.look_for_leaks(*before)
     return outcome

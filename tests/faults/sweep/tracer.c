@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,7 +38,7 @@ struct plan {
     int32_t keep_failing; /* FAIL_CALL: later calls of the same number fail too */
     int32_t do_call;      /* FAIL_CALL: the kernel does what it was asked to, and says that it failed: as close() does */
     int32_t follow_child;
-    int32_t unused;
+    int32_t number; /* FAIL_CALL: of the system call; another that comes instead, because of threads, does not fail */
     uint64_t text_start, text_end; /* only instructions in here are counted */
     double watchdog_s;
 };
@@ -162,14 +163,23 @@ static bool asks_for_memory(int64_t number)
     return number == SYS_mmap || number == SYS_mprotect || number == SYS_munmap || number == SYS_mremap;
 }
 
-static bool call_fails(const struct run *run, pid_t tid, int64_t number)
+/* The others are the C library's and CPython's own, which do not expect to fail. */
+static bool is_shared_wait(const struct __ptrace_syscall_info *info)
 {
+    int operation = (int)info->entry.args[1] & ~FUTEX_CLOCK_REALTIME;
+    return operation == FUTEX_WAIT || operation == FUTEX_WAIT_BITSET;
+}
+
+static bool call_fails(const struct run *run, pid_t tid, const struct __ptrace_syscall_info *info)
+{
+    int64_t number = (int64_t)info->entry.nr;
+    if (number != run->plan->number || (number == SYS_futex && !is_shared_wait(info)))
+        return false;
     if (tid != run->target && asks_for_memory(number))
         return false; /* CPython waits for ever for a thread that has no memory to begin with */
     const struct plan *plan = run->plan;
     const struct result *result = run->result;
-    return plan->mode == FAIL_CALL &&
-           (result->calls == plan->at || (plan->keep_failing && result->failed > 0 && result->call_number == number));
+    return plan->mode == FAIL_CALL && (result->calls == plan->at || (plan->keep_failing && result->failed > 0));
 }
 
 static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall_info *info)
@@ -179,7 +189,7 @@ static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall
     if (result->calls < run->room)
         run->calls[result->calls] = (int32_t)number;
     result->calls++;
-    if (call_fails(run, tid, number)) {
+    if (call_fails(run, tid, info)) {
         result->failed++;
         result->call_number = number;
         run->failing = tid;

@@ -19,10 +19,9 @@ import struct
 import subprocess
 import sysconfig
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class _Plan(ctypes.Structure):
         ("keep_failing", ctypes.c_int32),
         ("do_call", ctypes.c_int32),
         ("follow_child", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("number", ctypes.c_int32),
         ("text_start", ctypes.c_uint64),
         ("text_end", ctypes.c_uint64),
         ("watchdog_s", ctypes.c_double),
@@ -69,7 +68,8 @@ class Plan:
 
     Attributes:
         at: counted from 1: the stop (two for each call), the call, or the instruction.
-        error: the errno with which the call fails; with ``keep_failing`` all later ones of its number do too.
+        call: the call that fails, where it is this one.
+        error: the errno with which it does; with ``keep_failing`` all later ones of its number do too.
         do_call: the call that fails is done all the same, as a close() is that returns EIO.
         marked: the victim makes a system call of no effect before and after each call of a function that is marked().
         text: count instructions in this range of addresses, while stepped() says so.
@@ -77,6 +77,7 @@ class Plan:
 
     mode: int = COUNT
     at: int = 0
+    call: str = ""
     error: int = 0
     keep_failing: bool = False
     do_call: bool = False
@@ -119,6 +120,12 @@ def call_names() -> dict[int, str]:
     """The system calls of this machine by number, as the C compiler knows them."""
     found = _compile(["-E", "-dM", "-"], input="#include <sys/syscall.h>\n")
     return {int(number): name for name, number in re.findall(r"#define __NR_(\w+) (\d+)\n", found)}
+
+
+@functools.cache
+def call_numbers() -> dict[str, int]:
+    """The same, by name."""
+    return {name: number for number, name in call_names().items()}
 
 
 @functools.cache
@@ -171,12 +178,12 @@ def extension_text() -> tuple[int, int]:
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
     """In a victim: the part that the tracer counts."""
-    thread = threading.get_ident()
-    signal.pthread_kill(thread, signal.SIGUSR1)
+    pid = os.getpid()
+    os.kill(pid, signal.SIGUSR1)
     try:
         yield
     finally:
-        signal.pthread_kill(thread, signal.SIGUSR2)
+        os.kill(pid, signal.SIGUSR2)
 
 
 def marked(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,6 +222,40 @@ def stepped(call: Callable[..., Any]) -> Callable[..., Any]:
 _stepping: list[bool] = []
 
 
+def trace(pid: int, plan: Plan, go: Callable[[], None]) -> Run:
+    """Trace a process that waits in a read(), let it ``go()``, and return what became of it. Raises OSError if it may
+    not be traced."""
+    error = _library().tracer_attach(pid, int(plan.follow_child))
+    if error:
+        raise OSError(error, os.strerror(error))
+    result, calls = _Result(), (ctypes.c_int32 * _ROOM)()
+    given = _Plan(
+        mode=plan.mode,
+        error=plan.error,
+        at=plan.at,
+        keep_failing=plan.keep_failing,
+        do_call=plan.do_call,
+        follow_child=plan.follow_child,
+        number=call_numbers().get(plan.call, -1),
+        text_start=plan.text[0],
+        text_end=plan.text[1],
+        watchdog_s=WATCHDOG_S,
+    )
+    go()
+    _library().tracer_run(pid, given, result, calls, _ROOM)
+    names = call_names()
+    return Run(
+        ended=result.ended,
+        stops=result.stops,
+        steps=result.steps,
+        calls=tuple(names.get(number, str(number)) for number in calls[: min(result.calls, _ROOM)]),
+        call=names.get(result.call_number, str(result.call_number)),
+        at_entry=bool(result.at_entry),
+        failed=result.failed,
+        signal=os.WTERMSIG(result.status) if result.ended == DIED else 0,
+    )
+
+
 @dataclass
 class Victim:
     """A forked process. ``end()`` kills and reaps it at the latest.
@@ -230,11 +271,11 @@ class Victim:
 
     def __post_init__(self) -> None:
         go_in, self._go = os.pipe()
-        self._told, tell = os.pipe()
+        self.told, tell = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
-            os.close(self._told)
+            os.close(self.told)
             self._live(go_in, tell)
         os.close(go_in)
         os.close(tell)
@@ -261,45 +302,24 @@ class Victim:
 
     def prepare(self) -> Any:
         """Returns the message of ``first``. Raises RuntimeError if that failed."""
-        os.write(self._go, b"g")
-        message = self._hear()
+        self.go()
+        message = self.hear()
         if isinstance(message, Failure):
             raise RuntimeError(message.text)
         return message
 
     def run(self, plan: Plan) -> Run:
         """Let it go, and return what became of it. Raises OSError if it may not be traced."""
-        error = _library().tracer_attach(self.pid, int(plan.follow_child))
-        if error:
-            raise OSError(error, os.strerror(error))
-        result, calls = _Result(), (ctypes.c_int32 * _ROOM)()
-        given = _Plan(
-            mode=plan.mode,
-            error=plan.error,
-            at=plan.at,
-            keep_failing=plan.keep_failing,
-            do_call=plan.do_call,
-            follow_child=plan.follow_child,
-            text_start=plan.text[0],
-            text_end=plan.text[1],
-            watchdog_s=WATCHDOG_S,
-        )
-        os.write(self._go, b"g")
-        _library().tracer_run(self.pid, given, result, calls, _ROOM)
-        names = call_names()
-        return Run(
-            ended=result.ended,
-            stops=result.stops,
-            steps=result.steps,
-            calls=tuple(names.get(number, str(number)) for number in calls[: min(result.calls, _ROOM)]),
-            call=names.get(result.call_number, str(result.call_number)),
-            at_entry=bool(result.at_entry),
-            failed=result.failed,
-            signal=os.WTERMSIG(result.status) if result.ended == DIED else 0,
-            report=self._hear() if result.ended == REACHED_END or plan.follow_child else None,
-        )
+        run = trace(self.pid, plan, self.go)
+        if run.ended != REACHED_END and not plan.follow_child:
+            return run
+        return replace(run, report=self.hear())
 
-    def _hear(self) -> Any:
+    def go(self) -> None:
+        """Let it go, untraced."""
+        os.write(self._go, b"g")
+
+    def hear(self) -> Any:
         """What it told us, or a Failure."""
         header = self._read(4)
         content = self._read(struct.unpack("I", header)[0]) if header is not None else None
@@ -308,9 +328,9 @@ class Victim:
     def _read(self, nbytes: int) -> bytes | None:
         content = b""
         while len(content) < nbytes:
-            if not select.select([self._told], [], [], WATCHDOG_S)[0]:
+            if not select.select([self.told], [], [], WATCHDOG_S)[0]:
                 return None
-            more = os.read(self._told, nbytes - len(content))
+            more = os.read(self.told, nbytes - len(content))
             if not more:
                 return None
             content += more
@@ -324,11 +344,11 @@ class Victim:
             os.waitpid(self.pid, 0)
         ended = True
         while ended:  # its children have our pipe's other end as long as they live
-            ended = bool(select.select([self._told], [], [], WATCHDOG_S)[0])
-            if ended and not os.read(self._told, 1 << 16):
+            ended = bool(select.select([self.told], [], [], WATCHDOG_S)[0])
+            if ended and not os.read(self.told, 1 << 16):
                 break
         os.close(self._go)
-        os.close(self._told)
+        os.close(self.told)
         return ended
 
 
