@@ -6,7 +6,6 @@ then goes on seeing that. Each test has a mount name space of its own.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
@@ -15,28 +14,13 @@ import pytest
 
 import untorn
 from helpers import start
+from mounts import mount, own_mounts
 from untorn.cli.gc import collect
 from untorn.cli.listing import list_channels
 
-CLONE_NEWNS, MS_RDONLY, MS_REC, MS_PRIVATE = 0x20000, 1, 0x4000, 0x40000
 LOWER = np.arange(1000.0)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-
-
-def mount(kind: str, target, *, options: str = "", flags: int = 0) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    arguments = (kind.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    if libc.mount(*arguments) != 0:
-        raise OSError(ctypes.get_errno(), f"mount {kind}: {os.strerror(ctypes.get_errno())}")
-
-
-def own_mounts() -> None:
-    """From here on, what this process mounts is seen by nobody else, and goes with it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "no mount name space of one's own")
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
 
 
 def layers(folder, *, writable: bool = True):

@@ -30,7 +30,7 @@ from untorn.share import storage
 from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.naming import signpost_target
-from untorn.share.storage import Files
+from untorn.share.storage import Files, default_path
 
 __all__ = [
     "DATA_HEADER_NBYTES",
@@ -297,11 +297,6 @@ def files_of(channel: str) -> Files:
     if not os.path.isdir(folder):
         raise ChannelNotFoundError(f"no channel {channel!r}: there is no directory {folder!r}")
     return storage.named(name, folder)
-
-
-def default_path() -> str:
-    """Where this user's channels are, whether it exists or not."""
-    return f"/dev/shm/untorn-{os.geteuid()}"
 
 
 class ChannelView:

@@ -130,6 +130,8 @@ class NameKeeper:
     def _find_again(self) -> str:
         """Returns what has become of the name."""
         try:
+            if self._files.folder == storage.default_path():
+                storage.default_directory()  # systemd removes it as well
             if self._files.is_same_file(self._named().control_fd):
                 self._files.unlink()  # half of it is there
             if self._signpost is None and self._is_linked() and self._take_back():

@@ -35,7 +35,7 @@ from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
 
-__all__ = ["Address", "Files", "anonymous", "default_directory", "named", "no_space", "open_channel"]
+__all__ = ["Address", "Files", "anonymous", "default_directory", "default_path", "named", "no_space", "open_channel"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
 #: what a file system says that cannot do something at all
@@ -170,9 +170,14 @@ def _descriptor_paths(attachment: _core.Attachment) -> tuple[str, str]:
     return f"{folder}/{attachment.control_fd}", f"{folder}/{attachment.data_fd}"
 
 
+def default_path() -> str:
+    """Where this user's channels are, whether it exists or not."""
+    return f"/dev/shm/untorn-{os.geteuid()}"
+
+
 def default_directory() -> Path:
     """This user's own directory in /dev/shm, made on first use. Raises PermissionError if it is not safe to use."""
-    path = Path(f"/dev/shm/untorn-{os.geteuid()}")
+    path = Path(default_path())
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
