@@ -13,14 +13,16 @@ An action that runs is not interrupted itself.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import untorn
+from helpers import WATCHDOG_S, start
 
 _PACKAGE = str(Path(untorn.__file__).parent)
 
@@ -121,32 +123,71 @@ def in_finalizers(call: Action, action: Action) -> int:
     return count
 
 
-def raised_everywhere(make: Callable[[], Action], check: Callable[[BaseException], object]) -> int:
+def raised_everywhere(
+    make: Callable[[], Action], check: Callable[[BaseException], object], *, most: int | None = None, rng: random.Random
+) -> int:
     """``make()`` gives the next call; ``check`` is asked with each exception, which keeps the frames that it went
-    through. How often one was raised."""
-    seen: set[Any] = set()
-    while True:
-        call, before = make(), len(seen)
+    through. Of more places than ``most``, some are chosen. How often one was raised."""
+    places: dict[Any, None] = {}
+    _profiled(make(), places.setdefault)
+    chosen = list(places) if most is None or len(places) <= most else rng.sample(list(places), most)
+    raised = 0
+    for place in chosen:
         try:
-            _profiled(call, seen)
+            _profiled(make(), _raise_at(place))
         except KeyboardInterrupt as error:
+            raised += 1
             check(error)
-        if len(seen) == before:
-            return before
+    return raised
 
 
-def _profiled(call: Action, seen: set[Any]) -> None:
-    """Call it, and raise KeyboardInterrupt at the first place that was not seen."""
+def _raise_at(place: Any) -> Callable[[Any], None]:
+    def visit(point: Any) -> None:
+        if point == place:
+            sys.setprofile(None)
+            raise KeyboardInterrupt(f"{place[0]} in {place[1].co_qualname}, at {place[2]}")
+
+    return visit
+
+
+def _profiled(call: Action, visit: Callable[[Any], object]) -> None:
+    """Call it, and visit each place at which CPython would handle a signal: (event, code, instruction)."""
 
     def profile(frame: Any, event: str, _: Any) -> None:
-        point = event, frame.f_code, frame.f_lasti
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE) and point not in seen:
-            seen.add(point)
-            sys.setprofile(None)
-            raise KeyboardInterrupt(f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}")
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
+            visit((event, frame.f_code, frame.f_lasti))
 
     sys.setprofile(profile)
     try:
         call()
     finally:
         sys.setprofile(None)
+
+
+def public_calls(layer: str) -> Iterator[str]:
+    """The functions of untorn.__all__, and of its classes that are no errors, themselves and what they have, of "share"
+    or of "train"."""
+    for name in untorn.__all__:
+        thing = getattr(untorn, name)
+        if isinstance(thing, type):
+            if issubclass(thing, BaseException) or (thing.__module__.split(".")[1] == "train") == (layer == "share"):
+                continue
+            yield name
+            members = {each for cls in thing.__mro__ if cls.__module__.startswith("untorn") for each in vars(cls)}
+            yield from sorted(f"{name}.{each}" for each in members if not each.startswith("_"))
+        elif layer == "share":
+            yield name
+
+
+def in_a_child(body: Callable[..., Any], *args: Any) -> Any:
+    """Run it in a process of its own, whose hang is a failure that shows where; what it returns."""
+    with start(_child, body, args) as child:
+        result = child.get()
+        assert child.join() == 0
+        return result
+
+
+def _child(pipe: Any, body: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(WATCHDOG_S - 5, exit=True)
+    pipe.put(body(*args))
+    faulthandler.cancel_dump_traceback_later()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import os
 import pickle
 import random
@@ -20,10 +19,10 @@ import time
 
 import numpy as np
 import pytest
-from interruptions import at_each_line, at_every_line, in_finalizers, raised_everywhere
+from interruptions import at_each_line, at_every_line, in_a_child, in_finalizers, public_calls, raised_everywhere
 
 import untorn
-from helpers import WATCHDOG_S, start
+from helpers import WATCHDOG_S
 from untorn import BrokenChannelError, BusyError, ClosedError, UntornError
 
 SIZE = 40
@@ -225,36 +224,8 @@ ACTIONS = ("subscribes", "snapshots", "publishes", "updates")
 WRITES = ("Publisher.update", "Publisher.patch", "Publisher.edit")
 
 
-def public_calls(classes):
-    """The functions of untorn.__all__, and of its classes that are no errors, themselves and what they have."""
-    for name in untorn.__all__:
-        thing = getattr(untorn, name)
-        if isinstance(thing, type):
-            if issubclass(thing, BaseException) or (thing.__module__.split(".")[1] == "train") == (classes == "share"):
-                continue
-            yield name
-            members = {each for cls in thing.__mro__ if cls.__module__.startswith("untorn") for each in vars(cls)}
-            yield from sorted(f"{name}.{each}" for each in members if not each.startswith("_"))
-        elif classes == "share":
-            yield name
-
-
 def test_every_public_call_of_share_has_a_case():
     assert sorted({*public_calls("share"), "Snapshot.version"}) == sorted(SHARE)
-
-
-def in_a_child(body, *args):
-    """Run it in a process of its own, whose hang is a failure that shows where; what it returns."""
-    with start(_child, body, args) as child:
-        result = child.get()
-        assert child.join() == 0
-        return result
-
-
-def _child(pipe, body, args):
-    faulthandler.dump_traceback_later(WATCHDOG_S - 5, exit=True)
-    pipe.put(body(*args))
-    faulthandler.cancel_dump_traceback_later()
 
 
 def _every_line(case, folder, action):
@@ -400,14 +371,14 @@ def _finalizers(case, folder, actions):
 
 
 @pytest.mark.parametrize("case", WRITES)
-def test_ctrl_c_leaves_no_lock_and_no_damage(tmp_path, case):
+def test_ctrl_c_leaves_no_lock_and_no_damage(tmp_path, case, rng):
     """Also while somebody keeps the exception, whose frames then live on."""
-    count = in_a_child(_interrupts, case, tmp_path)
+    count = in_a_child(_interrupts, case, tmp_path, rng)
     print(f"{case}: interrupted at {count} places")
     assert count > 20
 
 
-def _interrupts(case, folder):
+def _interrupts(case, folder, rng):
     world = World(folder)
 
     def check(_):
@@ -417,7 +388,7 @@ def _interrupts(case, folder):
         assert not other.is_alive(), "a lock was left"
         world.check()
 
-    count = raised_everywhere(lambda: lambda: SHARE[case](world), check)
+    count = raised_everywhere(lambda: lambda: SHARE[case](world), check, rng=rng)
     world.end()
     return count
 

@@ -144,8 +144,12 @@ class _Turns:
         return inside
 
     def _put_back(self) -> None:
-        while self._before:
-            _set(*self._before.popitem()[1])
+        while True:
+            try:
+                _, (library, threads) = self._before.popitem()
+            except KeyError:  # a signal handler may have taken the last one
+                return
+            _set(library, threads)
 
     def only_this_thread(self) -> None:
         """In a child that was just forked: the other threads are not there any more."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from untorn import _core
 from untorn.engines import Engine, ProcessEngine, SerialEngine
-from untorn.errors import ClosedError
+from untorn.errors import BusyError, ClosedError
 from untorn.share import Snapshot, Subscriber
 from untorn.train import measuring, sampler
 from untorn.train.arguments import (
@@ -527,11 +527,31 @@ class Trainer:
 
     def _running(self) -> Running:
         self._check_open()
-        if self._open is None:
-            self._open = Running(self._initial, self._optimizer, self._name, self._make_engine())
-            self._initial = None
-            self._finalizer = weakref.finalize(self, self._open.close)
-        return self._open
+        running = self._open
+        if running is None:
+            running = self._begin()
+            self._check_open()
+        return running
+
+    def _begin(self) -> Running:
+        """Open the weights' channel. A signal handler may do so, or close the trainer, in the middle of this."""
+        initial = self._initial  # read first: None only if somebody was faster
+        if self._open is not None:
+            return self._open
+        try:
+            running = Running(initial, self._optimizer, self._name, self._make_engine())
+        except BusyError:
+            if self._open is None:
+                raise
+            return self._open
+        if self._open is not None:
+            running.close()
+            return self._open
+        finalizer = weakref.finalize(self, running.close)
+        self._finalizer, self._open, self._initial = finalizer, running, None
+        if self._closed:
+            self._let_go()
+        return running
 
     def _make_engine(self) -> Engine:
         if self.engine == "serial":
