@@ -307,6 +307,8 @@ class Decoder:
         self.arrays: list[tuple[int, np.dtype[Any], tuple[int, ...], tuple[int, ...] | None]] = []
         self._at: tuple[str, ...] = ()  # the node that is being compiled
         self._end = self.payload  # of the leaves so far
+        #: exporter that is being read, by its id -> its private memory: all values of a version lie on one
+        self._private: dict[int, Any] = {}
         try:
             document = json.loads(schema)
             self._build = self._compile(document["value"], ())
@@ -334,6 +336,15 @@ class Decoder:
             raise FormatError(
                 f"a leaf of this version cannot be read ({error}); the channel's file is damaged"
             ) from error
+        finally:
+            self._private.pop(id(exporter), None)
+
+    def _private_memory(self, exporter: Any) -> Any:
+        """One copy for a version, and not one for each value in it: threads may make two, either serves."""
+        made = self._private.get(id(exporter))
+        if made is None:
+            made = self._private[id(exporter)] = private_memory(exporter)
+        return made
 
     def _compile(self, node: Any, path: tuple[str, ...], depth: int = 0) -> _Build:
         self._at = path
@@ -385,7 +396,7 @@ class Decoder:
         children = {part: self._compile(node, (*path, part), depth) for part, node in nodes.items()}
 
         def build(exporter: Any) -> Any:
-            memory = private_memory(exporter) if adapter.private else exporter
+            memory = self._private_memory(exporter) if adapter.private else exporter
             parts = {part: child(memory) for part, child in children.items()}
             try:
                 return adapter.put_together(meta, parts)

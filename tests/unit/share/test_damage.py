@@ -400,6 +400,17 @@ def test_a_sparse_tensor_whose_parts_do_not_fit(what):
     assert "(the value itself): a torch.Tensor cannot be put together" in refused(TORCH[what])
 
 
+def test_values_that_are_written_to_share_one_private_copy():
+    """Or so many of them would cost so many times the memory of all, where there is no mapping of a channel."""
+    torch = pytest.importorskip("torch")
+    tensors = OrderedDict((i, torch.arange(1000.0) + i) for i in range(8))  # a value of one piece, to a FrozenDict
+    found = list(FrozenDict({"a": tensors})["a"].values())
+    assert [tensor[0].item() for tensor in found] == list(range(8))
+    assert max(tensor.data_ptr() for tensor in found) - min(tensor.data_ptr() for tensor in found) == 7 * 4032
+    found[0][1] = 7
+    assert FrozenDict({"a": tensors})["a"][0][1] == 1
+
+
 @pytest.mark.parametrize("what", PANDAS)
 def test_a_table_whose_parts_do_not_fit(what):
     pytest.importorskip("pandas")
