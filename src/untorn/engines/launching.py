@@ -42,9 +42,10 @@ _NOT_FOR_WORKERS = ("PYTHONINSPECT",)
 
 
 def launch(
-    name: str, call: tuple[Callable[..., None], tuple[Any, ...]], *, environment: Mapping[str, str]
+    name: str, call: tuple[Callable[..., None], tuple[Any, ...]], *, environment: Mapping[str, str], logs: int
 ) -> ChildProcess:
-    """Start a process that calls a function of untorn's; ``environment`` goes on top of this process's own.
+    """Start a process that calls a function of untorn's. ``environment`` goes on top of this process's own; ``logs`` is
+    the descriptor that its log records go to.
 
     Raises RuntimeError where no worker can be started, OSError where the system starts no process.
     """
@@ -63,6 +64,7 @@ def launch(
         "call": pickle.dumps(call, protocol=5),
         "authkey": _authkey(),
         "tracker": tracker,
+        "logs": logs,
     }
     variables = {key: value for key, value in os.environ.copy().items() if key not in _NOT_FOR_WORKERS}
     with standard_streams(inherited=True), _memory_file(marshal.dumps(start)) as fd, _signals_blocked():
@@ -70,7 +72,7 @@ def launch(
             [executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM.format(fd=fd)],  # type: ignore[attr-defined]
             stdin=subprocess.DEVNULL,
             env=variables | dict(environment),
-            pass_fds=[each for each in (fd, tracker) if each is not None],
+            pass_fds=[each for each in (fd, logs, tracker) if each is not None],
         )
         return ChildProcess.of(process)
 

@@ -29,6 +29,7 @@ from untorn.engines.base import Death, Engine, Turner
 from untorn.engines.child import ChildProcess
 from untorn.engines.launching import launch
 from untorn.engines.memory import OutOfMemory
+from untorn.engines.worker_logs import LogReceiver
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
 from untorn.share.storage import Address
@@ -74,6 +75,7 @@ class ProcessEngine(Engine):
         self._threads = threads_per_worker
         self._main = main
         self._jobs: Publisher | None = None
+        self._logs: LogReceiver | None = None
         self._processes: dict[int, ChildProcess] = {}
         self._leaving: set[int] = set()
         #: gradients that were committed in a worker's row when it was started
@@ -171,19 +173,26 @@ class ProcessEngine(Engine):
 
     def _start(self, index: int) -> ChildProcess:
         assert self._jobs is not None
+        if self._logs is None:
+            self._logs = LogReceiver()
         if self._boards:
             self._commits_before[index] = self._boards[-1].commits[index]
         call = _worker, (self._main, index, self._jobs.subscriber().address)
-        return launch(f"untorn-worker-{index}", call, environment=worker_variables(self._threads))
+        return launch(f"untorn-worker-{index}", call, environment=worker_variables(self._threads), logs=self._logs.fd)
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
         board = self._boards[-1]
         self._bell = board.wait_server(self._bell, _MOMENT_S)
+        self._handle_logs()
         self._pass_over_stopped(board)
         deaths = self._bury(board)
         self._start_missing()
         return deaths
+
+    def _handle_logs(self) -> None:
+        if self._logs is not None:
+            self._logs.handle()
 
     def _bury(self, board: _core.Board) -> list[Death]:
         """Settle the affairs of the dead. Who was told to leave has left; of the others, tell."""
@@ -231,6 +240,7 @@ class ProcessEngine(Engine):
         self._stop()
         if abandon:
             self._end_all()
+        self._handle_logs()
         if self._jobs is not None:
             self._jobs.update(None)
         for index in sorted(self._leaving):
@@ -252,6 +262,9 @@ class ProcessEngine(Engine):
         for process in self._processes.values():
             process.join(0 if process.stopped else _JOIN_S)
         self._end_all()
+        if self._logs is not None:
+            logs, self._logs = self._logs, None
+            logs.close()
 
     def _end_all(self) -> None:
         processes, self._processes = self._processes, {}
@@ -267,6 +280,9 @@ class ProcessEngine(Engine):
         for process in processes.values():
             process.forget()
         self._leaving.clear()
+        if self._logs is not None:
+            self._logs.forget()
+            self._logs = None
         self._boards, self._payload, self._jobs = [], None, None
 
 

@@ -4,8 +4,6 @@ It becomes what the server's process is, as far as code can tell: the same argum
 run anew as the module ``__mp_main__`` without what is under ``if __name__ == "__main__":``. (The name is
 multiprocessing's, which does the same for its processes.) What goes wrong there is told when the first job comes, as an
 error of that job.
-
-This module needs the standard library alone, until a worker is what it is to be.
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ import sys
 import threading
 import types
 from typing import Any
+
+from untorn.engines.worker_logs import send_logs_to
 
 __all__ = ["MainProgramError", "is_worker", "run", "runs_main"]
 
@@ -43,6 +43,7 @@ def run(start: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C goes to all processes of a terminal
     sys.argv[:] = start["argv"]
     _be_a_process_of(start)
+    send_logs_to(start["logs"])
     problem = _run_main(start["main"])
     main, arguments = pickle.loads(start["call"])
     main(*arguments, problem)

@@ -7,14 +7,17 @@ board      the path of its board
 job        a pickle of the job: train.worker.Job or train.measuring.MeasuringJob
 model      a pickle of the model; a worker that has made a replica of the same bytes takes that
 threads    for that replica
+levels     at which this process logs, in JSON
 ========== ===========================================================================================
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
+from untorn.engines.worker_logs import levels_here
 from untorn.train.model import FrameworkModel
 from untorn.train.pickling import pickled
 
@@ -31,4 +34,5 @@ def payload_of(job: Any, *, number: int, board_path: str, model: Any, threads: i
         "job": pickle.dumps(job, protocol=5),
         "model": pickled("model: it", model, otherwise="use engine='serial'", derive=derive),
         "threads": threads,
+        "levels": json.dumps(levels_here()),
     }

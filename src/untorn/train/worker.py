@@ -21,6 +21,7 @@ import numpy as np
 from untorn import _core
 from untorn.engines import Turner
 from untorn.engines.threads import use_threads
+from untorn.engines.worker_logs import set_levels
 from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
 from untorn.share import storage
 from untorn.share.descriptors import keep
@@ -316,6 +317,7 @@ class _Desk:
 
     def take_part(self, version: int, payload: dict[str, Any]) -> int:
         """Take part in a job, published as this version, until it ends; the kind of the last turn."""
+        set_levels(json.loads(payload["levels"]))
         number = payload["number"]
         known = {key: self._workers[key] for key in (number, payload["within"]) if key in self._workers}
         self._workers = known

@@ -1,0 +1,187 @@
+"""What workers log appears in the server, as logging is configured there.
+
+::
+
+    worker: a record ── root logger's handler ── one datagram ──> socket ──> server: the logger of that name
+
+A worker does not know the handlers, formats and filters that the program has set up under
+``if __name__ == "__main__":``. So it sends its records, and the server has its own loggers handle them, whenever it
+looks after the workers. Levels go the other way, with each job: what the server would not log is not sent.
+
+The socket is one for all workers, which inherit it. A message is there whole or not at all (SOCK_SEQPACKET), so a
+killed worker leaves no half of one, and no lock. A worker never waits long for a server that does not read: what finds
+no room is counted, and the count goes with the next record. Messages are JSON; nothing is unpickled.
+
+Where a logger of a worker has handlers of its own, made when its module or the main program was imported, these have
+its records, as in any other process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import socket
+from typing import Any
+
+from untorn.share.descriptors import keep_socket
+
+__all__ = ["LogReceiver", "levels_here", "send_logs_to", "set_levels"]
+
+_log = logging.getLogger(__name__)
+#: of one message, and, if the system lets us, of all that are on their way
+_MAX_NBYTES = 60_000
+_BUFFER_NBYTES = 4 << 20
+_WAIT_MS = 200
+#: of a text in a message that would be too long; JSON may need six bytes for one
+_MAX_CHARACTERS = 2000
+#: read in one go, so that a worker that logs without end does not keep the server
+_MAX_AT_ONCE = 10_000
+#: of a LogRecord, what goes as it is
+_PLAIN = (
+    "name", "levelno", "levelname", "pathname", "filename", "module", "lineno", "funcName", "created", "msecs",
+    "relativeCreated", "thread", "threadName", "processName", "process", "stack_info", "exc_text",
+)  # fmt: skip
+_NOT_EXTRA = (*_PLAIN, "msg", "args", "exc_info", "message", "asctime", "taskName")
+
+
+class LogReceiver:
+    """The server's end."""
+
+    def __init__(self) -> None:
+        ours, theirs = (keep_socket(each) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        for each in (ours, theirs):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                each.setsockopt(socket.SOL_SOCKET, option, _BUFFER_NBYTES)
+        self._ours, self._theirs = ours, theirs
+
+    @property
+    def fd(self) -> int:
+        """What workers inherit."""
+        return self._theirs.fileno()
+
+    def handle(self) -> None:
+        """Have this process's loggers handle what has come. Does not wait."""
+        for _ in range(_MAX_AT_ONCE):
+            if self._ours.fileno() < 0:
+                return  # a handler has closed the trainer, or this is a copy of the process that it forked
+            try:
+                message = self._ours.recv(_MAX_NBYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            try:
+                document = json.loads(message)
+                lost, record = document.pop("lost"), logging.makeLogRecord(document)
+                logger = logging.getLogger(record.name)
+                enabled = logger.isEnabledFor(record.levelno)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # something else was written there, by mistake
+            if lost:
+                _log.warning("%d records of %s found no room on their way here", lost, record.processName)
+            if enabled:
+                logger.handle(record)
+
+    def close(self) -> None:
+        """Handle what has come, and close both ends."""
+        self.handle()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close both ends here."""
+        self._ours.close()
+        self._theirs.close()
+
+
+def levels_here() -> dict[str, Any]:
+    """What set_levels() needs to know of this process."""
+    loggers = {
+        name: logger.level
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and logger.level != logging.NOTSET
+    }
+    return {
+        "root": logging.root.level,
+        "loggers": loggers,
+        "disable": logging.root.manager.disable,
+        "warnings": getattr(logging, "_warnings_showwarning", None) is not None,
+    }
+
+
+def set_levels(levels: dict[str, Any]) -> None:
+    """In a worker: log what the server would. Does nothing unless records are sent there."""
+    if not any(isinstance(handler, _Sender) for handler in logging.root.handlers):
+        return  # the program has set up the logging of workers itself
+    logging.root.setLevel(levels["root"])
+    logging.disable(levels["disable"])
+    for name, level in levels["loggers"].items():
+        logging.getLogger(name).setLevel(level)
+    logging.captureWarnings(levels["warnings"])
+
+
+def send_logs_to(fd: int) -> None:
+    """In a worker: send records to the server, through this descriptor."""
+    os.set_inheritable(fd, False)
+    logging.root.addHandler(_Sender(socket.socket(fileno=fd)))
+
+
+class _Sender(logging.Handler):
+    def __init__(self, server: socket.socket) -> None:
+        super().__init__()
+        self._server = server
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it, or count it."""
+        if _handled_here(record.name):
+            return
+        try:
+            message = self._message(record)
+        except Exception:
+            self.handleError(record)
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone, and so are we, soon
+            self._lost = 0 if self._sent(message) else self._lost + 1
+
+    def _sent(self, message: bytes) -> bool:
+        for wait_ms in (0, _WAIT_MS):
+            if wait_ms and self._lost:
+                return False  # it waited for the last one in vain
+            if wait_ms:
+                poller = select.poll()
+                poller.register(self._server, select.POLLOUT)
+                poller.poll(wait_ms)
+            try:
+                self._server.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                continue
+            return True
+        return False
+
+    def _message(self, record: logging.LogRecord) -> bytes:
+        """The record as JSON, with its message and its traceback as text. What is too long is cut."""
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        document: dict[str, Any] = {name: getattr(record, name, None) for name in _PLAIN}
+        document |= {"msg": record.getMessage(), "args": None, "exc_info": None, "lost": self._lost}
+        extra = {key: value for key, value in vars(record).items() if key not in _NOT_EXTRA}
+        message = json.dumps(extra | document, default=repr).encode()
+        if len(message) > _MAX_NBYTES:
+            cut = {name: _cut(text) for name, text in document.items() if isinstance(text, str)}
+            message = json.dumps(document | cut).encode()
+        return message
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ... ({len(text)} characters)"
+
+
+def _handled_here(name: str) -> bool:
+    """Whether a logger that gets this logger's records has a handler of its own."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        if any(not isinstance(handler, _Sender | logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
