@@ -76,7 +76,10 @@ class SeededRandom:
                 _default.set_state(before)
             self._draws = self._drew or self._draws is not None  # once in doubt, it is not asked again
             return result
-        except _NeedsDefaultError:
+        except (_NeedsDefaultError, Exception) as error:
+            if not isinstance(error, _NeedsDefaultError) and self._draws is not None:
+                raise
+            # or there is something that torch does not do in a mode; if it fails for itself, it fails again
             self._needs_default = True
             _default.set_state(before)
         start_again()
