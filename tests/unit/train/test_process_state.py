@@ -196,7 +196,20 @@ class Recomputed(nn.Module):
         return self.last(DrawnAgain.apply(x) if self.training else x)
 
 
-@pytest.mark.parametrize("make", [SeedsItself, Recomputed])
+class WithoutModes(nn.Module):
+    """Fails where somebody looks at its operations, as some of torch do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch._C._len_torch_dispatch_stack():
+            raise NotImplementedError("there is no rule for this mode")
+        return self.linear(nn.functional.dropout(x, training=self.training))
+
+
+@pytest.mark.parametrize("make", [SeedsItself, Recomputed, WithoutModes])
 def test_models_that_handle_the_generator_give_the_same_beside_other_threads(make):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
