@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from untorn import _core
 from untorn.engines import Engine
 from untorn.errors import CapacityError
+from untorn.share.descriptors import keep
 from untorn.share.obstacles import shortage
 
 __all__ = ["Team", "Tuner", "most_workers"]
@@ -97,7 +98,7 @@ class Team:
 
     def begin(self, board: _core.Board, fd: int) -> None:
         """A job begins on this board, in this file."""
-        self._job = board, _Descriptor(os.dup(fd))
+        self._job = board, _Descriptor(keep(os.dup(fd)))
         board.team(self.wanted, self.spin_s)
 
     def end(self) -> None:
