@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -553,6 +554,18 @@ def test_an_interrupted_update_leaves_nothing_for_a_patch_to_build_on():
         publisher.patch({"b": np.full(10, 2.0)})
         value = publisher.subscriber().snapshot().value
         assert (set(value["a"]), set(value["b"])) == ({0.0}, {2.0})
+
+
+def test_an_adapter_that_is_being_imported_is_an_error_that_says_so(monkeypatch):
+    """A handler that interrupts the import finds the module half made."""
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+
+    class Matrix(scipy_sparse.csr_array):
+        __module__ = "scipy.sparse"
+
+    monkeypatch.setitem(sys.modules, "untorn.adapters.scipy", types.ModuleType("untorn.adapters.scipy"))
+    with pytest.raises(ImportError, match="being imported by the code that this signal handler"):
+        untorn.publish(Matrix((2, 2)))
 
 
 # -- long variants: real timers, at random moments

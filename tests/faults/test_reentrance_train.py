@@ -19,6 +19,7 @@ from interruptions import at_each_line, at_every_line, in_a_child, in_finalizers
 import untorn
 from helpers import WATCHDOG_S
 from untorn import SGD, ClosedError, Trainer
+from untorn.train.data.sampled import choice_of
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 Y = X @ [1.0, -2.0, 3.0]
@@ -306,3 +307,46 @@ def _interrupts(most, rng):
     count = raised_everywhere(make, check, most=most, rng=rng)
     trainers.pop().close()
     return count
+
+
+def test_a_sampler_that_samples():
+    """The random numbers of the process are one thread's at a time, and that thread's as often as it comes."""
+
+    class Sampler:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            assert choice_of("inner", [2, 1, 0], False, 3) == [2, 1, 0]
+            return iter([0, 1, 2])
+
+    assert in_a_child(choice_of, "outer", Sampler(), False, 3) == [0, 1, 2]
+
+
+def test_a_fork_while_another_thread_samples():
+    assert in_a_child(_fork_while_sampling) == 0
+
+
+def _fork_while_sampling():
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Sampler:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            inside.set()
+            go_on.wait()
+            return iter([0])
+
+    thread = threading.Thread(target=choice_of, args=("slow", Sampler(), False, 1))
+    thread.start()
+    inside.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(int(WATCHDOG_S / 2))  # a hang ends here
+        os._exit(choice_of("child", [0], False, 1)[0])
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    go_on.set()
+    thread.join()
+    return status

@@ -75,7 +75,8 @@ class _Turns:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()  # taken itself: Ctrl-C could leave it taken in what Condition does around it
+        self._changed = threading.Condition(self._lock)
         self._threads = 0
         #: how many times each thread is inside
         self._inside: dict[int, int] = {}
@@ -86,7 +87,7 @@ class _Turns:
     def taken(self, threads: int, libraries: list[Any]) -> Iterator[None]:
         """Inside, these libraries have this number of threads."""
         me = threading.get_ident()
-        with self._changed:
+        with self._lock:
             aside = None
             if me in self._inside and self._threads != threads:
                 aside = (self._threads, self._leave(me))
@@ -99,7 +100,7 @@ class _Turns:
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._leave(me, times=1)
                 if aside is not None:
                     self._enter(me, *aside, libraries, nested=True)
@@ -153,7 +154,8 @@ class _Turns:
 
     def only_this_thread(self) -> None:
         """In a child that was just forked: the other threads are not there any more."""
-        self._changed, self._waiting = threading.Condition(threading.RLock()), 0
+        self._lock, self._waiting = threading.RLock(), 0
+        self._changed = threading.Condition(self._lock)
         me = threading.get_ident()
         self._inside = {me: self._inside[me]} if me in self._inside else {}
         if not self._inside:

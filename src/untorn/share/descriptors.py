@@ -54,10 +54,14 @@ class _Filling:
         self.filled: list[int] = []
 
     def begin(self, *, inherited: bool) -> None:
-        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < FIRST:
-            self.filled.append(fd)
-        os.close(fd)
-        self.inside += 1
+        self.inside += 1  # first: who comes in between and leaves must not close what this one opens
+        try:
+            while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < FIRST:
+                self.filled.append(fd)
+            os.close(fd)
+        except BaseException:
+            self.end()
+            raise
         for fd in self.filled if inherited else ():
             os.set_inheritable(fd, True)
 

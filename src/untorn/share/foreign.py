@@ -64,7 +64,13 @@ def register_library(library: str, module: str) -> None:
 
 def _adapters_of(library: str) -> tuple[Adapter, ...]:
     module = importlib.import_module(_LIBRARIES[library])
-    adapters: tuple[Adapter, ...] = module.ADAPTERS
+    adapters: tuple[Adapter, ...] | None = getattr(module, "ADAPTERS", None)
+    if adapters is None:
+        raise ImportError(
+            f"values of {library} cannot be shared yet: {module.__name__} is being imported by the code that this "
+            f"signal handler or finalizer interrupts; import {library} and {module.__name__} earlier in the program",
+            name=library,
+        )
     return adapters
 
 

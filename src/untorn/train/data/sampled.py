@@ -9,9 +9,9 @@ would have been.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
+import os
 import random
 import sys
 import threading
@@ -22,11 +22,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn import _core
 from untorn.train.data.base import SharedData, Source
 
 __all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
 
-_DRAWING = threading.Lock()
+
+class _Turn:
+    """Held by the thread that draws with the global random numbers. It runs code of a sampler, which may come by here
+    again."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+_drawing = _Turn()
+#: in a child that was just forked the thread that held it may not be there
+os.register_at_fork(after_in_child=_drawing.__init__)  # type: ignore[misc]
 
 
 class _Drawn:
@@ -156,12 +168,16 @@ def _index_below(what: str, sampler: Any, examples: int) -> Callable[[Any], int]
     return checked
 
 
-@contextlib.contextmanager
-def _keyed(seed: int, epoch: int) -> Iterator[None]:
+def _keyed(seed: int, epoch: int) -> AbstractContextManager[None]:
+    """Inside, the global random numbers are keyed by these, and afterwards they are as before."""
+    return _core.Block(_keyed_steps(seed, epoch))
+
+
+def _keyed_steps(seed: int, epoch: int) -> Iterator[None]:
     """The global random numbers of torch (if it is imported), NumPy and Python are keyed by these, then as before."""
     torch = sys.modules.get("torch")
     words = np.random.SeedSequence((seed, epoch)).generate_state(4)
-    with _DRAWING:
+    with _drawing.lock:
         before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
         random.seed(int(words[0]))
         np.random.seed(words[1])

@@ -115,7 +115,8 @@ class _ReadAhead:
     def __init__(self, batches: Iterator[_Batch]) -> None:
         self._batches = batches
         self._ready: list[_Batch] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken itself: Ctrl-C could leave it taken in what Condition does around it
+        self._changed = threading.Condition(self._lock)
         self._over = self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="untorn-read-ahead", daemon=True)
@@ -125,7 +126,7 @@ class _ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()  # one batch at most is still being read
@@ -133,7 +134,7 @@ class _ReadAhead:
     def _run(self) -> None:
         try:
             for batch in self._batches:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: self._closed or not self._is_full())
                     if self._closed:
                         return
@@ -142,7 +143,7 @@ class _ReadAhead:
         except BaseException as error:
             self._error = error
         finally:
-            with self._changed:
+            with self._lock:
                 self._over = True
                 self._changed.notify_all()
 
@@ -153,7 +154,7 @@ class _ReadAhead:
     def take(self) -> list[_Batch]:
         """All that are there and fit together, at least one; empty at the end. Raises what reading raised, after what
         was read before."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._ready or self._over)
             if not self._ready and self._error is not None:
                 raise self._error
