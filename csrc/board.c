@@ -1,6 +1,7 @@
 /* The board. See board.h for what it promises and how a step goes. */
 #include "board.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "board_tasks.h"
@@ -185,14 +186,17 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
         board_ring_server(board);
 }
 
-/* Every shard's gradient is there, and the norm, where it is wanted. False if there is no free slot. */
-static bool phase_begin_update(const struct board *board, struct attachment *weights, uint64_t phase)
+/* Every shard's gradient is there, and the norm, where it is wanted. False if there is no free slot, or, `refused`, no
+ * memory to map the newest version. */
+static bool phase_begin_update(const struct board *board, struct attachment *weights, uint64_t phase, bool *refused)
 {
     uint64_t latest = channel_latest(&weights->channel), capacity;
     uint8_t *from;
     unsigned slot;
-    if (attachment_map(weights, latest_slot(latest), &from, &capacity) != STATUS_OK)
+    if (attachment_map(weights, latest_slot(latest), &from, &capacity) != STATUS_OK) {
+        *refused = true;
         return false;
+    }
     uint64_t nbytes = ((const struct slot_header *)from)->nbytes;
     if (attachment_pick_ready(weights, nbytes, &slot) != STATUS_OK)
         return false;
@@ -201,10 +205,10 @@ static bool phase_begin_update(const struct board *board, struct attachment *wei
     return true;
 }
 
-static bool phase_end_gradient(const struct board *board, struct attachment *weights, uint64_t phase)
+static bool phase_end_gradient(const struct board *board, struct attachment *weights, uint64_t phase, bool *refused)
 {
     if (board->header->clip_norm == 0)
-        return phase_begin_update(board, weights, phase);
+        return phase_begin_update(board, weights, phase, refused);
     if (swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_NORM, 0)))
         board_ring(board);
     return true;
@@ -221,6 +225,45 @@ static bool bell_wait(const struct board *board, uint32_t seen, int64_t spin_ns,
         return false;
     return futex_sleep(&header->bell, seen, &header->sleepers, left < LOOK_AROUND_NS ? left : LOOK_AROUND_NS) !=
            FUTEX_INTERRUPTED;
+}
+
+/* -- refusals --------------------------------------------------------------------------------------------------- */
+
+/* So often has each worker tried: for about a second, since it looks around every LOOK_AROUND_NS. */
+enum { REFUSALS_MOST = 100 };
+
+static uint64_t refused_step(uint64_t refused) { return refused >> 32; }
+static uint64_t refused_times(uint64_t refused) { return refused >> 16 & 0xffff; }
+
+static void refusal_count(const struct board *board, uint32_t worker, uint64_t step, int error)
+{
+    shared_u64 *word = &board->workers[worker].refused;
+    uint64_t before = load_relaxed(word), times = refused_step(before) == step ? refused_times(before) : 0;
+    if (times < REFUSALS_MOST)
+        times++;
+    store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO)); /* pairs with board_refused */
+    if (times == REFUSALS_MOST)
+        board_ring_server(board);
+}
+
+void board_refuse(const struct board *board, uint32_t worker, const struct turn *turn, int error)
+{
+    uint64_t free = task_make(task_step(turn->claim), TASK_FREE, 0, task_buffer(turn->claim));
+    swap_if(&board->shard_tasks[turn->shard].word, turn->claim, free); /* failed: it was given to others before */
+    refusal_count(board, worker, board_step(board), error);
+    board_ring(board);
+}
+
+int board_refused(const struct board *board)
+{
+    uint32_t active = load_acquire(&board->header->active);
+    uint64_t step = board_step(board), refused = 0;
+    for (uint32_t worker = 0; worker < active; worker++) {
+        refused = load_acquire(&board->workers[worker].refused);
+        if (refused_step(refused) != step || refused_times(refused) < REFUSALS_MOST)
+            return 0;
+    }
+    return (int)(refused & 0xffff);
 }
 
 /* The server is asked for a free slot. */
@@ -245,7 +288,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
             return (struct turn){.kind = TURN_LEAVE};
         uint64_t phase = load_acquire(&header->phase), step = phase_step(phase);
         struct turn turn;
-        bool done = false, has_slot = true;
+        bool done = false, has_slot = true, refused = false;
         if (header->lanes) {
             if (lane_claim(board, worker, &turn))
                 return turn;
@@ -255,21 +298,23 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_IDLE};
         } else if (phase_kind(phase) == PHASE_UPDATE) {
-            if (updates_run(board, weights, worker, step, phase_slot(phase))) {
+            if (updates_run(board, weights, worker, step, phase_slot(phase), &refused)) {
                 phase_end_update(board, weights, phase);
                 continue;
             }
         } else if (phase_kind(phase) == PHASE_NORM) {
             done = norms_run(board, worker, step);
-            has_slot = !done || phase_begin_update(board, weights, phase);
+            has_slot = !done || phase_begin_update(board, weights, phase, &refused);
         } else if (shard_claim(board, worker, step, &turn, &done)) {
             return turn;
         } else if (done) {
-            has_slot = phase_end_gradient(board, weights, phase);
+            has_slot = phase_end_gradient(board, weights, phase, &refused);
         }
         if (done && has_slot)
             continue;
-        if (!has_slot) {
+        if (refused) {
+            refusal_count(board, worker, step, errno);
+        } else if (!has_slot) {
             slot_ask(board);
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_NEED_SLOT};

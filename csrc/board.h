@@ -58,7 +58,9 @@ struct board_worker {
     shared_u64 scratch;        /* its buffer; writer: the worker, or the server once it is dead */
     shared_u64 record;         /* of its last commit, see board_tasks.h; writers: the worker, and who settles it */
     shared_u64 commits;        /* gradients committed; writer: the worker */
-    uint8_t pad[40];
+    shared_u64 refused;        /* step << 32 | times << 16 | errno: what it could not map; writers: the worker, and the
+                                * server once it is dead. The server loads it with acquire, and needs no more than it */
+    uint8_t pad[32];
 };
 
 /* A contiguous run of parameters of one dtype: the work of one update task. Written once. */
@@ -166,6 +168,8 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
                        int64_t wait_ns);
 /* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */
 bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn);
+/* The worker has no memory to map what the gradient needs: hand the task back, and count the refusal. */
+void board_refuse(const struct board *board, uint32_t worker, const struct turn *turn, int error);
 /* Is the task still the worker's? */
 bool board_stands(const struct board *board, const struct turn *turn);
 
@@ -177,6 +181,8 @@ void board_stop(const struct board *board);
 int64_t board_recover(const struct board *board, uint32_t worker);
 /* Give the gradient task of a worker that is stopped to others; which shard's, or -1. */
 int64_t board_give_up(const struct board *board, uint32_t worker);
+/* Nobody can go on: why every worker that takes part has refused this step again and again; 0 if one has not. */
+int board_refused(const struct board *board);
 /* Does it hold a norm or update task, which only its death can free? */
 bool board_holds_range(const struct board *board, uint32_t worker);
 

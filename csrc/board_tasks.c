@@ -179,6 +179,7 @@ int64_t board_recover(const struct board *board, uint32_t worker)
     claims_free(board->norm_tasks, board->header->ranges, worker);
     claims_free(board->range_tasks, board->header->ranges, worker);
     record_settle(board, worker);
+    store_relaxed(&board->workers[worker].refused, 0); /* the one that comes in its place has not tried yet */
     board_ring(board);
     return shard;
 }

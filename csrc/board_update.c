@@ -177,7 +177,8 @@ static bool slots_map(struct attachment *weights, unsigned slot, uint8_t **from,
            attachment_map(weights, slot, to, &capacity) == STATUS_OK;
 }
 
-bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot)
+bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot,
+                 bool *refused)
 {
     const struct board_header *header = board->header;
     uint32_t index, first = first_range(board, worker);
@@ -186,11 +187,13 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
     struct shards shards;
     double norm = 0;
     bool done;
+    *refused = false;
     while (range_claim(board->range_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
         if (from == NULL) {
             if (!slots_map(weights, slot, &from, &to)) {
                 range_give_back(&board->range_tasks[index], claim);
-                return false; /* no memory for a mapping: another worker may do better */
+                *refused = true; /* no memory for a mapping: another worker may do better */
+                return false;
             }
             shards_collect(board, 0, header->shards, &shards);
             norm = header->clip_norm != 0 ? norm_collect(board) : 0;

@@ -6,8 +6,10 @@
 
 /* Do every norm task of this step that nobody has; true if all are done. */
 bool norms_run(const struct board *board, uint32_t worker, uint64_t step);
-/* Do every update task of this step that nobody has, into this slot; true if all are done. */
-bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot);
+/* Do every update task of this step that nobody has, into this slot; true if all are done. `refused`: there was no memory
+ * to map the weights, and a task that this worker had claimed is free again. */
+bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot,
+                 bool *refused);
 /* Do all of one lane's update, norm included, into this slot. */
 enum status lane_update(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
                         uint64_t staleness, unsigned slot);

@@ -103,6 +103,22 @@ static PyObject *Board_commit(PyObject *self, PyObject *argument)
     return PyBool_FromLong(counts);
 }
 
+static PyObject *Board_refuse(PyObject *self, PyObject *args)
+{
+    BoardObject *board = (BoardObject *)self;
+    unsigned worker;
+    int error;
+    if (!PyArg_ParseTuple(args, "Ii", &worker, &error))
+        return NULL;
+    if (board->turn.kind != TURN_GRADIENT || worker >= board->board.header->workers) {
+        PyErr_SetString(PyExc_ValueError, "refuse: no gradient task was taken");
+        return NULL;
+    }
+    board_refuse(&board->board, worker, &board->turn, error);
+    board->turn.kind = TURN_IDLE;
+    Py_RETURN_NONE;
+}
+
 static PyObject *Board_stands(PyObject *self, PyObject *unused)
 {
     BoardObject *board = (BoardObject *)self;
@@ -302,7 +318,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 enum board_field {
     BOARD_STEP, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
-    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES, BOARD_JOB,
+    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES, BOARD_JOB, BOARD_REFUSED,
 };
 
 static PyObject *Board_field(PyObject *self, void *which)
@@ -323,6 +339,7 @@ static PyObject *Board_field(PyObject *self, void *which)
     case BOARD_ACTIVE: value = load_acquire(&header->active); break;
     case BOARD_LANES: value = header->lanes; break;
     case BOARD_JOB: value = header->job; break;
+    case BOARD_REFUSED: value = (unsigned long long)board_refused(board); break;
     case BOARD_SHARDS: value = header->shards; break;
     case BOARD_WORKERS: value = header->workers; break;
     case BOARD_STEPS: value = header->steps; break;
@@ -347,6 +364,8 @@ static PyMethodDef Board_methods[] = {
     {"next", Board_next, METH_VARARGS,
      "next(weights, worker, spin, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
     {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
+    {"refuse", Board_refuse, METH_VARARGS,
+     "refuse(worker, errno): hand the gradient taken by next() back, for which there is no memory to map."},
     {"stands", Board_stands, METH_NOARGS, "stands() -> bool: is the task taken by next() still this worker's?"},
     {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
     {"open", Board_open, METH_O, "open(limit): let steps below `limit` run."},
@@ -385,6 +404,7 @@ static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("active", BOARD_ACTIVE),
     BOARD_FIELD("lanes", BOARD_LANES),
     BOARD_FIELD("job", BOARD_JOB),
+    BOARD_FIELD("refused", BOARD_REFUSED),
     BOARD_FIELD("steps", BOARD_STEPS),
     BOARD_FIELD("examples", BOARD_EXAMPLES),
     BOARD_FIELD("batch_size", BOARD_BATCH_SIZE),

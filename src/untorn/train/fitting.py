@@ -388,3 +388,5 @@ def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Deat
         raise failure(board, trainer.epoch, fit.skipped, least=fit.running.least)
     if board.need_slot:
         running.find_slot(board)
+    if board.refused:
+        raise running.no_mapping(board)

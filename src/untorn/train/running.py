@@ -197,8 +197,7 @@ class Running:
     def find_slot(self, board: _core.Board) -> None:
         """The workers found every slot of their target held: make room, or say who holds them."""
         attachment = self.target._open()
-        with self.target.subscriber().snapshot() as newest:
-            nbytes = newest.nbytes
+        nbytes = self._version_nbytes()
         deadline = time.monotonic() + FREE_SLOT_TIMEOUT_S
         while True:
             try:
@@ -219,6 +218,20 @@ class Running:
                 continue
             board.slot_ready()
             return
+
+    def _version_nbytes(self) -> int:
+        """Room for a version of what the board writes to. From the table: there may be no memory to map one."""
+        attachment = self.target._open()
+        return next(capacity for slot, _, capacity, _, _ in attachment.slots() if slot == attachment.latest_slot)
+
+    def no_mapping(self, board: _core.Board) -> CapacityError:
+        """The error for a step that every worker has refused again and again."""
+        nbytes = self._version_nbytes()
+        return CapacityError(
+            f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
+            f"and again ({os.strerror(board.refused)}); look at the limits of a process (ulimit -v, vm.max_map_count) "
+            "and at what the model keeps in memory"
+        )
 
     def replace(self, fill: Callable[[Any, Any], None]) -> None:
         """Publish what ``fill`` writes into a copy of the newest parameters and optimizer state. If it raises, nothing

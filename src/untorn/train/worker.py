@@ -22,7 +22,7 @@ from untorn import _core
 from untorn.engines import Turner
 from untorn.engines.threads import use_threads
 from untorn.engines.worker_logs import set_levels
-from untorn.errors import BrokenChannelError, NonFiniteLossError, UntornError
+from untorn.errors import BrokenChannelError, CapacityError, NonFiniteLossError, UntornError
 from untorn.share import storage
 from untorn.share.descriptors import keep
 from untorn.share.layout import Decoder
@@ -38,6 +38,7 @@ __all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_m
 
 #: how long a worker waits for work before it looks whether its server lives
 WAIT_S = 0.1
+_RETRY_S = 0.01
 _NAMES_NBYTES = 4096
 #: what callbacks and the history find beside the model's metrics
 _RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
@@ -71,6 +72,14 @@ class _Buffer(NamedTuple):
     version: Any
     places: tuple[tuple[int, int, str], ...]
     views: list[Any]
+
+
+class _CannotMapError(Exception):
+    """The kernel maps no more memory into this process, for the cause of this number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class ShardWorker:
@@ -111,6 +120,10 @@ class ShardWorker:
             shard = 0
         try:
             self._compute(step, shard, buffer_at)
+        except _CannotMapError as error:  # another worker may do better, and this one later
+            self.board.refuse(self.index, error.number)
+            time.sleep(min(wait_s, _RETRY_S))
+            return _core.TURN_IDLE
         except Exception as error:
             if not self.board.stands():  # we were stopped, and the others went on without us
                 return kind
@@ -124,7 +137,10 @@ class ShardWorker:
         if start == stop:
             self._buffer(buffer_at)[0][0] = 0
             return
-        hold = self.weights.pin()
+        try:
+            hold = self.weights.pin()
+        except OSError as error:
+            raise _CannotMapError(error.errno or 0) from None
         if self._decoder is None:
             self._decoder = decoder_of(hold)
         rng = None
@@ -332,8 +348,13 @@ class _Desk:
         """The worker for this job; None if the job is over, or cannot be begun, and then the server knows why."""
         try:
             board = open_board(payload["board"])
-        except (OSError, _core.StatusError):
-            return None  # the job ended before we came to it
+        except (OSError, _core.StatusError) as error:
+            if self._jobs.version != version or not self._jobs.publisher_alive():
+                return None  # the job ended before we came to it
+            raise CapacityError(
+                f"worker {self._index} cannot map the board of its job, {payload['board']}: {error}; look at its "
+                "limits (ulimit -v, vm.max_map_count), and at whether it may read /proc"
+            ) from error
         if board.job != payload["number"]:
             return None  # likewise: the path names a descriptor, whose number the next job's board has got
         try:
