@@ -34,11 +34,12 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 from torch import nn
 
 from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
-from untorn.torch_random import SeededRandom
+from untorn.torch_random import SeededRandom, generators_of, seed_generators
 from untorn.train.model import (
     FrameworkModel,
     Gradient,
@@ -157,6 +158,7 @@ class TorchModel(FrameworkModel):
         if not any(array.size for array in trained.values()):
             raise ValueError("module: there is nothing to train; expected at least one parameter with requires_grad")
         buffers = {name: _array_of(f"buffer {name!r}", buffer) for name, buffer in self._module.named_buffers()}
+        _check_apart(trained, kept | buffers)
         return Parts(kept, buffers, trained)
 
     def arrays(self, data: Any) -> Any:
@@ -216,6 +218,7 @@ class _TorchReplica(Replica):
         self._in_use = threading.RLock()
         _replicas.add(self)
         self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
+        self._generators = generators_of(self._modules)
         self.takes_rng = True
         self.needs_several = any(map(_is_batch_norm, self._modules))
 
@@ -237,9 +240,11 @@ class _TorchReplica(Replica):
         numbers = rng.bit_generator
         seed = numbers.random_raw() >> 1
         state = numbers.state if self._loss_takes_rng or self._forward_takes_rng else None
+        seed_generators(self._generators, seed)
 
         def start_again() -> None:
             self._move_away()
+            seed_generators(self._generators, seed)
             if state is not None:
                 numbers.state = state
 
@@ -399,6 +404,7 @@ class _TorchReplica(Replica):
         """See Replica. What the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
         with self._in_use, torch.no_grad(), _unoptimized(), self._evaluating(params):
+            seed_generators(self._generators, 0)
             outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
             return _predicted(outputs, "")
 
@@ -554,6 +560,33 @@ def _weighted(losses: Any, weight: torch.Tensor) -> torch.Tensor:
         )
     each = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
     return (each * weight.to(each.dtype)).mean()
+
+
+def _check_apart(trained: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> None:
+    """Raises ValueError if a parameter that is trained shares memory with another one, or with a buffer: in place, the
+    optimizer would change both, and here each has memory of its own."""
+    arrays = [(name, array, name in trained) for name, array in (others | trained).items() if array.size]
+    spans = sorted((*byte_bounds(array), index) for index, (_, array, _) in enumerate(arrays))
+    open_spans: list[tuple[int, int]] = []
+    for low, high, index in spans:
+        open_spans = [(end, other) for end, other in open_spans if end > low]
+        name, array, is_trained = arrays[index]
+        for _, other in open_spans:
+            other_name, other_array, other_is_trained = arrays[other]
+            if (is_trained or other_is_trained) and _overlap(array, other_array):
+                raise ValueError(
+                    f"module: {other_name!r} and {name!r} share memory, so that a plain loop's optimizer changes both "
+                    "at once; expected parameters and buffers apart. Make them one (module.b = module.a), compute one "
+                    "from the other in forward, or give one memory of its own with .clone()"
+                )
+        open_spans.append((high, index))
+
+
+def _overlap(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    try:
+        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]  # any int
+    except np.exceptions.TooHardError:
+        return True
 
 
 def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:

@@ -18,18 +18,20 @@ In the last case what other threads of the program draw meanwhile changes the re
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from untorn.engines.starting import is_worker
 
-__all__ = ["SeededRandom"]
+__all__ = ["SeededRandom", "generators_of", "seed_generators"]
 
 _T = TypeVar("_T")
 _default = torch.default_generator
@@ -169,3 +171,24 @@ def _default_watched() -> Iterator[None]:
         sys.setprofile(None)
         if touched:
             raise _NeedsDefaultError
+
+
+def generators_of(modules: Iterable[torch.nn.Module]) -> list[Any]:
+    """The generators of random numbers, of torch, NumPy and Python, that these have as attributes."""
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    found = {id(part): part for module in modules for part in vars(module).values() if isinstance(part, kinds)}
+    return list(found.values())
+
+
+def seed_generators(generators: list[Any], seed: int) -> None:
+    """Seed each with a seed of its own, made of this one."""
+    for index, generator in enumerate(generators):
+        own = (seed + index) % 2**63
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(own)
+        elif isinstance(generator, random.Random):
+            generator.seed(own)
+        elif isinstance(generator, np.random.RandomState):
+            generator.seed(own % 2**32)
+        else:
+            generator.bit_generator.state = type(generator.bit_generator)(own).state

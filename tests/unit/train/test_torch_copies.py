@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import threading
 import warnings
 
@@ -18,7 +19,7 @@ import torch_kinds
 from untorn import WorkerError
 from untorn.torch import TorchModel
 from untorn.torch_copies import copied
-from untorn.train import SGD, Trainer
+from untorn.train import SGD, Trainer, weights_sha256
 from untorn.train.copying import Absent, path_to
 
 X = np.random.default_rng(3).normal(size=(16, 6)).astype(np.float32)
@@ -263,3 +264,55 @@ def test_the_path_to_an_object():
     module[0].logs = {"file": [None, inner]}
     assert path_to(module, inner) == ".0.logs['file'][1]"
     assert path_to(module, object()) == ""
+
+
+class Noisy(nn.Module):
+    """Draws from generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.torchs = torch.Generator().manual_seed(1)
+        self.numpys, self.legacy = np.random.default_rng(1), np.random.RandomState(1)
+        self.pythons = random.Random(1)
+
+    def forward(self, x):
+        noise = torch.rand(len(x), 6, generator=self.torchs) + float(self.numpys.random() + self.legacy.rand())
+        return self.inner(x) + noise * self.pythons.random()
+
+
+def test_generators_of_the_module_are_seeded_for_each_shard():
+    def run(**arguments):
+        torch.manual_seed(0)
+        module = Noisy()
+        with Trainer(TorchModel(module, mse), optimizer=SGD(0.05), shards=4, **arguments) as trainer:
+            trainer.fit(DATA, epochs=2, batch_size=8)
+            assert module.pythons.getstate() == random.Random(1).getstate()
+            return weights_sha256(trainer.params), trainer.predict(X[:4]).tolist()
+
+    expected = run(engine="serial")
+    assert run(workers=2) == expected
+
+
+def shared(**tensors):
+    module = nn.Linear(6, 6)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, tensor)
+        else:
+            module.register_buffer(name, tensor)
+    return module
+
+
+def test_parameters_that_share_memory_are_refused():
+    base, frozen = torch.zeros(12), nn.Parameter(torch.zeros(4), requires_grad=False)
+    for names, module in {
+        ("a", "b"): shared(a=nn.Parameter(base[:7]), b=nn.Parameter(base[6:])),
+        ("c", "d"): shared(c=nn.Parameter(base), d=base[::3]),
+        ("e", "f"): shared(e=nn.Parameter(base), f=nn.Parameter(base.view(3, 4).T)),
+    }.items():
+        with pytest.raises(ValueError, match="share memory") as caught:
+            Trainer(TorchModel(module, mse), optimizer=SGD(0.1))
+        assert all(f"'{name}'" in str(caught.value) for name in names)
+    apart = shared(a=nn.Parameter(base[::2]), b=nn.Parameter(base[1::2]), c=frozen, d=frozen.detach()[1:])
+    serial(TorchModel(apart, mse))
