@@ -283,6 +283,40 @@ def _forks(folder, every, first):
     return len(forked), len(seen)
 
 
+@pytest.mark.parametrize("forks", [30, pytest.param(1000, marks=pytest.mark.soak)])
+def test_forks_while_another_thread_is_inside(tmp_path, forks):
+    """Wherever that one is, in Python or in C, the child can go on: the thread is not there, and holds nothing."""
+    calls = in_a_child(_forks_beside, tmp_path, forks)
+    print(f"{forks} forks while a thread made {calls} calls")
+    assert calls >= forks
+
+
+def _forks_beside(folder, forks):
+    world, busy = World(folder), World(folder, name="busy")
+    calls, over = [], threading.Event()
+
+    def work():
+        while not over.is_set():
+            for case in SHARE.values():
+                case(busy)
+                calls.append(case)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for number in range(forks):
+            while len(calls) <= number:  # it is inside another one by now
+                time.sleep(0)
+            world.forks()
+    finally:
+        over.set()
+        thread.join()
+    for each in (world, busy):
+        each.check()
+        each.end()
+    return len(calls)
+
+
 @pytest.mark.parametrize("most", [40, pytest.param(None, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("action", ["closes", "unlinks", "is_taken_over"])
 @pytest.mark.parametrize("case", WRITES)
