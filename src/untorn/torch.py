@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +37,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 from torch import nn
 
+from untorn.share.quiet import silenced
 from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch_random import SeededRandom, generators_of, seed_generators
 from untorn.train.model import (
@@ -609,8 +609,7 @@ def _spend_the_warning_of_read_only_memory() -> None:
     """It comes once per process: torch knows no read-only memory. _traces and _test_written_to see to that instead."""
     array = np.zeros(1)
     array.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silenced():
         torch.from_numpy(array)
 
 

@@ -30,7 +30,6 @@ import copy
 import io
 import pickle
 import types
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from untorn.share.quiet import silenced
 from untorn.train.copying import Absent, Reduction, path_to, reduction, remade, within
 
 __all__ = ["Copy", "Stale", "copied", "hooks_of", "one_number", "pickler_of", "recompute", "register_hooks"]
@@ -255,8 +255,7 @@ def _parametrized(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 
 def _loaded(saved: bytes) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that scripts are deprecated is for the user's code to know
+    with silenced():  # that scripts are deprecated is for the user's code to know
         return torch.jit.load(io.BytesIO(saved))  # type: ignore[no-untyped-call]
 
 

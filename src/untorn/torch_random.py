@@ -17,10 +17,8 @@ In the last case what other threads of the program draw meanwhile changes the re
 
 from __future__ import annotations
 
-import os
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -29,27 +27,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from untorn.engines.default_generators import turn
 from untorn.engines.starting import is_worker
 
 __all__ = ["SeededRandom", "generators_of", "seed_generators"]
 
 _T = TypeVar("_T")
 _default = torch.default_generator
-
-
-class _Turn:
-    """Held by the thread that uses the default generator."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        os.register_at_fork(after_in_child=self._make_anew)
-
-    def _make_anew(self) -> None:
-        """In a child that was just forked: the thread that held it may not be there."""
-        self.lock = threading.RLock()
-
-
-_turn = _Turn()
 
 
 class SeededRandom:
@@ -96,7 +80,7 @@ class SeededRandom:
 
 
 def _with_the_default(seed: int, function: Callable[[], _T]) -> _T:
-    with _turn.lock:
+    with turn():
         before = _default.get_state()
         try:
             _default.manual_seed(seed)

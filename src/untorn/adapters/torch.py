@@ -15,7 +15,6 @@ every element. The indices are bytes inside an array, which nothing checks; for 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from untorn.errors import UnsupportedTypeError
 from untorn.share.foreign import Adapter, Parts
+from untorn.share.quiet import silenced
 
 __all__ = ["ADAPTERS"]
 
@@ -124,8 +124,7 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
         )
     compressed, plain = (parts[name] for name in _COMPRESSED[layout])
     _check_compressed(layout, compressed, plain, parts["values"], shape)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse", UserWarning)  # that they are in beta: whoever made it was told
+    with silenced("Sparse", UserWarning):  # that they are in beta: whoever made it was told
         return torch.sparse_compressed_tensor(
             compressed,
             plain,

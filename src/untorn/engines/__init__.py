@@ -9,6 +9,7 @@ importable.py   what it can import
 worker_logs.py  its log records, handled here
 memory.py, cgroups.py    was a worker killed for want of memory? what the control groups say
 threads.py      as many BLAS threads here as a worker has
+default_generators.py    who draws from the random numbers that a process has once
 """
 
 from untorn.engines.base import Death, Engine, Turner

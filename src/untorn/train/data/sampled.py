@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,22 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.engines.default_generators import turn
 from untorn.train.data.base import SharedData, Source
 
 __all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
-
-
-class _Turn:
-    """Held by the thread that draws with the global random numbers. It runs code of a sampler, which may come by here
-    again."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-
-_drawing = _Turn()
-#: in a child that was just forked the thread that held it may not be there
-os.register_at_fork(after_in_child=_drawing.__init__)  # type: ignore[misc]
 
 
 class _Drawn:
@@ -177,7 +163,7 @@ def _keyed_steps(seed: int, epoch: int) -> Iterator[None]:
     """The global random numbers of torch (if it is imported), NumPy and Python are keyed by these, then as before."""
     torch = sys.modules.get("torch")
     words = np.random.SeedSequence((seed, epoch)).generate_state(4)
-    with _drawing.lock:
+    with turn():
         before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
         random.seed(int(words[0]))
         np.random.seed(words[1])
