@@ -18,6 +18,7 @@ from helpers import start
 from untorn import BusyError, ChannelNotFoundError, _core
 from untorn.cli.gc import collect
 from untorn.share import storage
+from untorn.share.obstacles import MixedError
 
 OPENS = 3_000
 #: of the soak
@@ -83,7 +84,7 @@ def counts(monkeypatch):
     def counting(*args, **kwargs):
         try:
             return real_attach(*args, **kwargs)
-        except storage.MixedError:
+        except MixedError:
             counts.refused += 1
             raise
 
@@ -206,9 +207,10 @@ def churn(folder, rng, count: int) -> None:
         ]
         read(folder, count)
         for child in children:
+            if child.pipe.poll():
+                raise AssertionError(child.get())  # its traceback
             child.put()
         assert children[2].get() > 0
-        children[2].put()
         for child in children:
             assert child.join() == 0
     collect(folder)

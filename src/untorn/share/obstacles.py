@@ -10,16 +10,53 @@ import errno
 import os
 
 from untorn import _core
-from untorn.errors import BusyError, CapacityError, ClosedError, FormatError, UntornError
+from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, ClosedError, FormatError, UntornError
 
-__all__ = ["FULL", "explained", "labelled", "meaning", "no_space", "shortage", "unmappable", "unreadable"]
+__all__ = [
+    "FULL",
+    "MixedError",
+    "NamingError",
+    "OtherChannelError",
+    "explained",
+    "labelled",
+    "meaning",
+    "no_space",
+    "shortage",
+    "unmappable",
+    "unreadable",
+]
 
 #: there is not enough of something: disk, quota, memory, or size that a file may have
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
+
+class MixedError(FormatError):
+    """The control file of one channel and the data file of another. What becomes of it is the opener's to say."""
+
+
+class NamingError(ChannelNotFoundError):
+    """The same, while the channel is given its names: it is not there yet."""
+
+
+class OtherChannelError(ChannelNotFoundError):
+    """A channel, but not the one that was asked for."""
+
+
 #: what the core's statuses mean, unless a caller knows better
 _MEANINGS: dict[str, tuple[type[UntornError], str]] = {
     "format": (FormatError, ": its newest version is damaged; publish again, or remove its files"),
+    "data": (
+        FormatError,
+        ": its data file is damaged, or not a channel's: it does not begin as one does; remove both of its files, or "
+        "choose another name",
+    ),
+    "mixed": (
+        MixedError,
+        ": its control file and its data file belong to two different channels; if nobody is making or removing it "
+        "just now, one of them was copied or replaced by hand: put the right one back, or remove both",
+    ),
+    "naming": (NamingError, " is being given its names just now, or that was cut short"),
+    "other": (OtherChannelError, " is gone; there is another one in its place"),
     "layout": (
         FormatError,
         f" has another layout than version {_core.LAYOUT}, which this untorn reads; use the untorn that wrote it, or "

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from untorn import _core
-from untorn.errors import ChannelNotFoundError, FormatError, UntornError
+from untorn.errors import ChannelNotFoundError, FormatError
 from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
-from untorn.share.obstacles import FULL, explained, labelled, meaning, no_space, unreadable
+from untorn.share.obstacles import FULL, MixedError, NamingError, explained, labelled, meaning, no_space, unreadable
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "default_path", "named", "no_space", "open_channel"]
 
@@ -47,8 +47,9 @@ _ANOTHERS = (
     errno.ELOOP, errno.EINVAL, errno.ESPIPE, errno.ETXTBSY, errno.EROFS, errno.EBADF, *_UNSUPPORTED,
 )  # fmt: skip
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100
-#: how often a reader opens a pair again that is mixed, at most, and for how long
-_MIXED_TRIES, _MIXED_AT_ONCE, _MIXED_PAUSE_S, _MIXED_S = 200, 10, 0.005, 1.0
+#: how often a reader opens a pair again that is mixed, at most, and for how long; the first times at once; how often
+#: it may be the very same
+_MIXED_TRIES, _MIXED_S, _MIXED_AT_ONCE, _MIXED_PAUSE_S, _MIXED_SAME = 200, 1.0, 10, 0.005, 10
 
 
 @dataclass(frozen=True)
@@ -127,35 +128,6 @@ def _has_version(control: str, other_than: int) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-class MixedError(FormatError):
-    """The control file of one channel and the data file of another. What becomes of it is the opener's to say."""
-
-
-class NamingError(ChannelNotFoundError):
-    """The same, while the channel is given its names: it is not there yet."""
-
-
-class OtherChannelError(ChannelNotFoundError):
-    """A channel, but not the one that was asked for."""
-
-
-#: what the core says of two files that are not the one channel
-_ERRORS: dict[str, tuple[type[UntornError], str]] = {
-    "data": (
-        FormatError,
-        ": its data file is damaged, or not a channel's: it does not begin as one does; remove both of its files, or "
-        "choose another name",
-    ),
-    "mixed": (
-        MixedError,
-        ": its control file and its data file belong to two different channels; if nobody is making or removing it "
-        "just now, one of them was copied or replaced by hand: put the right one back, or remove both",
-    ),
-    "naming": (NamingError, " is being given its names just now, or that was cut short"),
-    "other": (OtherChannelError, " is gone; there is another one in its place"),
-}
 
 
 def _leads_to(path: str, fd: int) -> bool:
@@ -509,11 +481,7 @@ def _error_of(error: _core.StatusError | OSError, label: str) -> Exception:
     """The core's error as one that names the channel."""
     if isinstance(error, OSError):
         return labelled(error, label)
-    code = error.args[0]
-    if code in _ERRORS:
-        kind, text = _ERRORS[code]
-        return kind(f"channel {label!r}{text}")
-    if code == "format":
+    if error.args[0] == "format":
         return FormatError(
             f"{label!r} is not an untorn channel: the file does not begin as one does; "
             "remove the file, or choose another name"
@@ -560,8 +528,9 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
 
 def _open_named(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
     """A channel by its two names. Between opening one and the other a successor may have taken them over: that pair is
-    mixed, and opened again."""
+    mixed, and opened again. One that is there in the directory comes back unchanged."""
     deadline = time.monotonic() + _MIXED_S
+    before, same = None, 0
     for attempt in range(1, _MIXED_TRIES + 1):
         control_fd = _open_for(role, control, os.O_RDWR, label)
         try:
@@ -570,10 +539,13 @@ def _open_named(control: str, data: str, label: str, role: int, id: bytes | None
         except BaseException:
             os.close(control_fd)
             raise
+        pair = tuple(os.fstat(fd).st_ino for fd in (control_fd, data_fd)) if attempt > 1 else None
         try:
             return attach(control_fd, data_fd, role, label, id=id)
-        except (MixedError, NamingError):
-            if attempt == _MIXED_TRIES or time.monotonic() >= deadline:
+        except (MixedError, NamingError) as error:
+            before, same = pair, same + 1 if pair == before else 0
+            stays = same == _MIXED_SAME and isinstance(error, MixedError)
+            if stays or attempt == _MIXED_TRIES or time.monotonic() >= deadline:
                 raise
         if attempt > _MIXED_AT_ONCE:
             time.sleep(_MIXED_PAUSE_S)

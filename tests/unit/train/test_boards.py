@@ -1,0 +1,37 @@
+"""Workers find a job's board by a descriptor's number, which may meanwhile be another board's."""
+
+import numpy as np
+
+from untorn import SGD, Callback, Trainer
+from untorn.train.worker import _Desk
+
+
+def model(params, batch, rng):
+    error = batch @ params["w"]
+    return float(error @ error), {"w": 2 * batch.T @ error}
+
+
+class Look(Callback):
+    """What the workers of a trainer are told, and what a worker makes of it for whom the path leads elsewhere."""
+
+    def __init__(self, trainer, told):
+        self.trainer, self.told, self.begun = trainer, told, []
+
+    def on_batch_end(self, batch, logs):
+        payload = self.trainer._running().engine._payload
+        self.told.append(payload)
+        for other in self.told[:-1]:
+            if other["number"] != payload["number"]:
+                misled = {**other, "board": payload["board"]}
+                self.begun.append(_Desk(0, None, None)._begin(1, misled))
+
+
+def test_a_board_is_never_taken_for_another_trainers():
+    data, told, begun = np.ones((4, 2)), [], []
+    for _ in range(2):  # each one's first job, at which nothing else tells them apart
+        with Trainer(model, {"w": np.zeros(2)}, optimizer=SGD(0.1), workers=1) as trainer:
+            look = Look(trainer, told)
+            trainer.fit(data, epochs=1, batch_size=2, callbacks=[look])
+            begun += look.begun
+    assert len({payload["number"] for payload in told}) == 2 and all(payload["number"] for payload in told)
+    assert begun and not any(begun)
