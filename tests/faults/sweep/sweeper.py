@@ -30,7 +30,7 @@ from untorn import Publisher, Snapshot, Subscriber, _core
 from untorn.share import storage, waiting
 from untorn.share.subscriber import let_go_of_the_dead
 
-__all__ = ["Sweep", "serve", "sweep"]
+__all__ = ["Sweep", "judged", "mark_extension", "serve", "sweep", "swept"]
 
 
 FEW_CALLS = 10
@@ -169,11 +169,12 @@ def _where(plan: Plan, run: Run) -> str:
 # -- in the victim
 
 
-def _mark(mark: Callable[..., Any]) -> None:
+def mark_extension(mark: Callable[..., Any]) -> None:
     """Wrap all that goes into the C extension: its functions, what ends holds and attachments, and fork."""
-    for name, method in vars(_core.Attachment).items():
-        if inspect.ismethoddescriptor(method) and not name.startswith("__"):
-            setattr(_core.Attachment, name, mark(method))
+    for type_ in (_core.Attachment, _core.Board):
+        for name, method in vars(type_).items():
+            if inspect.ismethoddescriptor(method) and not name.startswith("__"):
+                setattr(type_, name, mark(method))
     for owner, names in (
         (_core, ("copy", "copy_leaves", "format_control", "frozen_build")),
         (storage, ("attach",)),
@@ -193,9 +194,9 @@ def _prepare(operation: Operation, folder: Path, plan: Plan) -> Any:
     state = operation.prepare(stage)
     gc.collect()
     if plan.text[1]:
-        _mark(stepped)
+        mark_extension(stepped)
     elif plan.marked:
-        _mark(marked)
+        mark_extension(marked)
     gc.disable()  # or it would come at another moment each time
     return (stage, state, before), operation.message(state)
 
@@ -208,10 +209,7 @@ def _work(operation: Operation, stage: Stage, state: Any, before: tuple[set[int]
         except Exception as raised:
             error = raised
     outcome = Outcome.of(error)
-    del state
-    if error is not None:
-        error.__traceback__ = None
-    error = None
+    error = None  # with all that its traceback refers to
     stage.close()
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         thread.join()

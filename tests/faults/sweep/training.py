@@ -12,12 +12,13 @@ from its checkpoints gets the same bits.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import select
 import shutil
 import signal
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,10 +30,11 @@ import networks
 from helpers import descriptors, untorn_mappings
 from sweep import tracer
 from sweep.errnos import Outcome
-from sweep.sweeper import Sweep, judged, swept
-from sweep.tracer import Failure, Plan, Run, Victim, watched
-from untorn import SGD, Trainer, WorkerError
+from sweep.sweeper import Sweep, judged, mark_extension, swept
+from sweep.tracer import Plan, Run, Victim, watched
+from untorn import SGD, Trainer, UntornError, WorkerError
 from untorn.engines import processes
+from untorn.engines.child import ChildProcess
 from untorn.train import weights_sha256
 
 __all__ = ["TRAININGS", "serve"]
@@ -77,7 +79,6 @@ TRAININGS = {
 
 def serve(pipe: Any) -> None:
     """As sweeper.serve, for trainings."""
-    multiprocessing.set_start_method("fork")
     while True:
         how, name, base, seed, limit = pipe.get()
         pipe.put(sweep(how, name, Path(base), seed, limit, pipe.put))
@@ -86,9 +87,10 @@ def serve(pipe: Any) -> None:
 def sweep(how: str, name: str, base: Path, seed: int, limit: int, progress: Callable[[str], None]) -> Sweep:
     """Sweep one training, as sweeper.sweep does an operation."""
     training = TRAININGS[name]
-    with trainer_of(_SERIAL) as trainer:
-        trainer.fit(DATA, epochs=EPOCHS, batch_size=BATCH)
-        digest = weights_sha256(trainer.params)
+    folder = Path(tempfile.mkdtemp(dir=base))
+    digest = fit(folder, _SERIAL, _ALL)  # which loads what it needs for all victims to come
+    assert fit(folder, _SERIAL, {**_ALL, "resume": True}) == digest
+    shutil.rmtree(folder)
     return swept(how, name, partial(one, training, digest, base), Plan(), seed, limit, progress)
 
 
@@ -97,7 +99,7 @@ def one(training: Training, digest: str, base: Path, plan: Plan) -> tuple[Run, l
     folder, turnstile = Path(tempfile.mkdtemp(dir=base)), Turnstile(training.place)
     if training.begun:
         in_a_child(partial(fit, folder, _SERIAL, {**_ALL, "epochs": training.begun}))
-    victim = Victim(lambda: (None, None), lambda _: _serve(training, folder, turnstile))
+    victim = Victim(lambda: (None, None), lambda _: _serve(training, folder, turnstile, plan))
     problems: list[str] = []
     try:
         victim.prepare()
@@ -106,7 +108,8 @@ def one(training: Training, digest: str, base: Path, plan: Plan) -> tuple[Run, l
         if not victim.end():
             problems.append("a process of this training does not end")
         turnstile.close()
-    problems += judged(plan, run)
+    # a worker's end is not its server's, which has to go on
+    problems += judged(plan, replace(run, ended=tracer.REACHED_END) if training.place else run)
     if isinstance(run.report, Outcome) and not run.report.failed and run.report.value != digest:
         problems.append(f"other weights: {run.report.value}")
     if training.fit:
@@ -120,13 +123,7 @@ def _worker_hit(victim: Victim, turnstile: Turnstile, plan: Plan) -> Run:
     victim.go()
     pid = turnstile.passed(victim)
     run = tracer.trace(pid, plan, turnstile.let_go) if pid else Run(tracer.EXITED, 0, 0, (), "", False, 0, 0)
-    if run.ended == tracer.HUNG:
-        return run
-    report = victim.hear()
-    ended = tracer.REACHED_END  # a worker's end is not its server's
-    if isinstance(report, Outcome) and not run.failed and report.failed:
-        report = Failure(f"the training fails: {' / '.join(report.texts)}")
-    return replace(run, report=report, ended=run.ended if run.ended in (tracer.DIED, tracer.KILLED) else ended)
+    return replace(run, report=victim.hear())
 
 
 def _resumed(folder: Path, digest: str) -> list[str]:
@@ -157,7 +154,7 @@ def in_a_child(work: Callable[[], Any]) -> Any:
 
 def trainer_of(engine: dict[str, Any]) -> Trainer:
     """The trainer that all share."""
-    given = {"optimizer": SGD(0.05, momentum=0.9), "shards": SHARDS, "seed": 5, "max_restarts": 1000} | engine
+    given = {"optimizer": SGD(0.05, momentum=0.9), "shards": SHARDS, "seed": 5, "max_restarts": 10} | engine
     return Trainer(_model, networks.line_params(3), **given)
 
 
@@ -176,9 +173,11 @@ def fit(folder: Path, engine: dict[str, Any], arguments: dict[str, Any]) -> str:
         return weights_sha256(trainer.params)
 
 
-def _serve(training: Training, folder: Path, turnstile: Turnstile) -> Outcome:
+def _serve(training: Training, folder: Path, turnstile: Turnstile, plan: Plan) -> Outcome:
     """The victim's work: one fit."""
-    _fork_workers()
+    processes.launch = _launch
+    if plan.marked:
+        mark_extension(tracer.marked)
     Turnstile.here = turnstile
     before = (set(descriptors()), len(untorn_mappings()))
     arguments = {**training.fit, "resume": True} if training.begun else training.fit
@@ -191,6 +190,7 @@ def _serve(training: Training, folder: Path, turnstile: Turnstile) -> Outcome:
     outcome = Outcome.of(error)
     if isinstance(error, WorkerError):
         outcome.add(error.worker_traceback)
+    error = None
     outcome.value = digest
     outcome.look_for_leaks(*before)
     return outcome
@@ -201,18 +201,37 @@ def _unwatched() -> Iterator[None]:
     yield
 
 
-def _fork_workers() -> None:
-    """Have the processes engine fork its workers, as a fresh interpreter for each would take most of the time."""
-    fork = multiprocessing.get_context("fork")
-    start = processes._worker
+def _launch(name: str, call: tuple[Any, Any], **for_interpreters: Any) -> ChildProcess:
+    """Fork a worker, as a fresh interpreter for each would take most of the time."""
+    content = pickle.dumps(call)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Turnstile.pass_through("start")
+            function, arguments = pickle.loads(content)
+            function(*arguments, None)  # there was no problem with the main program
+            os._exit(0)
+        except (OSError, UntornError):
+            pass  # an error that was made; another worker will come
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return ChildProcess.of(_Forked(pid))
 
-    def worker(*arguments: Any) -> None:
-        Turnstile.pass_through("start")
-        start(*arguments)
 
-    processes._worker = worker
-    processes.multiprocessing = type("forking", (), {"get_context": staticmethod(lambda method: fork)})
-    processes.resource_tracker = type("nothing", (), {"ensure_running": staticmethod(lambda: None)})
+@dataclass
+class _Forked:
+    """What ChildProcess needs of a subprocess.Popen."""
+
+    pid: int
+    returncode: int | None = None
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        os.waitpid(self.pid, 0)
 
 
 class Turnstile:
