@@ -318,6 +318,26 @@ static enum status header_read(const struct slot_mapping *map, uint64_t version,
     return STATUS_OK;
 }
 
+/* So many versions may a reader hold whatever the publisher has reserved. */
+enum { HELD_ALWAYS = 4 };
+
+/* May this reader hold one slot more? One that holds a few always may. One that keeps on collecting them leaves those
+ * alone that the publisher has reserved for itself. Others may pin at the same time, so each may be one too many. */
+static bool slot_is_granted(struct attachment *a)
+{
+    const struct channel *channel = &a->channel;
+    /* a number that is wrong only refuses; relaxed: nothing else is told by it */
+    unsigned reserved = a->role == ROLE_READER ? load_relaxed(&channel->control->reserve_slots) : 0;
+    if (reserved == 0 || __builtin_popcountll(load_relaxed(&channel->rows[a->row].held)) < HELD_ALWAYS)
+        return true;
+    for (;;) {
+        if ((unsigned)__builtin_popcountll(~channel_taken(channel)) > reserved)
+            return true;
+        if (attachment_reclaim(a) == 0) /* what the dead hold is free */
+            return false;
+    }
+}
+
 static enum status pin_locked(struct attachment *a, struct pin *pin)
 {
     const struct channel *channel = &a->channel;
@@ -329,6 +349,8 @@ static enum status pin_locked(struct attachment *a, struct pin *pin)
     uint64_t latest = channel_latest(channel);
     if (latest_version(latest) == 0)
         return STATUS_FORMAT; /* a channel gets its name with its first version */
+    if (a->pins[latest_slot(latest)] == 0 && !slot_is_granted(a))
+        return STATUS_NO_SLOT;
     if (a->pins[latest_slot(latest)] == 0) /* else the bit is set, and the slot has still this version */
         latest = channel_pin(channel, &channel->rows[a->row]);
     unsigned slot = latest_slot(latest);

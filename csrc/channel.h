@@ -61,7 +61,7 @@ struct control {
     uint64_t rows_offset;      /* of line 0 in the control file */
     int64_t created_ns;        /* wall clock */
     uint32_t keep_slots;       /* further slots give their space back when nobody holds them */
-    uint32_t reserved;
+    shared_u32 reserve_slots;  /* free slots that readers who hold many leave alone; writer: the publisher */
     /* the publisher's line */
     shared_u64 latest;         /* writer: the publisher (train: whoever ends an update, by swap_if) */
     shared_u32 state;          /* enum channel_state; writer: the publisher */

@@ -288,6 +288,20 @@ static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
     return status == STATUS_OK ? PyBool_FromLong(alive) : status_raise(status);
 }
 
+static PyObject *Attachment_reserve_slots(PyObject *self, PyObject *argument)
+{
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    unsigned long slots = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (a->role != ROLE_PUBLISHER || a->forked || slots > CHANNEL_MAX_SLOTS) {
+        PyErr_Format(PyExc_ValueError, "reserve_slots: the publisher reserves 0 to %d", CHANNEL_MAX_SLOTS);
+        return NULL;
+    }
+    store_relaxed(&a->channel.control->reserve_slots, (uint32_t)slots);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Attachment_retire(PyObject *self, PyObject *unused)
 {
     attachment_retire(((AttachmentObject *)self)->attachment);
@@ -427,6 +441,8 @@ static PyMethodDef Attachment_methods[] = {
     {"adopt", Attachment_adopt, METH_O, "adopt(data_fd): the data file of a publisher that came with -1. Owns it."},
     {"set_naming", Attachment_set_naming, METH_O, "set_naming(whether): the channel's names are being given just now."},
     {"publisher_alive", Attachment_publisher_alive, METH_NOARGS, "Does the kernel say that a publisher lives?"},
+    {"reserve_slots", Attachment_reserve_slots, METH_O,
+     "reserve_slots(slots): readers that hold many versions leave so many slots alone."},
     {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},
     {"abandon", Attachment_abandon, METH_NOARGS, "Release the publisher's lock, as if the process had been killed."},
     {"reclaim", Attachment_reclaim, METH_NOARGS, "Clear the rows of dead readers; how many held something."},

@@ -81,9 +81,20 @@ class _Attached:
                     f"channel {label!r}: this process was forked when every reader row was taken, and none is free "
                     "now; close some subscribers, or publish with a larger max_readers"
                 ) from None
+            if error.args[0] == "no_slot":
+                raise CapacityError(
+                    f"channel {label!r}: this process holds {self.held} versions, and the slots that are left are "
+                    "reserved for the publisher; let old snapshots and views go, and copy what is to be kept"
+                ) from None
             raise meaning(error, label) from None
         except OSError as error:
             raise labelled(error, label) from None
+
+    @property
+    def held(self) -> int:
+        """How many versions this process holds."""
+        rows = self.attachment.rows()
+        return max((held.bit_count() for _, pid, _, held in rows if pid == os.getpid()), default=0)
 
 
 def schema_of(hold: _core.Hold) -> bytes:

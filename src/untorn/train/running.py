@@ -40,6 +40,8 @@ __all__ = ["Fit", "Running", "how_it_died"]
 
 #: reader rows, slots and slots that keep their space, of the channel of the weights
 _CHANNEL_SIZES = (1024, 64, 8)
+#: of these slots, how many watchers leave to training, whatever they keep
+_RESERVED_SLOTS = 24
 
 
 @dataclass
@@ -146,6 +148,7 @@ class Running:
         self.weights: Publisher = publish_tree(
             Tree.of(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES, tolerant=True
         )
+        self.weights._open().reserve_slots(_RESERVED_SLOTS)
         self.target = self.weights
         if isinstance(optimizer, ServerOptimizer):
             self.target = publish_tree(Tree.of(summed), name=None, directory=None, sizes=_CHANNEL_SIZES)

@@ -215,7 +215,8 @@ class Trainer:
         return self._running().reader.snapshot()
 
     def subscriber(self) -> Subscriber:
-        """Hand this to other processes: they follow the weights while they change."""
+        """Hand this to other processes: they follow the weights while they change. One that holds four versions or
+        more, when slots run short, gets CapacityError from snapshot(); training goes on."""
         return self._running().weights.subscriber()
 
     @property
