@@ -14,6 +14,8 @@ sanitizers = os.environ.get("UNTORN_SANITIZE")
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 flags = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# Declared by nothing is a guess of the types of arguments; newer compilers refuse it by themselves.
+flags += ["-Werror=implicit-function-declaration"]
 # One rounding per operation, on every processor: vector width must not change a single bit of the weights.
 flags += ["-ffp-contract=off", "-fno-math-errno"]
 link = ["-pthread"]

@@ -9,6 +9,7 @@
 #include "board.h"
 #include "futex.h"
 #include "own.h"
+#include "space.h"
 
 typedef struct {
     PyObject_HEAD
