@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import targets
 
 from untorn import FrozenDict
 from untorn.share.foreign import Parts
@@ -40,7 +41,7 @@ def values() -> dict[str, Any]:
         "dates": np.array(["2026-01-01"], "M8[ms]"),
         "masked": np.ma.masked_array([1.0, 2.0], [True, False]),
         "frozen": FrozenDict({"a": 1, "b": np.arange(3)}),
-        "classes": [Parts(1, {"a": 2}), checkpoint.Progress(step=1, epoch=2)],  # that every reader has imported
+        "classes": [Parts(1, {"a": 2}), targets.Pair(1, [2.0])],  # that the targets have imported
     }
 
 

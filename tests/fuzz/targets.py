@@ -19,6 +19,7 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ from untorn.train import checkpoint, control
 ANSWERS = (FormatError, UnsupportedTypeError, OSError, ImportError)
 _SEPARATOR = b"\n"
 _MAX_ELEMENTS = 1000
+
+
+@dataclass
+class Pair:
+    """A dataclass that a schema may name."""
+
+    left: Any
+    right: Any
 
 
 def schema(data: bytes) -> None:

@@ -19,10 +19,9 @@ CHANGES = {"schema": 15, "frozendict": 40, "checkpoint": 40, "socket": 100, "fil
 
 
 def test_the_corpus_is_what_its_script_makes():
-    """Or: python tests/fuzz/corpus.py."""
     found = {(path.parent.name, path.name): path.read_bytes() for path in corpus.HERE.rglob("*") if path.is_file()}
     made = {(target, name): data for target, inputs in corpus.made().items() for name, data in inputs.items()}
-    assert found == made
+    assert found == made, "run python tests/fuzz/corpus.py: the format, or what it stores, has changed"
     assert sum(map(len, made.values())) < 200_000
     assert set(CHANGES) == set(fuzzing.NAMES)
 
