@@ -283,7 +283,7 @@ def _forks(folder, every, first):
     return len(forked), len(seen)
 
 
-@pytest.mark.parametrize("forks", [30, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("forks", [30, pytest.param(300, marks=pytest.mark.soak)])
 def test_forks_while_another_thread_is_inside(tmp_path, forks):
     """Wherever that one is, in Python or in C, the child can go on: the thread is not there, and holds nothing."""
     calls = in_a_child(_forks_beside, tmp_path, forks)

@@ -39,8 +39,9 @@ def check(kind: str, **options: Any) -> Result:
             for kind, options in [
                 ("pin", {"versions": 3}),
                 ("pin", {"pins": 2}),
-                ("pin", {"readers": 2}),
-                ("pin", {"versions": 4, "tries": 2}),
+                ("pin", {"readers": 2, "tries": 0}),
+                ("pin", {"versions": 4}),
+                ("pin", {"versions": 3, "tries": 2}),
                 ("grow", {"versions": 4}),
                 ("grow", {"versions": 3, "slots": 4}),
                 ("fork", {"versions": 4, "slots": 4}),
