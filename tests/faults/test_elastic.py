@@ -13,7 +13,7 @@ import pytest
 
 import helpers
 import networks
-from untorn.engines.processes import is_stopped
+from untorn.engines.child import is_stopped
 from untorn.train import SGD, Callback, Trainer, weights_sha256
 from untorn.train.control import ask
 from weather import Weather

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from untorn.share.descriptors import keep
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "is_stopped"]
 
 _NONE = -1
 _RETRY_S = 0.01
@@ -84,12 +84,7 @@ class ChildProcess:
     @property
     def stopped(self) -> bool:
         """Return whether it was stopped by a signal, or by a debugger. The kernel says so; what has ended is not."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        # the name before the state may contain anything; and the number was not another's while the process lives
-        return stat.rpartition(")")[2].split()[0] in ("T", "t") and not self.ended
+        return is_stopped(self.pid) and not self.ended  # so the number was not another's when it was looked up
 
     def kill(self) -> None:
         """Send SIGKILL, if it has not ended."""
@@ -135,3 +130,12 @@ class ChildProcess:
         if self._fd != _NONE:
             os.close(self._fd)
             self._fd = _NONE
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether the process that has this number now was stopped, by a signal or by a debugger."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")  # the name before it may contain anything
