@@ -398,6 +398,7 @@ def test_readers_that_hold_old_versions_keep_them_whole():
 
 def test_when_every_slot_is_held_it_says_who_holds_them(monkeypatch):
     monkeypatch.setattr(running, "FREE_SLOT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(running, "_RESERVED_SLOTS", 0)  # or else this reader is the one to be told
     data = (np.zeros((1, 1)),)
     kept = []
     with Trainer(level, level_params(), optimizer=SGD(1.0), engine="serial") as trainer:
