@@ -10,6 +10,7 @@ whoever holds a snapshot of it may take any time. Nothing waits for the disk, un
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -36,6 +37,8 @@ _NAME = re.compile(r"step-(\d{12})\.safetensors")
 _SCRATCH = re.compile(r"\.step-\d{12}\.safetensors\.writing")
 #: one that is being written, and one that waits for it
 _AT_ONCE = 2
+#: what a file system without locks says
+_NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -200,7 +203,11 @@ def _locked(directory: Path) -> int:
     except BlockingIOError:
         os.close(fd)
         raise BusyError(f"checkpoint_dir {directory}: another training writes its checkpoints there") from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(fd)
+            raise OSError(
+                error.errno, f"checkpoint_dir {directory} cannot be locked: {os.strerror(error.errno or 0)}"
+            ) from None
     _core.own_descriptor(fd)
     return fd

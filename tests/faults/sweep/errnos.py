@@ -22,7 +22,8 @@ _OPEN = "EACCES EMFILE ENFILE EIO ENOMEM ENOSPC EINTR EPERM EROFS"
 _NAMES = "EACCES EPERM EIO ENOSPC EDQUOT EROFS ENOMEM"
 _SYNC = "EIO ENOSPC EINTR"
 
-#: by system call; those that are not here cannot fail, or fail only where the program is wrong
+#: by system call; those that are not here cannot fail, or fail only where the program is wrong, or are asyncio's own,
+#: which wakes its loop with sendto() and passes over its errors
 ERRNOS = {
     "open": _OPEN,
     "openat": _OPEN,
@@ -58,7 +59,9 @@ ERRNOS = {
     "pread64": "EIO EINTR",
     "write": "EIO EINTR ENOSPC EDQUOT",
     "pwrite64": "EIO EINTR ENOSPC EDQUOT",
-    "sendto": "EPIPE ENOBUFS EINTR",
+    "pidfd_open": "EMFILE ENFILE ENOMEM ENOSYS EPERM",
+    "waitid": "EINTR",
+    "setsockopt": "ENOBUFS ENOMEM",
     "stat": "EACCES EIO ENOMEM",
     "lstat": "EACCES EIO ENOMEM",
     "newfstatat": "EACCES EIO ENOMEM",

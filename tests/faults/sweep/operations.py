@@ -302,7 +302,7 @@ def _edit_restructuring(stage: Stage, publisher: untorn.Publisher) -> None:
 
 @operation(channel)
 def _frozen_dict(stage: Stage, publisher: untorn.Publisher) -> None:
-    table = untorn.FrozenDict({f"key {i}": i for i in range(500)})
+    table = untorn.FrozenDict({f"key {i}": i for i in range(30)})
     with untorn.publish({"table": table}) as other, other.subscriber() as reader:
         assert reader.snapshot().value["table"]["key 7"] == 7
     publisher.update(payload(4))
