@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -229,3 +230,17 @@ def test_a_stopped_process_is_alive():
     process.end()
     assert not process.stopped
     os.close(gate)
+
+
+def test_a_process_is_ended_when_no_descriptor_is_left(kernel):
+    process, ours = started()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        stopped = process.stopped
+        process.end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(ours)
+    assert not stopped
+    assert process.ended

@@ -133,9 +133,10 @@ class ChildProcess:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether the process that has this number now was stopped, by a signal or by a debugger."""
+    """Return whether the process that has this number now was stopped, by a signal or by a debugger. False where that
+    cannot be known, as when no descriptor is left: who ends the workers must not fail for want of a look."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] in ("T", "t")  # the name before it may contain anything
