@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,8 @@ def _dumped(value: Any, base: Any, unreachable: Callable[[str], None], apart: li
                     known.add(name)
                     if not can_import(name):
                         unreachable(name)
+            if isinstance(part, MethodType) and not _is_of_its_class(part):
+                return MethodType, (part.__func__, part.__self__)
             return super().reducer_override(part) if hasattr(base, "reducer_override") else NotImplemented
 
     stream = io.BytesIO()
@@ -111,6 +113,15 @@ def _dumped(value: Any, base: Any, unreachable: Callable[[str], None], apart: li
     if apart is not None:
         apart[:] = buffers
     return stream.getvalue()
+
+
+def _is_of_its_class(method: MethodType) -> bool:
+    """Does its class give it under its name? That is where pickle looks for it: it would find another one, or none, for
+    what an object has as an attribute of its own, or has from super()."""
+    holder = method.__self__
+    if isinstance(holder, type):
+        return True
+    return getattr(type(holder), getattr(method, "__name__", ""), None) is method.__func__
 
 
 def _refuse(name: str) -> None:
