@@ -482,3 +482,24 @@ def quantisation_aware():
 @kind
 def copied_already():
     return copy.deepcopy(parametrized(Symmetric()))
+
+
+class Shares(nn.Module):
+    """Has the memory of its parameters and of a buffer a second time: all of it, and parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear()
+        self.register_buffer("calls", torch.ones(2))
+        weight = self.linear.weight.data
+        self.weight, self.parts = weight, {"transposed": weight.t(), "some": [weight[1:, ::2]]}
+        self.row = self.linear.weight[0]
+        self.first_call = self.calls[:1]
+
+    def forward(self, x):
+        self.calls.add_(1.0)
+        some = self.weight + self.parts["transposed"] + self.parts["some"][0].sum() * self.first_call
+        return self.linear(x) + 0.1 * x @ some + self.row.detach()
+
+
+KINDS["memory_of_a_parameter"] = Shares

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untorn.share.quiet import silenced
+from untorn.torch_aliases import Alias, move
 from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch_random import SeededRandom, generators_of, seed_generators
 from untorn.train.model import (
@@ -140,25 +141,38 @@ class TorchModel(FrameworkModel):
         self.forward = forward
         self.sample_weight = sample_weight
         self._stale: list[Stale] = []
+        self._aliases: list[Alias] = []
 
     def parts(self) -> Parts:
-        """See FrameworkModel. Views."""
+        """See FrameworkModel. Views of the parameters, copies of the buffers."""
         kept, trained = {}, {}
         for name, parameter in self._module.named_parameters():
             array = _array_of(f"parameter {name!r}", parameter)
             if not parameter.requires_grad:
                 kept[name] = array
             elif parameter.dtype not in _TRAINABLE:
+                way = (
+                    "keep it as real numbers (torch.view_as_real) and compute the complex ones in forward "
+                    "(torch.view_as_complex)"
+                    if parameter.is_complex()
+                    else "convert the module with .float()"
+                )
                 raise TypeError(
-                    f"parameter {name!r}: expected float32 or float64, found {parameter.dtype}; convert the module "
-                    "with .float(), or freeze it with requires_grad_(False)"
+                    f"parameter {name!r}: expected float32 or float64, found {parameter.dtype}; {way}, or freeze it "
+                    "with requires_grad_(False)"
                 )
             else:
                 trained[name] = array
         if not any(array.size for array in trained.values()):
             raise ValueError("module: there is nothing to train; expected at least one parameter with requires_grad")
-        buffers = {name: _array_of(f"buffer {name!r}", buffer) for name, buffer in self._module.named_buffers()}
-        _check_apart(trained, kept | buffers)
+        # copies: a tensor whose memory NumPy has had can never be resized again, as a forward may do with its buffers
+        buffers = {
+            name: _array_of(f"buffer {name!r}", buffer, copied=True) for name, buffer in self._module.named_buffers()
+        }
+        views = {
+            name: np.from_dlpack(b.detach().resolve_conj().resolve_neg()) for name, b in self._module.named_buffers()
+        }
+        _check_apart(trained, kept | views)
         return Parts(kept, buffers, trained)
 
     def arrays(self, data: Any) -> Any:
@@ -169,9 +183,9 @@ class TorchModel(FrameworkModel):
         """See FrameworkModel."""
         functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
         model = object.__new__(type(self))
-        made = copied(self._module, functions, self._stale, values=False)
+        made = copied(self._module, functions, self._stale, self._aliases, values=False)
         model.__dict__.update(self.__dict__ | made.functions)
-        model._module, model._stale = made.module, made.stale
+        model._module, model._stale, model._aliases = made.module, made.stale, made.aliases
         return model
 
     def pickler(self, base: Any) -> Any:
@@ -191,10 +205,12 @@ class TorchModel(FrameworkModel):
 
     def module(self, params: Any) -> nn.Module:
         """See FrameworkModel."""
-        module = copied(self._module, {}, [], values=True).module
+        made = copied(self._module, {}, [], [], values=True)
+        module, tensors = made.module, dict([*made.module.named_parameters(), *made.module.named_buffers()])
         with torch.no_grad():
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(params[name]))
+        move(made.aliases, tensors)
         recompute(module)
         return module
 
@@ -210,6 +226,7 @@ class _TorchReplica(Replica):
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = {name: _Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
+        self._aliases_of_parameters = [alias.tensor for alias in model._aliases if alias.name in self._parameters]
         self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
         self._loss_takes_rng = model.forward is None and model.loss is not None and takes_rng(model.loss)
         self._forward_takes_rng = model.forward is not None and takes_rng(model.forward)
@@ -288,7 +305,7 @@ class _TorchReplica(Replica):
 
     def _traces(self) -> tuple[list[int], list[int]]:
         """What in-place operations, and assigning to .data, leave behind."""
-        parameters = self._parameters.values()
+        parameters = [*self._parameters.values(), *self._aliases_of_parameters]
         return [p._version for p in parameters], [p.data_ptr() for p in parameters]
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
@@ -328,12 +345,17 @@ class _TorchReplica(Replica):
             parameter.data = torch.from_numpy(params[name])
         for name, buffer in self._buffers.items():
             buffer.start_from(params[name])
+        if self._model._aliases:
+            move(self._model._aliases, self._parameters | dict(self._module.named_buffers()))
 
     def _move_away(self) -> None:
         """Let the version go, so that its memory can be used for a new one."""
         for parameter in self._parameters.values():
             parameter.grad = None
             parameter.data = self._away[parameter.dtype]
+        for tensor in self._aliases_of_parameters:
+            tensor.grad = None
+            tensor.data = self._away[tensor.dtype]
 
     def _loss_of(self, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
         """(loss, outputs or _NONE, the batch as tensors, without weights)."""
@@ -425,11 +447,14 @@ class _Buffer:
         self._name = name
         self._owners = [(m, key) for m in module.modules() for key, each in m._buffers.items() if each is tensor]
         self._memory: torch.Tensor | None = None
+        self._shape = tensor.shape
 
     def start_from(self, value: NDArray[Any]) -> None:
         """Copy this value, and undo whatever the last batch put in place of the tensor."""
         given = torch.from_numpy(value)
-        self._memory = torch.empty_like(given) if self._memory is None else self._memory.detach()
+        self._shape = given.shape
+        fits = self._memory is not None and self._memory.shape == self._shape  # forward may have used resize_()
+        self._memory = self._memory.detach() if self._memory is not None and fits else torch.empty_like(given)
         self._memory.copy_(given)
         for owner, key in self._owners:
             owner._buffers[key] = self._memory
@@ -439,10 +464,11 @@ class _Buffer:
         owner, key = self._owners[0]
         found = owner._buffers[key]
         assert self._memory is not None
-        if found is None or found.shape != self._memory.shape:
+        if found is None or found.shape != self._shape:
             raise ValueError(
-                f"buffer {self._name!r}: expected shape {tuple(self._memory.shape)}, as before forward, found "
-                f"{None if found is None else tuple(found.shape)}; keep what changes its shape in a plain attribute"
+                f"buffer {self._name!r}: expected shape {tuple(self._shape)}, as before forward, found "
+                f"{None if found is None else tuple(found.shape)}; if it has its shape from the first batch, run one "
+                "through the module before it is trained, or else keep it in a plain attribute"
             )
         if found is not self._memory:
             self._memory.copy_(found.detach())
@@ -589,8 +615,8 @@ def _overlap(one: NDArray[Any], other: NDArray[Any]) -> bool:
         return True
 
 
-def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:
-    """Its memory. Raises TypeError for a tensor that NumPy cannot have, ValueError for one without memory."""
+def _array_of(what: str, tensor: torch.Tensor, *, copied: bool = False) -> NDArray[Any]:
+    """Its memory, or a copy. Raises TypeError for one that NumPy cannot have, ValueError for one without memory."""
     if nn.parameter.is_lazy(tensor):
         raise ValueError(f"{what}: it has no shape yet; run one batch through the module before it is trained")
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -599,7 +625,8 @@ def _array_of(what: str, tensor: torch.Tensor) -> NDArray[Any]:
             f"{str(tensor.device)!r}; workers train on the CPU: module.cpu(), or .to_dense()"
         )
     try:
-        array: NDArray[Any] = tensor.detach().resolve_conj().resolve_neg().numpy()
+        bare = tensor.detach().resolve_conj().resolve_neg()
+        array: NDArray[Any] = (bare.clone() if copied else bare).numpy()
     except TypeError:
         raise TypeError(f"{what}: expected a dtype that NumPy has, found {tensor.dtype}; convert it") from None
     return array

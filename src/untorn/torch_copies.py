@@ -15,6 +15,8 @@ a scripted, traced module   itself, saved and loaded by torch.jit
 a compiled module           compiled again, with the same backend
 a tensor of autograd        a leaf with its values. Modules compute these anew in forward; a gradient that arrives at
                             the leaf shows one that does not
+a tensor with the memory    the same elements of its copy: see torch_aliases.py
+of a parameter
 a function in this process  itself; or a copy, if its closure reaches the module: a hook is to see the copy
 a hook of a parameter       the same on its copy
 what pickle refuses         what train/copying.py says
@@ -33,6 +35,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -41,6 +44,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from untorn.share.quiet import silenced
+from untorn.torch_aliases import Alias, Memory
 from untorn.train.copying import Absent, Reduction, path_to, reduction, remade, within
 
 __all__ = ["Copy", "Stale", "copied", "hooks_of", "one_number", "pickler_of", "recompute", "register_hooks"]
@@ -57,16 +61,19 @@ class Stale(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A copy of a module; the functions that go with it; and what is stale in it."""
+    """A copy of a module; the functions that go with it; what is stale in it; and what has a parameter's memory."""
 
     module: nn.Module
     functions: dict[str, Any]
     stale: list[Stale]
+    aliases: list[Alias]
 
 
-def copied(module: nn.Module, functions: dict[str, Any], stale: list[Stale], *, values: bool) -> Copy:
-    """A copy of a module, with what is stale in it already; and of those functions (or containers of functions, or
-    None) that reach it.
+def copied(
+    module: nn.Module, functions: dict[str, Any], stale: list[Stale], aliases: list[Alias], *, values: bool
+) -> Copy:
+    """A copy of a module, with what is known of it already: what is stale, what has the memory of its parameters; and
+    of those functions (or containers of functions, or None) that reach it.
 
     With ``values`` it has those of the parameters and buffers, and shares with the module what cannot be copied; else
     it is hollow, and has an Absent there. Raises TypeError if the copy lacks parameters or buffers.
@@ -74,12 +81,12 @@ def copied(module: nn.Module, functions: dict[str, Any], stale: list[Stale], *, 
     members = _members(module)
     joined = {name: function for name, function in functions.items() if _reaches(function, members)}
     here = _Here(module, members, values=values)
-    made, joined, hooks, stale = here.copy((module, joined, hooks_of(module), stale))
+    made, joined, hooks, stale, aliases = here.copy((module, joined, hooks_of(module), stale, aliases))
     _check_same_names(module, made)
     if not values:
         _empty(made)
     register_hooks(hooks)
-    return Copy(made, functions | joined, stale + here.stale)
+    return Copy(made, functions | joined, stale + here.stale, aliases + here.aliases)
 
 
 def pickler_of(base: Any, model: Any) -> Any:
@@ -118,7 +125,9 @@ class _Here(pickle.Pickler):
         self._memo: dict[int, Any] = {}
         if not values:
             self._memo |= {id(tensor): _hollow(tensor) for tensor in _tensors(root)}
+        self._memory = Memory(root)
         self.stale: list[Stale] = []
+        self.aliases: list[Alias] = []
 
     def copy(self, value: Any) -> Any:
         """A copy of it."""
@@ -143,6 +152,9 @@ class _Here(pickle.Pickler):
         """The copy, or None for what goes into the stream."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
+        if isinstance(value, np.ndarray):
+            self._memory.check_apart(value, path_to(self._root, value))
+            return None
         if id(value) in self._shared or isinstance(value, self._ITSELF):
             return value
         if isinstance(value, types.FunctionType):
@@ -155,11 +167,16 @@ class _Here(pickle.Pickler):
         return None
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
-        if id(value) not in self._memo and value.grad_fn is not None:
-            self._memo[id(value)] = made = value.detach().clone()
-            if not self._values:
+        if id(value) not in self._memo:
+            alias = self._memory.alias(value, path_to(self._root, value))
+            if alias is not None or value.grad_fn is not None:
+                hollow = alias is not None and not self._values
+                self._memo[id(value)] = made = one_number(value) if hollow else value.detach().clone()
+            if value.grad_fn is not None and not self._values:
                 made.requires_grad_(value.requires_grad)
                 self.stale.append(Stale(path_to(self._root, value), made))
+            if alias is not None:
+                self.aliases.append(alias._replace(tensor=made))
         return copy.deepcopy(value, self._memo)
 
     def reducer_override(self, value: Any) -> Any:

@@ -196,7 +196,7 @@ def test_hooks_of_parameters_travel():
     module.weight.register_hook(lambda gradient: gradient * 0)
     module.bias.register_post_accumulate_grad_hook(no_gradient)
     for model in (TorchModel(module, mse), sent(TorchModel(module, mse))):
-        made, _, _ = copied(model._module, {}, [], values=False)
+        made = copied(model._module, {}, [], [], values=False).module
         for parameter in made.parameters():
             parameter.data = torch.ones(parameter.shape)
         made(torch.from_numpy(X)).sum().backward()

@@ -510,23 +510,78 @@ def linear_with(**tensors):
     return module
 
 
+def with_memory_of(module, function):
+    """It keeps what the function makes of its weight's memory."""
+    module.kept = function(module.weight.data)
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
         (nn.ReLU(), ValueError, "nothing to train"),
         (nn.Linear(3, 1).requires_grad_(False), ValueError, "nothing to train"),
         (nn.Linear(3, 1).half(), TypeError, r"parameter 'weight': expected float32 or float64, found torch\.float16"),
+        (
+            nn.Linear(3, 1, dtype=torch.complex64),
+            TypeError,
+            r"parameter 'weight': .* found torch\.complex64; .*view_as_real",
+        ),
+        (with_memory_of(nn.Linear(3, 1), lambda w: w.numpy()), TypeError, r"module\.kept: .* memory of 'weight'"),
+        (
+            with_memory_of(nn.Linear(3, 1), lambda w: [w.view(torch.int32)]),
+            TypeError,
+            r"module\.kept\[0\]: .* memory of 'weight'",
+        ),
         (nn.Linear(3, 1).bfloat16(), TypeError, "parameter 'weight': expected a dtype that NumPy has, found torch.bfl"),
         (nn.LazyLinear(1), ValueError, "parameter 'weight': it has no shape yet"),
         (nn.Linear(3, 1, device="meta"), TypeError, "expected a dense tensor in CPU memory.*'meta'"),
         (linear_with(b=torch.zeros(2, dtype=torch.bfloat16)), TypeError, "buffer 'b': expected a dtype that NumPy has"),
         (linear_with(b=torch.eye(2).to_sparse()), TypeError, "buffer 'b': expected a dense tensor"),
     ],
-    ids=["none", "all frozen", "half", "bfloat16", "lazy", "meta", "bfloat16 buffer", "sparse buffer"],
+    ids=[
+        "none",
+        "all frozen",
+        "half",
+        "complex",
+        "array",
+        "other dtype",
+        "bfloat16",
+        "lazy",
+        "meta",
+        "bfloat16 buffer",
+        "sparse buffer",
+    ],
 )
 def test_a_module_that_does_not_fit_is_refused_by_name(module, error, message):
     with pytest.raises(error, match=message):
         trainer_of(TorchModel(module, nn.MSELoss()))
+
+
+class TakesShape(nn.Module):
+    """Its buffer is made as large as the first batch's rows, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen.resize_(x.shape[1]).copy_(x.mean(0))
+        return self.line(x)
+
+
+def test_a_buffer_that_forward_resizes_is_refused_until_a_batch_has_run():
+    model = TakesShape()
+    with (
+        trainer_of(TorchModel(model, nn.MSELoss())) as trainer,
+        pytest.raises(WorkerError, match=r"buffer 'seen': expected shape \(1,\).*found \(3,\).*run one"),
+    ):
+        trainer.fit(regression(), epochs=1, batch_size=8)
+    model(torch.zeros(2, 3))
+    with trainer_of(TorchModel(model, nn.MSELoss())) as trainer:
+        trainer.fit(regression(), epochs=1, batch_size=8)
+        assert trainer.module().seen.shape == (3,)
 
 
 def test_params_beside_a_model_that_brings_them_are_refused():
