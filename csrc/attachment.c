@@ -179,6 +179,8 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
     a->role = role;
     a->control_fd = descriptor_keep(control_fd);
     a->data_fd = descriptor_keep(data_fd);
+    a->control_file = descriptor_file(a->control_fd);
+    a->data_file = descriptor_file(a->data_fd);
     a->fork_fd = -1;
     a->inherited = role == ROLE_PUBLISHER ? UINT64_MAX : 0;
     pthread_mutex_init(&a->lock, NULL);
@@ -210,9 +212,17 @@ enum status attachment_adopt(struct attachment *a, int data_fd)
         return status;
     }
     a->data_fd = fd;
+    a->data_file = descriptor_file(fd);
     publisher_begin(a);
     return STATUS_OK;
 }
+
+bool attachment_has_control(const struct attachment *a)
+{
+    return descriptor_is(a->control_fd, &a->control_file);
+}
+
+bool attachment_has_data(const struct attachment *a) { return descriptor_is(a->data_fd, &a->data_file); }
 
 void attachment_set_naming(struct attachment *a, bool naming)
 {
@@ -262,9 +272,10 @@ void attachment_close(struct attachment *a)
         munmap(a->channel.rows, a->rows_nbytes);
     if (a->channel.control != NULL)
         munmap(a->channel.control, a->control_nbytes);
-    if (a->control_fd >= 0)
+    if (attachment_has_control(a))
         close(a->control_fd); /* and the kernel releases the lock */
-    close(a->data_fd);
+    if (attachment_has_data(a))
+        close(a->data_fd);
     pthread_mutex_destroy(&a->lock);
     free(a);
 }
@@ -287,7 +298,7 @@ static enum status slot_map(struct attachment *a, unsigned slot)
     if (map->base != NULL && map->offset == offset && map->length == length && length != 0)
         return STATUS_OK;
     struct stat stat;
-    if (fstat(a->data_fd, &stat) != 0)
+    if (!descriptor_stat(a->data_fd, &a->data_file, &stat))
         return STATUS_OS;
     if (length < sizeof(struct slot_header) || !extent_is_inside(offset, length, (uint64_t)stat.st_size))
         return STATUS_FORMAT;
@@ -342,7 +353,9 @@ static enum status pin_locked(struct attachment *a, struct pin *pin)
 {
     const struct channel *channel = &a->channel;
     if (a->row == 0) { /* a forked child that found no row then may find one now */
-        enum status status = a->control_fd >= 0 ? row_take(channel, a->control_fd, 0, &a->row) : STATUS_NO_ROW;
+        enum status status = STATUS_NO_ROW;
+        if (a->control_fd >= 0)
+            status = attachment_has_control(a) ? row_take(channel, a->control_fd, 0, &a->row) : STATUS_OS;
         if (status != STATUS_OK)
             return status;
     }
@@ -391,7 +404,7 @@ enum status attachment_map_private(struct attachment *a, const struct pin *pin, 
     pthread_mutex_lock(&a->lock);
     void *memory;
     if (pin->generation == a->generation) {
-        memory = mmap(NULL, pin->nbytes, protection, flags, a->data_fd, (off_t)a->maps[pin->slot].offset);
+        memory = !attachment_has_data(a) ? MAP_FAILED : mmap(NULL, pin->nbytes, protection, flags, a->data_fd, (off_t)a->maps[pin->slot].offset);
     } else { /* the pin is a copy already, see fork_child_one */
         memory = mmap(NULL, pin->nbytes, protection, flags | MAP_ANONYMOUS, -1, 0);
         if (memory != MAP_FAILED)
@@ -420,7 +433,9 @@ enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout
 /* An attachment without a descriptor is a forked child's that got none: it has no channel any more. */
 static enum status attachment_look(struct attachment *a, uint32_t byte, bool *held)
 {
-    enum status status = a->control_fd >= 0 ? lock_look(a->control_fd, byte) : STATUS_OK;
+    enum status status = STATUS_OK;
+    if (a->control_fd >= 0) /* another file under this number knows nothing of who lives */
+        status = attachment_has_control(a) ? lock_look(a->control_fd, byte) : STATUS_OS;
     *held = status != STATUS_OK;
     return status == STATUS_BUSY ? STATUS_OK : status;
 }
@@ -459,9 +474,9 @@ enum status attachment_seal(struct attachment *a, unsigned slot, const uint8_t *
     pthread_mutex_lock(&a->lock);
     struct slot_mapping *map = &a->maps[slot];
     if (map->base == address) { /* else it was sealed before */
-        void *sealed = mmap(map->base, map->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, a->data_fd,
-                            (off_t)map->offset);
-        status = sealed == MAP_FAILED ? STATUS_OS : STATUS_OK;
+        const int protection = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_FIXED;
+        status = !attachment_has_data(a) || mmap(map->base, map->length, protection, flags, a->data_fd,
+                                                 (off_t)map->offset) == MAP_FAILED ? STATUS_OS : STATUS_OK;
         if (status == STATUS_OK)
             mapping_drop(a, slot);
     }
@@ -482,10 +497,11 @@ void attachment_return(struct attachment *a, unsigned slot, const uint8_t *addre
 void attachment_disown(struct attachment *a)
 {
     const int protection = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+    const bool has_data = attachment_has_data(a);
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         const struct slot_mapping *map = &a->maps[slot];
-        if (map->base != NULL &&
-            mmap(map->base, map->length, protection, flags, a->data_fd, (off_t)map->offset) == MAP_FAILED)
+        if (map->base != NULL && (!has_data || mmap(map->base, map->length, protection, flags, a->data_fd,
+                                                    (off_t)map->offset) == MAP_FAILED))
             mprotect(map->base, map->length, PROT_READ); /* no memory: better a signal than a torn version */
     }
 }
@@ -500,14 +516,16 @@ void attachment_retire(struct attachment *a)
     pthread_mutex_unlock(&a->lock);
     store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' load_acquire */
     futex_wake(&a->channel.commons->sleepers);
-    lock_drop(a->control_fd, 0);
+    if (attachment_has_control(a))
+        lock_drop(a->control_fd, 0);
 }
 
 void attachment_abandon(struct attachment *a)
 {
     if (a->role != ROLE_PUBLISHER || a->forked)
         return;
-    lock_drop(a->control_fd, 0);
+    if (attachment_has_control(a))
+        lock_drop(a->control_fd, 0);
     a->forked = true;
 }
 
@@ -515,6 +533,8 @@ unsigned attachment_reclaim(struct attachment *attachment)
 {
     const struct channel *channel = &attachment->channel;
     unsigned reclaimed = 0;
+    if (!attachment_has_control(attachment))
+        return 0; /* the locks of another file are no word about these rows */
     uint32_t high = load_acquire(&channel->commons->high);
     for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
         struct reader_row *line = &channel->rows[row];
@@ -608,7 +628,7 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
 static void inherited_drop(struct attachment *a, uint64_t free)
 {
     struct stat stat;
-    if (a->inherited == 0 || fstat(a->data_fd, &stat) != 0)
+    if (a->inherited == 0 || !descriptor_stat(a->data_fd, &a->data_file, &stat))
         return;
     bool dropped = false;
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
@@ -668,12 +688,14 @@ static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
     return lost ? STATUS_TRUNCATED : STATUS_OK;
 }
 
-/* What others have done to the data file, with one system call per version. */
+/* What others have done to the data file, or to its descriptor, with one system call per version. */
 static enum status data_look(struct attachment *a)
 {
     struct stat stat;
-    if (fstat(a->data_fd, &stat) != 0)
+    if (!descriptor_stat(a->data_fd, &a->data_file, &stat))
         return STATUS_OS;
+    if (a->role != ROLE_PUBLISHER)
+        return STATUS_OK;
     if (a->named && stat.st_nlink == 0)
         return STATUS_UNLINKED;
     return (uint64_t)stat.st_size < a->reserved_nbytes ? truncated_drop(a, (uint64_t)stat.st_size) : STATUS_OK;
@@ -684,7 +706,7 @@ static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *
     struct control *control = a->channel.control;
     if (a->role == ROLE_PUBLISHER && a->forked)
         return STATUS_FORKED;
-    enum status status = a->role == ROLE_PUBLISHER ? data_look(a) : STATUS_OK;
+    enum status status = data_look(a);
     if (status != STATUS_OK)
         return status;
     if (a->inherited == UINT64_MAX)
@@ -725,7 +747,9 @@ static enum status grow_locked(struct attachment *a, uint64_t nbytes)
     if (attachment_reclaim(a) != 0 &&
         slot_find(a->channel.control, ~channel_taken(&a->channel), nbytes, UINT64_MAX, &slot))
         return STATUS_OK;
-    return slot_find(a->channel.control, free, 0, 0, &slot) ? slot_reserve(a, slot, nbytes) : STATUS_NO_SLOT;
+    if (!slot_find(a->channel.control, free, 0, 0, &slot))
+        return STATUS_NO_SLOT;
+    return attachment_has_data(a) ? slot_reserve(a, slot, nbytes) : STATUS_OS;
 }
 
 enum status attachment_grow(struct attachment *a, uint64_t nbytes)

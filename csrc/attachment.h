@@ -17,6 +17,7 @@
 #include <pthread.h>
 
 #include "channel.h"
+#include "descriptors.h"
 #include "status.h"
 
 enum attachment_role { ROLE_READER = 0, ROLE_WRITER = 1, ROLE_PUBLISHER = 2 };
@@ -36,6 +37,7 @@ struct orphan {
 struct attachment {
     enum attachment_role role;
     int control_fd, data_fd;
+    struct descriptor_file control_file, data_file; /* what the two lead to, unless somebody closed them behind our back */
     struct channel channel;
     size_t control_nbytes, rows_nbytes;
     uint32_t row;                                /* 0: none */
@@ -84,6 +86,10 @@ enum status attachment_adopt(struct attachment *attachment, int data_fd);
 /* Publishers: say that the names are being given, or that they are. See enum channel_state. */
 void attachment_set_naming(struct attachment *attachment, bool naming);
 void attachment_close(struct attachment *attachment);
+
+/* Do the descriptors lead to the channel's files still? Else false, and errno is EBADF. */
+bool attachment_has_control(const struct attachment *attachment);
+bool attachment_has_data(const struct attachment *attachment);
 
 /* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
 enum status attachment_pin(struct attachment *attachment, struct pin *pin);

@@ -2,12 +2,18 @@
  *
  * A program may start with these closed, or close them, as daemons do. The next file opened gets the lowest number that
  * is free, and whatever writes to the standard error, a C library or a child, would then write into a channel.
+ *
+ * The other way round: code that closes descriptors that it does not own (os.closerange in a daemoniser, dup2) lets a
+ * kept number become another file's. So what is kept is noted with the file that it led to, and looked at before it is
+ * used: to reserve space in, to map, to lock or to close somebody else's file would be worse than any error.
  */
 #ifndef UNTORN_DESCRIPTORS_H
 #define UNTORN_DESCRIPTORS_H
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { DESCRIPTOR_FIRST = 3 };
@@ -21,6 +27,40 @@ static inline int descriptor_keep(int fd)
     close(fd);
     errno = cause;
     return kept;
+}
+
+/* Which file a descriptor led to when it was kept. */
+struct descriptor_file {
+    dev_t device;
+    ino_t inode;
+};
+
+static inline struct descriptor_file descriptor_file(int fd)
+{
+    struct stat stat;
+    return fstat(fd, &stat) == 0 ? (struct descriptor_file){stat.st_dev, stat.st_ino} : (struct descriptor_file){0};
+}
+
+static inline bool descriptor_file_is(const struct descriptor_file *file, const struct stat *stat)
+{
+    return stat->st_dev == file->device && stat->st_ino == file->inode;
+}
+
+/* fstat of the file that the descriptor led to when it was kept; false, with errno, if it leads to another or none. */
+static inline bool descriptor_stat(int fd, const struct descriptor_file *file, struct stat *stat)
+{
+    if (fstat(fd, stat) != 0)
+        return false;
+    if (descriptor_file_is(file, stat))
+        return true;
+    errno = EBADF;
+    return false;
+}
+
+static inline bool descriptor_is(int fd, const struct descriptor_file *file)
+{
+    struct stat stat;
+    return descriptor_stat(fd, file, &stat);
 }
 
 #endif

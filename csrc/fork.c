@@ -36,7 +36,7 @@ static void fork_prepare_one(struct attachment *a)
 {
     pthread_mutex_lock(&a->lock);
     a->fork_row = 0;
-    a->fork_fd = description_duplicate(a->control_fd);
+    a->fork_fd = attachment_has_control(a) ? description_duplicate(a->control_fd) : -1;
     if (a->row == 0)
         return;
     if (a->fork_fd >= 0)
@@ -77,7 +77,8 @@ static void fork_child_control(struct attachment *a)
         dup3(a->fork_fd, a->control_fd, O_CLOEXEC);
         close(a->fork_fd);
     } else {
-        close(a->control_fd);
+        if (attachment_has_control(a))
+            close(a->control_fd);
         a->control_fd = -1;
     }
 }

@@ -1,6 +1,7 @@
 /* Attachment, Hold, Private and Draft: see module.h. */
 #include "module.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,8 +29,9 @@ static AttachmentObject *reader_find(int control_fd, const uint8_t *id)
     if (fstat(control_fd, &stat) != 0)
         return NULL;
     for (AttachmentObject *reader = readers; reader != NULL; reader = reader->next)
-        /* a forked child that got no descriptor for it is attached no more, and the number may be another file's */
-        if (reader->device == stat.st_dev && reader->inode == stat.st_ino && reader->attachment->control_fd >= 0 &&
+        /* one that lost its descriptor is attached no more: in a fork, or because somebody closed it */
+        if (reader->device == stat.st_dev && reader->inode == stat.st_ino &&
+            attachment_has_control(reader->attachment) &&
             (id == NULL || memcmp(reader->attachment->channel.control->id, id, CHANNEL_ID_NBYTES) == 0))
             return reader;
 #endif
@@ -373,13 +375,27 @@ static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
         struct slot_header header = {0};
         if (capacity == 0)
             continue;
-        if (pread(a->data_fd, &header, sizeof header, (off_t)offset) != (ssize_t)sizeof header)
+        if (!attachment_has_data(a) || pread(a->data_fd, &header, sizeof header, (off_t)offset) != (ssize_t)sizeof header)
             header.version = 0;
         if (!list_append_new(list, Py_BuildValue("(IKKKL)", slot, offset, capacity, (unsigned long long)header.version,
                                                  (long long)header.published_ns)))
             Py_CLEAR(list);
     }
     return list;
+}
+
+/* The number of a descriptor, -1 for none; OSError if it is another file's by now. */
+static PyObject *descriptor_number(int fd, bool has)
+{
+    if (fd < 0 || has)
+        return PyLong_FromLong(fd);
+    PyObject *cause = Py_BuildValue("(is)", EBADF, "something in this process closed the channel's descriptors, or gave "
+                                    "their numbers to other files (os.closerange, os.dup2, a daemoniser); attach or "
+                                    "publish after that");
+    if (cause != NULL)
+        PyErr_SetObject(PyExc_OSError, cause);
+    Py_XDECREF(cause);
+    return NULL;
 }
 
 enum attachment_field {
@@ -397,8 +413,8 @@ static PyObject *Attachment_field(PyObject *self, void *which)
     case FIELD_CLOSED: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_CLOSED);
     case FIELD_NAMING: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_NAMING);
     case FIELD_FORKED: return PyBool_FromLong(a->forked);
-    case FIELD_CONTROL_FD: return PyLong_FromLong(a->control_fd);
-    case FIELD_DATA_FD: return PyLong_FromLong(a->data_fd);
+    case FIELD_CONTROL_FD: return descriptor_number(a->control_fd, attachment_has_control(a));
+    case FIELD_DATA_FD: return descriptor_number(a->data_fd, attachment_has_data(a));
     case FIELD_MAX_READERS: return PyLong_FromUnsignedLong(a->channel.max_readers);
     case FIELD_MAX_SLOTS: return PyLong_FromUnsignedLong(a->channel.max_slots);
     case FIELD_ROW: return PyLong_FromUnsignedLong(a->row);

@@ -30,6 +30,7 @@ from untorn.share import storage
 from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.naming import signpost_target
+from untorn.share.obstacles import remedied
 from untorn.share.storage import Files, default_path
 
 __all__ = [
@@ -541,7 +542,7 @@ def open_file(path: str, label: str) -> int:
     except FileNotFoundError:
         raise ChannelNotFoundError(f"no channel {label!r} (looked for {path}); untorn ls shows what there is") from None
     except OSError as error:
-        raise no_file(error, path) or error from None
+        raise no_file(error, path) or remedied(error, path) from None
     try:
         check_file(fd, path, writing=False)
     except BaseException:

@@ -21,6 +21,7 @@ __all__ = [
     "labelled",
     "meaning",
     "no_space",
+    "remedied",
     "shortage",
     "unmappable",
     "unreadable",
@@ -81,6 +82,13 @@ _MEANINGS: dict[str, tuple[type[UntornError], str]] = {
     ),
 }
 
+#: what is wrong with this process's descriptors, and what to do about it
+_DESCRIPTORS = {
+    errno.EMFILE: "this process has as many files open as it may; close some, or raise its limit (ulimit -n)",
+    errno.ENFILE: "this machine has as many files open as it may; close some, or raise its limit (fs.file-max)",
+    errno.EBADF: "something in this process closed the channel's descriptors, or gave their numbers to other files "
+    "(os.closerange, os.dup2, a daemoniser); attach or publish after that",
+}
 #: what stands in a publisher's way, and what to do about it
 _PUBLISHERS = {
     errno.ENOENT: "the directory does not exist; make it first",
@@ -111,8 +119,15 @@ def shortage(error: _core.StatusError | OSError) -> str:
 
 
 def labelled(error: OSError, label: str) -> OSError:
-    """The same error, with the channel's name in it."""
-    return OSError(error.errno, os.strerror(error.errno or 0), label)
+    """The same error, with the channel's name in it, and what to do where that is known."""
+    number = error.errno or 0
+    remedy = _DESCRIPTORS.get(number)
+    return OSError(number, f"{os.strerror(number)}: {remedy}" if remedy else os.strerror(number), label)
+
+
+def remedied(error: OSError, path: str) -> OSError:
+    """The same error; with what to do, where it is about this process's descriptors."""
+    return labelled(error, path) if error.errno in _DESCRIPTORS else error
 
 
 def explained(error: OSError, label: str, what: str, path: str) -> Exception:
@@ -124,7 +139,10 @@ def explained(error: OSError, label: str, what: str, path: str) -> Exception:
             f"channel {label!r} {what} ({path}): its file system has no room for another file "
             f"({os.strerror(error.errno)}); free some, enlarge it, or use directory= on another"
         )
-    obstacle = _PUBLISHERS.get(error.errno or 0, f"{os.strerror(error.errno or 0)}; choose another directory=")
+    number = error.errno or 0
+    obstacle = _DESCRIPTORS.get(number) or _PUBLISHERS.get(
+        number, f"{os.strerror(error.errno or 0)}; choose another directory="
+    )
     return OSError(error.errno, f"channel {label!r} {what}: {obstacle}", path)
 
 
@@ -132,7 +150,7 @@ def unreadable(error: OSError, label: str, path: str) -> OSError:
     """The error for a reader that cannot open one of the files; most are as good as they are."""
     obstacle = _READERS.get(error.errno or 0)
     if obstacle is None:
-        return error
+        return remedied(error, path)
     return OSError(
         error.errno,
         f"channel {label!r} cannot be opened: readers note in its control file what they hold, so they must be able to "

@@ -18,7 +18,7 @@ from untorn.errors import BusyError, ClosedError
 from untorn.share import storage
 from untorn.share.edit import Edit
 from untorn.share.naming import NameKeeper
-from untorn.share.obstacles import meaning
+from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber, let_go_of_the_dead
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
@@ -186,7 +186,10 @@ class Publisher:
 
     def readers(self) -> list[ReaderInfo]:
         """The living processes that read this channel, and which versions each holds."""
-        return readers_of(self._open())
+        try:
+            return readers_of(self._open())
+        except OSError as error:
+            raise labelled(error, self._label) from None
 
     def subscriber(self, *, allow_pickle: bool = False) -> Subscriber:
         """A subscriber of this channel, to be handed to other processes. Costs nothing until it is used.

@@ -33,7 +33,17 @@ from untorn import _core
 from untorn.errors import ChannelNotFoundError, FormatError
 from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
-from untorn.share.obstacles import FULL, MixedError, NamingError, explained, labelled, meaning, no_space, unreadable
+from untorn.share.obstacles import (
+    FULL,
+    MixedError,
+    NamingError,
+    explained,
+    labelled,
+    meaning,
+    no_space,
+    remedied,
+    unreadable,
+)
 
 __all__ = ["Address", "Files", "anonymous", "default_directory", "default_path", "named", "no_space", "open_channel"]
 
@@ -72,6 +82,12 @@ class Address:
         """Does a name lead to another channel now, which has a version?"""
         names = (place for place in self.places if not place[0].startswith("/proc/"))
         return any(_has_version(control, attachment.control_fd) for control, _ in names)
+
+    def leads_elsewhere(self, attachment: _core.Attachment) -> bool:
+        """Do its names in directories lead to other files than the one that is open here?"""
+        names = [Files(*place, self.label) for place in self.places if not place[0].startswith("/proc/")]
+        there = [files for files in names if files.exists()]
+        return bool(there) and not any(files.is_same_file(attachment.control_fd) for files in there)
 
     def is_named(self, attachment: _core.Attachment) -> bool:
         """Does a name in a directory still lead to this channel?"""
@@ -188,7 +204,10 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
 def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
     """Two new memfds (control, data), the first laid out."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    return _new_pair(lambda part: keep(os.memfd_create(f"untorn-{part}", flags)), max_readers, max_slots, slots)
+    try:
+        return _new_pair(lambda part: keep(os.memfd_create(f"untorn-{part}", flags)), max_readers, max_slots, slots)
+    except OSError as error:
+        raise labelled(error, "anonymous") from None
 
 
 def seal(attachment: _core.Attachment) -> None:
@@ -304,6 +323,8 @@ def _remove_stale_data(files: Files) -> None:
         fd = keep(os.open(files.data, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise remedied(error, files.data) from None
     os.close(_checked(fd, files.data, writing=True))
     try:
         os.unlink(files.data)
@@ -463,7 +484,7 @@ def _open(path: str, flags: int) -> int:
     try:
         return keep(os.open(path, flags | os.O_NOFOLLOW))
     except OSError as error:
-        raise no_file(error, path) or error from None
+        raise no_file(error, path) or remedied(error, path) from None
 
 
 def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | None = None) -> _core.Attachment:

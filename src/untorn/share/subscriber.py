@@ -118,7 +118,7 @@ _attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDict
 def _attach(address: Address) -> _Attached:
     known = _attached.get(address.id)
     if known is not None:
-        return known
+        return _unless_copied(known, address)
     attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
     if attachment.version == 0:
         attachment, address = _follow(attachment, address)
@@ -129,6 +129,17 @@ def _attach(address: Address) -> _Attached:
     if known is None:  # another thread may be faster: then there are two objects over one attachment
         _attached[attachment.id] = attached
     return attached
+
+
+def _unless_copied(known: _Attached, address: Address) -> _Attached:
+    """The channel that is known by this id, unless the address leads to another one with the same: somebody copied the
+    files of one, and both went on."""
+    with contextlib.suppress(UntornError, OSError):  # gone, or another channel has the name now
+        if address.leads_elsewhere(known.attachment):
+            attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
+            if attachment is not known.attachment and attachment.version != 0:
+                return _Attached(attachment, address)
+    return known
 
 
 def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:

@@ -360,10 +360,14 @@ class Versions:
     def no_slot(self, timeout_s: float) -> CapacityError:
         """The error for a channel whose slots are all held; it names the holders."""
         attachment = self.attachment
+        try:
+            readers = readers_of(attachment)
+        except OSError as error:  # nor can the dead be told from the living
+            raise labelled(error, self._label) from None
         holders = "; ".join(
             f"pid {reader.pid} holds version{'s' if len(reader.versions) > 1 else ''} "
             + ", ".join(map(str, reader.versions))
-            for reader in readers_of(attachment)
+            for reader in readers
             if reader.versions
         )
         return CapacityError(
