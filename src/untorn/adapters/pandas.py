@@ -395,6 +395,20 @@ _BY_TYPE: dict[str, tuple[type, _Take, _Put]] = {
         lambda _, parts: arrays.NumpyExtensionArray(_unpacked(parts["values"])),
     ),
 }
+
+
+def _along_one_axis(put: _Put) -> _Put:
+    """Compiled code of pandas believes that arrays have one axis, and reads beside one that has none."""
+
+    def checked(meta: Any, parts: dict[str, Any]) -> Any:
+        for name, part in parts.items():
+            if isinstance(part, np.ndarray | ExtensionArray) and part.ndim != 1:
+                raise ValueError(f"{name}: expected an array of one axis, found {part.ndim}")
+        return put(meta, parts)
+
+    return checked
+
+
 _WITH_FREQ = (pd.DatetimeIndex, pd.TimedeltaIndex)
 _INDEXES = (pd.Index, pd.DatetimeIndex, pd.TimedeltaIndex, pd.PeriodIndex, pd.IntervalIndex, pd.CategoricalIndex)
 _STRINGS = (arrays.StringArray, arrays.ArrowStringArray)
@@ -405,15 +419,21 @@ _PRIVATE = {"IntegerArray", "FloatingArray", "BooleanArray", "SparseArray"}
 
 ADAPTERS = (
     *(
-        Adapter(f"pandas.{name}", _exactly(cls), take, put, private=name in _PRIVATE)
+        Adapter(
+            f"pandas.{name}",
+            _exactly(cls),
+            take,
+            put if cls is pd.DataFrame else _along_one_axis(put),  # a frame of one block has two axes, and pandas looks
+            private=name in _PRIVATE,
+        )
         for name, (cls, take, put) in _BY_TYPE.items()
     ),
-    Adapter("pandas.Index", lambda cls: cls in _INDEXES, _take_index, _put_index),
+    Adapter("pandas.Index", lambda cls: cls in _INDEXES, _take_index, _along_one_axis(_put_index)),
     Adapter(
         "pandas.scalar",
         lambda cls: cls in (pd.Timestamp, pd.Timedelta, pd.Period, pd.Interval),
         _take_scalar,
-        _put_scalar,
+        _along_one_axis(_put_scalar),
     ),
     Adapter(
         "pandas.missing",
@@ -421,6 +441,6 @@ ADAPTERS = (
         lambda value: Parts((_SINGLETONS[type(value)][0],), {}),
         lambda meta, _: dict(_SINGLETONS.values())[meta[0]],
     ),
-    Adapter("pandas.StringArray", lambda cls: issubclass(cls, _STRINGS), _take_string, _put_string),
+    Adapter("pandas.StringArray", lambda cls: issubclass(cls, _STRINGS), _take_string, _along_one_axis(_put_string)),
     Adapter("pandas.ExtensionArray", _of(ExtensionArray), _take_through_arrow, _put_through_arrow),
 )

@@ -11,7 +11,8 @@ import pytest
 
 import untorn
 from helpers import start, untorn_mappings
-from untorn.errors import UnsupportedTypeError
+from untorn.errors import FormatError, UnsupportedTypeError
+from untorn.share.layout import Decoder, pack
 from untorn.share.tree import Deferred, flatten
 
 pd = pytest.importorskip("pandas")
@@ -602,3 +603,36 @@ def test_without_pyarrow(monkeypatch):
 def test_arrow_columns_are_written_in_place():
     series = pd.Series(["x"] * 1000, dtype="string[pyarrow]")
     assert any(isinstance(leaf, Deferred) for leaf in flatten(series)[1])
+
+
+EXTENSION_ARRAYS = {
+    "period": lambda: pd.period_range("2020", periods=1, freq="D").array,
+    "datetime": lambda: pd.date_range("2020", periods=1).array,
+    "timedelta": lambda: pd.timedelta_range("1 day", periods=1).array,
+    "interval": lambda: pd.interval_range(0.0, 1.0, periods=1).array,
+    "integer": lambda: pd.array([1], dtype="Int64"),
+    "boolean": lambda: pd.array([True], dtype="boolean"),
+    "sparse": lambda: pd.arrays.SparseArray([1.0]),
+    "categorical": lambda: pd.Categorical([1.5]),
+}
+
+
+def _read_with_other_axes(pipe, kind, holder, shape):
+    value = EXTENSION_ARRAYS[kind]()
+    schema, payload = pack(value if holder is None else holder(value))
+    damaged = schema.replace(b"[1],null", shape + b",null")
+    assert damaged != schema
+    try:
+        repr(Decoder(damaged, len(payload), payload=0).value(payload))
+    except FormatError as error:
+        pipe.put(str(error))
+
+
+@pytest.mark.parametrize("holder", [None, pd.Index, pd.Series], ids=["array", "index", "series"])
+@pytest.mark.parametrize("shape", [b"[]", b"[1,1]"], ids=["no axis", "two axes"])
+@pytest.mark.parametrize("kind", EXTENSION_ARRAYS)
+def test_arrays_that_have_not_one_axis_are_a_format_error(kind, holder, shape):
+    """In a process of its own: pandas would read outside the array."""
+    with start(_read_with_other_axes, kind, holder, shape) as child:
+        assert "cannot be put together" in child.get()
+        assert child.join() == 0
