@@ -11,8 +11,9 @@ publisher's lock one looks at the names again, and then they stay as they are::
     reader      open control, open data, attach: one id? ── no: again, some time ──> FormatError: it stays so
     publisher   open control, lock, is the name still its? open data, adopt it: one id?
 
-Until then the two files have no names. Where a file system has no nameless files they are called
-``.NAME.<pid>.<random>.control`` and ``.data``, which is no channel's name; a kill may leave these.
+Until then the two files have no names. Where a file system has no nameless files, or no /proc is mounted, through which
+they get their names, they are called ``.NAME.<pid>.<random>.control`` and ``.data``, which is no channel's name; a kill
+may leave these.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _ANOTHERS = (
     errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.EISDIR,
     errno.ELOOP, errno.EINVAL, errno.ESPIPE, errno.ETXTBSY, errno.EROFS, errno.EBADF, *_UNSUPPORTED,
 )  # fmt: skip
+_NO_PROC = "/proc is not mounted here; mount it (in a container: do not hide it)"
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100
 #: how often a reader opens a pair again that is mixed, at most, and for how long; the first times at once; how often
 #: it may be the very same
@@ -234,7 +236,8 @@ def _new_file(files: Files, part: str) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         try:
-            return keep(os.open(files.folder, flags | os.O_TMPFILE, 0o600))
+            if _has_proc():
+                return keep(os.open(files.folder, flags | os.O_TMPFILE, 0o600))
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -336,7 +339,11 @@ def _remove_stale_data(files: Files) -> None:
 
 def sync_names(control_fd: int) -> None:
     """The names of a channel that exists are on the disk when this returns: whoever gave them may not have waited."""
-    _sync_directory(os.path.dirname(os.readlink(f"/proc/self/fd/{control_fd}")))
+    try:
+        path = os.readlink(f"/proc/self/fd/{control_fd}")
+    except FileNotFoundError as error:
+        raise OSError(error.errno, f"a durable channel is found through /proc: {_NO_PROC}", error.filename) from None
+    _sync_directory(os.path.dirname(path))
 
 
 def _sync_directory(path: str) -> None:
@@ -359,7 +366,13 @@ def _give_name(files: Files, fd: int, path: str) -> None:
     except FileExistsError:
         raise
     except OSError as error:
+        if error.errno == errno.ENOENT and os.path.isdir(files.folder) and not _has_proc():
+            raise OSError(errno.ENOENT, f"channel {files.label!r} cannot be given its name: {_NO_PROC}", path) from None
         raise explained(error, files.label, "cannot be given its name in this directory", files.folder) from None
+
+
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
 
 
 def _rename(old: str, new: str) -> bool:
@@ -539,6 +552,8 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
     where = places[0][0] if places else "nowhere"
     if reason:
         where += f": {reason}"
+    elif where.startswith("/proc/") and not _has_proc():
+        where += f": {_NO_PROC}"
     elif places and not os.path.isdir(os.path.dirname(where)):
         where += ", and there is no such directory"
     return ChannelNotFoundError(

@@ -76,6 +76,11 @@ class _Attached:
         try:
             return self.attachment.pin()
         except _core.StatusError as error:
+            if error.args[0] == "no_row" and self.attachment.control_fd < 0:
+                raise CapacityError(
+                    f"channel {label!r}: this process was forked when its parent could open no file for it (ulimit -n, "
+                    "or /proc is not mounted); subscribe again here"
+                ) from None
             if error.args[0] == "no_row":
                 raise CapacityError(
                     f"channel {label!r}: this process was forked when every reader row was taken, and none is free "

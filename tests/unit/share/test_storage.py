@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 import untorn
 from helpers import WATCHDOG_S, start
+from mounts import mount, own_mounts
 from untorn import BusyError, CapacityError, ChannelNotFoundError, FormatError, _core
 from untorn.share import storage
 
@@ -592,3 +594,45 @@ def test_the_size_of_a_control_file_is_as_written(folder):
     with publish(folder, 1, max_readers=100):
         assert (folder / "channel.control").stat().st_size == _core.control_nbytes(100) == 4096 + 8192
     assert sys.byteorder == "little"
+
+
+def _without_proc(pipe, folder):
+    own_mounts()
+    mount("tmpfs", "/proc")
+    publisher = untorn.publish({"x": np.arange(3)}, name="n", directory=folder)
+    publisher.update({"x": np.arange(300_000)})
+    reader = untorn.subscribe(folder / "n")
+    again = pickle.loads(pickle.dumps(reader))
+    pipe.put((sorted(os.listdir(folder)), int(again.snapshot().value["x"].sum())))
+    view = again.snapshot().value["x"]
+    child = os.fork()
+    if child == 0:
+        with pytest.raises(CapacityError, match="/proc is not mounted"):
+            again.snapshot()
+        whole = view.sum() == untorn.subscribe(folder / "n").snapshot().value["x"].sum()
+        os._exit(0 if whole else 1)
+    pipe.put(os.waitpid(child, 0)[1])
+    publisher.close()
+    publisher = untorn.publish({"x": np.arange(4)}, name="n", directory=folder)
+    pipe.put(publisher.version)
+    publisher.close()
+    for call in (
+        lambda: pickle.loads(pickle.dumps(untorn.publish(1).subscriber())).snapshot(),
+        lambda: untorn.publish(1, name="n", directory=folder, durable=True),
+    ):
+        try:
+            pipe.put(str(call()))
+        except OSError as error:
+            pipe.put(str(error))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_named_channels_work_where_proc_is_not_mounted(folder):
+    with start(_without_proc, folder) as child:
+        assert child.get() == (["n.control", "n.data"], 299_999 * 150_000)
+        assert child.get() == 0
+        assert child.get() == 3
+        assert "/proc is not mounted here" in child.get()
+        assert "/proc is not mounted here" in child.get()
+        assert child.join() == 0
+    assert sorted(os.listdir(folder)) == ["n.control", "n.data"]
