@@ -2,18 +2,19 @@
 #
 #   make demo    watch a network learn handwritten digits on two worker processes
 #   make test    every test, the C ones under sanitizers included
+#   make proof   what docs/guarantees.md promises, with the figures; in less than 20 minutes
 #   make check   ruff, mypy (strict) and the layering test
 #   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
 #   make fuzz    inputs that somebody else wrote, for FUZZ_SECONDS each (60): libFuzzer (clang) and atheris
 #   make sanitize  the extension under AddressSanitizer, UBSan and ThreadSanitizer, over the tests of share
-#   make soak    the long variants of the tests, then fuzz and sanitize
+#   make soak    the long variants of the tests, then fuzz, sanitize, and the C tests for aarch64
 #   make clean   remove what the others made
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-c check bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
+.PHONY: help demo test test-c proof check bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +52,15 @@ test-c:
 	$(MAKE) -j2 -C tests/c
 	$(MAKE) -j2 -C tests/fuzz replay
 
+# The suites that hold the promises, the fuzzers for a moment, other processors, and other libraries under the same kills.
+proof: export UNTORN_SEED ?= 883257245
+proof: test-c $(VENV)/.bench-installed
+	$(MAKE) -C tests/c aarch64
+	$(BIN)/python -m pytest $(TWO_PROCESSES) --figures tests/property tests/model tests/faults tests/conformance tests/fuzz \
+	    tests/unit/share
+	$(MAKE) fuzz FUZZ_SECONDS=10
+	$(BIN)/python -m benchmarks.survival
+
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,6 +74,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m soak
 	$(MAKE) fuzz
 	$(MAKE) sanitize
+	$(MAKE) -C tests/c aarch64
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed

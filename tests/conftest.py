@@ -11,6 +11,7 @@ import fcntl
 import gc
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -30,6 +31,7 @@ SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**3
 os.environ["UNTORN_SEED"] = str(SEED)  # one seed for all processes that `pytest -n` starts
 SHM = Path(f"/dev/shm/untorn-{os.geteuid()}")
 RETRIES = 50
+_FIGURE = re.compile(r"(?!UNTORN_SEED=|BROKEN)\S.*\d")
 
 
 _HYPOTHESIS_HOME = tempfile.mkdtemp(prefix="untorn-hypothesis-")
@@ -39,6 +41,24 @@ atexit.register(shutil.rmtree, _HYPOTHESIS_HOME, ignore_errors=True)
 
 def pytest_report_header() -> str:
     return f"untorn: UNTORN_SEED={SEED}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", action="store_true", help="print at the end what the tests that passed counted")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Kills, errors, states and openings that were tried, as the tests printed them: `make proof` shows these. A line with
+    a number, not indented; what is indented is the way to a mistake that a model was given on purpose."""
+    if not config.option.figures:
+        return
+    terminalreporter.section("figures")
+    for report in terminalreporter.stats.get("passed", []):
+        lines = [line for line in report.capstdout.splitlines() if _FIGURE.match(line)]
+        if lines:
+            terminalreporter.write_line(report.nodeid)
+            for line in lines:
+                terminalreporter.write_line(f"    {line}")
 
 
 def pytest_configure() -> None:
