@@ -481,7 +481,8 @@ class Machine(RuleBasedStateMachine):
         assert reader.version(index) == version
         assert reader.wait(index, max(0, version - back), 0) == version
         lives = self.alive and channel == self.channel
-        waits = lives or self.name is not None  # another publisher may take a named one over
+        has_successor = self.linked and channel != self.channel
+        waits = lives or (self.name is not None and not has_successor)  # a publisher may take a named one over
         ended = reader.wait(index, version, 0)
         assert ended == ("TimeoutError" if waits else "BrokenChannelError"), (self.name, lives)
         if not lives:
