@@ -48,8 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Kills, errors, states and openings that were tried, as the tests printed them: `make proof` shows these. A line with
-    a number, not indented; what is indented is the way to a mistake that a model was given on purpose."""
+    """Kills, errors, states and openings that were tried, as the tests printed them: `make proof` shows these.
+
+    A figure is a line with a number, not indented. What is indented is the way to a mistake that a model was given on
+    purpose."""
     if not config.option.figures:
         return
     terminalreporter.section("figures")

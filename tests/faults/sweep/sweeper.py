@@ -34,6 +34,8 @@ __all__ = ["Sweep", "judged", "mark_extension", "serve", "sweep", "swept"]
 
 
 FEW_CALLS = 10
+#: victims that may be started for each that is to be hit
+MOST_ATTEMPTS = 4
 
 
 @dataclass
@@ -97,12 +99,18 @@ def swept(
     if problems:
         return found
     plans = list(_plans(how, whole_run, counting, rng, limit))
-    if limit and len(plans) > limit:
-        plans = rng.sample(plans, limit)
-    for plan in plans:
+    if limit:
+        rng.shuffle(plans)
+    hit, attempts = True, 0
+    while plans and not (limit and (found.tried >= limit or attempts >= MOST_ATTEMPTS * limit)):
+        # workers share their steps as it comes: one that had fewer than when they were counted is hit early, if at all
+        plan = plans.pop() if hit else min(plans, key=lambda plan: plan.at)
+        plans = [other for other in plans if other is not plan]
         progress(f"{name}: {plan}")
         run, problems = one(plan)
-        found.tried += run.ended == tracer.KILLED or run.failed > 0
+        attempts += 1
+        hit = run.ended == tracer.KILLED or run.failed > 0
+        found.tried += hit
         found.broken += [f"{_where(plan, run)}: {problem}" for problem in problems]
         if isinstance(run.report, Outcome) and run.failed:
             found.outcomes[run.call, errnos.name_of(plan.error), run.report.kind] += 1
