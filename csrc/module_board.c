@@ -56,7 +56,8 @@ static void Board_dealloc(PyObject *self)
     BoardObject *board = (BoardObject *)self;
     own_remove(&board->own);
     munmap(board->own.memory, board->own.nbytes);
-    close(board->own.fd);
+    if (descriptor_is(board->own.fd, &board->own.file))
+        close(board->own.fd);
     object_free(self);
 }
 

@@ -17,12 +17,14 @@ static void fork_parent(void) { pthread_mutex_unlock(&registry_lock); }
 static void fork_child(void)
 {
     for (struct own *own = registry; own != NULL; own = own->next) {
+        const bool has = descriptor_is(own->fd, &own->file);
         if (own->memory == NULL) {
-            close(own->fd);
+            if (has)
+                close(own->fd);
             own->fd = -1;
-        } else if (mmap(own->memory, own->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
-                        own->fd, 0) == MAP_FAILED) {
-            mprotect(own->memory, own->nbytes, PROT_NONE); /* no memory for a copy: better none than the parent's */
+        } else if (!has || mmap(own->memory, own->nbytes, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, own->fd, 0) == MAP_FAILED) {
+            mprotect(own->memory, own->nbytes, PROT_NONE); /* no copy can be had: better none than the parent's */
         }
     }
     pthread_mutex_unlock(&registry_lock);
@@ -32,6 +34,7 @@ static void registry_start(void) { pthread_atfork(fork_prepare, fork_parent, for
 
 void own_add(struct own *own)
 {
+    own->file = descriptor_file(own->fd);
     pthread_once(&registry_once, registry_start);
     pthread_mutex_lock(&registry_lock);
     own->previous = NULL;

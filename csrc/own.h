@@ -8,11 +8,14 @@
 
 #include <stdint.h>
 
+#include "descriptors.h"
+
 /* Memory that maps the file `fd` from its start, shared; or, without memory, the descriptor `fd`. */
 struct own {
     void *memory;
     uint64_t nbytes;
     int fd;
+    struct descriptor_file file; /* what it led to; set by own_add */
     struct own *previous, *next;
 };
 

@@ -14,6 +14,7 @@ import pytest
 
 import untorn
 from helpers import descriptors, start
+from untorn import _core
 
 PRECIOUS = b"precious" * 1024
 CAUSE = "something in this process closed the channel's descriptors"
@@ -189,4 +190,29 @@ def test_without_a_descriptor_left_the_error_says_which_limit(tmp_path):
         messages = child.get()
         assert len(messages) >= 4
         assert [message for message in messages if "ulimit -n" not in message] == []
+        assert child.join() == 0
+
+
+def _forks_with_what_it_owns(pipe, folder):
+    owned = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    _core.own_descriptor(owned)
+    statuses = []
+    for lost in (False, True):
+        numbers = take_over(folder / "mine", [owned]) if lost else []
+        child = os.fork()
+        if child == 0:
+            try:
+                os.fstat(owned)
+            except OSError:
+                os._exit(1)
+            os._exit(2 if wrong_of(folder / "mine", numbers) else 0)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    _core.own_descriptor_end(owned)
+    pipe.put(statuses)
+
+
+def test_a_forked_child_closes_its_parents_own_descriptors_and_no_others(tmp_path):
+    (tmp_path / "mine").write_bytes(PRECIOUS)
+    with start(_forks_with_what_it_owns, tmp_path) as child:
+        assert child.get() == [1, 0]
         assert child.join() == 0
