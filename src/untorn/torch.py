@@ -235,6 +235,7 @@ class _TorchReplica(Replica):
         self._in_use = threading.RLock()
         _replicas.add(self)
         self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
+        self._random_in_prediction = SeededRandom()
         self._generators = generators_of(self._modules)
         self.takes_rng = True
         self.needs_several = any(map(_is_batch_norm, self._modules))
@@ -425,10 +426,15 @@ class _TorchReplica(Replica):
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. What the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
-        with self._in_use, torch.no_grad(), _unoptimized(), self._evaluating(params):
-            seed_generators(self._generators, 0)
-            outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
-            return _predicted(outputs, "")
+
+        def compute() -> Any:
+            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+                seed_generators(self._generators, 0)
+                outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
+                return _predicted(outputs, "")
+
+        with self._in_use:
+            return self._random_in_prediction(0, compute, lambda: None)
 
     @contextmanager
     def _evaluating(self, params: Any) -> Iterator[None]:

@@ -50,6 +50,11 @@ class SeededRandom:
         """What the function returns. It may have to be called again; ``start_again`` is called before that."""
         if is_worker() or self._needs_default or len(sys._current_frames()) == 1:
             return _with_the_default(seed, function)
+        # the first time it may turn out to handle the default generator itself, and has then touched it
+        with turn() if self._draws is None else nullcontext():
+            return self._beside_others(seed, function, start_again)
+
+    def _beside_others(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
         before = _default.get_state()
         if self._draws is False:
             result = function()

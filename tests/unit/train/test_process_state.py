@@ -20,6 +20,7 @@ from torch import nn
 import networks
 from helpers import start
 from untorn import SGD, Callback, Trainer
+from untorn.engines.default_generators import turn
 from untorn.engines.threads import threads_limited
 from untorn.torch import TorchModel
 from untorn.train import weights_sha256
@@ -217,6 +218,61 @@ def test_models_that_handle_the_generator_give_the_same_beside_other_threads(mak
     alone = trial(model, 0.1, engine="serial")
     with threading_idly():
         assert trial(model, 0.1, engine="serial") == alone
+
+
+class DrawsAlways(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(nn.functional.dropout(x, training=True))
+
+
+def test_predictions_that_draw_are_the_same_each_time_and_draw_no_number_of_the_program():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = DrawsAlways()
+    with Trainer(TorchModel(module, cross_entropy), optimizer=SGD(0.1), engine="serial") as trainer:
+        first = trainer.predict(X).tobytes()
+        assert trainer.predict(X).tobytes() == first
+        with threading_idly():
+            assert trainer.predict(X).tobytes() == first
+
+
+def take_a_turn_at_once() -> bool:
+    """Return whether nobody has it."""
+    lock = turn()
+    if taken := lock.acquire(blocking=False):
+        lock.release()
+    return taken
+
+
+class AsksForATurn(nn.Module):
+    """Seeds the default generator, and asks, in another thread, whether somebody else could use it meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        if self.training:
+            others.append(in_a_thread(take_a_turn_at_once))
+        return self.linear(nn.functional.dropout(x, training=self.training))
+
+
+others: list[bool] = []
+
+
+def test_nobody_else_uses_the_default_generator_while_a_model_handles_it_for_the_first_time():
+    others.clear()
+    with torch.random.fork_rng(devices=[]):
+        module = AsksForATurn()
+    with threading_idly():
+        trial(TorchModel(module, cross_entropy), 0.1, engine="serial")
+    assert others
+    assert not any(others)
 
 
 def test_a_model_that_draws_late_gives_the_same_beside_other_threads():
