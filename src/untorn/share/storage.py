@@ -199,7 +199,14 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
             f"name {name!r}: expected 1 to 200 letters, digits and _ . @ + -, beginning with a letter, digit or _"
         )
     folder = default_directory() if directory is None else Path(directory)
-    stem = os.fspath(folder.absolute() / name)
+    try:
+        stem = os.fspath(folder.absolute() / name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            "the current directory was removed; change to another one, or give an absolute path",
+            str(folder),
+        ) from None
     return Files(stem + ".control", stem + ".data", name if directory is None else os.fspath(folder / name))
 
 

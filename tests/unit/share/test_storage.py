@@ -636,3 +636,24 @@ def test_named_channels_work_where_proc_is_not_mounted(folder):
         assert "/proc is not mounted here" in child.get()
         assert child.join() == 0
     assert sorted(os.listdir(folder)) == ["n.control", "n.data"]
+
+
+def _in_a_removed_directory(pipe, folder):
+    os.mkdir(folder / "gone")
+    os.chdir(folder / "gone")
+    os.rmdir(folder / "gone")
+    for call in (lambda: untorn.publish(1, name="n", directory="."), lambda: untorn.subscribe("./n")):
+        try:
+            call()
+        except FileNotFoundError as error:
+            pipe.put(str(error))
+    publisher = untorn.publish(1)  # needs no directory
+    pipe.put(publisher.subscriber().snapshot().value)
+
+
+def test_a_relative_path_in_a_directory_that_was_removed(folder):
+    with start(_in_a_removed_directory, folder) as child:
+        assert "the current directory was removed" in child.get()
+        assert "the current directory was removed" in child.get()
+        assert child.get() == 1
+        assert child.join() == 0
