@@ -41,7 +41,7 @@ def run(start: dict[str, Any]) -> None:
     """Be the worker that ``start``, which Launcher made, describes."""
     _is_worker.set()
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C goes to all processes of a terminal
-    sys.argv[:] = start["argv"]
+    sys.argv[:] = start["argv"] or [""]  # runpy replaces the first one
     _be_a_process_of(start)
     send_logs_to(start["logs"])
     problem = _run_main(start["main"])

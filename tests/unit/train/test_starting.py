@@ -94,6 +94,14 @@ def test_a_program_from_stdin_in_a_directory_that_is_gone(tmp_path):
     assert done.stdout == "trained 1\n", done.stderr
 
 
+def test_a_program_that_has_emptied_its_arguments(tmp_path):
+    (tmp_path / "program.py").write_text(
+        PROGRAM.replace("'__main__':\n", "'__main__':\n    import sys; sys.argv.clear()\n")
+    )
+    done = run("program.py", cwd=tmp_path)
+    assert done.stdout == "trained 1\n", done.stderr
+
+
 def test_a_program_without_a_guard_is_one_error_that_says_so(tmp_path):
     (tmp_path / "program.py").write_text(PLUGIN + "\nprint('trained', train(line, Items()))\n")
     done = run("program.py", cwd=tmp_path)
