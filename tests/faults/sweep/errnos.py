@@ -97,7 +97,7 @@ def name_of(number: int) -> str:
 
 
 def plans_of(call: str, at: int, *, follow_child: bool, keep_failing: bool) -> Iterator[Plan]:
-    """A plan for each error that the ``at``-th call may have. EINTR and EAGAIN are none of those that stay."""
+    """A plan for each error that the ``at``-th call of this name may have; EINTR and EAGAIN do not stay."""
     for name in ERRNOS.get(call, "").split():
         if not (keep_failing and name in ("EINTR", "EAGAIN")):
             yield Plan(

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -125,8 +125,17 @@ def _plans(how: str, whole: Run, counting: Plan, rng: random.Random, limit: int)
         for at in rng.sample(steps, min(limit, len(steps))) if limit else steps:
             yield replace(counting, mode=tracer.KILL_AT_STEP, at=at)
     else:
-        for at, call in enumerate(whole.calls, 1):
+        # by what the call is: what comes between two of a kind may differ from run to run
+        for call, at in zip(whole.calls, _occurrences(whole.calls), strict=True):
             yield from errnos.plans_of(call, at, follow_child=counting.follow_child, keep_failing=how == "keep failing")
+
+
+def _occurrences(calls: Iterable[str]) -> Iterator[int]:
+    """For each call, how many of its name there are up to it."""
+    seen: Counter[str] = Counter()
+    for call in calls:
+        seen[call] += 1
+        yield seen[call]
 
 
 def one(operation: Operation, plan: Plan, base: Path) -> tuple[Run, list[str]]:
@@ -168,7 +177,7 @@ def judged(plan: Plan, run: Run) -> list[str]:
 def _where(plan: Plan, run: Run) -> str:
     if plan.mode == tracer.FAIL_CALL:
         again = " and ever after" if plan.keep_failing else ""
-        return f"call {plan.at}, {run.call}, fails with {errnos.name_of(plan.error)}{again}"
+        return f"{run.call} number {plan.at} fails with {errnos.name_of(plan.error)}{again}"
     if plan.mode == tracer.KILL_AT_STEP:
         return f"killed at instruction {plan.at} of the extension"
     return f"killed {'before' if run.at_entry else 'after'} call {len(run.calls)}, {run.call}"

@@ -34,7 +34,7 @@ enum ending { ENDED_REACHED_END = 1, ENDED_EXITED, ENDED_KILLED_HERE, ENDED_DIED
 struct plan {
     int32_t mode;
     int32_t error;        /* FAIL_CALL: the errno */
-    int64_t at;           /* counted from 1: the stop, the call or the instruction */
+    int64_t at;           /* counted from 1: the stop, the call of this number, or the instruction */
     int32_t keep_failing; /* FAIL_CALL: later calls of the same number fail too */
     int32_t do_call;      /* FAIL_CALL: the kernel does what it was asked to, and says that it failed: as close() does */
     int32_t follow_child;
@@ -117,8 +117,10 @@ struct run {
     struct result *result;
     int32_t *calls; /* the number of each system call */
     int64_t room;
+    int64_t seen; /* how many of these had the number that is to fail */
     pid_t target;
     pid_t failing; /* the thread whose call fails just now */
+    pid_t yielding; /* the thread that is in sched_yield() */
     pid_t threads[MAX_THREADS]; /* of the target; 0: none */
     bool active, ending, stepping;
 };
@@ -179,7 +181,7 @@ static bool call_fails(const struct run *run, pid_t tid, const struct __ptrace_s
         return false; /* CPython waits for ever for a thread that has no memory to begin with */
     const struct plan *plan = run->plan;
     const struct result *result = run->result;
-    return plan->mode == FAIL_CALL && (result->calls == plan->at || (plan->keep_failing && result->failed > 0));
+    return plan->mode == FAIL_CALL && (run->seen == plan->at || (plan->keep_failing && result->failed > 0));
 }
 
 static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall_info *info)
@@ -189,6 +191,7 @@ static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall
     if (result->calls < run->room)
         run->calls[result->calls] = (int32_t)number;
     result->calls++;
+    run->seen += number == run->plan->number;
     if (call_fails(run, tid, info)) {
         result->failed++;
         result->call_number = number;
@@ -210,6 +213,14 @@ static bool call_stop(struct run *run, pid_t tid)
     run->ending = entry && is_end_marker(&info);
     if (run->ending)
         return false;
+    if (entry && info.entry.nr == SYS_sched_yield) {
+        run->yielding = tid; /* a spinning wait makes as many of these as it comes: they are no places of their own */
+        return false;
+    }
+    if (!entry && run->yielding == tid) {
+        run->yielding = 0;
+        return false;
+    }
     if (entry)
         call_enter(run, tid, &info);
     else if (run->result->calls == 0)

@@ -67,7 +67,7 @@ class Plan:
     """What to do to a victim.
 
     Attributes:
-        at: counted from 1: the stop (two for each call), the call, or the instruction.
+        at: counted from 1: the stop (two for each call), the call of this name, or the instruction.
         call: the call that fails, where it is this one.
         error: the errno with which it does; with ``keep_failing`` all later ones of its number do too.
         do_call: the call that fails is done all the same, as a close() is that returns EIO.
