@@ -29,7 +29,7 @@ static inline int descriptor_keep(int fd)
     return kept;
 }
 
-/* Which file a descriptor led to when it was kept. */
+/* Which file a descriptor led to when it was kept; zeros where the kernel did not say, and then it is taken for kept. */
 struct descriptor_file {
     dev_t device;
     ino_t inode;
@@ -43,7 +43,7 @@ static inline struct descriptor_file descriptor_file(int fd)
 
 static inline bool descriptor_file_is(const struct descriptor_file *file, const struct stat *stat)
 {
-    return stat->st_dev == file->device && stat->st_ino == file->inode;
+    return (stat->st_dev == file->device && stat->st_ino == file->inode) || (file->device == 0 && file->inode == 0);
 }
 
 /* fstat of the file that the descriptor led to when it was kept; false, with errno, if it leads to another or none. */
@@ -57,10 +57,11 @@ static inline bool descriptor_stat(int fd, const struct descriptor_file *file, s
     return false;
 }
 
+/* The same as a plain answer. An error that is not about the descriptor is no sign that it leads to another file. */
 static inline bool descriptor_is(int fd, const struct descriptor_file *file)
 {
     struct stat stat;
-    return descriptor_stat(fd, file, &stat);
+    return descriptor_stat(fd, file, &stat) || errno != EBADF;
 }
 
 #endif
