@@ -1,4 +1,4 @@
-"""What a writer or a reader that is killed leaves to the others: untorn and its peers under the same harness.
+"""Show what a killed writer or reader leaves to the others: untorn and its peers under the same harness.
 
 ``python -m benchmarks.survival [PEER ...]`` prints a table in markdown. Three trials, each many times, each from
 scratch:
@@ -85,7 +85,7 @@ class Shared:
 
 
 class Trial:
-    """One trial, in a process of its own: whoever hangs hangs there. ``outcome`` is a set of words."""
+    """One trial, in a process of its own, so that a hang stays there. ``outcome`` is a set of words."""
 
     def __init__(self, kind: type[Peer], folder: Path, shared: Shared, seed: int) -> None:
         self.peer = kind(folder)

@@ -100,7 +100,7 @@ static enum status control_check(int fd, struct identity *identity)
     return STATUS_OK;
 }
 
-/* Is this the data file of that channel? Ids are random: two channels never have the same. */
+/* Check that this is the data file of that channel. Ids are random: two channels never have the same. */
 static enum status data_check(int fd, const uint8_t id[16])
 {
     struct data_header header;
@@ -226,8 +226,8 @@ bool attachment_has_data(const struct attachment *a) { return descriptor_is(a->d
 
 void attachment_set_naming(struct attachment *a, bool naming)
 {
-    /* release: what it says of the names comes after they changed; whoever has the lock next reads it after the kernel
-     * gave it the lock */
+    /* release: what it says of the names comes after they changed; the next holder of the lock reads it after the
+     * kernel gave it the lock */
     store_release(&a->channel.control->state, naming ? CHANNEL_NAMING : CHANNEL_OPEN);
 }
 
@@ -332,8 +332,9 @@ static enum status header_read(const struct slot_mapping *map, uint64_t version,
 /* So many versions may a reader hold whatever the publisher has reserved. */
 enum { HELD_ALWAYS = 4 };
 
-/* May this reader hold one slot more? One that holds a few always may. One that keeps on collecting them leaves those
- * alone that the publisher has reserved for itself. Others may pin at the same time, so each may be one too many. */
+/* Return whether this reader may hold one slot more. One that holds a few always may. One that keeps on collecting them
+ * leaves those alone that the publisher has reserved for itself. Others may pin at the same time, so each may be one
+ * too many. */
 static bool slot_is_granted(struct attachment *a)
 {
     const struct channel *channel = &a->channel;

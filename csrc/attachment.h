@@ -87,7 +87,7 @@ enum status attachment_adopt(struct attachment *attachment, int data_fd);
 void attachment_set_naming(struct attachment *attachment, bool naming);
 void attachment_close(struct attachment *attachment);
 
-/* Do the descriptors lead to the channel's files still? Else false, and errno is EBADF. */
+/* Return whether the descriptor still leads to the channel's file. If not, errno is EBADF. */
 bool attachment_has_control(const struct attachment *attachment);
 bool attachment_has_data(const struct attachment *attachment);
 
@@ -98,7 +98,7 @@ void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t gen
 enum status attachment_map_private(struct attachment *attachment, const struct pin *pin, uint8_t **base);
 /* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
 enum status attachment_wait(struct attachment *attachment, uint64_t seen, int64_t timeout_ns);
-/* Is there a living publisher? STATUS_OS if the kernel does not say, which is no proof of death. */
+/* Find out whether there is a living publisher. STATUS_OS if the kernel does not say, which is no proof of death. */
 enum status attachment_publisher_alive(struct attachment *attachment, bool *alive);
 
 /* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
@@ -128,7 +128,7 @@ void attachment_retire(struct attachment *attachment);
  * lands in private copies. A publisher may end, or a fork may come, in the middle of a version: inside edit(), or from a
  * signal handler inside update(). The caller has the lock. */
 void attachment_disown(struct attachment *attachment);
-/* Does a living process have this row? No for a row of this very attachment; STATUS_OS as above. */
+/* Find out whether a living process has this row: false for a row of this very attachment; STATUS_OS as above. */
 enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);
 /* Clear the rows of dead readers; returns how many held something. */
 unsigned attachment_reclaim(struct attachment *attachment);

@@ -123,7 +123,7 @@ void board_format(struct board *board, void *memory, const struct board_config *
     memcpy(header->magic, BOARD_MAGIC, sizeof header->magic);
 }
 
-/* Is it laid out as board_format() does it, within these bytes? From here on every part lies inside. */
+/* Return whether it is laid out as board_format() does it, within these bytes. Then every part lies inside. */
 static bool board_fits(const struct board_header *header, uint64_t nbytes)
 {
     struct board_header placed;

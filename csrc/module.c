@@ -220,7 +220,7 @@ static PyMethodDef core_methods[] = {
     {"format_data", core_format_data, METH_VARARGS,
      "format_data(fd, id): write the header of a data file that begins with zeros, or was cut off within it."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
-    {"is_overlay", core_is_overlay, METH_O, "is_overlay(fd): is this file on overlayfs?"},
+    {"is_overlay", core_is_overlay, METH_O, "is_overlay(fd): return whether this file is on overlayfs."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
      "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "
      "such bytes, index of a gradient that is not finite or -1)."},

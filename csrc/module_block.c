@@ -63,7 +63,7 @@ static PyObject *Block_enter(PyObject *self, PyObject *unused)
     return value;
 }
 
-/* Is it the error that the block raised, or what a generator makes of a StopIteration? */
+/* Return whether it is the error that the block raised, or the one that a generator makes of a StopIteration. */
 static bool is_the_same(PyObject *error, PyObject *raised)
 {
     if (raised == error)

@@ -485,7 +485,7 @@ def copied_already():
 
 
 class Shares(nn.Module):
-    """Has the memory of its parameters and of a buffer a second time: all of it, and parts."""
+    """A module that has the memory of its parameters and of a buffer a second time: all of it, and parts."""
 
     def __init__(self) -> None:
         super().__init__()

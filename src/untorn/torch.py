@@ -513,7 +513,7 @@ def _has_rows(part: Any) -> bool:
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
-    """Is it one of torch's, or of another library, or a scripted one?"""
+    """Return whether it is a batch norm: one of torch's, of another library, or a scripted one."""
     names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
     return any("batchnorm" in name.lower() for name in names)
 

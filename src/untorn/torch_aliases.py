@@ -1,4 +1,4 @@
-"""What shares the memory of a parameter or buffer beside it, such as ``self.w = self.weight.data`` or a view of it.
+"""Tensors that share the memory of a parameter or buffer, such as ``self.w = self.weight.data`` or a view of it.
 
 A plain loop's optimizer writes to that memory, so that these have the new values, too. In a copy of the module
 parameters move from version to version, and their aliases move with them::
@@ -50,7 +50,7 @@ class Memory:
             self._within.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
 
     def alias(self, value: torch.Tensor, path: str) -> Alias | None:
-        """What of which parameter this tensor is, if it shares the memory of one.
+        """Return which part of which parameter this tensor is, if it shares the memory of one.
 
         Raises TypeError if it is more than a part of one, or of another dtype.
         """
@@ -83,7 +83,7 @@ class Memory:
 
 
 def move(aliases: Iterable[Alias], to: Mapping[str, torch.Tensor]) -> None:
-    """Have the aliases be the elements of these parameters and buffers that they were of the module's."""
+    """Make the aliases those elements of these parameters and buffers that they were of the module's."""
     for alias in aliases:
         whole = to[alias.name].detach()
         if whole.stride() == alias.stride_of_whole:

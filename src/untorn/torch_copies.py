@@ -130,14 +130,14 @@ class _Here(pickle.Pickler):
         self.aliases: list[Alias] = []
 
     def copy(self, value: Any) -> Any:
-        """A copy of it."""
+        """Return a copy of it."""
         self.dump(value)
         unpickler = pickle.Unpickler(io.BytesIO(self._stream.getbuffer()))
         unpickler.persistent_load = self._beside.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
     def persistent_id(self, value: Any) -> int | None:
-        """Where the copy is beside the stream, if it is there."""
+        """Return where the copy is beside the stream, if it is there."""
         if type(value) in (str, int, float, bool, tuple, list, type(None)):
             return None
         if id(value) not in self._places:
@@ -180,7 +180,7 @@ class _Here(pickle.Pickler):
         return copy.deepcopy(value, self._memo)
 
     def reducer_override(self, value: Any) -> Any:
-        """How an object is copied that is not beside the stream."""
+        """Return how to copy an object that is not beside the stream."""
         if isinstance(value, types.FunctionType):
             self._shared[id(value.__globals__)] = value.__globals__
             return _function(value)
@@ -222,7 +222,7 @@ def _fill_cell(cell: types.CellType, contents: list[Any]) -> None:
 
 
 def _reduced(value: Any) -> Reduction | None:
-    """How PyTorch's own objects, and those of train/copying.py, are made anew."""
+    """Return how PyTorch's own objects, and those of train/copying.py, are made anew."""
     if isinstance(value, torch.Tensor):
         return (_same, (value.detach(),)) if value.grad_fn is not None else None
     if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
@@ -238,7 +238,7 @@ def _reduced(value: Any) -> Reduction | None:
 
 
 def _asked(value: Any, registered: Any) -> Reduction | None:
-    """What pickle makes of an object. A module that refuses, by a __getstate__ that raises, is its attributes."""
+    """Return what pickle makes of an object. For a module whose __getstate__ raises, that is its attributes."""
     try:
         return reduction(value, registered)
     except Exception:
@@ -294,7 +294,8 @@ def _update(value: Any, state: dict[str, Any]) -> None:
 
 
 def _copies_itself(module: nn.Module) -> bool:
-    """Has it a __deepcopy__ of its own? That of scripted modules gives parameters that have a history."""
+    """Return whether it has a __deepcopy__ of its own that can be used. That of scripted modules cannot: it gives
+    parameters that have a history."""
     if isinstance(module, torch.jit.ScriptModule):
         return False
     found = getattr(type(module), "__deepcopy__", None)
@@ -311,7 +312,7 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _reaches(value: Any, members: dict[int, Any], *, among: int = 10_000) -> bool:
-    """Is one of the members among its nearest parts?"""
+    """Return whether one of the members is among its nearest parts."""
     if value is None or id(value) in members:
         return value is not None
     parts, seen = [value], {id(value)}
@@ -338,7 +339,7 @@ def _hooks_on(parameter: torch.Tensor) -> tuple[list[Any], list[Any]]:
 
 
 def register_hooks(hooks: Hooks) -> None:
-    """Have these functions on gradients, unless there are some already."""
+    """Register these functions on gradients, unless there are some already."""
     for parameter, on_gradient, after in hooks:
         if any(_hooks_on(parameter)) or not parameter.requires_grad:
             continue

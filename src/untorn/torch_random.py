@@ -47,7 +47,7 @@ class SeededRandom:
         self._own = torch.Generator()
 
     def __call__(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
-        """What the function returns. It may have to be called again; ``start_again`` is called before that."""
+        """Return what the function returns. It may have to be called again; ``start_again`` is called before that."""
         if is_worker() or self._needs_default or len(sys._current_frames()) == 1:
             return _with_the_default(seed, function)
         # the first time it may turn out to handle the default generator itself, and has then touched it

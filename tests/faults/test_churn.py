@@ -184,7 +184,7 @@ def _value(rng) -> dict:
 
 
 def read(folder, count: int) -> None:
-    """Take so many snapshots, each of a channel that was just opened, and look at each again a moment later."""
+    """Take ``count`` snapshots, each of a channel that was just opened, and look at each again a moment later."""
     taken = 0
     while taken < count:
         try:

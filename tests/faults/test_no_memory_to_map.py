@@ -21,7 +21,7 @@ ROOM = 6 << 20  # for small things, and for no version of the weights
 
 
 class Limited:
-    """A model; the first so many processes that call it can map hardly anything from then on."""
+    """A model; the first ``processes`` processes that call it can map hardly anything from then on."""
 
     def __init__(self, folder: Path, processes: int) -> None:
         self.folder, self.processes = folder, processes

@@ -1,4 +1,4 @@
-"""Deaths are known whoever reaps the dead: with SIGCHLD ignored, and beside code that waits for any child."""
+"""Deaths are known no matter who reaps the dead: with SIGCHLD ignored, and beside code that waits for any child."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = (X, X.sum(axis=1))
 
 
 class Deadly:
-    """A linear model; every process that comes to one of these examples first, of so many, dies of it."""
+    """A linear model; the first ``deaths`` worker processes that come to one of these examples die of it."""
 
     def __init__(self, folder: Path, deaths: int, examples: range) -> None:
         self.folder, self.deaths, self.examples = folder, deaths, examples

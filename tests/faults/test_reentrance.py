@@ -259,7 +259,7 @@ def _refusals(folder):
     return world.refused
 
 
-#: every so many lines a fork, each with another beginning; all of them in the soak
+#: a fork before every ``every``-th line, from a random first one on; before all of them in the soak
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)])
 def test_forks_in_a_signal_handler(tmp_path, every, rng):
     """Before the lines of untorn's code that any of the calls comes to, once."""

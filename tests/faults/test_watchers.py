@@ -72,7 +72,7 @@ def hold(pipe, reader) -> None:
 
 
 def let_hold(child, channel, count: int) -> None:
-    """Another process holds so many versions more."""
+    """Let another process hold ``count`` versions more."""
     for _ in range(count):
         channel.update(np.ones(4))
         child.put()

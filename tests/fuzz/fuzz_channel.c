@@ -3,7 +3,7 @@
  *     input:  operations on the two files of a healthy channel, which has two versions and a slot that is free:
  *             u8 what | u8 | u16 where | u64 value
  *
- * `what`: 0 to 5 put the value, or so many bytes of it, into control, rows or data, 6 and 7 cut a file short or make it
+ * `what`: 0 to 5 put the value, or its first bytes, into control, rows or data, 6 and 7 cut a file short or make it
  * longer; the rest is as 0. The channel is made anew by the library for each input, so the corpus does not age with its
  * format.
  */

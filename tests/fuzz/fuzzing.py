@@ -1,7 +1,7 @@
 """Runs the fuzz targets in Python, each for a time.
 
     python tests/fuzz/fuzzing.py [--seconds 60] [TARGET ...]
-    python tests/fuzz/fuzzing.py --changes 100 --seed 7 [TARGET ...]      the corpus, and so many changes of each input
+    python tests/fuzz/fuzzing.py --changes 100 --seed 7 [TARGET ...]      the corpus, and N changes of each input
 
 With atheris (``pip install atheris``) what an input reaches decides what is tried next, and what was learned stays in
 build/corpus. Without it the corpus is changed blindly. An input that broke the contract is left in build/found; give

@@ -148,7 +148,7 @@ def test_store_buffering() -> None:
 @pytest.mark.parametrize("store", [RELAXED, RELEASE])
 @pytest.mark.parametrize("load", [RELAXED, ACQUIRE])
 def test_message_passing(store: str, load: str) -> None:
-    """Whoever sees the flag sees the data, if the store releases and the load acquires."""
+    """A reader that sees the flag sees the data, if the store releases and the load acquires."""
     writer, reader = Thread("writer"), Thread("reader")
     writer.store("data", 1, RELAXED)
     writer.store("flag", 1, store)

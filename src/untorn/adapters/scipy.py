@@ -78,7 +78,7 @@ def _put_dia(make: type) -> Callable[[Any, dict[str, Any]], Any]:
 
 
 def _check_indices(*found: Any) -> None:
-    """What scipy itself looks at are copies, where it converts them; the matrix gets them as they came."""
+    """Check the arrays as they came: scipy itself may check converted copies, but the matrix gets these."""
     for array in found:
         if not (isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind == "i" and array.dtype.isnative):
             raise ValueError("expected indices of whole numbers, along one axis")

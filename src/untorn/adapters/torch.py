@@ -124,7 +124,7 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
         )
     compressed, plain = (parts[name] for name in _COMPRESSED[layout])
     _check_compressed(layout, compressed, plain, parts["values"], shape)
-    with silenced("Sparse", UserWarning):  # that they are in beta: whoever made it was told
+    with silenced("Sparse", UserWarning):  # that they are in beta: the user who made it was told
         return torch.sparse_compressed_tensor(
             compressed,
             plain,
@@ -137,7 +137,7 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
 
 
 def _check_coordinates(indices: torch.Tensor, values: torch.Tensor, shape: list[int]) -> None:
-    """What torch itself believes without a look."""
+    """Raise ValueError for what torch itself accepts unchecked."""
     sparse_axes, *_ = indices.shape
     fits = indices.shape == (sparse_axes, values.shape[0]) and indices.dtype == torch.int64
     if not fits or list(values.shape[1:]) != shape[sparse_axes:] or len(shape) < sparse_axes:
@@ -147,7 +147,7 @@ def _check_coordinates(indices: torch.Tensor, values: torch.Tensor, shape: list[
 def _check_compressed(
     layout: str, compressed: torch.Tensor, plain: torch.Tensor, values: torch.Tensor, shape: list[int]
 ) -> None:
-    """What torch itself believes without a look."""
+    """Raise ValueError for what torch itself accepts unchecked."""
     axes = compressed.ndim - 1  # of the batch
     batch, block = shape[:axes], values.shape[axes + 1 : axes + 3] if layout in ("sparse_bsr", "sparse_bsc") else (1, 1)
     axis = axes + (layout in ("sparse_csc", "sparse_bsc"))  # the one that is compressed

@@ -130,8 +130,8 @@ def _remove_data(files: Files) -> str:
 
 
 def _is_data(files: Files) -> bool:
-    """Is this data file a channel's? In the user's own channel directory it is; elsewhere it must begin as one does.
-    Raises OSError if it cannot be read."""
+    """Return whether this data file is a channel's. In the user's own channel directory it is; elsewhere it must begin
+    as one does. Raises OSError if it cannot be read."""
     try:
         fd = open_file(files.data, files.label)
     except FormatError:

@@ -121,8 +121,9 @@ def _look_at_temporary(name: str, path: str) -> Found:
 
 
 def nobody_has_it_open(fd: int) -> bool:
-    """Does the kernel say that no process has this file open for writing? Whoever makes a channel has, from the first
-    moment on. It is asked for a lease, which it gives in that case alone; False where it gives none at all."""
+    """Return whether the kernel says that no process has this file open for writing. A process that makes a channel
+    has, from the first moment on. The kernel is asked for a lease, which it gives in that case alone; False where it
+    gives none at all."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored; the usual one would end this process
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -133,8 +134,8 @@ def nobody_has_it_open(fd: int) -> bool:
 
 
 def _is_half_made(files: Files, *, has_data: bool) -> bool:
-    """Is this really a control file, and without its data file? Another channel's may be there: the publisher was
-    killed when it was about to remove that."""
+    """Return whether this really is a control file, and without its data file. Another channel's may be there: the
+    publisher was killed when it was about to remove that."""
     try:
         fd = open_file(files.control, files.label)
     except FormatError:

@@ -1,4 +1,4 @@
-"""What of the server's program a worker process can import: what can be sent there by its name.
+"""Tell which parts of the server's program a worker process can import, and so can be sent there by name.
 
 The answer comes from looking as the worker will: along its path, at files, without importing anything.
 """
@@ -31,9 +31,9 @@ def worker_path() -> list[str]:
 
 
 def main_program() -> tuple[str, str] | None:
-    """How a worker runs the main program anew: ("module", name) or ("path", file). None where it cannot, or should not:
-    an interactive session, a program that came through stdin or ``-c`` or whose file is gone; and the ``__main__`` of a
-    package, a folder or a zip file, which seldom has ``if __name__ == "__main__":``."""
+    """Return how a worker runs the main program anew: ("module", name) or ("path", file). None where it cannot, or
+    should not: an interactive session, a program that came through stdin or ``-c`` or whose file is gone; and the
+    ``__main__`` of a package, a folder or a zip file, which seldom has ``if __name__ == "__main__":``."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if name is not None:
@@ -46,7 +46,7 @@ def main_program() -> tuple[str, str] | None:
 
 
 def can_import(name: str) -> bool:
-    """Whether a worker that imports this module, which is loaded here, gets the same one."""
+    """Return whether a worker that imports this module, which is loaded here, gets the same one."""
     if name in ("__main__", "__mp_main__"):
         return main_program() is not None
     module = sys.modules.get(name)
@@ -104,7 +104,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _inside_a_file(path: str) -> bool:
-    """Whether it names something in a zip file."""
+    """Return whether it names something in a zip file."""
     while path and path != os.path.dirname(path):
         if os.path.isfile(path):
             return True

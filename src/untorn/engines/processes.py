@@ -7,7 +7,7 @@
        └── waits at the board's bell  <───────────┘
 
 There is no pipe and no lock between them that a killed worker could leave locked. The server learns of a death from
-the kernel, whoever reaps the dead (child.py), settles the worker's claims at the board, and starts another in its
+the kernel, no matter who reaps the dead (child.py), settles the worker's claims at the board, and starts another in its
 place. Workers learn of the server's death from the kernel too: the lock of the jobs channel is released.
 
 A forked copy of the server has no workers: whatever it cleans up on its way out, the server's live on.

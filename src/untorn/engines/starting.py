@@ -28,12 +28,12 @@ class MainProgramError(Exception):
 
 
 def is_worker() -> bool:
-    """Whether this process is a worker: nobody's but untorn's."""
+    """Return whether this process is a worker of untorn, and not of another library."""
     return _is_worker.is_set()
 
 
 def runs_main() -> bool:
-    """Whether this process is a worker that runs the main program anew, at this moment."""
+    """Return whether this process is a worker that runs the main program anew, at this moment."""
     return _runs_main.is_set()
 
 
@@ -50,8 +50,9 @@ def run(start: dict[str, Any]) -> None:
 
 
 def _be_a_process_of(start: dict[str, Any]) -> None:
-    """What multiprocessing tells its processes, too: a name that log records have; the key of a Manager, so that its
-    proxies work; and who cleans up after shared memory, so that the end of this process does not unlink it."""
+    """Set what multiprocessing sets in its processes, too: a name that log records have; the key of a Manager, so that
+    its proxies work; and the process that cleans up after shared memory, so that the end of this process does not
+    unlink it."""
     from multiprocessing import process, resource_tracker
 
     process.current_process().name = start["name"]

@@ -1,4 +1,4 @@
-"""How many threads numerical libraries use in this process while a trainer computes in it.
+"""Set how many threads numerical libraries use in this process while a trainer computes in it.
 
 The number can change the last bit of a matrix product, so where this process computes (the serial engine, evaluation, a
 step of torch.optim) it must be that of the worker processes. And it must be as before when nobody computes any more,
@@ -61,14 +61,14 @@ def threads_limited(threads: int) -> Iterator[None]:
 
 
 def use_threads(threads: int) -> None:
-    """From now on, in a worker process: what the environment says already, over what the program itself has set."""
+    """Set PyTorch's threads in a worker process. The environment says the number; the program may have changed it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
 class _Turns:
-    """Who computes with which number of threads, and what the libraries' numbers were before.
+    """The callers that compute, the number of threads of each, and the libraries' numbers before them.
 
     Signal handlers and finalizers may enter and leave in the middle of any line: the lock is reentrant, a thread is
     counted before the libraries are set, and is no more before they are put back.
@@ -196,7 +196,7 @@ def _libraries() -> tuple[Any, ...]:
 
 
 def _layer_of(library: Any) -> str:
-    """What an OpenBLAS has its threads from, as far as threadpoolctl sets their number there."""
+    """Return the source of an OpenBLAS's threads, as far as threadpoolctl sets their number there."""
     return str(library.threading_layer) if hasattr(library, "clear_controlling_thread") else ""
 
 

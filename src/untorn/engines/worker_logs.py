@@ -1,4 +1,4 @@
-"""What workers log appears in the server, as logging is configured there.
+"""Show the log records of workers in the server, as logging is configured there.
 
 ::
 
@@ -59,11 +59,11 @@ class LogReceiver:
 
     @property
     def fd(self) -> int:
-        """What workers inherit."""
+        """The descriptor that workers inherit."""
         return self._theirs.fileno()
 
     def handle(self) -> None:
-        """Have this process's loggers handle what has come. Does not wait."""
+        """Pass the records that have come to this process's loggers. Does not wait."""
         for _ in range(_MAX_AT_ONCE):
             if self._ours.fileno() < 0:
                 return  # a handler has closed the trainer, or this is a copy of the process that it forked
@@ -95,7 +95,7 @@ class LogReceiver:
 
 
 def levels_here() -> dict[str, Any]:
-    """What set_levels() needs to know of this process."""
+    """Return what set_levels() needs to know of this process."""
     loggers = {
         name: logger.level
         for name, logger in list(logging.root.manager.loggerDict.items())
@@ -178,7 +178,7 @@ def _cut(text: str) -> str:
 
 
 def _handled_here(name: str) -> bool:
-    """Whether a logger that gets this logger's records has a handler of its own."""
+    """Return whether a logger that gets this logger's records has a handler of its own."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
         if any(not isinstance(handler, _Sender | logging.NullHandler) for handler in logger.handlers):

@@ -46,7 +46,7 @@ def opener(path: str, flags: int) -> int:
 
 
 class _Filling:
-    """Who is inside standard_streams(), and what was opened for them."""
+    """The calls that are inside standard_streams(), and the descriptors that were opened for them."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a signal handler may come in anywhere

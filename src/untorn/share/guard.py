@@ -1,6 +1,6 @@
-"""Whether a file that was opened may be a channel's: its kind, its owner, its mode. All of it is asked of descriptors.
+"""Check that an opened file may be a channel's: its kind, its owner, its mode. All of it is asked of descriptors.
 
-Whoever owns a channel's file, or may write to it, can change what its readers see, or cut it off under them. In a
+A user who owns a channel's file, or may write to it, can change what its readers see, or cut it off under them. In a
 directory where others may make files, such as /tmp, a file under a channel's name may be anybody's. So:
 
     the file                                   its directory                       may be used
@@ -41,8 +41,8 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_there(path: str) -> bool:
-    """Is there anything of that name, be it a link that leads nowhere? Unlike os.path.lexists(), raises OSError where
-    the system cannot say."""
+    """Return whether there is anything of that name, be it a link that leads nowhere. Unlike os.path.lexists(), raises
+    OSError where the system cannot say."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -51,7 +51,7 @@ def is_there(path: str) -> bool:
 
 
 def no_file(error: OSError, path: str) -> FormatError | None:
-    """What an error of open() means if it is about the kind of file; None if it is about something else."""
+    """Return what an error of open() means if it is about the kind of file; None if it is about something else."""
     kind = _OPEN_ERRORS.get(error.errno or 0)
     return None if kind is None else _never_is(path, kind)
 
@@ -82,7 +82,7 @@ def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> Non
 def _why_not(path: str, status: os.stat_result, user: int) -> str:
     if status.st_uid != user:
         return (
-            f"{path!r} belongs to user {status.st_uid}, and this is user {user}: whoever owns a channel's file can "
+            f"{path!r} belongs to user {status.st_uid}, and this is user {user}: the owner of a channel's file can "
             f"change it at any time, so it must be one's own; run as user {status.st_uid}, or choose another name or "
             "directory"
         )

@@ -145,8 +145,8 @@ def decode_control(page: bytes, *, file_nbytes: int) -> Control:
 
 
 def belongs_to(header: bytes, control: Control) -> bool:
-    """Is this the beginning of the data file of that channel? A file that was cut off within it, or to zeros, counts as
-    its. Raises FormatError if it is no data file's."""
+    """Return whether this is the beginning of that channel's data file. A file that was cut off within it, or to zeros,
+    counts as its. Raises FormatError if it is no data file's."""
     expected = _DATA_HEADER.pack(_DATA_MAGIC, _LAYOUT, _BYTE_ORDER, control.id)
     if not any(header) or (len(header) < len(expected) and expected.startswith(header)):
         return True
@@ -158,7 +158,7 @@ def belongs_to(header: bytes, control: Control) -> bool:
 
 
 def is_data_file(header: bytes) -> bool:
-    """Does a file that begins so look like the data file of some channel?"""
+    """Return whether a file that begins so looks like the data file of some channel."""
     return len(header) >= DATA_HEADER_NBYTES and header[:8] == _DATA_MAGIC
 
 
@@ -353,7 +353,7 @@ class ChannelView:
         raise BusyError(f"channel {files.label!r} is being made and removed all the time; try again")
 
     def _followed(self) -> ChannelView:
-        """Where this leads, if it is a signpost to a channel that lost its files; else this itself."""
+        """Return where this leads, if it is a signpost to a channel that lost its files; else this itself."""
         target = None if self._control().version else signpost_target(self._control_fd, self.files.label)
         if target is None:
             return self
@@ -370,7 +370,7 @@ class ChannelView:
         return view
 
     def is_one_channel(self) -> bool:
-        """Do both files belong to one channel? Raises FormatError if one is no channel's."""
+        """Return whether both files belong to one channel. Raises FormatError if one is no channel's."""
         control = self._control()
         try:
             return belongs_to(os.pread(self._data_fd, DATA_HEADER_NBYTES, 0), control)

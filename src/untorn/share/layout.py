@@ -326,7 +326,7 @@ class Decoder:
         return self._built(self._build, exporter)
 
     def extra(self, exporter: Any) -> Any:
-        """What the publisher stored beside the value, or None."""
+        """Return what the publisher stored beside the value, or None."""
         return self._built(self._build_extra, exporter) if self._build_extra is not None else None
 
     def _built(self, build: _Build, exporter: Any) -> Any:

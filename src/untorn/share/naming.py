@@ -7,8 +7,8 @@ their last name cannot get one again, so new readers are shown the way instead::
     NAME.control, NAME.data        made anew, without a version, locked by the publisher: a signpost
         page 0 ── {"pid", "control", "data", "id"} ──> /proc/<pid>/fd/...: the channel, as before
 
-Whoever tries to publish under the name finds the signpost's lock taken. It is worth nothing without its publisher: then
-it is a channel without a version, which nobody takes for one and the next publisher clears away.
+A process that tries to publish under the name finds the signpost's lock taken. It is worth nothing without its
+publisher: then it is a channel without a version, which nobody takes for one and the next publisher clears away.
 """
 
 from __future__ import annotations
@@ -150,11 +150,11 @@ class NameKeeper:
         return self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
 
     def _named(self) -> _core.Attachment:
-        """What the names are to lead to."""
+        """The channel that the names are to lead to."""
         return self._signpost or self._attachment
 
     def _is_linked(self) -> bool:
-        """Do both files still have a name somewhere? Then they can have another."""
+        """Return whether both files still have a name somewhere. Then they can have another."""
         return all(os.fstat(fd).st_nlink > 0 for fd in (self._attachment.control_fd, self._attachment.data_fd))
 
     def _take_back(self) -> bool:
@@ -200,7 +200,7 @@ def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachmen
 
 
 def signpost_target(control_fd: int, label: str) -> Address | None:
-    """Where a channel without a version shows the way to; None if it does not."""
+    """Return the address that a channel without a version shows the way to; None if it shows none."""
     text = os.pread(control_fd, _TEXT_NBYTES, _TEXT_AT).split(b"\0", 1)[0]
     try:
         target: Any = json.loads(text)

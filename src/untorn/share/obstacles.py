@@ -1,4 +1,4 @@
-"""What stands in a channel's way, as errors that say what to do about it.
+"""Errors for what stands in a channel's way. Each says what to do about it.
 
 Here a system call's errno and the core's status become what people read. The rule: CapacityError where there is not
 enough of something, another error of untorn where the channel is at fault, and else OSError with the true cause.
@@ -113,7 +113,7 @@ def meaning(error: _core.StatusError, label: str) -> UntornError:
 
 
 def shortage(error: _core.StatusError | OSError) -> str:
-    """What there is not enough of, as the system says it; empty if the error is about something else."""
+    """Return what there is not enough of, as the system says it; empty if the error is about something else."""
     number = error.errno if isinstance(error, OSError) else error.args[1] if error.args[0] == "no_space" else 0
     return os.strerror(number) if number in FULL else ""
 

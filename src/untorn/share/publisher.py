@@ -350,7 +350,7 @@ class Publisher:
             raise forked_error(self._label)
 
     def _look_after_name(self) -> None:
-        """What writing does by itself: notice, after some time, that somebody removed the channel's files. For a
+        """Notice, after some time, that somebody removed the channel's files, as writing does by itself. For a
         channel whose versions others write, as a trainer's workers do."""
         if self._versions.name is not None:
             self._versions.name.look()

@@ -81,12 +81,12 @@ class Address:
         return Address(self.id, (own, *processes[:2], *files), self.label)
 
     def has_successor(self, attachment: _core.Attachment) -> bool:
-        """Does a name lead to another channel now, which has a version?"""
+        """Return whether a name leads to another channel now, which has a version."""
         names = (place for place in self.places if not place[0].startswith("/proc/"))
         return any(_has_version(control, attachment.control_fd) for control, _ in names)
 
     def leads_elsewhere(self, attachment: _core.Attachment) -> bool:
-        """Do its names in directories lead to other files than the one that is open here?"""
+        """Return whether its names in directories lead to other files than the one that is open here."""
         names = [Files(*place, self.label) for place in self.places if not place[0].startswith("/proc/")]
         there = [files for files in names if files.exists()]
         return bool(there) and not any(files.is_same_file(attachment.control_fd) for files in there)
@@ -127,12 +127,12 @@ class Files:
         return _leads_to(self.control, control_fd)
 
     def is_same_data(self, data_fd: int) -> bool:
-        """Does the name of the data file still lead to the one that is open here?"""
+        """Return whether the name of the data file still leads to the one that is open here."""
         return _leads_to(self.data, data_fd)
 
 
 def _has_version(control: str, other_than: int) -> bool:
-    """Is this the control file of a channel that has a version, and another file than the one that is open?"""
+    """Return whether this is the control file of a channel that has a version, and not the file that is open."""
     try:
         fd = _open(control, os.O_RDONLY)
     except (OSError, FormatError):
@@ -161,7 +161,7 @@ def _descriptor_paths(attachment: _core.Attachment) -> tuple[str, str]:
 
 
 def default_path() -> str:
-    """Where this user's channels are, whether it exists or not."""
+    """Return where this user's channels are, whether it exists or not."""
     return f"/dev/shm/untorn-{os.geteuid()}"
 
 
@@ -437,7 +437,8 @@ def take_over(files: Files) -> _core.Attachment | None:
 
 
 def _completed(files: Files, claim: _core.Attachment) -> bool:
-    """Has the channel that is locked here its name and its data file? Removes one that was killed half-way."""
+    """Return whether the channel that is locked here has its name and its data file. Removes one whose publisher was
+    killed half-way."""
     if not files.is_same_file(claim.control_fd):
         return False  # unlinked, and perhaps made anew, while we waited for the lock
     # From here on the names are ours: who gives or removes them has the lock.
@@ -623,7 +624,7 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
 
 
 def _copy_up(control_fd: int, data: str, label: str) -> None:
-    """Have the data file in the upper layer before it is opened for reading, if this is overlayfs. A mapping of the
+    """Copy the data file to the upper layer before it is opened for reading, if this is overlayfs. A mapping of the
     lower layer's file would keep showing that one when a publisher opens the file for writing, which copies it: other
     bytes, and a SIGBUS behind its end. The control file is copied already: readers write to it."""
     try:

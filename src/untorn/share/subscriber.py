@@ -97,7 +97,7 @@ class _Attached:
 
     @property
     def held(self) -> int:
-        """How many versions this process holds."""
+        """The number of versions that this process holds."""
         rows = self.attachment.rows()
         return max((held.bit_count() for _, pid, _, held in rows if pid == os.getpid()), default=0)
 
@@ -323,8 +323,8 @@ class Subscriber:
         return self._address.label
 
     def publisher_alive(self) -> bool:
-        """Does the kernel say that the channel has a living publisher? One system call. Raises OSError if it does not
-        say, as on a file system without locks."""
+        """Return whether the kernel says that the channel has a living publisher. One system call. Raises OSError if it
+        does not say, as on a file system without locks."""
         try:
             return self._attached.attachment.publisher_alive()
         except OSError as error:
@@ -466,7 +466,7 @@ class Subscriber:
         return attached.address.has_successor(attached.attachment)
 
     def _has_ended(self) -> bool:
-        """Was the channel closed by its publisher, with no other in its place?"""
+        """Return whether the channel was closed by its publisher, with no other in its place."""
         return self._attached.attachment.closed and not self._has_successor()
 
     def _may_be_taken_over(self) -> bool:

@@ -268,8 +268,8 @@ def class_at(module: str, qualname: str) -> type | None:
 
 
 def is_plain(cls: type) -> bool:
-    """Can ``object.__new__``, or that of tuple, make an instance? Not where an exception, a dict or os.stat_result is a
-    base: these have a ``__new__`` of their own in C, which alone knows what is in them."""
+    """Return whether ``object.__new__``, or that of tuple, can make an instance. It cannot where an exception, a dict
+    or os.stat_result is a base: these have a ``__new__`` of their own in C, which alone knows what is in them."""
     makers = (vars(base).get("__new__") for base in cls.__mro__ if base not in (object, tuple))
     return not any(isinstance(maker, BuiltinFunctionType) for maker in makers)
 

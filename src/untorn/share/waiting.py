@@ -13,7 +13,8 @@ Only the thread touches the table of waiters. Others put a new waiter into the i
 as gone, and ring. Nothing of this takes a lock: a coroutine that nobody awaits any more can be collected, and so leave,
 between any two instructions of any thread; and a signal handler or a finalizer may begin to wait there. Which thread
 serves is decided by the one that succeeds in taking ``_serving``, without waiting for it. It looks into the inbox once
-more after it has given that up, and whoever puts something in looks at ``_serving`` afterwards, so nobody is forgotten.
+more after it has given that up, and a thread that puts something in looks at ``_serving`` afterwards, so none is
+forgotten.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class NewerSnapshots:
 
 
 def _is_lost(attachment: _core.Attachment) -> bool:
-    """Is it time for the coroutines to look at the publisher themselves? Also when the kernel does not say: they raise
-    why."""
+    """Return whether it is time for the coroutines to look at the publisher themselves. It is also when the kernel does
+    not say: they raise why."""
     try:
         return not attachment.publisher_alive()
     except OSError:
@@ -153,8 +154,8 @@ class _Watcher:
         self._idle_until = 0.0
 
     def has_room(self, attachment: _core.Attachment) -> bool:
-        """Can it sleep on this channel as well? A guess: without room it would only be slower. Not for a finalizer that
-        the thread itself runs: that would wait for its own thread."""
+        """Return whether it can sleep on this channel as well. A guess: without room it would only be slower. False for
+        a finalizer that the thread itself runs: that would wait for its own thread."""
         if self._thread is threading.current_thread():
             return False
         return attachment in self._waiters or len(self._waiters) + len(self._inbox) < _core.WATCH_WORDS

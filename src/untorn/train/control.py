@@ -14,7 +14,7 @@ The training loop is never kept waiting: a client that is slow, silent or wrong 
 is dropped after a second, and at most 16 are taken in or refused per poll, however many connect. A request of a client
 that has given up is not carried out.
 
-Every user may listen at any abstract address. So who asks looks who answers, and what is another user's is no job.
+Every user may listen at any abstract address. So a client checks who answers, and another user's socket is no job.
 
 ======================================  ============================================
 request                                 answer
@@ -383,7 +383,7 @@ def ask(name: str, request: dict[str, Any], *, timeout_s: float = 2.0) -> dict[s
 
 
 def _answer_of(name: str, received: bytes) -> dict[str, Any]:
-    """What was answered, or the error that the answer is. Raises FormatError for what no job answers."""
+    """Return the answer, or raise the error that it is. Raises FormatError for an answer that no job gives."""
     line, newline, _ = received.partition(b"\n")
     if not newline and len(received) > ANSWER_NBYTES:
         raise FormatError(f"job {name!r} answers with more than {ANSWER_NBYTES} bytes, which no job of untorn does")

@@ -74,7 +74,7 @@ _STREAMS = ("stdin", "stdout", "stderr")
 
 
 def remade(value: Any) -> Reduction | None:
-    """How this is made anew in another process, or None if it takes nothing special."""
+    """Return how this is made anew in another process, or None if it takes nothing special."""
     kind = type(value)
     if kind in _FRESH:
         return _FRESH[kind], ()
@@ -100,8 +100,8 @@ def remade(value: Any) -> Reduction | None:
 
 
 def reduction(value: Any, registered: dict[type, Any]) -> Reduction | None:
-    """What pickle makes of an instance; None for what it does not ask the instance about. Raises whatever that raises,
-    and TypeError for what runs on a thread of this process: its copy would wait for that for ever."""
+    """Return what pickle makes of an instance; None if it does not ask the instance. Raises whatever the instance
+    raises, and TypeError for one that runs on a thread of this process: its copy would wait for that forever."""
     if type(value) in registered or type(value) in copyreg.dispatch_table:
         return None
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.MethodType):
@@ -153,7 +153,7 @@ def _remade_file(file: Any) -> Reduction | None:
 
 
 def _can_open(path: str) -> bool:
-    """Is it a file, or a device such as /dev/null? Opening a FIFO may wait for ever."""
+    """Return whether it is a file, or a device such as /dev/null. Opening a FIFO may wait forever."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -173,8 +173,8 @@ def _stream(name: str) -> Any:
 
 
 def path_to(root: Any, value: Any, *, among: int = 100_000) -> str:
-    """Where an object is inside another, as Python would write it, such as ``.encoder.log['file']``; "" if it is not
-    found among so many parts. Nearest first."""
+    """Return where an object is inside another, as Python would write it, such as ``.encoder.log['file']``; "" if it is
+    not found ``among`` that number of parts. Nearest first."""
     paths: list[tuple[Any, str]] = [(root, "")]
     seen = {id(root)}
     for holder, path in paths:
@@ -190,8 +190,8 @@ def path_to(root: Any, value: Any, *, among: int = 100_000) -> str:
 
 
 def within(holder: Any) -> Iterator[tuple[str, Any]]:
-    """What an object is made of, by what is written behind it to get there. Attributes of torch's modules have their
-    own registries, whose names are left out."""
+    """Yield the parts of an object, each with what is written behind the object to get there. Attributes of torch's
+    modules have their own registries, whose names are left out."""
     if isinstance(holder, dict):
         yield from ((f"[{key!r}]", part) for key, part in list(holder.items()))
     elif isinstance(holder, list | tuple | set | frozenset):

@@ -99,8 +99,8 @@ class History:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> History:
-        """What to_dict() gave; a copy. An empty dictionary is a history without epochs. Raises ValueError for another
-        document, such as one with lists of several lengths."""
+        """Return the history that to_dict() gave; a copy. An empty dictionary is a history without epochs. Raises
+        ValueError for another document, such as one with lists of several lengths."""
         made = cls()
         made.epoch = list(document.get("epoch", ()))
         made.history = {name: list(values) for name, values in document.get("history", {}).items()}

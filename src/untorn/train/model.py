@@ -74,9 +74,9 @@ class Gradient:
 class Replica(ABC):
     """A model as one process computes with it."""
 
-    #: must it be given random numbers?
+    #: whether it must be given random numbers
     takes_rng: bool
-    #: may there be batches of one example on which it cannot be trained?
+    #: whether there may be batches of one example on which it cannot be trained
     needs_several = False
 
     @abstractmethod
@@ -89,7 +89,8 @@ class Replica(ABC):
         """Loss and metrics of one batch, as Trainer.evaluate wants them; the leaves are nobody's business."""
 
     def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
-        """What computing the loss of a batch raises, in training; None if nothing. For one that ``needs_several``."""
+        """Return what computing the loss of a batch raises, in training; None if nothing. For one that
+        ``needs_several``."""
         raise NotImplementedError
 
     @abstractmethod

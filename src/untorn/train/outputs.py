@@ -1,4 +1,4 @@
-"""What a model predicts, chunk by chunk: an array with a row per example, or a dict or tuple of such, joined.
+"""The predictions of a model, chunk by chunk: an array with a row per example, or a dict or tuple of such, joined.
 
 A dict or tuple, nested too, is flattened to its arrays; all chunks have one form. Where a worker writes the arrays of a
 chunk one behind the other into its buffer, each begins where it would for a chunk of full size.
@@ -39,7 +39,7 @@ def flattened(answer: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """What the first chunk was like: the tree of the parts' numbers; their names; shape and dtype of a row of each."""
+    """The form of the first chunk: the tree of the parts' numbers; their names; shape and dtype of a row of each."""
 
     tree: Any
     names: tuple[str, ...]
@@ -63,15 +63,15 @@ class Form:
         return [part for _, part in parts]
 
     def empty(self, rows: int) -> list[NDArray[Any]]:
-        """Arrays for the parts of so many examples."""
+        """Return arrays for the parts of ``rows`` examples."""
         return [np.empty((rows, *shape), dtype) for shape, dtype in self.rows]
 
     def nbytes(self, size: int) -> int:
-        """Memory for the parts of a chunk of this size."""
+        """Return the memory that the parts of a chunk of this size need."""
         return self._ends(size)[-1] if self.rows else 0
 
     def places(self, size: int, rows: int) -> Iterator[tuple[Any, tuple[int, ...], int]]:
-        """(dtype, shape, offset) of each part in such memory, of a chunk of so many rows."""
+        """Yield (dtype, shape, offset) of each part in such memory, for a chunk of ``rows`` rows."""
         for (shape, dtype), offset in zip(self.rows, [0, *self._ends(size)], strict=False):
             yield dtype, (rows, *shape), offset
 

@@ -116,8 +116,8 @@ def _dumped(value: Any, base: Any, unreachable: Callable[[str], None], apart: li
 
 
 def _is_of_its_class(method: MethodType) -> bool:
-    """Does its class give it under its name? That is where pickle looks for it: it would find another one, or none, for
-    what an object has as an attribute of its own, or has from super()."""
+    """Return whether its class gives it under its name. That is where pickle looks for it: it would find another one,
+    or none, for what an object has as an attribute of its own, or has from super()."""
     holder = method.__self__
     if isinstance(holder, type):
         return True
@@ -130,7 +130,7 @@ def _refuse(name: str) -> None:
 
 @contextmanager
 def _registered(cloudpickle: Any) -> Iterator[Callable[[str], None]]:
-    """What makes cloudpickle send the contents of a module by value, until this ends."""
+    """Give a function that makes cloudpickle send the contents of a module by value, until the block ends."""
     with _registering:
         ours: list[ModuleType] = []
 

@@ -90,7 +90,7 @@ def _reference(leaf: Any) -> Callable[[], Any]:
 
 
 def rest_of(batches: NDArray[np.int64], batch_size: int, part: Part | None) -> NDArray[np.int64]:
-    """What is left of an epoch's examples, which come in this order: without those of the steps that were made."""
+    """Return what is left of an epoch's examples, which come in this order, without those of the steps already made."""
     if part is None:
         return batches
     late, made = part.progress.late, part.progress.step_in_epoch

@@ -23,8 +23,8 @@ _STEP_OF_TRIAL = 2**40
 
 
 def least_examples(trainer: Trainer, source: Source, *, examples: int, batch_size: int, cut: bool) -> int:
-    """How many examples a shard of these batches has at least: 2 if the model cannot be trained on one, else 1. Raises
-    ValueError if a batch has a single one then; ``cut``: by fit, not by the user."""
+    """Return how many examples a shard of these batches has at least: 2 if the model cannot be trained on one, else 1.
+    Raises ValueError if a batch has a single one then; ``cut``: by fit, not by the user."""
     last = examples % batch_size or batch_size
     shards = (trainer.shards if trainer.mode == "sync" else 1) * trainer.accumulate
     if min(batch_size, last) >= 2 * shards:
@@ -46,7 +46,7 @@ def least_examples(trainer: Trainer, source: Source, *, examples: int, batch_siz
 
 
 def _failure(trainer: Trainer, source: Source, examples: int) -> Exception | None:
-    """What the model raises for the first examples, if it is one that may."""
+    """Return what the model raises for the first examples, if it is one that may."""
     if not trainer.model.needs_several:
         return None
     try:

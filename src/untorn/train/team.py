@@ -62,8 +62,8 @@ class Team:
         self._job: tuple[_core.Board, _Descriptor] | None = None
 
     def set(self, workers: int) -> None:
-        """From now on there are to be so many. Thread-safe, and safe in signal handlers: there is no lock. Raises
-        ValueError, CapacityError; then nothing changes."""
+        """Set the number of workers. Thread-safe, and safe in signal handlers: there is no lock. Raises ValueError or
+        CapacityError; then nothing changes."""
         if not self._can_change and workers != self.wanted:
             raise ValueError(f"workers: engine='serial' has one worker, this process; found {workers}")
         if not 1 <= workers <= self.most:

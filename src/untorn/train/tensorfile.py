@@ -45,7 +45,7 @@ _DTYPES = {
 
 
 class Tensor(NamedTuple):
-    """What the header says of one tensor, once it is known to be true.
+    """The header's entry for one tensor, once it is known to be true.
 
     Attributes:
         dtype: of its elements.

@@ -131,7 +131,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Did it raise?"""
+        """Whether it raised an error."""
         return self.kind != "value"
 
     @classmethod

@@ -20,7 +20,7 @@ __all__ = ["Runner", "fixture"]
 
 
 class Runner:
-    """Does sweeps in a spawned process, and starts another if a sweep takes that down."""
+    """Runs sweeps in a spawned process, and starts another if a sweep takes that down."""
 
     def __init__(self, serve: Callable[..., None], base: Path) -> None:
         self._serve, self._base = serve, base

@@ -401,7 +401,7 @@ def test_a_sparse_tensor_whose_parts_do_not_fit(what):
 
 
 def test_values_that_are_written_to_share_one_private_copy():
-    """Or so many of them would cost so many times the memory of all, where there is no mapping of a channel."""
+    """Or n of them would cost n times the memory of all, where there is no mapping of a channel."""
     torch = pytest.importorskip("torch")
     tensors = OrderedDict((i, torch.arange(1000.0) + i) for i in range(8))  # a value of one piece, to a FrozenDict
     found = list(FrozenDict({"a": tensors})["a"].values())

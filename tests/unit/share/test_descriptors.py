@@ -52,7 +52,7 @@ def scribble() -> None:
 
 
 def use(publisher, reader) -> list[str]:
-    """Is a channel whole after all that is written to the three numbers?"""
+    """Return what is wrong with a channel after all that is written to the three numbers."""
     wrong = low()
     before = reader.snapshot()
     expected = before.value["x"].copy()

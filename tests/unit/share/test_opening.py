@@ -1,4 +1,4 @@
-"""Two files, one channel: whoever opens both by name, or by descriptors' numbers, gets those of one channel or none.
+"""Two files, one channel: opening both by name, or by descriptors' numbers, gives those of one channel or none.
 
 Opening takes two steps. Here something happens exactly between them, for each opener; tests/faults/test_churn.py lets
 it happen by itself, and tests/model/opening_model.py in every order.
@@ -114,7 +114,7 @@ def test_a_publisher(tmp_path, between):
     publishers = []
 
     def replaced():
-        for part in ("data", "control"):  # as a cleaner does: whoever goes by the rules waits for the lock
+        for part in ("data", "control"):  # as a cleaner does: one that goes by the rules waits for the lock
             os.unlink(tmp_path / f"c.{part}")
         publishers.append(publish(tmp_path, "new"))
 

@@ -67,7 +67,7 @@ class Term(BaseException):
 
 
 class At(Callback):
-    """Does something once, after a step or at another place."""
+    """Runs an action once, after a step or at another place."""
 
     def __init__(self, what, *, batch: int | None = None, epoch_begin: int | None = None) -> None:
         self.what, self.batch, self.epoch_begin = what, batch, epoch_begin

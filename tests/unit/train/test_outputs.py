@@ -1,4 +1,4 @@
-"""predict, of models with several outputs: arrays in the same dicts and tuples, joined, whoever computes."""
+"""predict, of models with several outputs: arrays in the same dicts and tuples, joined, with every engine."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def plugin(tmp_path):
 
 
 class Wrapped:
-    """Is found by workers; what it holds is not."""
+    """A model whose class workers find; that of what it holds they do not."""
 
     def __init__(self, model) -> None:
         self.model = model

@@ -187,7 +187,7 @@ def test_a_forgotten_trainer_closes_itself():
 
 
 class Remover(Callback):
-    """Does once what a cleaner does, and perhaps publishes something else under the name."""
+    """Removes the files once, as a cleaner does, and perhaps publishes something else under the name."""
 
     def __init__(self, name, *, publishes):
         self.name, self.publishes, self.other = name, publishes, None

@@ -47,7 +47,7 @@ class MappedFile:
 
     @property
     def _end(self) -> int:
-        """Where the last of its bytes ends in the file."""
+        """The offset in the file at which the last of its bytes ends."""
         last = sum((length - 1) * max(stride, 0) for length, stride in zip(self.shape, self.strides, strict=True))
         return self.offset + last + self.dtype.itemsize if 0 not in self.shape else 0
 

@@ -28,7 +28,7 @@ __all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
 
 
 class _Drawn:
-    """What a sampler gives in each epoch: the same for the same seed and epoch, also where training is resumed."""
+    """The items that a sampler gives in each epoch: the same for the same seed and epoch, also if resumed."""
 
     def __init__(self, sampler: Any, checked: Callable[[Any], Any], limit: int | None) -> None:
         self._sampler, self._checked, self._limit = sampler, checked, limit
@@ -96,7 +96,7 @@ class SampledBatches:
         self._batches: list[list[int]] = []
 
     def begin(self, seed: int, *, limit: int | None, replay: bool) -> None:
-        """A training begins, or ``replay``: is resumed, which takes so many batches of each epoch at most."""
+        """Begin a training, or resume one if ``replay``. It takes at most ``limit`` batches of each epoch."""
         self._seed = seed
         self._drawn = _Drawn(self._sampler, lambda batch: list(map(self._index, batch)), limit)
         if replay:
