@@ -424,7 +424,7 @@ class _TorchReplica(Replica):
             return self._random_in_evaluation(*self._seeded(rng, compute))
 
     def predict(self, params: Any, x: Any) -> Any:
-        """See Replica. What the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
+        """See Replica. Returns what the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
         inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), _tensor)
 
         def compute() -> Any:
@@ -483,8 +483,8 @@ class _Buffer:
 
 
 def _predicted(outputs: Any, name: str) -> Any:
-    """A module's outputs as arrays of their own: dicts stay dicts, tuples and lists are tuples. Of an object with
-    attributes, as Hugging Face's models give it, it is what has a row per example; the only one by itself."""
+    """Return a module's outputs as arrays of their own: dicts stay dicts, tuples and lists are tuples. An object with
+    attributes, as Hugging Face's models give it, is a dict of those with a row per example; a single one by itself."""
     if isinstance(outputs, torch.Tensor):
         array: NDArray[Any] = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy().copy()
         return array
@@ -522,7 +522,7 @@ _replicas: weakref.WeakSet[_TorchReplica] = weakref.WeakSet()
 
 
 def _free_replicas() -> None:
-    """In a child that was just forked: the threads that used them may not be there."""
+    """Free the replicas in a child that was just forked: the threads that used them may not be there."""
     for replica in list(_replicas):
         replica._in_use = threading.RLock()
 
@@ -595,7 +595,7 @@ def _weighted(losses: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _check_apart(trained: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> None:
-    """Raises ValueError if a parameter that is trained shares memory with another one, or with a buffer: in place, the
+    """Raise ValueError if a parameter that is trained shares memory with another one, or with a buffer: in place, the
     optimizer would change both, and here each has memory of its own."""
     arrays = [(name, array, name in trained) for name, array in (others | trained).items() if array.size]
     spans = sorted((*byte_bounds(array), index) for index, (_, array, _) in enumerate(arrays))
@@ -622,7 +622,7 @@ def _overlap(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _array_of(what: str, tensor: torch.Tensor, *, copied: bool = False) -> NDArray[Any]:
-    """Its memory, or a copy. Raises TypeError for one that NumPy cannot have, ValueError for one without memory."""
+    """Return its memory, or a copy. Raises TypeError if NumPy cannot have it, ValueError if it has no memory."""
     if nn.parameter.is_lazy(tensor):
         raise ValueError(f"{what}: it has no shape yet; run one batch through the module before it is trained")
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:

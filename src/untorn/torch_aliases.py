@@ -112,7 +112,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[int, int]:
-    """The addresses of its first byte, and after its last one. torch has no negative strides."""
+    """Return the addresses of its first byte, and after its last one. torch has no negative strides."""
     elements = 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + elements * tensor.element_size()
 

@@ -90,7 +90,7 @@ def copied(
 
 
 def pickler_of(base: Any, model: Any) -> Any:
-    """A class of picklers, derived from pickle's or cloudpickle's, for a model with a hollow module."""
+    """Return a class of picklers, derived from pickle's or cloudpickle's, for a model with a hollow module."""
 
     class ModulePickler(base):  # type: ignore[misc]  # of a class that is known at run time
         def reducer_override(self, value: Any) -> Any:
@@ -149,7 +149,7 @@ class _Here(pickle.Pickler):
         return self._places[id(value)][0]
 
     def _made(self, value: Any) -> Any:
-        """The copy, or None for what goes into the stream."""
+        """Return the copy, or None for a value that goes into the stream."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, np.ndarray):
@@ -263,7 +263,7 @@ def _is_parametrized(module: nn.Module) -> bool:
 
 
 def _parametrized(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """A bare module of a class like those that register_parametrization makes."""
+    """Return a bare module of a class like those that register_parametrization makes."""
     module = base.__new__(base)
     parametrize._inject_new_class(module)
     for name in names:
@@ -303,7 +303,7 @@ def _copies_itself(module: nn.Module) -> bool:
 
 
 def _members(module: nn.Module) -> dict[int, Any]:
-    """The modules and tensors that make it up, by id."""
+    """Return the modules and tensors that make it up, by id."""
     return {id(member): member for member in [*module.modules(), *_tensors(module)]}
 
 
@@ -329,7 +329,7 @@ def _reaches(value: Any, members: dict[int, Any], *, among: int = 10_000) -> boo
 
 
 def hooks_of(module: nn.Module) -> Hooks:
-    """The functions on gradients that its parameters have."""
+    """Return the functions on gradients that its parameters have."""
     return [(parameter, *hooks) for parameter in module.parameters() if any(hooks := _hooks_on(parameter))]
 
 
@@ -361,7 +361,7 @@ def recompute(module: nn.Module) -> None:
 
 
 def one_number(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of this shape and dtype on one number of memory."""
+    """Return a tensor of this shape and dtype, all of whose elements are one number in memory."""
     return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 

@@ -95,7 +95,7 @@ def _with_the_default(seed: int, function: Callable[[], _T]) -> _T:
 
 
 class _NeedsDefaultError(BaseException):
-    """No except clause of a model is to catch it."""
+    """Raised through models: a BaseException, so that no except clause of a model catches it."""
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """To say yes imports torch's compiler, which takes seconds, and nothing is compiled here."""
+        """Return False: True imports torch's compiler, which takes seconds, and nothing is compiled here."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -124,7 +124,7 @@ _with_generator: dict[Any, Any] = {}
 
 
 def _taking_a_generator(operation: Any) -> Any:
-    """The same operation with an argument for a generator: itself, or one of its overloads."""
+    """Return the same operation with an argument for a generator: itself, or one of its overloads."""
     if operation not in _with_generator:
         names = [argument.name for argument in operation._schema.arguments]
         packet = operation.overloadpacket
@@ -142,7 +142,7 @@ def _taking_a_generator(operation: Any) -> Any:
 
 @contextmanager
 def _default_watched() -> Iterator[None]:
-    """Raises _NeedsDefaultError at the end if this thread called a method of the default generator. It does so, too,
+    """Raise _NeedsDefaultError at the end if this thread called a method of the default generator. It does so, too,
     where a profiler runs: Python has room for one, and looking takes it."""
     if sys.getprofile() is not None:
         raise _NeedsDefaultError
@@ -163,7 +163,7 @@ def _default_watched() -> Iterator[None]:
 
 
 def generators_of(modules: Iterable[torch.nn.Module]) -> list[Any]:
-    """The generators of random numbers, of torch, NumPy and Python, that these have as attributes."""
+    """Return the generators of random numbers, of torch, NumPy and Python, that these have as attributes."""
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
     found = {id(part): part for module in modules for part in vars(module).values() if isinstance(part, kinds)}
     return list(found.values())

@@ -249,7 +249,7 @@ def _take_categorical(value: Any) -> Parts:
 
 
 def _check_codes(*found: Any) -> None:
-    """The form of codes that pandas is told not to look at. Their numbers are bytes inside an array: nobody checks."""
+    """Check the form of codes that pandas is told not to check. Their numbers, bytes in an array, stay unchecked."""
     for codes in found:
         if not (isinstance(codes, np.ndarray) and codes.ndim == 1 and codes.dtype.kind == "i"):
             raise ValueError("expected codes of whole numbers, along one axis")
@@ -398,7 +398,7 @@ _BY_TYPE: dict[str, tuple[type, _Take, _Put]] = {
 
 
 def _along_one_axis(put: _Put) -> _Put:
-    """Compiled code of pandas believes that arrays have one axis, and reads beside one that has none."""
+    """Check for one axis: compiled code of pandas believes that arrays have one, and reads beside one that has none."""
 
     def checked(meta: Any, parts: dict[str, Any]) -> Any:
         for name, part in parts.items():

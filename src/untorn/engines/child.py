@@ -78,7 +78,7 @@ class ChildProcess:
 
     @property
     def exitcode(self) -> int | None:
-        """As subprocess gives it: negative for a signal. None while it runs, and if somebody else took it."""
+        """The exit code as in subprocess: negative for a signal. None while it runs, and if somebody else took it."""
         return self._exitcode
 
     @property

@@ -63,7 +63,7 @@ def can_import(name: str) -> bool:
 
 
 def why_not(name: str) -> str:
-    """Why a worker cannot import it, after its name."""
+    """Return why a worker cannot import it, after its name."""
     if name in ("__main__", "__mp_main__"):
         return (
             "a worker process cannot import what is defined in the main program: that is interactive, or its file is "

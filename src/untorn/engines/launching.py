@@ -92,7 +92,7 @@ def _authkey() -> bytes | None:
 
 
 def _descriptor_of_the_tracker() -> int | None:
-    """Of this process's multiprocessing.resource_tracker, if one runs."""
+    """Return the descriptor of this process's multiprocessing.resource_tracker; None if none runs."""
     module = sys.modules.get("multiprocessing.resource_tracker")
     fd = None if module is None else module._resource_tracker._fd
     if isinstance(fd, int) and fd > 2:
@@ -104,7 +104,7 @@ def _descriptor_of_the_tracker() -> int | None:
 
 @contextmanager
 def _memory_file(content: bytes) -> Iterator[int]:
-    """A descriptor of a file with this content."""
+    """Give a descriptor of a file with this content, for the block."""
     fd = keep(os.memfd_create("untorn-start", os.MFD_CLOEXEC))
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -117,8 +117,8 @@ def _memory_file(content: bytes) -> Iterator[int]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """No handler of this thread raises between the start of a process and its being known. The worker has this mask
-    until it sets its own."""
+    """Block signals, so that no handler of this thread raises between the start of a process and its being known. The
+    worker has this mask until it sets its own."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield

@@ -275,7 +275,7 @@ class ProcessEngine(Engine):
         self._leaving.clear()
 
     def forget(self) -> None:
-        """In a forked child: the workers and their jobs are its parent's."""
+        """Forget the workers and their jobs in a forked child: they are its parent's."""
         processes, self._processes = self._processes, {}
         for process in processes.values():
             process.forget()
@@ -308,8 +308,8 @@ def _worker(main: WorkerMain, index: int, address: Address, problem: Exception |
 
 
 def worker_variables(threads: int) -> dict[str, str]:
-    """The environment of a worker process, on top of this process's own: BLAS libraries and malloc read theirs when
-    they are loaded."""
+    """Return the environment of a worker process, on top of this process's own: BLAS libraries and malloc read theirs
+    when they are loaded."""
     unless_set = _MALLOC_VARIABLES | {"JAX_PLATFORMS": "cpu"}  # or else each worker takes a share of every GPU
     others = {key: value for key, value in unless_set.items() if key not in os.environ}
     # JAX takes other algorithms, with other last bits, where it has one thread alone; the serial engine has several

@@ -38,7 +38,7 @@ def runs_main() -> bool:
 
 
 def run(start: dict[str, Any]) -> None:
-    """Be the worker that ``start``, which Launcher made, describes."""
+    """Run the worker that ``start``, which Launcher made, describes."""
     _is_worker.set()
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C goes to all processes of a terminal
     sys.argv[:] = start["argv"] or [""]  # runpy replaces the first one
@@ -64,7 +64,7 @@ def _be_a_process_of(start: dict[str, Any]) -> None:
 
 
 def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
-    """Run the server's main program, as multiprocessing would; what went wrong."""
+    """Run the server's main program, as multiprocessing would; return what went wrong."""
     if program is None:
         return None
     kind, name = program

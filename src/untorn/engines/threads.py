@@ -39,8 +39,9 @@ _NESTED_S = 10.0
 
 @contextmanager
 def threads_limited(threads: int) -> Iterator[None]:
-    """Inside, BLAS libraries and PyTorch, where it is loaded, use this number of threads. Blocks while other threads
-    are inside with another number. Raises RuntimeError if they do not get ready for one that is inside already."""
+    """Have BLAS libraries and PyTorch, where it is loaded, use this number of threads in the block. Blocks while other
+    threads are inside with another number. Raises RuntimeError if they do not get ready for one that is inside
+    already."""
     libraries = _libraries()
     with ExitStack() as stack:
         torch = sys.modules.get("torch")
@@ -85,7 +86,7 @@ class _Turns:
 
     @contextmanager
     def taken(self, threads: int, libraries: list[Any]) -> Iterator[None]:
-        """Inside, these libraries have this number of threads."""
+        """Give these libraries this number of threads in the block."""
         me = threading.get_ident()
         with self._lock:
             aside = None
@@ -135,7 +136,7 @@ class _Turns:
             )
 
     def _leave(self, me: int, times: int | None = None) -> int:
-        """Leave once, or for now altogether; how many times that was."""
+        """Leave once, or for now altogether; return how many times that was."""
         inside = self._inside.pop(me, 0)
         if times is not None and inside > times:
             self._inside[me] = inside - times
@@ -153,7 +154,7 @@ class _Turns:
             _set(library, threads)
 
     def only_this_thread(self) -> None:
-        """In a child that was just forked: the other threads are not there any more."""
+        """Forget the other threads in a child that was just forked: they are not there any more."""
         self._lock, self._waiting = threading.RLock(), 0
         self._changed = threading.Condition(self._lock)
         me = threading.get_ident()
@@ -177,7 +178,7 @@ class _Listed:
 
 
 def _libraries() -> tuple[Any, ...]:
-    """Those that are loaded, as threadpoolctl knows them. Looking for them takes a millisecond."""
+    """Return the libraries that are loaded, as threadpoolctl knows them. Looking for them takes a millisecond."""
     if _Listed.modules == len(sys.modules) and time.monotonic() < _Listed.when_s + _LIST_AGE_S:
         return _Listed.libraries
     try:
@@ -213,8 +214,8 @@ def _set(library: Any, threads: int) -> None:
 
 @contextmanager
 def _mkl_of_torch_limited(torch: Any, threads: int) -> Iterator[None]:
-    """PyTorch has an MKL inside, which threadpoolctl does not see. It follows OpenMP, but in threads that were told a
-    number with torch.set_num_threads()."""
+    """Limit the MKL inside PyTorch, which threadpoolctl does not see. It follows OpenMP, but in threads that were
+    told a number with torch.set_num_threads()."""
     set_local = _mkl_set_num_threads_local(torch.__file__)
     if set_local is None:
         yield

@@ -48,7 +48,7 @@ _NOT_EXTRA = (*_PLAIN, "msg", "args", "exc_info", "message", "asctime", "taskNam
 
 
 class LogReceiver:
-    """The server's end."""
+    """The server's end of the sockets, which receives the log records."""
 
     def __init__(self) -> None:
         ours, theirs = (keep_socket(each) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
@@ -110,7 +110,7 @@ def levels_here() -> dict[str, Any]:
 
 
 def set_levels(levels: dict[str, Any]) -> None:
-    """In a worker: log what the server would. Does nothing unless records are sent there."""
+    """Log in this worker what the server would. Does nothing unless records are sent there."""
     if not any(isinstance(handler, _Sender) for handler in logging.root.handlers):
         return  # the program has set up the logging of workers itself
     logging.root.setLevel(levels["root"])
@@ -121,7 +121,7 @@ def set_levels(levels: dict[str, Any]) -> None:
 
 
 def send_logs_to(fd: int) -> None:
-    """In a worker: send records to the server, through this descriptor."""
+    """Send this worker's records to the server, through this descriptor."""
     os.set_inheritable(fd, False)
     logging.root.addHandler(_Sender(socket.socket(fileno=fd)))
 
@@ -160,7 +160,7 @@ class _Sender(logging.Handler):
         return False
 
     def _message(self, record: logging.LogRecord) -> bytes:
-        """The record as JSON, with its message and its traceback as text. What is too long is cut."""
+        """Return the record as JSON, with its message and its traceback as text. Text that is too long is cut."""
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         document: dict[str, Any] = {name: getattr(record, name, None) for name in _PLAIN}

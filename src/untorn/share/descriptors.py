@@ -21,7 +21,7 @@ FIRST = 3
 
 
 def keep(fd: int) -> int:
-    """The same file under a number that may be kept. Takes ``fd`` over."""
+    """Return a descriptor of the same file with a number that may be kept. Takes ``fd`` over."""
     if fd >= FIRST:
         return fd
     try:
@@ -31,7 +31,7 @@ def keep(fd: int) -> int:
 
 
 def keep_socket(found: socket.socket) -> socket.socket:
-    """The same for a socket, which is taken over: whether it blocks does not change."""
+    """Do the same for a socket, which is taken over: whether it blocks does not change."""
     if found.fileno() >= FIRST:
         return found
     timeout_s = found.gettimeout()
@@ -41,7 +41,7 @@ def keep_socket(found: socket.socket) -> socket.socket:
 
 
 def opener(path: str, flags: int) -> int:
-    """For open(..., opener=opener)."""
+    """Open a file for open(..., opener=opener), under a number that may be kept."""
     return keep(os.open(path, flags | os.O_CLOEXEC, 0o666))
 
 
@@ -54,7 +54,7 @@ class _Filling:
         self.filled: list[int] = []
 
     def begin(self, *, inherited: bool) -> None:
-        self.inside += 1  # first: who comes in between and leaves must not close what this one opens
+        self.inside += 1  # first: a call that comes in between and leaves must not close what this one opens
         try:
             while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < FIRST:
                 self.filled.append(fd)
@@ -82,8 +82,8 @@ os.register_at_fork(after_in_child=_filling.__init__)  # type: ignore[misc]
 
 @contextlib.contextmanager
 def standard_streams(*, inherited: bool = False) -> Iterator[None]:
-    """Inside, the numbers 0 to 2 are taken: those that are free lead to /dev/null, for what others open to get higher
-    ones. ``inherited``: so they do in programs that are started meanwhile."""
+    """Keep the numbers 0 to 2 taken in the block: those that are free lead to /dev/null, so that what others open gets
+    higher ones. ``inherited``: so they do in programs that are started meanwhile."""
     with _filling.lock:
         _filling.begin(inherited=inherited)
     try:

@@ -57,7 +57,7 @@ def no_file(error: OSError, path: str) -> FormatError | None:
 
 
 def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> None:
-    """Raises FormatError or PermissionError unless this file, opened at ``path``, may be used.
+    """Raise FormatError or PermissionError unless this file, opened at ``path``, may be used.
 
     Args:
         fd: the file.
@@ -103,7 +103,7 @@ def _never_is(path: str, kind: str) -> FormatError:
 
 
 def _folder_owner(path: str, status: os.stat_result) -> int | None:
-    """The owner of the directory that has this file under this name; None if others may write there as well."""
+    """Return the owner of the directory that has this file by this name; None if others may write there as well."""
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

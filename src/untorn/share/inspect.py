@@ -266,8 +266,8 @@ class ChannelState:
 
 
 def read_text(fd: int, offset: int, nbytes: int) -> bytes:
-    """So many bytes of text there; none at all if it is no text. Text has no zero byte, and the hole of a sparse file
-    begins with one: so this takes no more memory than the file does, whatever the size that was asked for."""
+    """Read ``nbytes`` bytes of text there; return none at all if it is no text. Text has no zero byte, and the hole of
+    a sparse file begins with one: so this takes no more memory than the file does, whatever size is asked for."""
     pieces = []
     while nbytes > 0:
         try:

@@ -257,21 +257,21 @@ _Build = Callable[[Any], Any]
 
 
 def items_of(found: Any) -> list[Any]:
-    """A list. Raises TypeError for anything else."""
+    """Return a list unchanged. Raises TypeError for anything else."""
     if not isinstance(found, list):
         raise TypeError(f"expected a list, found {_shown(found)}")
     return found
 
 
 def name_of(found: Any) -> str:
-    """A str. Raises TypeError for anything else."""
+    """Return a str unchanged. Raises TypeError for anything else."""
     if not isinstance(found, str):
         raise TypeError(f"expected a string, found {_shown(found)}")
     return found
 
 
 def count_of(found: Any) -> int:
-    """An int from 0 on. Raises TypeError or ValueError for anything else."""
+    """Return an int from 0 on unchanged. Raises TypeError or ValueError for anything else."""
     if type(found) is not int:  # a bool is none
         raise TypeError(f"expected a number of bytes or elements, found {_shown(found)}")
     if not 0 <= found <= _MAX_NBYTES:
@@ -340,7 +340,7 @@ class Decoder:
             self._private.pop(id(exporter), None)
 
     def _private_memory(self, exporter: Any) -> Any:
-        """One copy for a version, and not one for each value in it: threads may make two, either serves."""
+        """Return one copy for a version, and not one for each value in it: threads may make two, either serves."""
         made = self._private.get(id(exporter))
         if made is None:
             made = self._private[id(exporter)] = private_memory(exporter)
@@ -409,7 +409,7 @@ class Decoder:
         return build
 
     def _take(self, offset: int, nbytes: int) -> None:
-        """The next leaf lies there. Leaves lie in the order of the tree, so no byte is two leaves'."""
+        """Check that the next leaf may lie there. Leaves lie in the order of the tree, so no byte is two leaves'."""
         if offset < self._end or nbytes > self.slot_nbytes - offset:
             raise FormatError(
                 f"{path_of(self._at)}: a leaf at bytes {offset} to {offset + nbytes} lies outside its version of "
@@ -463,7 +463,7 @@ class Decoder:
 
 
 def _nbytes_of(dtype: np.dtype[Any], extent: tuple[int, ...], steps: tuple[int, ...] | None) -> int:
-    """The bytes of an array, which has no gaps and no element twice. Raises ValueError if there is no such array."""
+    """Return the size of an array without gaps and repeated elements. Raises ValueError if there is no such array."""
     if max(1, dtype.itemsize) * math.prod(filter(None, extent)) > _MAX_NBYTES:
         raise ValueError(f"no array has the shape {_shown(extent)}")  # compiled code multiplies what is beside a 0 too
     nbytes = dtype.itemsize * math.prod(extent)
@@ -497,7 +497,7 @@ _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|[SUV]\d{1,10}|
 
 
 def read_dtype(described: Any) -> np.dtype[Any]:
-    """The dtype that a schema describes; it has no objects. Raises TypeError or ValueError if it describes none."""
+    """Return the dtype that a schema describes; it has no objects. Raises TypeError or ValueError if there is none."""
     return np.lib.format.descr_to_dtype(_as_descr(described))
 
 

@@ -79,7 +79,7 @@ class NameKeeper:
             self.restore()
 
     def restore(self) -> None:
-        """The names do not lead here any more: make the channel findable again, and say so in a RuntimeWarning.
+        """Make a channel findable again whose names do not lead here any more, and say so in a RuntimeWarning.
 
         Raises BrokenChannelError, changing nothing, if another channel has the name, or if what is durable is gone.
         """
@@ -128,7 +128,7 @@ class NameKeeper:
         _warn(message)
 
     def _find_again(self) -> str:
-        """Returns what has become of the name."""
+        """Make the channel findable again; return what has become of the name."""
         try:
             if self._files.folder == storage.default_path():
                 storage.default_directory()  # systemd removes it as well
@@ -142,7 +142,7 @@ class NameKeeper:
             return _not_found(error)
         self._attachment.set_named(False)  # it stays without; from here on look() looks after the signpost
         if self._signpost is None:
-            self._look_at = 0.0  # somebody was faster: the next version finds out who
+            self._look_at = 0.0  # somebody was faster: the next version finds out
         return "New readers find it again, for as long as this publisher lives"
 
     def _leads_here(self) -> bool:
@@ -165,14 +165,14 @@ class NameKeeper:
         self._attachment.set_named(False)
 
     def unlink(self) -> None:
-        """The publisher gives its name up."""
+        """Give the publisher's name up."""
         self._unlinked = True
         self._give_up()
         if self._files.is_same_file(self._named().control_fd):
             self._files.unlink()
 
     def close(self) -> None:
-        """The publisher ends. What can outlive it keeps the name; a signpost goes."""
+        """End with the publisher. A channel that can outlive it keeps the name; a signpost is removed."""
         self._closed = True
         self._give_up()
         if self._signpost is not None:
@@ -214,7 +214,7 @@ def signpost_target(control_fd: int, label: str) -> Address | None:
 
 
 def _warn(message: str) -> None:
-    """As if the caller of this package had done it."""
+    """Warn as if the caller of this package had done it."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1

@@ -107,7 +107,7 @@ _READERS = {
 
 
 def meaning(error: _core.StatusError, label: str) -> UntornError:
-    """The error for people that a status of the core stands for."""
+    """Return the error for people that a status of the core stands for."""
     kind, text = _MEANINGS.get(error.args[0], (UntornError, f": the core failed ({error.args[0]})"))
     return kind(f"channel {label!r}{text}")
 
@@ -119,14 +119,14 @@ def shortage(error: _core.StatusError | OSError) -> str:
 
 
 def labelled(error: OSError, label: str) -> OSError:
-    """The same error, with the channel's name in it, and what to do where that is known."""
+    """Return the same error, with the channel's name in it, and what to do where that is known."""
     number = error.errno or 0
     remedy = _DESCRIPTORS.get(number)
     return OSError(number, f"{os.strerror(number)}: {remedy}" if remedy else os.strerror(number), label)
 
 
 def remedied(error: OSError, path: str) -> OSError:
-    """The same error; with what to do, where it is about this process's descriptors."""
+    """Return the same error; with what to do, where it is about this process's descriptors."""
     return labelled(error, path) if error.errno in _DESCRIPTORS else error
 
 
@@ -160,7 +160,7 @@ def unreadable(error: OSError, label: str, path: str) -> OSError:
 
 
 def unmappable(nbytes: int, what: str, number: int) -> CapacityError:
-    """The error for a process that has no memory left for a mapping of ``nbytes``."""
+    """Return the error for a process that has no memory left for a mapping of ``nbytes``."""
     return CapacityError(
         f"{what} needs {nbytes:,} bytes of address space, and this process cannot map them ({os.strerror(number)}); "
         "see its limits (ulimit -v, vm.max_map_count), or let old snapshots go"

@@ -336,7 +336,7 @@ class Publisher:
                 self._is_writing = False
 
     def _check_turn(self, what: str) -> None:
-        """One thread writes at a time; a second waits for the lock, but the same thread may not begin twice."""
+        """Raise BusyError if this thread is writing already. A second thread waits for the lock instead."""
         self._check_open()
         if self._is_writing:
             raise BusyError(
@@ -345,7 +345,7 @@ class Publisher:
             )
 
     def _check_open(self) -> None:
-        """A signal handler may have closed this in the middle of a version, or forked and gone on as the child."""
+        """Raise an error if a signal handler closed this in the middle of a version, or if this is a forked child."""
         if self._open().forked:
             raise forked_error(self._label)
 

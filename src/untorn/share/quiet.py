@@ -28,7 +28,7 @@ os.register_at_fork(after_in_child=_turn.__init__)  # type: ignore[misc]
 
 @contextmanager
 def silenced(message: str = "", category: type[Warning] = Warning) -> Iterator[None]:
-    """Inside, warnings of this category whose text begins with ``message``, a regular expression, are not shown."""
+    """Hide warnings of this category whose text begins with ``message``, a regular expression, in the block."""
     with _turn.lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message, category)
         yield

@@ -441,7 +441,7 @@ def _completed(files: Files, claim: _core.Attachment) -> bool:
     killed half-way."""
     if not files.is_same_file(claim.control_fd):
         return False  # unlinked, and perhaps made anew, while we waited for the lock
-    # From here on the names are ours: who gives or removes them has the lock.
+    # From here on the names are ours: a process that gives or removes them has the lock.
     try:
         data_fd = _open_own(files, files.data)
     except FileNotFoundError:
@@ -520,7 +520,7 @@ def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | 
 
 
 def _error_of(error: _core.StatusError | OSError, label: str) -> Exception:
-    """The core's error as one that names the channel."""
+    """Return the core's error as one that names the channel."""
     if isinstance(error, OSError):
         return labelled(error, label)
     if error.args[0] == "format":
@@ -551,12 +551,12 @@ def open_channel(
 
 
 def _reason(error: OSError) -> str:
-    """Why a process's descriptor does not lead to a channel, where it is more than that it is not there."""
+    """Return why a process's descriptor does not lead to a channel; empty if it is just not there."""
     return "" if error.errno in (None, errno.ENOENT, errno.ENOTDIR) else os.strerror(error.errno or 0)
 
 
 def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "") -> ChannelNotFoundError:
-    """The error for a channel that is at none of these places."""
+    """Return the error for a channel that is at none of these places."""
     where = places[0][0] if places else "nowhere"
     if reason:
         where += f": {reason}"
@@ -571,8 +571,8 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
 
 
 def _open_named(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
-    """A channel by its two names. Between opening one and the other a successor may have taken them over: that pair is
-    mixed, and opened again. One that is there in the directory comes back unchanged."""
+    """Open a channel by its two names. Between opening one and the other a successor may have taken them over: that
+    pair is mixed, and opened again. One that is there in the directory comes back unchanged."""
     deadline = time.monotonic() + _MIXED_S
     before, same = None, 0
     for attempt in range(1, _MIXED_TRIES + 1):
@@ -605,8 +605,8 @@ def _open_for(role: int, path: str, flags: int, label: str) -> int:
 
 
 def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
-    """A channel by descriptors of a process. The numbers may have been used again, one or both, and the pid too: so
-    whatever is not the channel of this id is FileNotFoundError."""
+    """Open a channel by descriptors of a process. The numbers may have been used again, one or both, and the pid too:
+    raises FileNotFoundError for whatever is not the channel of this id."""
     try:
         control_fd = _open(control, os.O_RDWR)
         try:

@@ -103,7 +103,7 @@ class _Attached:
 
 
 def schema_of(hold: _core.Hold) -> bytes:
-    """The schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
+    """Return the schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
     try:
         return hold.schema()
     except _core.StatusError:
@@ -137,8 +137,8 @@ def _attach(address: Address) -> _Attached:
 
 
 def _unless_copied(known: _Attached, address: Address) -> _Attached:
-    """The channel that is known by this id, unless the address leads to another one with the same: somebody copied the
-    files of one, and both went on."""
+    """Return the channel that is known by this id, unless the address leads to another one with the same: somebody
+    copied the files of one, and both went on."""
     with contextlib.suppress(UntornError, OSError):  # gone, or another channel has the name now
         if address.leads_elsewhere(known.attachment):
             attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
@@ -148,7 +148,8 @@ def _unless_copied(known: _Attached, address: Address) -> _Attached:
 
 
 def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
-    """A channel without a version is a signpost to one that lost its files, or its making or removal was cut short."""
+    """Follow a channel without a version to the one it is a signpost to, which lost its files. Raises
+    ChannelNotFoundError if it is none: its making or removal was cut short."""
     target = signpost_target(signpost.control_fd, address.label)
     if target is not None:
         with contextlib.suppress(ChannelNotFoundError):
@@ -172,7 +173,7 @@ def _keep(attached: _Attached) -> None:
 
 
 def _drop_oldest(table: dict[Any, Any], most: int) -> None:
-    """Leave the newest ``most`` entries."""
+    """Remove all but the newest ``most`` entries."""
     if len(table) > most:
         for key in list(table)[:-most]:
             table.pop(key, None)

@@ -243,8 +243,8 @@ def _check_key(key: Any, path: tuple[str, ...]) -> None:
 
 
 def _class_detail(cls: type, names: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    """A reader finds the class again by module and name, so it must be there under that name; and it makes instances
-    without calling any code of theirs."""
+    """Describe a class for readers. A reader finds it again by module and name, so it must be there under that name;
+    and it makes instances without calling any code of theirs."""
     if class_at(cls.__module__, cls.__qualname__) is not cls:
         raise UnsupportedTypeError(
             f"{path_of(path)}: the class {cls.__module__}.{cls.__qualname__} cannot be imported by that name; "
@@ -259,8 +259,8 @@ def _class_detail(cls: type, names: tuple[str, ...], path: tuple[str, ...]) -> t
 
 
 def class_at(module: str, qualname: str) -> type | None:
-    """The class of that name in a module that was imported; None if there is none. Runs no code of the module, so that
-    one which imports what it is asked for imports nothing."""
+    """Return the class of that name in a module that was imported; None if there is none. Runs no code of the module,
+    so that one which imports what it is asked for imports nothing."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, "__dict__", {}).get(part)

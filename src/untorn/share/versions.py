@@ -123,11 +123,11 @@ class Versions:
 
     @property
     def layout(self) -> Layout | None:
-        """Of the newest version; None before the first."""
+        """The layout of the newest version; None before the first."""
         return self._known().layout
 
     def _known(self) -> _Known:
-        """What is known about the newest version; the last step of publishing one may not have come to it."""
+        """Return what is known about the newest version; the last step of publishing one may not have come to it."""
         version = self.attachment.version
         if self._coming.version <= version:
             self._known_or_past = self._coming
@@ -347,7 +347,7 @@ class Versions:
             time.sleep(0.0005)
 
     def _lose_newest(self) -> None:
-        """Somebody shortened the data file. A version that is whole replaces what is lost, in space that is new."""
+        """The data file was shortened: note it. A version that is whole replaces what is lost, in space that is new."""
         self._newest_is_lost = True
         self._contents.clear()
 

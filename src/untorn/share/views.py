@@ -21,8 +21,8 @@ def array_over(
     offset: int,
     strides: tuple[int, ...] | None = None,
 ) -> NDArray[Any]:
-    """A view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is. Raises
-    FormatError for one of a board that its memory does not have."""
+    """Return a view of the exporter's memory, which stays mapped while the array lives; writable if the exporter is.
+    Raises FormatError for one of a board that its memory does not have."""
     buffer: Any = exporter  # NumPy's stubs know no user-defined buffers before Python 3.12
     if isinstance(exporter, _core.Board) and strides is None:  # where it lies is read from shared memory
         nbytes = np.dtype(dtype).itemsize * (shape if isinstance(shape, int) else math.prod(shape))

@@ -267,14 +267,14 @@ class _Watcher:
             self._versions.pop(attachment, None)
 
     def _give_up(self) -> list[_Waiter]:
-        """Forget all, after a failure; who waited."""
+        """Forget all waiters, after a failure; return those there were."""
         waiters = [waiter for group in self._waiters.values() for waiter in group]
         self._waiters.clear()
         self._versions.clear()
         return waiters
 
     def _nudge_all(self, waiters: list[_Waiter]) -> None:
-        """These, and who came until ``_serving`` was given up and so began no thread."""
+        """Nudge these, and those that came until ``_serving`` was given up and so began no thread."""
         while self._inbox:
             waiters.append(self._inbox.popleft())
         for waiter in waiters:

@@ -138,7 +138,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     tensors[_RECORDS] = records
     document = dataclasses.asdict(progress)
     if not progress.late:
-        del document["late"]  # so that those can read it who do not know of late batches
+        del document["late"]  # so that versions that do not know of late batches can read it
     text = json.dumps({"format": FORMAT, **document, "tensors": _contents(tensors)})
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
@@ -271,7 +271,7 @@ def _parse(file: tensorfile.TensorFile) -> tuple[Progress, dict[str, tuple[np.dt
 
 
 def _read_contents(tensors: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
-    """The inverse of _contents()."""
+    """Return the inverse of _contents()."""
     contents = {}
     for name, said in tensors.items():
         dtype, shape, checksum = items_of(said)
@@ -280,7 +280,7 @@ def _read_contents(tensors: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tu
 
 
 def _read_progress(document: dict[str, Any]) -> Progress:
-    """Raises TypeError, ValueError or the like unless the document is what write() writes."""
+    """Return the progress in a document. Raises TypeError, ValueError or the like unless it is as write() writes it."""
     for name, wanted in get_type_hints(Progress).items():
         if name in document and not _is_a(document[name], wanted):
             raise TypeError(f"{name} is {document[name]!r:.80}")
@@ -300,7 +300,7 @@ def _read_progress(document: dict[str, Any]) -> Progress:
 
 
 def _is_a(value: Any, wanted: Any) -> bool:
-    """JSON makes no other types than these; a bool is no number here, and a whole float may be written as an int."""
+    """Return whether a value from JSON is of this type. A bool is no number; a whole float may be written as an int."""
     choices = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
     kinds = [get_origin(choice) or choice for choice in choices]
     if isinstance(value, bool):
@@ -313,7 +313,7 @@ def _is_a(value: Any, wanted: Any) -> bool:
 def _check_stored(
     path: Path, name: str, stored: tensorfile.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> None:
-    """Raises FormatError unless the tensor, or its bytes, is what _storable() makes of such an array."""
+    """Raise FormatError unless the tensor, or its bytes, is what _storable() makes of such an array."""
     nbytes = dtype.itemsize * math.prod(shape)
     if (stored.dtype, stored.shape) not in ((dtype, shape), (np.dtype(np.uint8), (nbytes,))) or not dtype.itemsize:
         raise FormatError(

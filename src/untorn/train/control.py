@@ -199,7 +199,7 @@ class Control:
             self._poller.register(accepted, select.POLLIN)
 
     def _refuse(self, accepted: socket.socket, uid: int) -> None:
-        """Another user gets an answer, if there is room for it at once, and nothing else."""
+        """Answer another user that this is refused, if there is room for it at once; do nothing else."""
         with accepted, contextlib.suppress(OSError):
             accepted.send(_error(PermissionError(_not_yours(self.name, os.geteuid(), uid))))
 
@@ -281,7 +281,7 @@ def _listen(name: str) -> socket.socket | None:
 
 
 def _who_holds(name: str) -> str:
-    """Why the name of a job is taken."""
+    """Return why the name of a job is taken."""
     uid = _listener_uid(_address(name))
     if uid is not None and uid not in (_ROOT, os.geteuid()):
         return f"user {uid} has taken its address, as every user may; another name is another address"
@@ -417,8 +417,8 @@ def running_jobs() -> list[str]:
 
 
 def _listener_uid(address: bytes) -> int | None:
-    """The user who listens there, by the kernel's word; None if nobody does any more. One whose queue is full cannot be
-    told, and counts as this user: ask() finds out."""
+    """Return the user who listens there, by the kernel's word; None if nobody does any more. One whose queue is full
+    cannot be told, and counts as this user: ask() finds out."""
     with keep_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         connection.setblocking(False)
         try:
@@ -438,7 +438,8 @@ def _listed(table: bytes, prefix: bytes) -> list[str]:
 
 
 def _listens(flags: bytes) -> bool:
-    """An address may have a newline in it, so a row may be anything that another user chose."""
+    """Return whether these flags are those of a listener. An address may have a newline in it, so a row may be anything
+    that another user chose."""
     try:
         return bool(int(flags, 16) & _LISTENS)
     except ValueError:
@@ -470,7 +471,8 @@ def _connect(connection: socket.socket, name: str, deadline: float) -> None:
 
 
 def _received(connection: socket.socket, deadline: float) -> bytes:
-    """Up to and with the newline; without one, the other side is gone, or goes on and on. Raises TimeoutError."""
+    """Receive up to and with the newline; without one, the other side is gone, or goes on and on. Raises
+    TimeoutError."""
     received = bytearray()
     while b"\n" not in received[-65536:] and len(received) <= ANSWER_NBYTES:
         left_s = deadline - time.monotonic()

@@ -40,7 +40,7 @@ Reduction = tuple[Any, ...]
 
 
 class Absent:
-    """In place of an object that belongs to another process. Using it raises RuntimeError with this message."""
+    """Stands in for an object that belongs to another process. Using it raises RuntimeError with this message."""
 
     def __init__(self, message: str) -> None:
         self.__dict__["message"] = message
@@ -133,7 +133,7 @@ def _cached(function: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _remade_file(file: Any) -> Reduction | None:
-    """Its path, and where it stands. None for what has no path, is closed, or is no file."""
+    """Return how to open the file again, by its path and position. None if it has no path, is closed, or is no file."""
     for name in _STREAMS:
         if file is getattr(sys, name, None) or file is getattr(sys, f"__{name}__"):
             return _stream, (name,)

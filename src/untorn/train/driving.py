@@ -58,7 +58,7 @@ class Driver(ABC):
         return min(self.steps, self.made - self.first)
 
     def settled(self) -> bool:
-        """May a checkpoint be taken? Where not, no new work is begun until go_on()."""
+        """Return whether a checkpoint may be taken. If not, no new work is begun until go_on()."""
         return True
 
     @property
@@ -67,11 +67,11 @@ class Driver(ABC):
         return self.board.step >= self.until
 
     def pending(self, made: int) -> list[int]:
-        """When ``made`` steps of the epoch are made and no more follow: the batches, from 0, that others overtook."""
+        """Return the batches, from 0, that others overtook, if no more follow after ``made`` steps of the epoch."""
         return []
 
     def go_on(self) -> None:  # noqa: B027 - most have nothing to go on with
-        """The version to be saved is pinned."""
+        """Go on with new work: the version to be saved is pinned."""
 
 
 class EveryStep(Driver):
@@ -171,7 +171,7 @@ class Lanes(Driver):
 
     @property
     def at_rest(self) -> bool:
-        """See Driver. Here the server alone publishes."""
+        """See Driver. Here only the server publishes."""
         return True
 
     def pending(self, made: int) -> list[int]:

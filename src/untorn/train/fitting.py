@@ -85,7 +85,7 @@ class _Piece(NamedTuple):
 
 
 def _rest_of(fit: Fit) -> _Piece | None:
-    """An epoch, or what is left of one; None if that is nothing but its end."""
+    """Return an epoch, or what is left of one; None if that is nothing but its end."""
     assert fit.data is not None
     examples = len(rest_of(np.arange(fit.examples), fit.batch_size, fit.part))
     return _Piece(fit.data, examples, min(fit.batch_size, examples)) if examples else None
@@ -220,7 +220,7 @@ class _Epoch:
     learning_rate: float = math.nan
 
     def place(self, version: int) -> tuple[int, list[int]]:
-        """With weights of this version: how many steps are made, and which batches are late."""
+        """Return how many steps are made with weights of this version, and which batches are late."""
         if self.run is None:
             return self.begun, self.late
         made = version - self.run.version
@@ -231,11 +231,11 @@ class _Epoch:
         return self.run.before + made, sorted(late)
 
     def _batch(self, index: int) -> int:
-        """The number in the epoch of a batch that this fit was to do: the late ones, and then those that follow."""
+        """Return the number in the epoch of a batch of this fit: first the late ones, and then those that follow."""
         return self.late[index] if index < len(self.late) else self.begun + index
 
     def measured(self, version: int) -> tuple[list[str], NDArray[np.float64]]:
-        """With weights of this version: what was measured, and the names of the metrics."""
+        """Return the names of the metrics, and what was measured up to weights of this version."""
         if self.run is None or version == self.run.version:
             return self.names, self.rows
         return self.run.log.names, self.run.log.until(version - self.run.version)
@@ -260,7 +260,7 @@ def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
 
 
 def _keep_place(trainer: Trainer, fit: Fit, error: BaseException) -> None:
-    """An error, or Ctrl-C, has ended fit: if it was inside an epoch, save() and the next fit() go on from there."""
+    """Keep the place where an error or Ctrl-C ended fit inside an epoch: save() and the next fit() go on from it."""
     if not fit.inside_epoch or fit.epoch is None:
         return
     version = fit.running.weights.version

@@ -130,7 +130,7 @@ class FrameworkModel(ABC):
         """The same model without its values, which the workers find in the version: this is what is sent to them."""
 
     def pickler(self, base: Any) -> Any:
-        """A class derived from this class of picklers, pickle's or cloudpickle's, that can pickle for_workers()."""
+        """Return a class that derives from this pickler, pickle's or cloudpickle's, and can pickle for_workers()."""
         return base
 
     @abstractmethod

@@ -46,7 +46,7 @@ class Form:
     rows: tuple[tuple[tuple[int, ...], Any], ...]
 
     def checked(self, answer: Any, where: str) -> list[Any]:
-        """The parts of another chunk's answer. Raises ValueError unless they are like the first's."""
+        """Return the parts of another chunk's answer. Raises ValueError unless they are like the first's."""
         parts, tree = flattened(answer)
         if tree != self.tree:
             raise ValueError(
@@ -84,7 +84,7 @@ class Form:
         return ends
 
     def built(self, parts: list[Any]) -> Any:
-        """The answer that has these parts."""
+        """Return the answer that has these parts."""
         return _built(self.tree, parts.__getitem__)
 
 

@@ -25,7 +25,7 @@ __all__ = ["payload_of"]
 
 
 def payload_of(job: Any, *, number: int, board_path: str, model: Any, threads: int, within: int = 0) -> dict[str, Any]:
-    """The payload. Raises TypeError for a model that cannot be sent."""
+    """Return the payload. Raises TypeError for a model that cannot be sent."""
     derive = model.pickler if isinstance(model, FrameworkModel) else None
     return {
         "number": number,

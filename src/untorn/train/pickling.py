@@ -29,7 +29,7 @@ Derive = Callable[[Any], Any]
 
 
 def pickled(what: str, value: Any, *, otherwise: str, derive: Derive | None = None) -> bytes:
-    """The pickle of this value for workers.
+    """Return the pickle of this value for workers.
 
     Args:
         what: how an error calls it.
@@ -44,7 +44,7 @@ def pickled(what: str, value: Any, *, otherwise: str, derive: Derive | None = No
 def pickled_apart(
     what: str, value: Any, *, otherwise: str, reduce: Callable[[Any], Any]
 ) -> tuple[bytes, list[NDArray[np.uint8]]]:
-    """The same, with the memory of large parts beside it: views. ``reduce`` is as pickle's reducer_override."""
+    """Return the same, with the memory of large parts beside it: views. ``reduce`` is as pickle's reducer_override."""
 
     def derive(base: Any) -> Any:
         class Reducing(base):  # type: ignore[misc]  # of a class that is known at run time

@@ -44,7 +44,7 @@ class Records:
         return self._named()[0]
 
     def _named(self) -> tuple[list[str], list[int]]:
-        """The names, and the columns of examples, loss and each of the names."""
+        """Return the names, and the columns of examples, loss and each of the names."""
         if self._known is None:
             names = metric_names(self._board)
             own = {name: column for name, column in self._own.items() if name not in names}
@@ -85,7 +85,7 @@ class Records:
 
 
 def means_of(rows: NDArray[np.float64], names: list[str]) -> dict[str, float]:
-    """Means over the examples of an epoch, from all its rows, as Records.until() gives them."""
+    """Return the means over the examples of an epoch, from all its rows, as Records.until() gives them."""
     # not from sums kept until now: the same rows in one piece give the same bits, wherever the epoch was cut
     examples = rows[:, 0]
     means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()

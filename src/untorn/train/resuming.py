@@ -33,7 +33,7 @@ class Part(NamedTuple):
     data: DataRef | None = None
 
     def with_rate(self, changed: float | None) -> Part:
-        """The same, if the learning rate is still what it was. One that was set since then counts for the rest."""
+        """Return this part, for the same learning rate. A rate that was set since then counts for the rest."""
         settings = self.progress.settings
         if settings["learning_rate"] == changed:
             return self
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return self._replace(progress=dataclasses.replace(self.progress, settings=settings, rate_of_epoch=changed))
 
     def why_not(self, cut: dict[str, int], data: Any) -> str:
-        """Why an epoch that was left in this process cannot go on with this data; empty if it can."""
+        """Return why an epoch that was left in this process cannot go on with this data; empty if it can."""
         then = {name: self.progress.settings.get(name) for name in cut}
         if then != cut:
             return f"it was begun with {_listed(then)}, and this fit has {_listed(cut)}"

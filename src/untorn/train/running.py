@@ -223,12 +223,12 @@ class Running:
             return
 
     def _version_nbytes(self) -> int:
-        """Room for a version of what the board writes to. From the table: there may be no memory to map one."""
+        """Return the room for a version of the board's target. From the table: there may be no memory to map one."""
         attachment = self.target._open()
         return next(capacity for slot, _, capacity, _, _ in attachment.slots() if slot == attachment.latest_slot)
 
     def no_mapping(self, board: _core.Board) -> CapacityError:
-        """The error for a step that every worker has refused again and again."""
+        """Return the error for a step that every worker has refused again and again."""
         nbytes = self._version_nbytes()
         return CapacityError(
             f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
@@ -254,7 +254,7 @@ class Running:
         return os.getpid() != self.owner
 
     def close(self) -> None:
-        """End the workers, and remove the weights' channel. In a forked copy of the process that trains: nothing."""
+        """End the workers, and remove the weights' channel. Does nothing in a forked copy of the training process."""
         if self.is_copy:
             return
         if self.control is not None:

@@ -196,7 +196,7 @@ def _checkpoints(directory: Path) -> dict[int, Path]:
 
 
 def _locked(directory: Path) -> int:
-    """A descriptor that holds the directory's lock until it is closed, or this process ends, whatever it forked."""
+    """Return a descriptor that holds the directory's lock until it is closed or this process ends, even after forks."""
     fd = keep(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Reads a safetensors file, and believes nothing that it says.
+"""Read a safetensors file, and believe nothing that it says.
 
 ::
 
@@ -76,7 +76,7 @@ class TensorFile:
     _fd: int
 
     def read(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of one tensor, in memory of their own. Raises FormatError if the file has become shorter."""
+        """Return the bytes of one tensor, in memory of their own. Raises FormatError if the file has become shorter."""
         tensor = self.tensors[name]
         made = np.empty(tensor.nbytes, np.uint8)
         if _read_into(self._fd, made, tensor.start) < tensor.nbytes:
@@ -86,9 +86,9 @@ class TensorFile:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TensorFile]:
-    """The file at ``path``, for as long as the block runs. Raises FormatError, naming the file and what is wrong with
-    it, and OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for who writes to a pipe
+    """Open the file at ``path``, for as long as the block runs. Raises FormatError, naming the file and what is wrong
+    with it, and OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for the writer of a pipe
         raise FormatError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; expected a checkpoint")
     fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     try:

@@ -370,7 +370,7 @@ class Trainer:
         fit.saver.finish()
 
     def _part_of(self, fit: Fit, data: Any) -> Part | None:
-        """The epoch that is half done, if this fit goes on with it. Raises ValueError if it was loaded, and cannot."""
+        """Return the half-done epoch, if fit goes on with it. Raises ValueError if it was loaded and cannot go on."""
         if self._part is None:
             return None
         part = self._part.with_rate(self._rate.changed)
@@ -581,7 +581,7 @@ class Trainer:
             raise ClosedError("this trainer was closed while it trained" if self._fit else "this trainer is closed")
 
     def _check_owner(self) -> None:
-        """Raises ClosedError in a forked copy of the process that trains."""
+        """Raise ClosedError in a forked copy of the process that trains."""
         if self._open is not None and self._open.is_copy:
             raise ClosedError(
                 f"this trainer is process {self._open.owner}'s, and this process was forked from it: here its weights "

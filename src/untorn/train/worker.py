@@ -299,8 +299,8 @@ def open_board(path: str) -> _core.Board:
 
 
 def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None:
-    """The life of a worker process: take part in every job that the server publishes, until it is gone. ``problem``
-    came before, and is what each of them fails with."""
+    """Run a worker process: take part in every job that the server publishes, until the server is gone. If there is a
+    ``problem``, which came before, each job fails with it."""
     desk, done = _Desk(index, jobs, problem), 0
     own_pid = os.getpid()
     while os.getpid() == own_pid:  # a copy of it that the model forked, and that came back here, has nothing to do

@@ -39,7 +39,7 @@ class Source(Reader):
         return epoch_order(seed, epoch, self.examples) if shuffle else np.arange(self.examples)
 
     def replay(self) -> None:
-        """Be, in a training that is resumed, where one that never stopped would be."""
+        """Go, in a resumed training, to where one that never stopped would be."""
 
     @abstractmethod
     def shared(self, *, max_readers: int, local: bool) -> AbstractContextManager[SharedData]:

@@ -32,7 +32,7 @@ class MappedFile:
     strides: tuple[int, ...]
 
     def open(self) -> NDArray[Any]:
-        """The array, read-only. Raises OSError if the file is gone, is another one now, or has become shorter."""
+        """Return the array, read-only. Raises OSError if the file is gone, is another one now, or became shorter."""
         with open(self.path, "rb") as file:
             found = os.fstat(file.fileno())
             changed = (

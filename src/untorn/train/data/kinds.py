@@ -86,14 +86,14 @@ def _has_batches_of_its_own(loader: Any) -> bool:
 
 
 def _examples_of(what: str, loader: Any) -> Source:
-    """All examples of a DataLoader's dataset."""
+    """Return all examples of a DataLoader's dataset."""
     if _collate_of(loader) is None and _is_torch(loader.dataset, "TensorDataset"):
         return ArraySource(what, loader.dataset.tensors)
     return ItemSource(what, loader.dataset, _collate_of(loader))
 
 
 def _collate_of(loader: Any) -> Any:
-    """The collate_fn, if it is the user's."""
+    """Return the collate_fn, if it is the user's."""
     return None if getattr(loader.collate_fn, "__module__", "").startswith("torch.utils.data") else loader.collate_fn
 
 

@@ -40,7 +40,7 @@ class _Drawn:
         self._next = 0
 
     def of(self, seed: int, epoch: int) -> list[Any]:
-        """The items of this epoch; epochs are asked for in their order."""
+        """Return the items of this epoch; epochs are asked for in their order."""
         if self._next is None:
             self._next = epoch
         while self._next <= epoch:
@@ -124,7 +124,7 @@ class Chosen:
 
 
 def choice_of(what: str, sampler: Any, batches: bool, examples: int) -> list[int]:
-    """The indices that a sampler, or a batch_sampler, chooses, where no epoch is."""
+    """Return the indices that a sampler, or a batch_sampler, chooses outside any epoch."""
     index = _index_below(what, sampler, examples)
     with _keyed(0, 0):
         found = list(sampler)
@@ -155,12 +155,12 @@ def _index_below(what: str, sampler: Any, examples: int) -> Callable[[Any], int]
 
 
 def _keyed(seed: int, epoch: int) -> AbstractContextManager[None]:
-    """Inside, the global random numbers are keyed by these, and afterwards they are as before."""
+    """Key the global random numbers by these in the block; afterwards they are as before."""
     return _core.Block(_keyed_steps(seed, epoch))
 
 
 def _keyed_steps(seed: int, epoch: int) -> Iterator[None]:
-    """The global random numbers of torch (if it is imported), NumPy and Python are keyed by these, then as before."""
+    """Key the global random numbers of torch (if it is imported), NumPy and Python by these, then restore them."""
     torch = sys.modules.get("torch")
     words = np.random.SeedSequence((seed, epoch)).generate_state(4)
     with turn():

@@ -19,7 +19,7 @@ __all__ = ["received", "sendable"]
 
 
 def sendable(what: str, value: Any) -> list[NDArray[np.uint8]]:
-    """The value as arrays of bytes: the pickle first. Raises TypeError saying why it cannot be sent."""
+    """Return the value as arrays of bytes: the pickle first. Raises TypeError saying why it cannot be sent."""
     otherwise = "open files, connections and the like in __getitem__, or use engine='serial'"
     stream, apart = pickled_apart(f"{what}: the dataset", value, otherwise=otherwise, reduce=_reduced)
     return [np.frombuffer(stream, np.uint8), *apart]

@@ -62,9 +62,9 @@ class Stream:
         return isinstance(self._batches, Iterator)
 
     def windows(self, epoch: int, *, skip: int, late: Collection[int] = (), behind: int = 0) -> Iterator[Window]:
-        """The windows of an epoch, without ``skip`` batches, which are its first ones but for those that are ``late``,
-        nor the ``behind`` that come before it. Raises ValueError or TypeError for batches that do not fit, and whatever
-        the iterable raises."""
+        """Yield the windows of an epoch, without ``skip`` batches, which are its first ones but for those that are
+        ``late``, and without the ``behind`` that come before it. Raises ValueError or TypeError for batches that do not
+        fit, and whatever the iterable raises."""
         set_epoch = getattr(self._batches, "set_epoch", None)
         if callable(set_epoch):  # as samplers and datasets of PyTorch and Hugging Face have it
             set_epoch(epoch)
