@@ -16,7 +16,7 @@ def mount(kind: str, target, *, options: str = "", flags: int = 0) -> None:
 
 
 def own_mounts() -> None:
-    """From here on, what this process mounts is seen by nobody else, and goes with it."""
+    """Hide what this process mounts from now on from all others; the mounts end with it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "no mount name space of one's own")

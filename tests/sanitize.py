@@ -1,4 +1,4 @@
-"""Runs the tests of share on an extension that is built under sanitizers.
+"""Run the tests of share on an extension that is built under sanitizers.
 
     python tests/sanitize.py address [PYTEST ARGUMENTS]    AddressSanitizer and UndefinedBehaviorSanitizer
     python tests/sanitize.py thread [PYTEST ARGUMENTS]     ThreadSanitizer: the tests with threads
@@ -83,7 +83,7 @@ def built(kind: str) -> Path:
 
 
 def environment(kind: str, place: Path) -> dict[str, str]:
-    """Of the tests' processes."""
+    """Return the environment of the tests' processes."""
     libraries = []
     for name in PRELOADED[kind]:
         asked = [CC, f"-print-file-name={name}"]

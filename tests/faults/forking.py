@@ -103,7 +103,7 @@ class Fork(Callback):
 
 
 class Count(Callback):
-    """What was told, in the process that trains and in others."""
+    """Counts epochs, and notes for each end of training whether it is in the process that trains."""
 
     def __init__(self, folder: str) -> None:
         self.file = os.path.join(folder, "told")

@@ -30,7 +30,7 @@ Action = Callable[[], object]
 
 
 def at_every_line(call: Action, action: Action, seen: set[Any] | None = None) -> int:
-    """How often the action ran. ``seen``: lines that were done before, to be done no more."""
+    """Return how often the action ran. ``seen``: lines that were done before, to be done no more."""
     seen = set() if seen is None else seen
     before = len(seen)
 
@@ -104,7 +104,7 @@ class _Garbage:
 
 
 def in_finalizers(call: Action, action: Action) -> int:
-    """How often the action ran. Raises the first error of one."""
+    """Return how often the action ran. Raises the first error of one."""
     errors: list[BaseException] = []
     counter = [0]
     thresholds = gc.get_threshold()

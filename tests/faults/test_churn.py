@@ -33,7 +33,7 @@ READS = 250
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """In memory, where names change fastest."""
+    """A folder in memory, where names change fastest."""
     folder = f"/dev/shm/untorn-churn-{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(folder, 0o700)
     yield folder
@@ -151,7 +151,7 @@ def _publish(pipe, folder, seed):
 
 
 def _killed(pipe, folder, seed):
-    """Have a publisher killed at some moment, again and again."""
+    """Kill a publisher at some moment, again and again."""
     rng = np.random.default_rng(seed)
     kills = 0
     while not pipe.has_message():

@@ -76,7 +76,7 @@ def expect(kind, number, action):
 
 
 def kind_of(number: int) -> type[Exception]:
-    """What the lack of something is, and what any other failure is."""
+    """Return the error for a lack of something, or that for any other failure."""
     lack = number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
     return CapacityError if lack else type(OSError(number, ""))
 

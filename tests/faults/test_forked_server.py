@@ -28,7 +28,7 @@ def run(folder: Path, engine: str, place: str, ending: str) -> list:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """Of sync training, and of async training, which is then sync training with one shard."""
+    """The results of sync training, and of async training, which is then sync training with one shard."""
     return {engine: run(tmp_path_factory.mktemp(engine), engine, "nowhere", "exit") for engine in ("serial", "async")}
 
 

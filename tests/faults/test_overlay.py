@@ -77,7 +77,7 @@ def test_a_reader_that_came_before_the_file_was_copied_up(tmp_path):
 
 
 def _many(pipe, where):
-    """In other processes as well, and through what was handed over."""
+    """Read in other processes as well, and through what was handed over."""
     publisher = untorn.publish(np.ones(1000), name="c", directory=where)
     readers = [start(_read, untorn.subscribe(given)) for given in (where / "c", publisher)]
     for child in readers:

@@ -123,7 +123,7 @@ def predict(pipe, reaped, folder) -> None:
 
 
 def measuring_takes_long() -> None:
-    """Of this process alone: evaluations are worth the way to the workers."""
+    """Have this process, and no other, find that evaluations are worth the way to the workers."""
     from untorn.train import measuring
 
     measuring._WORTH_S = 0.0

@@ -1,4 +1,4 @@
-"""Whatever untorn call is interrupted by another one of the same thread: none hangs, none damages a version.
+"""An untorn call that another one of the same thread interrupts does not hang and damages no version.
 
 A signal handler, a finalizer that the garbage collector runs, and a fork can come between any two steps of a call. Here
 they do come, before every line (interruptions.py says how), and call untorn themselves. Each test runs in a child
@@ -285,7 +285,7 @@ def _forks(folder, every, first):
 
 @pytest.mark.parametrize("forks", [30, pytest.param(300, marks=pytest.mark.soak)])
 def test_forks_while_another_thread_is_inside(tmp_path, forks):
-    """Wherever that one is, in Python or in C, the child can go on: the thread is not there, and holds nothing."""
+    """The child can go on wherever that thread is, in Python or in C: the thread is not there, and holds nothing."""
     calls = in_a_child(_forks_beside, tmp_path, forks)
     print(f"{forks} forks while a thread made {calls} calls")
     assert calls >= forks

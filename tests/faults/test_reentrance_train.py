@@ -60,7 +60,7 @@ class World:
         self.trainer.close()
 
     def looks(self):
-        """What a status page does."""
+        """Look at the trainer, as a status page does."""
         trainer = self.trainer
         with trainer.snapshot() as snapshot:
             assert snapshot.value["w"].shape == (3,)

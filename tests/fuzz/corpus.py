@@ -98,13 +98,13 @@ FOUND: dict[str, dict[str, bytes]] = {
 
 
 def frozen_parts(data: dict[Any, Any]) -> list[bytes]:
-    """Of a FrozenDict: index, entries, blob and documents."""
+    """Return the parts of a FrozenDict: index, entries, blob and documents."""
     parts = FrozenDict(data).parts()
     return [bytes(memoryview(parts[name])) for name in ("index", "entries", "blob", "documents")]
 
 
 def frozen_input(parts: list[bytes]) -> bytes:
-    """As the target of FrozenDicts takes them."""
+    """Join the parts as the target of FrozenDicts takes them."""
     return struct.pack("<3I", *map(len, parts[:3])) + b"".join(parts)
 
 

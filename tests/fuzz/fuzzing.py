@@ -1,4 +1,4 @@
-"""Runs the fuzz targets in Python, each for a time.
+"""Run the fuzz targets in Python, each for a time.
 
     python tests/fuzz/fuzzing.py [--seconds 60] [TARGET ...]
     python tests/fuzz/fuzzing.py --changes 100 --seed 7 [TARGET ...]      the corpus, and N changes of each input

@@ -79,7 +79,7 @@ def frozen(data: bytes) -> None:
 
 
 def _taken(items: Any) -> list[Any]:
-    """What an iterator has until it fails, or ends."""
+    """Return what an iterator yields until it fails, or ends."""
     taken = []
     with contextlib.suppress(*ANSWERS):
         taken.extend(iter(items))

@@ -29,7 +29,7 @@ CLEAR_DATA, CLEAR_CONTROL, UNLINK_DATA, UNLINK_CONTROL = "clear data", "clear co
 
 
 class Process(NamedTuple):
-    """Where it is, and which channel's control and data file it has open."""
+    """The step it is at, and the channels whose control and data file it has open."""
 
     pc: str = IDLE
     control: int | None = None
@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """What the control file of one says."""
+    """The contents of a channel's control file."""
 
     locked: bool = True
     naming: bool = True
@@ -254,7 +254,7 @@ def _released(state: State, process: Process) -> State:
 
 
 class Slots(NamedTuple):
-    """What the two descriptor numbers lead to, (part, channel) or None; and what the reader has opened."""
+    """The file that each of the two descriptor numbers leads to, (part, channel) or None; and those the reader has."""
 
     numbers: tuple[tuple[str, int] | None, tuple[str, int] | None]
     reader: tuple[str, tuple[str, int] | None, tuple[str, int] | None]

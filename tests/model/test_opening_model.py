@@ -58,7 +58,7 @@ def test_mutant_a_reader_that_does_not_compare() -> None:
 
 
 def test_mutant_a_publisher_that_opens_first_and_does_not_compare() -> None:
-    """What it looks at once it has the lock is the control name alone."""
+    """Once it has the lock, it looks only at the control name."""
     assert_broken(
         Names(publisher_compares=False, locks_first=False, cleanings=1, strict=False),
         "a publisher has the control file of",

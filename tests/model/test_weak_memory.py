@@ -180,7 +180,7 @@ def test_updates_lose_nothing() -> None:
 
 
 def test_a_release_goes_on_through_an_update() -> None:
-    """What reads the update sees what came before the release that the update read."""
+    """A thread that reads the update sees what came before the release that the update read."""
     writer, adder, reader = Thread("writer"), Thread("adder"), Thread("reader")
     writer.store("data", 1, RELAXED)
     writer.store("flag", 1, RELEASE)

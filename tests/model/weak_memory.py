@@ -105,7 +105,7 @@ class Thread:
         self.steps.append(("jump", label, condition))
 
     def sleep(self, word: Any, value: Any) -> None:
-        """As the kernel does: fall asleep, if the newest value is this one, in one step."""
+        """Fall asleep, as in the kernel, if the newest value is this one, in one step."""
         self.steps.append(("sleep", word, value))
 
     def wake(self) -> None:

@@ -136,7 +136,7 @@ class Outcome:
 
     @classmethod
     def of(cls, error: BaseException | None) -> Outcome:
-        """What an error was, without keeping it."""
+        """Return what an error was, without keeping it."""
         from untorn import UntornError
 
         if error is None:
@@ -152,7 +152,7 @@ class Outcome:
         return outcome
 
     def add(self, text: str) -> None:
-        """What the error says, or something that belongs to it."""
+        """Add what the error says, or something that belongs to it."""
         self.texts.append(text)
         self.numbers += map(int, re.findall(r"\[Errno (\d+)\]", text))
 
@@ -164,7 +164,7 @@ class Outcome:
 
 
 def broken(outcome: Outcome, error: int, call: str) -> list[str]:
-    """How this outcome breaks the contract; ``error`` is 0 where no call failed."""
+    """Return how this outcome breaks the contract; ``error`` is 0 where no call failed."""
     problems = []
     said = f"{outcome.kind}: {' / '.join(outcome.texts)}"
     if outcome.descriptors:

@@ -138,7 +138,7 @@ def half(stage: Stage, missing: str) -> None:
 
 
 def without_nameless_files(stage: Stage) -> None:
-    """As on a file system that has no O_TMPFILE."""
+    """Behave as on a file system that has no O_TMPFILE."""
     real = os.open
 
     def refusing(path: Any, flags: int, *args: Any, **rest: Any) -> int:
@@ -477,7 +477,7 @@ def fork_and_look(stage: Stage, state: Any) -> None:
 
 @contextlib.contextmanager
 def exiting() -> Iterator[None]:
-    """In a forked child: end it here, with status 1 if the block raised."""
+    """End a forked child after the block, with status 1 if the block raised."""
     status = 1
     try:
         yield

@@ -97,7 +97,7 @@ class _Witness:
         self.version = whole(self._snapshot)
 
     def held(self) -> None:
-        """What it held is what it was."""
+        """Check that the version it holds is unchanged."""
         assert np.array_equiv(self._view, self.version), f"a held view of version {self.version} changed"
         assert whole(self._snapshot) == self.version
 

@@ -60,7 +60,7 @@ class Sweep:
 
 
 def serve(pipe: Any) -> None:
-    """In a process of its own: do the sweeps that come through the pipe, and say before each victim what comes."""
+    """Do the sweeps that come through the pipe, in a process of its own, and say before each victim what comes."""
     while True:
         pipe.put(sweep(*pipe.get(), progress=pipe.put))
 
@@ -84,7 +84,7 @@ def swept(
     limit: int,
     progress: Callable[[str], None],
 ) -> Sweep:
-    """Have ``one`` victim after the other hit, each elsewhere; it returns what became of it, and what was wrong."""
+    """Hit one victim after the other, each elsewhere. ``one`` returns what became of it, and what was wrong."""
     found, rng = Sweep(name), random.Random(seed)
     one(counting)  # loads what is loaded at first use
     gc.collect()
@@ -160,7 +160,7 @@ def one(operation: Operation, plan: Plan, base: Path) -> tuple[Run, list[str]]:
 
 
 def judged(plan: Plan, run: Run) -> list[str]:
-    """What the victim itself has to say."""
+    """Return what is wrong with how the victim ended, and with what it told."""
     if run.ended == tracer.HUNG:
         return [f"hung in {run.call}"]
     if run.ended == tracer.DIED and not (plan.follow_child and run.signal == signal.SIGABRT and run.call == "mmap"):

@@ -152,7 +152,7 @@ def _compile(arguments: list[str], input: str | None = None) -> str:
 
 
 def obstacle() -> str:
-    """Why this system does not let a process trace its child; empty if it does."""
+    """Return why this system does not let a process trace its child; empty if it does."""
     victim = Victim(lambda: None, lambda state: None)
     try:
         victim.prepare()
@@ -165,7 +165,7 @@ def obstacle() -> str:
 
 
 def extension_text() -> tuple[int, int]:
-    """Where the machine code of the C extension lies in this process, and in those that it forks."""
+    """Return where the machine code of the C extension lies in this process, and in those that it forks."""
     from untorn import _core
 
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -177,7 +177,7 @@ def extension_text() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """In a victim: the part that the tracer counts."""
+    """Mark the part of a victim that the tracer counts."""
     pid = os.getpid()
     os.kill(pid, signal.SIGUSR1)
     try:
@@ -187,7 +187,7 @@ def watched() -> Iterator[None]:
 
 
 def marked(call: Callable[..., Any]) -> Callable[..., Any]:
-    """In a victim: a function with a system call of no effect before it and after it."""
+    """Return the victim's function with a system call of no effect before it and after it."""
 
     @functools.wraps(call)
     def between_marks(*args: Any, **rest: Any) -> Any:
@@ -201,7 +201,7 @@ def marked(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stepped(call: Callable[..., Any]) -> Callable[..., Any]:
-    """In a victim: a function whose instructions the tracer counts, where the plan is about instructions."""
+    """Return the victim's function; the tracer counts its instructions if the plan is about instructions."""
 
     @functools.wraps(call)
     def counted(*args: Any, **rest: Any) -> Any:
@@ -301,7 +301,7 @@ class Victim:
             os._exit(0)
 
     def prepare(self) -> Any:
-        """Returns the message of ``first``. Raises RuntimeError if that failed."""
+        """Return the message of ``first``. Raises RuntimeError if that failed."""
         self.go()
         message = self.hear()
         if isinstance(message, Failure):
@@ -320,7 +320,7 @@ class Victim:
         os.write(self._go, b"g")
 
     def hear(self) -> Any:
-        """What it told us, or a Failure."""
+        """Return what it told us, or a Failure."""
         header = self._read(4)
         content = self._read(struct.unpack("I", header)[0]) if header is not None else None
         return Failure(f"pid {self.pid} died, or hung") if content is None else pickle.loads(content)

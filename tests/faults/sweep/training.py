@@ -78,7 +78,7 @@ TRAININGS = {
 
 
 def serve(pipe: Any) -> None:
-    """As sweeper.serve, for trainings."""
+    """Do for trainings what sweeper.serve does."""
     while True:
         how, name, base, seed, limit = pipe.get()
         pipe.put(sweep(how, name, Path(base), seed, limit, pipe.put))
@@ -127,7 +127,7 @@ def _worker_hit(victim: Victim, turnstile: Turnstile, plan: Plan) -> Run:
 
 
 def _resumed(folder: Path, digest: str) -> list[str]:
-    """What is wrong with going on from the checkpoints that are there now."""
+    """Return what is wrong with going on from the checkpoints that are there now."""
     outcome = in_a_child(partial(fit, folder, _SERIAL, {**_ALL, "resume": True}))
     if not isinstance(outcome, str):
         return [f"resuming fails: {outcome}"]
@@ -139,7 +139,7 @@ def _resumed(folder: Path, digest: str) -> list[str]:
 
 
 def in_a_child(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns in a forked process; a Failure if it raises."""
+    """Return what ``work`` returns in a forked process; a Failure if it raises."""
     child = Victim(lambda: (None, None), lambda _: work())
     try:
         child.prepare()
@@ -222,7 +222,7 @@ def _launch(name: str, call: tuple[Any, Any], **for_interpreters: Any) -> ChildP
 
 @dataclass
 class _Forked:
-    """What ChildProcess needs of a subprocess.Popen."""
+    """The part of subprocess.Popen that ChildProcess needs."""
 
     pid: int
     returncode: int | None = None
@@ -235,7 +235,7 @@ class _Forked:
 
 
 class Turnstile:
-    """Where one worker of a server becomes the victim, and waits for the tracer; the others go by.
+    """The place where one worker of a server becomes the victim, and waits for the tracer; the others go by.
 
     Made before the server is forked: its pipes are inherited by all.
     """
@@ -251,7 +251,7 @@ class Turnstile:
 
     @classmethod
     def pass_through(cls, place: str) -> None:
-        """In a worker, or in none."""
+        """Pass this place, in a worker or in another process."""
         if cls.here is not None:
             cls.here._pass(place)
 
@@ -282,6 +282,6 @@ class Turnstile:
         os.write(self._go[1], b"g")
 
     def close(self) -> None:
-        """In the sweeper."""
+        """Close the pipes, in the sweeper."""
         for fd in (*self._token, *self._announce, *self._go):
             os.close(fd)

@@ -632,7 +632,7 @@ def _read_with_other_axes(pipe, kind, holder, shape):
 @pytest.mark.parametrize("shape", [b"[]", b"[1,1]"], ids=["no axis", "two axes"])
 @pytest.mark.parametrize("kind", EXTENSION_ARRAYS)
 def test_arrays_that_have_not_one_axis_are_a_format_error(kind, holder, shape):
-    """In a process of its own: pandas would read outside the array."""
+    """Runs in a process of its own: pandas would read outside the array."""
     with start(_read_with_other_axes, kind, holder, shape) as child:
         assert "cannot be put together" in child.get()
         assert child.join() == 0

@@ -170,7 +170,7 @@ def test_a_dtype_that_no_publisher_writes(described):
 
 
 def test_leaves_that_share_bytes():
-    """Or a schema of a few kilobytes could ask for any amount of memory."""
+    """If they could, a schema of a few kilobytes could ask for any amount of memory."""
     text = ["str", 0, NBYTES]
     assert read(["list", 1, [text]]) == ["\0" * NBYTES]
     assert "not behind the leaf before it" in refused(["list", 2, [text, text]])
@@ -401,7 +401,7 @@ def test_a_sparse_tensor_whose_parts_do_not_fit(what):
 
 
 def test_values_that_are_written_to_share_one_private_copy():
-    """Or n of them would cost n times the memory of all, where there is no mapping of a channel."""
+    """Otherwise n of them would cost n times the memory of all, where there is no mapping of a channel."""
     torch = pytest.importorskip("torch")
     tensors = OrderedDict((i, torch.arange(1000.0) + i) for i in range(8))  # a value of one piece, to a FrozenDict
     found = list(FrozenDict({"a": tensors})["a"].values())

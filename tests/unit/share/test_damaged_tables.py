@@ -109,7 +109,7 @@ def test_the_last_version_number(folder):
 
 @pytest.mark.parametrize("at", [0, 8, 16, 24, 32])
 def test_a_header_that_changes_after_it_was_checked(folder, at):
-    """What was checked is what is used, whatever the memory says afterwards."""
+    """The reader uses what it checked, whatever the memory says afterwards."""
     newest, extents = table(folder)
     snapshot = untorn.subscribe(folder / "c").snapshot()
     hold = snapshot._held()

@@ -22,7 +22,7 @@ from untorn.share.inspect import ChannelView, files_of
 
 
 def low() -> list[str]:
-    """What the three numbers lead to, of those that are open."""
+    """Return what the three numbers lead to, of those that are open."""
     found = []
     for fd in range(3):
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def closed(check):
 
 
 def scribble() -> None:
-    """What C libraries do, whether the number is open or not."""
+    """Write to the three numbers as C libraries do, whether they are open or not."""
     for fd in range(3):
         with contextlib.suppress(OSError):
             os.write(fd, b"warning: something has happened\n" * 200)

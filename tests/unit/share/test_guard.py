@@ -43,7 +43,7 @@ READERS = ("subscribe", "subscribe and wait")
 
 
 def outcomes(folder) -> dict[str, str]:
-    """What each opener says, and what untorn ls and untorn gc make of the channel."""
+    """Return what each opener says, and what untorn ls and untorn gc make of the channel."""
     said = {}
     for name, opens in OPENERS.items():
         try:
@@ -276,7 +276,7 @@ def test_one_users_directory_to_root(shared):
 @as_root
 @pytest.mark.parametrize("user", [0, OTHER])
 def test_a_user_who_gives_others_the_right_to_read(shared, user):
-    """In a directory of its own: who reads there has asked for that user's files. Nobody else publishes there."""
+    """In a directory of its own: a reader there has asked for that user's files. Nobody else publishes there."""
     shared.chmod(0o755)
     os.chown(shared, NOBODY, NOBODY)
     plant(shared, NOBODY, mode=0o666)

@@ -36,7 +36,7 @@ def numbers_of(*attachments) -> list[int]:
 
 
 def wrong_of(path, numbers) -> list[str]:
-    """What has happened to the user's file and descriptors."""
+    """Return what has happened to the user's file and descriptors."""
     wrong = [] if path.read_bytes() == PRECIOUS else ["the user's file has changed"]
     for fd in numbers:
         try:

@@ -12,7 +12,7 @@ def model(params, batch, rng):
 
 
 class Look(Callback):
-    """What the workers of a trainer are told, and what a worker makes of it for whom the path leads elsewhere."""
+    """Looks at what the workers are told, and at what a worker makes of it if the path leads elsewhere."""
 
     def __init__(self, trainer, told):
         self.trainer, self.told, self.begun = trainer, told, []

@@ -172,7 +172,7 @@ def test_a_file_that_was_cut_short(kept, two):
 
 
 def test_a_file_that_is_cut_short_while_it_is_read(two, monkeypatch):
-    """As an error, and not as a signal from a mapping."""
+    """It is an error, and not a signal from a mapping."""
     read = checkpoint.tensorfile.TensorFile.read
 
     def cut(self, name):

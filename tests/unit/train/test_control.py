@@ -654,7 +654,7 @@ def test_an_error_of_another_form_is_an_error(name, said):
 
 
 def test_an_answer_that_never_ends_is_bounded(name, monkeypatch):
-    """In bytes, and in time: that it goes on saying something makes it no less late."""
+    """It is bounded in bytes, and in time: an answer that goes on and on is no less late."""
     monkeypatch.setattr(control, "ANSWER_NBYTES", 1 << 20)
     with answering(name, b"[" * 4096), pytest.raises(FormatError, match="more than 1048576 bytes"):
         ask(name, {"do": "status"}, timeout_s=60.0)

@@ -44,7 +44,7 @@ def fit(trainer, epochs, **arguments):
 
 @pytest.fixture(scope="module")
 def whole():
-    """Of three epochs in one go: the weights' digest, the optimizer's state's, and the history."""
+    """The digests of the weights and of the optimizer's state, and the history, after three epochs in one go."""
     with make() as trainer:
         history = fit(trainer, 3)
         return *digests(trainer), history.history
@@ -57,13 +57,13 @@ def digests(trainer) -> tuple[str, str]:
 
 @pytest.fixture
 def one_step_at_a_time(monkeypatch):
-    """So that callbacks of the serial engine hear of a step before the next is made."""
+    """Let callbacks of the serial engine hear of a step before the next is made."""
     advance = SerialEngine.advance
     monkeypatch.setattr(SerialEngine, "advance", lambda self, until: advance(self, min(until, self._board.step + 1)))
 
 
 class Term(BaseException):
-    """What a handler of SIGTERM raises."""
+    """Raised by a handler of SIGTERM."""
 
 
 class At(Callback):

@@ -25,7 +25,7 @@ def always_worth_it(monkeypatch):
 
 
 class ModelOutput(OrderedDict):
-    """As Hugging Face's: a dict and a dataclass, without what is None; tuples and caches beside the tensors."""
+    """Like Hugging Face's: a dict and a dataclass, without None; tuples and caches beside the tensors."""
 
     def __init__(self, **parts):
         super().__init__({name: part for name, part in parts.items() if part is not None})

@@ -129,7 +129,7 @@ def test_in_the_task_of_a_pool(method):
 
 
 def tell_facts(params, batch):
-    """Of a worker, into a file."""
+    """Write facts of a worker into a file."""
     process = multiprocessing.current_process()
     facts = {
         "method": multiprocessing.get_start_method(allow_none=True),

@@ -55,7 +55,7 @@ class Draws(nn.Module):
 
 @pytest.fixture(autouse=True)
 def deprecated():
-    """Some kinds are."""
+    """Ignore deprecation warnings: some kinds are deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

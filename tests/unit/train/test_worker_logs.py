@@ -1,4 +1,4 @@
-"""What workers log, warn of and print appears as in a program of one process."""
+"""Records, warnings and prints of workers appear as in a program of one process."""
 
 from __future__ import annotations
 
