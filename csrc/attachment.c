@@ -11,21 +11,11 @@
 #include "fork.h"
 #include "futex.h"
 #include "rows.h"
-#include "space.h"
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "slots.h"
 
 static const int64_t WAIT_SPIN_NS = 20000;
 
 /* -- open and close --------------------------------------------------------------------------------------------- */
-
-static uint64_t page_round(uint64_t nbytes)
-{
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    return (nbytes + page - 1) / page * page;
-}
 
 uint64_t attachment_control_nbytes(uint32_t max_readers)
 {
@@ -231,21 +221,6 @@ void attachment_set_naming(struct attachment *a, bool naming)
     store_release(&a->channel.control->state, naming ? CHANNEL_NAMING : CHANNEL_OPEN);
 }
 
-/* A mapping that is lent out stays until the last draft is gone: somebody kept an array of an edit that is over. */
-static void mapping_drop(struct attachment *a, unsigned slot)
-{
-    struct slot_mapping *map = &a->maps[slot];
-    struct orphan *orphan = a->loans[slot] != 0 ? malloc(sizeof *orphan) : NULL;
-    if (orphan != NULL) {
-        *orphan = (struct orphan){*map, a->loans[slot], a->orphans};
-        a->orphans = orphan;
-    } else if (map->base != NULL && a->loans[slot] == 0) {
-        munmap(map->base, map->length);
-    }
-    *map = (struct slot_mapping){0};
-    a->loans[slot] = 0;
-}
-
 static void orphan_return(struct attachment *a, const uint8_t *address)
 {
     for (struct orphan **link = &a->orphans; *link != NULL; link = &(*link)->next) {
@@ -281,36 +256,6 @@ void attachment_close(struct attachment *a)
 }
 
 /* -- slots ------------------------------------------------------------------------------------------------------ */
-
-static bool extent_is_inside(uint64_t offset, uint64_t capacity, uint64_t file_nbytes)
-{
-    return offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && offset >= sizeof(struct data_header) &&
-           offset <= file_nbytes && capacity <= file_nbytes - offset;
-}
-
-/* The extent cannot change: the caller holds the slot, or is its writer. */
-static enum status slot_map(struct attachment *a, unsigned slot)
-{
-    const struct slot_extent *extent = &a->channel.control->slots[slot];
-    uint64_t offset = load_acquire((shared_u64 *)&extent->offset);
-    uint64_t length = load_acquire((shared_u64 *)&extent->capacity);
-    struct slot_mapping *map = &a->maps[slot];
-    if (map->base != NULL && map->offset == offset && map->length == length && length != 0)
-        return STATUS_OK;
-    struct stat stat;
-    if (!descriptor_stat(a->data_fd, &a->data_file, &stat))
-        return STATUS_OS;
-    if (length < sizeof(struct slot_header) || !extent_is_inside(offset, length, (uint64_t)stat.st_size))
-        return STATUS_FORMAT;
-    mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
-    int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
-    int flags = a->forked ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED; /* see attachment_disown */
-    void *base = mmap(NULL, length, protection, flags, a->data_fd, (off_t)offset);
-    if (base == MAP_FAILED)
-        return STATUS_OS;
-    *map = (struct slot_mapping){base, offset, length};
-    return STATUS_OK;
-}
 
 /* Each field is read once, then checked, and what was checked is what everybody uses: the memory stays another's. */
 static enum status header_read(const struct slot_mapping *map, uint64_t version, struct pin *pin)
@@ -553,210 +498,4 @@ unsigned attachment_reclaim(struct attachment *attachment)
 enum status attachment_row_alive(struct attachment *a, uint32_t row, bool *alive)
 {
     return attachment_look(a, row, alive);
-}
-
-static bool slot_find(const struct control *control, uint64_t free, uint64_t least, uint64_t most, unsigned *found)
-{
-    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        uint64_t capacity = load_acquire((shared_u64 *)&control->slots[slot].capacity);
-        if ((free & slot_bit(slot)) != 0 && capacity >= least && capacity <= most) {
-            *found = slot;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Give a free slot's space back. The capacity goes first: a publisher killed here leaves a slot without space. */
-static void slot_release(struct attachment *a, unsigned slot)
-{
-    struct slot_extent *extent = &a->channel.control->slots[slot];
-    uint64_t capacity = load_relaxed(&extent->capacity);
-    if (capacity == 0)
-        return;
-    store_release(&extent->capacity, 0);
-    mapping_drop(a, slot);
-    space_release(a->data_fd, load_relaxed(&extent->offset), capacity);
-}
-
-static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
-{
-    struct control *control = a->channel.control;
-    uint64_t length = page_round(nbytes);
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t offset = channel_find_gap(control, page_round(sizeof(struct data_header)), length, page);
-    enum status status = space_reserve(a->data_fd, offset, length);
-    if (status != STATUS_OK)
-        return status;
-    store_release(&control->slots[slot].offset, offset);
-    store_release(&control->slots[slot].capacity, length);
-    if (offset + length > a->reserved_nbytes)
-        a->reserved_nbytes = offset + length;
-    status = slot_map(a, slot);
-    if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
-        (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);
-    return status;
-}
-
-/* Give back whatever of the data file behind its header belongs to no slot. The extents lie inside the file. */
-static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
-{
-    const struct slot_extent *slots = a->channel.control->slots;
-    for (uint64_t start = page_round(sizeof(struct data_header)), next; start < file_nbytes; start = next) {
-        bool covered = false;
-        next = file_nbytes;
-        for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS && !covered; slot++) {
-            uint64_t offset = load_relaxed(&slots[slot].offset), capacity = load_relaxed(&slots[slot].capacity);
-            covered = capacity != 0 && offset <= start && start < offset + capacity;
-            if (covered)
-                next = offset + capacity;
-            else if (capacity != 0 && offset > start && offset < next)
-                next = offset;
-        }
-        if (!covered)
-            space_release(a->data_fd, start, next - start);
-    }
-}
-
-/* Give up the extents that a publisher found when it came.
- *
- * After a crash of the machine the slot table may be a mixture of several moments: lines of it reach the disk in any
- * order. Then entries overlap one another, or the latest. The latest's own entry is right, since it was on the disk
- * before `latest` (a durable publisher saw to it), and so are those of slots that living readers hold: they pinned them
- * since. All others are cleared, and nothing of them is written: what this publisher reserves overlaps with no entry
- * that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a moment before
- * the crash what it holds. An entry that leaves the file can be in nobody's use. */
-static void inherited_drop(struct attachment *a, uint64_t free)
-{
-    struct stat stat;
-    if (a->inherited == 0 || !descriptor_stat(a->data_fd, &a->data_file, &stat))
-        return;
-    bool dropped = false;
-    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        struct slot_extent *extent = &a->channel.control->slots[slot];
-        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
-        bool exists = slot < a->channel.max_slots && extent_is_inside(offset, capacity, (uint64_t)stat.st_size);
-        bool empty = capacity == 0;
-        if ((a->inherited & slot_bit(slot)) == 0 || (exists && !empty && (free & slot_bit(slot)) == 0))
-            continue;
-        a->inherited &= ~slot_bit(slot);
-        if (empty)
-            continue;
-        store_release(&extent->capacity, 0);
-        mapping_drop(a, slot);
-        dropped = true;
-    }
-    if (dropped)
-        gaps_punch(a, (uint64_t)stat.st_size);
-}
-
-/* The slots that this publisher may write, or give space to. */
-static uint64_t slots_free(struct attachment *a)
-{
-    uint64_t free = ~channel_taken(&a->channel);
-    inherited_drop(a, free);
-    return free & ~a->inherited;
-}
-
-enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigned *slot)
-{
-    uint64_t free = ~channel_taken(&a->channel);
-    return slot_find(a->channel.control, free, nbytes, UINT64_MAX, slot) ? STATUS_OK : STATUS_NO_SLOT;
-}
-
-/* Somebody shortened the data file. Slots that are free and not in it any more have no space from here on. Those that are
- * held keep their entries until they are free, as inherited ones do, so that nothing is put there; the next use of their
- * bytes is a signal, which nobody can help. */
-static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
-{
-    uint64_t free = ~channel_taken(&a->channel);
-    bool lost = false;
-    a->reserved_nbytes = file_nbytes;
-    if (file_nbytes < sizeof(struct data_header)) /* else nobody could attach any more */
-        (void)attachment_format_data(a->data_fd, a->channel.control->id);
-    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        struct slot_extent *extent = &a->channel.control->slots[slot];
-        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
-        if (capacity == 0 || extent_is_inside(offset, capacity, file_nbytes))
-            continue;
-        lost |= slot == latest_slot(channel_latest(&a->channel));
-        a->inherited |= slot_bit(slot);
-        if ((free & slot_bit(slot)) == 0)
-            continue;
-        store_release(&extent->capacity, 0);
-        mapping_drop(a, slot);
-    }
-    return lost ? STATUS_TRUNCATED : STATUS_OK;
-}
-
-/* What others have done to the data file, or to its descriptor, with one system call per version. */
-static enum status data_look(struct attachment *a)
-{
-    struct stat stat;
-    if (!descriptor_stat(a->data_fd, &a->data_file, &stat))
-        return STATUS_OS;
-    if (a->role != ROLE_PUBLISHER)
-        return STATUS_OK;
-    if (a->named && stat.st_nlink == 0)
-        return STATUS_UNLINKED;
-    return (uint64_t)stat.st_size < a->reserved_nbytes ? truncated_drop(a, (uint64_t)stat.st_size) : STATUS_OK;
-}
-
-static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *slot)
-{
-    struct control *control = a->channel.control;
-    if (a->role == ROLE_PUBLISHER && a->forked)
-        return STATUS_FORKED;
-    enum status status = data_look(a);
-    if (status != STATUS_OK)
-        return status;
-    if (a->inherited == UINT64_MAX)
-        attachment_reclaim(a); /* a row may say what its owner held before a crash */
-    uint64_t free = slots_free(a);
-    bool ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
-    if (!ready && attachment_reclaim(a) != 0) { /* the dead first: memory must not grow with kills */
-        free = slots_free(a);
-        ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
-    }
-    for (unsigned other = 0; other < CHANNEL_MAX_SLOTS; other++) {
-        bool small = load_relaxed(&control->slots[other].capacity) < nbytes;
-        bool extra = other >= control->keep_slots && !(ready && other == *slot);
-        if ((free & slot_bit(other)) != 0 && (small || extra))
-            slot_release(a, other);
-    }
-    if (ready)
-        return STATUS_OK;
-    if (!slot_find(control, free, 0, 0, slot))
-        return STATUS_NO_SLOT;
-    return slot_reserve(a, *slot, nbytes);
-}
-
-enum status attachment_pick(struct attachment *a, uint64_t nbytes, unsigned *slot)
-{
-    pthread_mutex_lock(&a->lock);
-    enum status status = pick_locked(a, nbytes, slot);
-    pthread_mutex_unlock(&a->lock);
-    return status;
-}
-
-static enum status grow_locked(struct attachment *a, uint64_t nbytes)
-{
-    unsigned slot;
-    uint64_t free = ~channel_taken(&a->channel);
-    if (slot_find(a->channel.control, free, nbytes, UINT64_MAX, &slot))
-        return STATUS_OK;
-    if (attachment_reclaim(a) != 0 &&
-        slot_find(a->channel.control, ~channel_taken(&a->channel), nbytes, UINT64_MAX, &slot))
-        return STATUS_OK;
-    if (!slot_find(a->channel.control, free, 0, 0, &slot))
-        return STATUS_NO_SLOT;
-    return attachment_has_data(a) ? slot_reserve(a, slot, nbytes) : STATUS_OS;
-}
-
-enum status attachment_grow(struct attachment *a, uint64_t nbytes)
-{
-    pthread_mutex_lock(&a->lock);
-    enum status status = grow_locked(a, nbytes);
-    pthread_mutex_unlock(&a->lock);
-    return status;
 }

@@ -13,8 +13,9 @@
  *     | line i: reader i: which slots it holds    |
  *     +-------------------------------------------+
  *
- * Files and mappings are attachment.c's, locks rows.c's; nothing here makes a system call but the wake. The byte layout
- * is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and store buffers.
+ * Files and mappings are attachment.c's, space picking.c's, locks rows.c's; nothing here makes a system call but the
+ * wake. The byte layout is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and store
+ * buffers.
  */
 #ifndef UNTORN_CHANNEL_H
 #define UNTORN_CHANNEL_H
