@@ -113,8 +113,11 @@ class Files:
         return os.path.dirname(self.control)
 
     def exists(self) -> bool:
-        """Is there a channel file of this name?"""
-        return is_there(self.control)
+        """Return whether there is a channel file of this name. Raises OSError, saying what to do, if nobody can tell."""
+        try:
+            return is_there(self.control)
+        except OSError as error:
+            raise explained(error, self.label, "cannot be looked for in this directory", self.folder) from None
 
     def unlink(self) -> None:
         """Remove both names; processes that have the channel open keep it."""
