@@ -20,13 +20,13 @@ SUITE = (
     "tests/unit/share/test_patch.py",
     "tests/unit/share/test_publisher.py",
     "tests/unit/train/test_driving.py",
-    "tests/unit/train/test_callbacks_files.py",
     "tests/unit/train/test_callbacks_in_fit.py::test_an_error_ends_training_for_all_and_is_the_one_that_is_raised",
     "tests/unit/train/test_checkpoint.py::test_save_and_load",
     "tests/unit/train/test_checkpoint.py::test_another_number_of_workers_resumes[2-3]",
     "tests/conformance/test_engines.py::test_the_weights_are_those_of_the_plain_loop[mlp-serial]",
     "tests/conformance/test_engines.py::test_the_weights_are_those_of_the_plain_loop[mlp-processes-2]",
-    "tests/conformance/test_async_training.py::test_every_batch_counts_once_and_staleness_is_what_it_says",
+    "tests/conformance/test_async_training.py"
+    "::test_every_batch_counts_once_and_staleness_is_what_it_says[{'workers': 2}]",
     "tests/unit/cli/test_ls.py",
     "tests/unit/cli/test_join.py::test_join_and_leave",
 )

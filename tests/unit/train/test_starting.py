@@ -41,6 +41,16 @@ def train(model, data):
 """
 PROGRAM = PLUGIN + "\nif __name__ == '__main__':\n    print('trained', train(line, Items()))\n"
 
+POOL = (
+    PLUGIN
+    + """
+import multiprocessing, sys
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print("trained", pool.apply(train, (line, Items())))
+"""
+)
+
 
 def run(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
@@ -122,10 +132,14 @@ def train(workers: int = 1) -> int:
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=soak)])
-def test_in_the_task_of_a_pool(method):
-    """Its processes are daemonic: multiprocessing starts nothing in them."""
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply(train) == 1
+def test_in_the_task_of_a_pool(method, tmp_path):
+    """Its processes are daemonic: multiprocessing starts nothing in them.
+
+    In a program of its own: what other tests have imported here may have threads, and a fork does not take them along.
+    """
+    (tmp_path / "program.py").write_text(POOL)
+    ran = run("program.py", method, cwd=tmp_path)
+    assert ran.stdout == "trained 1\n", ran.stderr
 
 
 def tell_facts(params, batch):
