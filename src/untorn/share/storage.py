@@ -113,7 +113,7 @@ class Files:
         return os.path.dirname(self.control)
 
     def exists(self) -> bool:
-        """Return whether there is a channel file of this name. Raises OSError, saying what to do, if nobody can tell."""
+        """Return whether there is a channel file of this name. Raises OSError, with a remedy, if nobody can tell."""
         try:
             return is_there(self.control)
         except OSError as error:
