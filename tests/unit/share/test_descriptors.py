@@ -207,6 +207,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.soak  # failed once on a loaded machine
 def test_a_training_in_a_program_that_starts_without_standard_streams(tmp_path):
     """Its channels, board, checkpoints, files and sockets; and those of its workers, which may write what they like."""
     program = tmp_path / "program.py"
