@@ -443,8 +443,10 @@ def test_threads_that_come_later_have_torchs_own_number():
 
 
 def tell_blas_threads(pipe) -> None:
-@pytest.mark.soak  # forks beside JAX if other tests loaded it
     pipe.put(blas_threads())
+
+
+@pytest.mark.soak  # forks beside JAX if other tests loaded it
 def test_a_forked_child_has_the_number_of_before():
     before, inside, done = blas_threads(), threading.Event(), threading.Event()
 
