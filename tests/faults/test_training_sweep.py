@@ -28,7 +28,6 @@ def test_killed_at_system_calls(sweeper, seed, name):
     check(sweeper("kill", name, seed=seed, limit=KILLS), "killed")
 
 
-@pytest.mark.soak  # a close() that fails in a library gives EBADF
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_system_call_fails(sweeper, seed, name):
     check(sweeper("fail", name, seed=seed, limit=ERRORS), "an error")

@@ -23,7 +23,6 @@ import json
 import math
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,9 +142,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
     with _named_errors(path):
-        shutil.rmtree(scratch, ignore_errors=True)
-        if scratch.is_file():
-            scratch.unlink()
+        _remove(scratch)
         scratch.mkdir()
         try:
             with standard_streams():  # or a stray message may get into the file
@@ -154,13 +151,25 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
             _flush(scratch / "new")
             os.replace(scratch / "new", path)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
         _flush(path.parent)
 
 
 def scratch_of(path: Path) -> Path:
     """The folder in which a checkpoint is made; safetensors puts temporary files of its own beside what it writes."""
     return path.with_name(f".{path.name}.writing")
+
+
+def _remove(scratch: Path) -> None:
+    """Remove what an earlier write left, as far as that can be done. Not shutil.rmtree(): where close() fails it closes
+    the number again, and raises the error of that in place of the true one."""
+    with contextlib.suppress(OSError):
+        if scratch.is_dir():
+            for left in scratch.iterdir():
+                left.unlink()
+            scratch.rmdir()
+        else:
+            scratch.unlink()
 
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:

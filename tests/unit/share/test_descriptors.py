@@ -166,7 +166,9 @@ PROGRAM = """
         for fd in range(3):
             with contextlib.suppress(OSError):
                 os.write(fd, b"warning: something has happened\\n" * 200)
-                found.append(f"{where}: {fd} is {os.readlink(f'/proc/self/fd/{fd}')}")
+                is_at = os.readlink(f"/proc/self/fd/{fd}")
+                if where == "after" or is_at != "/dev/null":  # meanwhile a checkpoint may be written, behind /dev/null
+                    found.append(f"{where}: {fd} is {is_at}")
 
     def model(params, batch, rng):
         x, y = batch
@@ -207,7 +209,6 @@ PROGRAM = """
 """
 
 
-@pytest.mark.soak  # failed once on a loaded machine
 def test_a_training_in_a_program_that_starts_without_standard_streams(tmp_path):
     """Its channels, board, checkpoints, files and sockets; and those of its workers, which may write what they like."""
     program = tmp_path / "program.py"

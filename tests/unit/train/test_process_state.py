@@ -446,7 +446,6 @@ def tell_blas_threads(pipe) -> None:
     pipe.put(blas_threads())
 
 
-@pytest.mark.soak  # forks beside JAX if other tests loaded it
 def test_a_forked_child_has_the_number_of_before():
     before, inside, done = blas_threads(), threading.Event(), threading.Event()
 
