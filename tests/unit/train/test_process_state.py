@@ -450,7 +450,8 @@ import numpy
 from untorn.engines.threads import threads_limited
 
 def numbers():
-    return sorted((found["filepath"], found["num_threads"]) for found in threadpool_info() if found["user_api"] == "blas")
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    return sorted((info["filepath"], info["num_threads"]) for info in found)
 
 before, inside, done = numbers(), threading.Event(), threading.Event()
 
