@@ -142,7 +142,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
     with _named_errors(path):
-        _remove(scratch)
+        remove_scratch(scratch)
         scratch.mkdir()
         try:
             with standard_streams():  # or a stray message may get into the file
@@ -151,7 +151,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
             _flush(scratch / "new")
             os.replace(scratch / "new", path)
         finally:
-            _remove(scratch)
+            remove_scratch(scratch)
         _flush(path.parent)
 
 
@@ -160,7 +160,7 @@ def scratch_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
 
 
-def _remove(scratch: Path) -> None:
+def remove_scratch(scratch: Path) -> None:
     """Remove what an earlier write left, as far as that can be done. Not shutil.rmtree(): where close() fails it closes
     the number again, and raises the error of that in place of the true one."""
     with contextlib.suppress(OSError):

@@ -15,7 +15,6 @@ import fcntl
 import math
 import os
 import re
-import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,7 +121,7 @@ class Saver:
             return
         for entry in self.directory.iterdir():
             if _SCRATCH.fullmatch(entry.name):  # of a process that was killed
-                shutil.rmtree(entry, ignore_errors=True)
+                checkpoint.remove_scratch(entry)
         for at, path in sorted(_checkpoints(self.directory).items(), reverse=True):
             if at > step and not resume:
                 raise FileExistsError(
