@@ -14,7 +14,7 @@ from torch import nn
 from untorn import SGD, Trainer
 from untorn.torch import TorchModel
 from untorn.train import weights_sha256
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 BATCH = 60
 

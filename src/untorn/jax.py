@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.engines.importable import can_import
-from untorn.train.model import FrameworkModel, Gradient, Parts, Replica, checked_loss, checked_metrics
+from untorn.train.models.model import FrameworkModel, Gradient, Parts, Replica, checked_loss, checked_metrics
 
 __all__ = ["JaxModel"]
 

@@ -11,7 +11,7 @@ import networks
 from untorn import SGD, Trainer, WorkerError
 from untorn.train import weights_sha256
 from untorn.train.data import Examples
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 # a kind of data makes no difference to how many workers there are; test_engines.py has more of them
 ENGINES = {

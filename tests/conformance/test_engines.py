@@ -13,7 +13,7 @@ import pytest
 
 import networks
 from untorn.train import SGD, Trainer, weights_sha256
-from untorn.train.sampler import epoch_order, shard_rng
+from untorn.train.data.sampler import epoch_order, shard_rng
 
 ENGINES = {
     "serial": {"engine": "serial"},

@@ -14,7 +14,7 @@ import pytest
 
 import networks
 from untorn.train import SGD, Adagrad, Adam, AdamW, Callback, RMSprop, Trainer, weights_sha256
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 SHARDS, SEED, EPOCHS, BATCH = 4, 3, 2, 30
 CLASSES = networks.classes_of(197, 17, 5)

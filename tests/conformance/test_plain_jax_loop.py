@@ -23,7 +23,7 @@ import pytest
 from networks import classes_of
 from untorn.jax import JaxModel
 from untorn.train import Trainer
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 SEED, BATCH, EPOCHS = 5, 50, 10
 DATA = classes_of(1000, 20, 4)  # 20 steps an epoch

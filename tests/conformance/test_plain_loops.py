@@ -28,7 +28,7 @@ from torch import nn
 
 from untorn.torch import TorchModel
 from untorn.train import SGD, Adagrad, Adam, AdamW, RMSprop, Trainer
-from untorn.train.sampler import epoch_order, shard_rng
+from untorn.train.data.sampler import epoch_order, shard_rng
 
 SEED = 7
 ENGINES = ({"engine": "serial"}, {"workers": 2})

@@ -10,7 +10,7 @@ from torch import nn
 import networks
 from untorn import SGD, Trainer
 from untorn.torch import TorchModel
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 X, Y = networks.classes_of(90, 6, 3)
 W = np.random.default_rng(2).uniform(0, 3, 90).astype(np.float32)

@@ -27,7 +27,7 @@ from torch import nn
 import networks
 from untorn.torch import TorchModel
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 SEED = 4
 DATA = networks.classes_of(150, 12, 4, seed=6)

@@ -19,7 +19,7 @@ from torch import nn
 
 from untorn.torch import TorchModel
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.sampler import epoch_order, shard_rng
+from untorn.train.data.sampler import epoch_order, shard_rng
 
 SEED = 3
 

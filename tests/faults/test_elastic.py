@@ -13,9 +13,9 @@ import pytest
 
 import helpers
 import networks
+from untorn.control import ask
 from untorn.engines.child import is_stopped
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.control import ask
 from weather import Weather
 
 DATA = networks.classes_of(256, 16, 4)

@@ -124,9 +124,9 @@ def predict(pipe, reaped, folder) -> None:
 
 def measuring_takes_long() -> None:
     """Have this process, and no other, find that evaluations are worth the way to the workers."""
-    from untorn.train import measuring
+    from untorn.train.run import evaluation
 
-    measuring._WORTH_S = 0.0
+    evaluation._WORTH_S = 0.0
 
 
 def test_evaluation_goes_on(tmp_path):

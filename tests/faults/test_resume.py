@@ -21,7 +21,8 @@ pytest.importorskip("safetensors")
 import helpers
 import networks
 from untorn.errors import FormatError
-from untorn.train import SGD, Callback, Trainer, checkpoint, weights_sha256
+from untorn.train import SGD, Callback, Trainer, weights_sha256
+from untorn.train.checkpoints import checkpoint
 
 DATA = networks.classes_of(150, 8, 3, seed=6)
 HELD_OUT = networks.classes_of(40, 8, 3, seed=7)

@@ -22,7 +22,7 @@ import targets
 from untorn import FrozenDict
 from untorn.share.foreign import Parts
 from untorn.share.layout import pack
-from untorn.train import checkpoint
+from untorn.train.checkpoints import checkpoint
 
 HERE = Path(__file__).parent / "corpus"
 LARGEST = 2**63 - 1

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 import untorn
+from untorn import control
 from untorn.cli.outline import outline, walk
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
 from untorn.share.layout import Decoder
-from untorn.train import checkpoint, control
+from untorn.train.checkpoints import checkpoint
 
 #: a library that is not installed here says so
 ANSWERS = (FormatError, UnsupportedTypeError, OSError, ImportError)

@@ -181,7 +181,7 @@ class Lanes:
             yield f"server empties lane {lane}", after, False
 
     def _may_apply(self, state: State, lane: int) -> bool:
-        """`may_apply` in `untorn.train.driving`: the others, oldest first and one per version, are still in time."""
+        """`may_apply` in `untorn.train.run.steps`: the others, oldest first and one per version, are still in time."""
         others = sorted(since for other, since in enumerate(state.since) if other != lane and since >= 0)
         late = [state.version + 1 + place - since for place, since in enumerate(others)]
         return not self.waits or all(staleness <= self.max_staleness for staleness in late)

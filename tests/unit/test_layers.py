@@ -20,14 +20,12 @@ BELOW = {
     "share": {"_core", "errors"},
     "adapters": {"share", "_core", "errors"},
     "engines": {"share", "_core", "errors"},
-    "train": {"engines", "adapters", "share", "_core", "errors"},
-    "torch": {"torch_aliases", "torch_copies", "torch_random", "train", "engines", "share", "_core", "errors"},
-    "torch_aliases": set(),
-    "torch_copies": {"torch_aliases", "train", "share", "_core", "errors"},
-    "torch_random": {"engines"},
+    "train": {"control", "engines", "adapters", "share", "_core", "errors"},
+    "control": {"share", "errors"},
+    "torch": {"train", "engines", "share", "_core", "errors"},
     "jax": {"train", "engines", "_core", "errors"},
     "jobs": {"train", "engines", "adapters", "share", "_core", "errors", ""},
-    "cli": {"jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
+    "cli": {"control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
 #: untorn/__init__.py; what it has of train it imports on first use
 BELOW[""] = {"adapters", "share", "errors", "train"}

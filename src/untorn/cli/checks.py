@@ -21,7 +21,7 @@ import numpy as np
 import untorn
 from untorn.cli.tables import count, size
 from untorn.engines.cgroups import Read, group_files, read_text
-from untorn.train.cpus import cpu_quotas
+from untorn.train.run.cpus import cpu_quotas
 
 __all__ = ["CHECKS", "Check", "Machine", "note", "ok", "problem"]
 

@@ -21,8 +21,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from untorn.cli.tables import count, grid, plain
+from untorn.control import ask
 from untorn.errors import BrokenChannelError, ChannelNotFoundError, UntornError
-from untorn.train.control import ask
 
 __all__ = ["JobView", "Look", "Pace", "curve", "job_views", "look", "paces", "resize"]
 

@@ -29,9 +29,9 @@ from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
 from untorn.cli.tables import age, grid, json_line, plain, say, size
+from untorn.control import is_running, running_jobs
 from untorn.errors import UntornError
 from untorn.share.inspect import ChannelState, ChannelView, files_of
-from untorn.train.control import is_running, running_jobs
 
 __all__ = ["Line", "Sample", "look", "rates", "top"]
 

@@ -171,7 +171,7 @@ def _forward(params: Params, x: Array) -> tuple[list[Array], Array]:
 
 def job(seed: int) -> Job:
     """The job that ``untorn train digits`` runs."""
-    from untorn.train.optimizers import SGD
+    from untorn.train.optim.fused import SGD
 
     data, validation_data = load_data(seed)
     return Job(

@@ -22,7 +22,6 @@ from untorn import _core
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import BusyError, ClosedError
 from untorn.share import Snapshot, Subscriber
-from untorn.train import measuring, sampler
 from untorn.train.arguments import (
     check_busy,
     check_no_cut,
@@ -34,25 +33,26 @@ from untorn.train.arguments import (
     checked_staleness,
 )
 from untorn.train.callbacks import Callback
-from untorn.train.checkpoint import Checkpoint, Progress, check_installed, read, write
-from untorn.train.cpus import available_cpus
-from untorn.train.data import SampledBatches, Stream, batches_of, source_of
-from untorn.train.fitting import run_epochs
+from untorn.train.checkpoints.checkpoint import Checkpoint, Progress, check_installed, read, write
+from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, check_settings, described
+from untorn.train.checkpoints.saver import make_saver, newest
+from untorn.train.data import SampledBatches, Stream, batches_of, sampler, source_of
 from untorn.train.history import History
-from untorn.train.measuring import EVALUATION_BATCH_SIZE
-from untorn.train.model import FrameworkModel, Parts, replica_of
-from untorn.train.optimizers import check_clip_norm
-from untorn.train.payload import payload_of
-from untorn.train.plan import check_parameters
-from untorn.train.records import NO_RECORDS
-from untorn.train.resuming import DataRef, Part, callback_states, check_settings, described
-from untorn.train.running import Fit, Running
-from untorn.train.saver import make_saver, newest
-from untorn.train.server_optimizer import ServerOptimizer, optimizer_of
-from untorn.train.settable import Rate, copy_weights
-from untorn.train.status import JobStatus
-from untorn.train.team import Team, Tuner
-from untorn.train.worker import worker_main
+from untorn.train.models.model import FrameworkModel, Parts, replica_of
+from untorn.train.optim.fused import check_clip_norm
+from untorn.train.optim.learning_rate import Rate, copy_weights
+from untorn.train.optim.server import ServerOptimizer, optimizer_of
+from untorn.train.run import evaluation
+from untorn.train.run.cpus import available_cpus
+from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE
+from untorn.train.run.loop import run_epochs
+from untorn.train.run.parameter_layout import check_parameters
+from untorn.train.run.payload import payload_of
+from untorn.train.run.running import Fit, Running
+from untorn.train.run.status import JobStatus
+from untorn.train.run.step_log import NO_RECORDS
+from untorn.train.run.team import Team, Tuner
+from untorn.train.run.worker import worker_main
 
 __all__ = ["Trainer"]
 
@@ -475,7 +475,7 @@ class Trainer:
         Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return measuring.evaluate(self, source_of("data", self._arrays(data)), batch_size)
+        return evaluation.evaluate(self, source_of("data", self._arrays(data)), batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
         """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
@@ -485,7 +485,7 @@ class Trainer:
         Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return measuring.predict(self, source_of("x", self._arrays(x)), batch_size)
+        return evaluation.predict(self, source_of("x", self._arrays(x)), batch_size)
 
     def module(self) -> Any:
         """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import helpers
 from untorn.cli.group import group
-from untorn.train.control import Control
+from untorn.control import Control
 
 
 def run(*args: object) -> Result:
@@ -123,7 +123,7 @@ def test_wrong_usage_is_status_2(command, args):
 def test_ctrl_c_while_the_job_is_busy(name):
     with helpers.start(be_busy, name) as child:
         child.get()
-        code = "import sys; from untorn.train import control; from untorn.cli.group import group\n"
+        code = "import sys; from untorn import control; from untorn.cli.group import group\n"
         code += "real = control._received\n"
         code += "control._received = lambda *args: (print('waits', flush=True), real(*args))[1]\n"
         code += f"group(['join', {name!r}, '--timeout', '60'])"

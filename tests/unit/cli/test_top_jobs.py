@@ -25,7 +25,7 @@ import untorn
 from untorn.cli import jobs
 from untorn.cli.group import group
 from untorn.cli.jobs import JobView, Look, Pace, curve, look, paces
-from untorn.train.control import Control
+from untorn.control import Control
 
 FAST = ("--interval", "0.01")
 

@@ -22,7 +22,7 @@ from untorn.train import History
 SOURCE = """
 import numpy as np
 from untorn.jobs import Job
-from untorn.train.optimizers import SGD
+from untorn.train.optim.fused import SGD
 
 def model(params, batch):
     x, y = batch

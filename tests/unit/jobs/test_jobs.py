@@ -15,7 +15,7 @@ from untorn.jobs import JOBS, Job, load_job
 SOURCE = """
 import numpy as np
 from untorn.jobs import Job
-from untorn.train.optimizers import SGD
+from untorn.train.optim.fused import SGD
 
 def model(params, batch):
     x, y = batch

@@ -196,7 +196,7 @@ PROGRAM = """
                         callbacks=[Look(), CSVLogger(f"{folder}/log.csv")])
             low("after")
             weights = np.array(trainer.params["w"])
-        from untorn.train.saver import newest
+        from untorn.train.checkpoints.saver import newest
         assert newest(pathlib.Path(folder)) is not None
         os.write(report, repr([found, weights.tobytes().hex()]).encode())
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from untorn import SGD, Callback, Trainer
-from untorn.train.worker import _Desk
+from untorn.train.run.worker import _Desk
 
 
 def model(params, batch, rng):

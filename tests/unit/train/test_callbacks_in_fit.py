@@ -20,7 +20,7 @@ from untorn.train import (
     Trainer,
     weights_sha256,
 )
-from untorn.train.saver import Saver
+from untorn.train.checkpoints.saver import Saver
 
 DATA = networks.data_of(64, 5)  # 4 steps of 16
 ENGINES = pytest.mark.parametrize("engine", ["serial", "processes"])

@@ -10,7 +10,7 @@ import pytest
 
 import networks
 from untorn.train import SGD, AdamW, Callback, LearningRateScheduler, ReduceLROnPlateau, Trainer, weights_sha256
-from untorn.train.settable import Rate
+from untorn.train.optim.learning_rate import Rate
 
 DATA = networks.data_of(64, 5)  # 4 steps of 16
 

@@ -38,7 +38,7 @@ from untorn.train import (
     measuring,
     weights_sha256,
 )
-from untorn.train.saver import Saver, steps_to_keep
+from untorn.train.checkpoints.saver import Saver, steps_to_keep
 
 DATA = networks.classes_of(70, 6, 3, seed=4)  # 5 batches of 16, of which the last has 6
 HELD_OUT = networks.classes_of(30, 6, 3, seed=5)

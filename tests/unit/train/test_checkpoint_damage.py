@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from untorn.errors import FormatError
-from untorn.train import SGD, Trainer, checkpoint
-from untorn.train.saver import newest
+from untorn.train import SGD, Trainer
+from untorn.train.checkpoints import checkpoint
+from untorn.train.checkpoints.saver import newest
 
 SETTINGS = {"learning_rate": None}
 

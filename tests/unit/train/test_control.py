@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import helpers
+from untorn import control
+from untorn.control import Control, is_running, running_jobs
 from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, FormatError, UntornError
-from untorn.train import control
-from untorn.train.control import Control, is_running, running_jobs
 
 ask = functools.partial(control.ask, timeout_s=helpers.WATCHDOG_S)
 

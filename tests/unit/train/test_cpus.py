@@ -5,7 +5,7 @@ import os
 import pytest
 
 from untorn.engines import cgroups
-from untorn.train import cpus
+from untorn.train.run import cpus
 
 MEMBERSHIP, ROOT = "/proc/self/cgroup", "/sys/fs/cgroup"
 

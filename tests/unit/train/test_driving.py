@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from untorn.train.driving import may_apply
+from untorn.train.run.steps import may_apply
 
 
 def train(rng: random.Random, bound: int, batches: int, slow: int) -> list[int]:

@@ -23,7 +23,7 @@ import pytest
 from networks import data_of
 from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.jax import JaxModel
-from untorn.train.sampler import epoch_order, shard_rng
+from untorn.train.data.sampler import epoch_order, shard_rng
 
 
 def test_jax_in_a_process_of_its_own():

@@ -21,7 +21,8 @@ import pytest
 import networks
 from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.engines import SerialEngine
-from untorn.train import Callback, EarlyStopping, measuring, weights_sha256
+from untorn.train import Callback, EarlyStopping, weights_sha256
+from untorn.train.run import evaluation
 
 pytest.importorskip("safetensors")
 
@@ -224,7 +225,7 @@ def test_only_the_end_of_the_epoch_is_left(whole, tmp_path, monkeypatch):
     for how in ("fit again", "save and load"):
         with make() as trainer:
             with monkeypatch.context() as patch:
-                patch.setattr(measuring, "evaluate", lambda *_: press_ctrl_c())
+                patch.setattr(evaluation, "evaluate", lambda *_: press_ctrl_c())
                 with pytest.raises(KeyboardInterrupt):
                     fit(trainer, 3)
             assert (trainer.step, trainer.epoch) == (STEPS, 0)

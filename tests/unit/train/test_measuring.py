@@ -9,14 +9,15 @@ import pytest
 
 import networks
 from untorn import NonFiniteLossError, WorkerError
-from untorn.train import SGD, Callback, Trainer, measuring
+from untorn.train import SGD, Callback, Trainer
+from untorn.train.run import evaluation
 
 DATA = networks.classes_of(500, 6, 3)
 
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch):
-    monkeypatch.setattr(measuring, "_WORTH_S", 0.0)
+    monkeypatch.setattr(evaluation, "_WORTH_S", 0.0)
 
 
 class Model:

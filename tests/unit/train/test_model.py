@@ -7,7 +7,7 @@ import pytest
 
 from networks import Layer
 from untorn.errors import NonFiniteLossError
-from untorn.train.model import ModelFunction
+from untorn.train.models.model import ModelFunction
 
 PARAMS = {"w": np.zeros((2, 3)), "b": np.zeros(3), "t": np.zeros(())}
 GRADS = {"w": np.ones((2, 3)), "b": np.ones(3), "t": np.ones(())}

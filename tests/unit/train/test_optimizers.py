@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from untorn.train import SGD, Adagrad, Adam, AdamW, RMSprop, TorchSchedule, Trainer
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 EVERY = [SGD, Adam, AdamW, RMSprop, Adagrad]
 STEPS = 300

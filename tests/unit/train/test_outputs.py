@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from untorn.torch import TorchModel
-from untorn.train import SGD, Trainer, measuring
+from untorn.train import SGD, Trainer
+from untorn.train.run import evaluation
 
 X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 Y = X.sum(1, keepdims=True)
@@ -21,7 +22,7 @@ Pair = namedtuple("Pair", "mean spread")
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch):
-    monkeypatch.setattr(measuring, "_WORTH_S", 0.0)
+    monkeypatch.setattr(evaluation, "_WORTH_S", 0.0)
 
 
 class ModelOutput(OrderedDict):

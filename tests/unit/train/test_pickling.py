@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from untorn.train.pickling import pickled
+from untorn.train.models.pickling import pickled
 
 
 class Base:

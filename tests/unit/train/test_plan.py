@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from networks import Layer
-from untorn.train.plan import ParameterPlan, check_parameters
+from untorn.train.run.parameter_layout import ParameterPlan, check_parameters
 
 
 def ranges_of(plan):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from untorn.train.sampler import epoch_order, shard_bounds, shard_rng, steps_per_epoch
+from untorn.train.data.sampler import epoch_order, shard_bounds, shard_rng, steps_per_epoch
 
 
 @pytest.mark.parametrize("examples", [1, 2, 17, 1000])

@@ -14,9 +14,9 @@ import torch
 
 import networks
 from untorn.train import SGD, Trainer, weights_sha256
-from untorn.train.plan import ParameterPlan
-from untorn.train.server_optimizer import TorchOptimizer, optimizer_of
-from untorn.train.server_steps import _clip
+from untorn.train.optim.server import TorchOptimizer, optimizer_of
+from untorn.train.run.parameter_layout import ParameterPlan
+from untorn.train.run.server_steps import _clip
 
 X, Y = networks.data_of(40, 5, seed=2)
 TREE = {"w": np.zeros(5), "b": np.zeros(())}

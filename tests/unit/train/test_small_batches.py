@@ -12,7 +12,7 @@ from torch import nn
 from untorn import WorkerError
 from untorn.torch import TorchModel
 from untorn.train import SGD, Trainer, weights_sha256
-from untorn.train.sampler import shard_bounds
+from untorn.train.data.sampler import shard_bounds
 
 X = np.random.default_rng(0).normal(size=(41, 6)).astype(np.float32)
 Y = (X.sum(1) > 0).astype(np.int64)

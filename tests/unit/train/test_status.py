@@ -5,9 +5,9 @@ import math
 import pytest
 
 import networks
+from untorn.control import ask
 from untorn.train import SGD, Callback, Trainer
-from untorn.train.control import ask
-from untorn.train.status import LossCurve
+from untorn.train.run.status import LossCurve
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 8, 17, 100, 1000])

@@ -5,7 +5,7 @@ import pytest
 
 import networks
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.team import Tuner, most_workers
+from untorn.train.run.team import Tuner, most_workers
 
 
 def tuned(most: int, steps_per_s: dict[int, float]) -> Tuner:

@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import torch_kinds
 from untorn import WorkerError
 from untorn.torch import TorchModel
-from untorn.torch_copies import copied
+from untorn.torch.copies import copied
 from untorn.train import SGD, Trainer, weights_sha256
-from untorn.train.copying import Absent, path_to
+from untorn.train.models.copying import Absent, path_to
 
 X = np.random.default_rng(3).normal(size=(16, 6)).astype(np.float32)
 DATA = (X, X[:, ::-1].copy())

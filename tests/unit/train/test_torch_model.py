@@ -12,8 +12,8 @@ import networks
 from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.torch import TorchModel
 from untorn.train import weights_sha256
-from untorn.train.optimizers import AdamW
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
+from untorn.train.optim.fused import AdamW
 
 
 @pytest.fixture(autouse=True)

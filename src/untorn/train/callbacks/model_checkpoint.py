@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from untorn.train import checkpoint
 from untorn.train.callbacks.base import Callback, Logs
 from untorn.train.callbacks.monitor import Mode, Monitor, check_count
+from untorn.train.checkpoints import checkpoint
 
 __all__ = ["ModelCheckpoint"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot, Subscriber
-from untorn.train.sampler import epoch_order
+from untorn.train.data.sampler import epoch_order
 
 __all__ = ["Reader", "SharedData", "Source", "chunks"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot
-from untorn.train.pickling import pickled_apart
+from untorn.train.models.pickling import pickled_apart
 
 __all__ = ["received", "sendable"]
 

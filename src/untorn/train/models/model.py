@@ -100,7 +100,7 @@ class Replica(ABC):
 
 class Parts(NamedTuple):
     """The values that a FrameworkModel brings, each a dict of arrays by name. They are published as one dict, in this
-    order: plan.py depends on it."""
+    order: run/parameter_layout.py depends on it."""
 
     kept: dict[str, NDArray[Any]]
     """parameters that are not trained"""

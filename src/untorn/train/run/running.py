@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.control import Control
 from untorn.engines import Death, Engine
 from untorn.errors import CapacityError, WorkerError
 from untorn.share import Publisher
@@ -23,18 +24,17 @@ from untorn.share.publisher import publish_tree
 from untorn.share.tree import flatten
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
 from untorn.train.callbacks import Callback
-from untorn.train.control import Control
+from untorn.train.checkpoints.resuming import DataRef, Part
+from untorn.train.checkpoints.saver import Saver
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.history import History
-from untorn.train.model import Parts
-from untorn.train.optimizers import FusedOptimizer
-from untorn.train.plan import ParameterPlan
-from untorn.train.records import task_named
-from untorn.train.resuming import DataRef, Part
-from untorn.train.saver import Saver
-from untorn.train.server_optimizer import ServerOptimizer
-from untorn.train.server_steps import ServerSteps
-from untorn.train.status import JobStatus
+from untorn.train.models.model import Parts
+from untorn.train.optim.fused import FusedOptimizer
+from untorn.train.optim.server import ServerOptimizer
+from untorn.train.run.parameter_layout import ParameterPlan
+from untorn.train.run.server_steps import ServerSteps
+from untorn.train.run.status import JobStatus
+from untorn.train.run.step_log import task_named
 
 __all__ = ["Fit", "Running", "how_it_died"]
 

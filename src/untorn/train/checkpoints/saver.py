@@ -27,8 +27,8 @@ from untorn import _core
 from untorn.errors import BusyError, FormatError
 from untorn.share import Snapshot
 from untorn.share.descriptors import keep
-from untorn.train import checkpoint
-from untorn.train.checkpoint import Checkpoint, Progress
+from untorn.train.checkpoints import checkpoint
+from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
 
 __all__ = ["Saver", "make_saver", "newest", "steps_to_keep"]
 

@@ -37,7 +37,7 @@ from untorn.errors import FormatError
 from untorn.share.descriptors import keep, standard_streams
 from untorn.share.layout import MALFORMED, count_of, items_of, name_of, read_dtype
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names
-from untorn.train import tensorfile
+from untorn.train.checkpoints import tensorfile
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History
 

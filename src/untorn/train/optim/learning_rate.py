@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from untorn.train import checkpoint
-from untorn.train.optimizers import FusedOptimizer
-from untorn.train.schedules import rate_at
-from untorn.train.server_optimizer import ServerOptimizer
+from untorn.train.checkpoints import checkpoint
+from untorn.train.optim.fused import FusedOptimizer
+from untorn.train.optim.schedules import rate_at
+from untorn.train.optim.server import ServerOptimizer
 
 __all__ = ["Rate", "copy_weights"]
 

@@ -24,16 +24,16 @@ from untorn.errors import CapacityError
 from untorn.share.descriptors import keep
 from untorn.share.obstacles import shortage
 from untorn.share.views import array_over
-from untorn.train import measuring, sampler
 from untorn.train.callbacks.calls import training
-from untorn.train.data import SharedData, Source, Stream
-from untorn.train.driving import Driver, driver_of
-from untorn.train.model import replica_of
-from untorn.train.records import NO_RECORDS, Records, failure, means_of
-from untorn.train.resuming import Part, give_states_back, rest_of
-from untorn.train.running import Fit, Running
-from untorn.train.small_batches import least_examples
-from untorn.train.worker import Job, ShardWorker
+from untorn.train.checkpoints.resuming import Part, give_states_back, rest_of
+from untorn.train.data import SharedData, Source, Stream, sampler
+from untorn.train.models.model import replica_of
+from untorn.train.run import evaluation
+from untorn.train.run.running import Fit, Running
+from untorn.train.run.small_batches import least_examples
+from untorn.train.run.step_log import NO_RECORDS, Records, failure, means_of
+from untorn.train.run.steps import Driver, driver_of
+from untorn.train.run.worker import Job, ShardWorker
 
 if TYPE_CHECKING:
     from untorn.train.trainer import Trainer
@@ -309,7 +309,7 @@ def _end_epoch(trainer: Trainer, fit: Fit, epoch: _Epoch) -> None:
     metrics = means_of(epoch.rows, epoch.names)
     if fit.validation_data is not None:
         share = fit.share_validation
-        validated = measuring.evaluate(trainer, fit.validation_data, measuring.EVALUATION_BATCH_SIZE, share)
+        validated = evaluation.evaluate(trainer, fit.validation_data, evaluation.EVALUATION_BATCH_SIZE, share)
         metrics |= {f"val_{name}": value for name, value in validated.items()}
     fit.status.end_epoch(metrics)
     rate = fit.examples / seconds

@@ -7,9 +7,10 @@
        └────── weights of version t+1, and beside them the optimizer's state <── channel of the weights
 
 The board's update tasks write the weighted mean of the shards into a version of the sums' channel, where a fused
-optimizer would write new weights (plan.py). The server lets the board go one step at a time, so whoever computes a
-gradient of step t finds version t as the newest. The optimizer's state is published beside the weights, as that of the
-fused ones is: one version is all that a training needs to go on, and checkpoints know nothing of all this.
+optimizer would write new weights (parameter_layout.py). The server lets the board go one step at a time, so a worker
+that computes a gradient of step t finds version t as the newest. The optimizer's state is published beside the
+weights, as that of the fused ones is: one version is all that a training needs to go on, and checkpoints know nothing
+of all this.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from untorn.share import Publisher
 from untorn.share.tree import flatten
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Versions
 from untorn.share.views import array_over
-from untorn.train.server_optimizer import ServerOptimizer
+from untorn.train.optim.server import ServerOptimizer
 
 __all__ = ["ServerSteps"]
 

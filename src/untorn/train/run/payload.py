@@ -18,8 +18,8 @@ import pickle
 from typing import Any
 
 from untorn.engines.worker_logs import levels_here
-from untorn.train.model import FrameworkModel
-from untorn.train.pickling import pickled
+from untorn.train.models.model import FrameworkModel
+from untorn.train.models.pickling import pickled
 
 __all__ = ["payload_of"]
 

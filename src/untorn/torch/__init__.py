@@ -38,10 +38,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untorn.share.quiet import silenced
-from untorn.torch_aliases import Alias, move
-from untorn.torch_copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
-from untorn.torch_random import SeededRandom, generators_of, seed_generators
-from untorn.train.model import (
+from untorn.torch.aliases import Alias, move
+from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
+from untorn.torch.random import SeededRandom, generators_of, seed_generators
+from untorn.train.models.model import (
     FrameworkModel,
     Gradient,
     Parts,

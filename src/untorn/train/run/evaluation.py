@@ -33,13 +33,12 @@ from untorn.share.descriptors import keep
 from untorn.share.obstacles import shortage
 from untorn.share.storage import Address
 from untorn.share.views import array_over
-from untorn.train import sampler
-from untorn.train.data import SharedData, Source
-from untorn.train.model import Replica
-from untorn.train.outputs import Form, flattened
-from untorn.train.records import metric_names, report_of
-from untorn.train.running import how_it_died
-from untorn.train.worker import Reporter, attached, decoder_of
+from untorn.train.data import SharedData, Source, sampler
+from untorn.train.models.model import Replica
+from untorn.train.models.outputs import Form, flattened
+from untorn.train.run.running import how_it_died
+from untorn.train.run.step_log import metric_names, report_of
+from untorn.train.run.worker import Reporter, attached, decoder_of
 
 if TYPE_CHECKING:
     from untorn.train.trainer import Trainer

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.engines.threads import threads_limited
 from untorn.share.tree import flatten
-from untorn.train.optimizers import FusedOptimizer
-from untorn.train.resuming import described
+from untorn.train.checkpoints.resuming import described
+from untorn.train.optim.fused import FusedOptimizer
 
 __all__ = ["ServerOptimizer", "Session", "optimizer_of"]
 

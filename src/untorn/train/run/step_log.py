@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.errors import NonFiniteLossError, WorkerError
 from untorn.share.views import array_over
-from untorn.train import sampler
+from untorn.train.data import sampler
 
 __all__ = ["NO_RECORDS", "Records", "failure", "means_of", "metric_names", "report_of", "task_named"]
 

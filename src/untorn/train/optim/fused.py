@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from untorn import _core
-from untorn.train.schedules import LearningRate, check_learning_rate, rate_at
+from untorn.train.optim.schedules import LearningRate, check_learning_rate, rate_at
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from untorn.train import sampler
-from untorn.train.data import Source
+from untorn.train.data import Source, sampler
 
 if TYPE_CHECKING:
     from untorn.train.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Copies of PyTorch modules that ``copy.deepcopy`` and ``pickle`` refuse, as ``torch.py`` needs them.
+"""Copies of PyTorch modules that ``copy.deepcopy`` and ``pickle`` refuse, as TorchModel needs them.
 
 ::
 
@@ -15,11 +15,11 @@ a scripted, traced module   itself, saved and loaded by torch.jit
 a compiled module           compiled again, with the same backend
 a tensor of autograd        a leaf with its values. Modules compute these anew in forward; a gradient that arrives at
                             the leaf shows one that does not
-a tensor with the memory    the same elements of its copy: see torch_aliases.py
+a tensor with the memory    the same elements of its copy: see torch/aliases.py
 of a parameter
 a function in this process  itself; or a copy, if its closure reaches the module: a hook is to see the copy
 a hook of a parameter       the same on its copy
-what pickle refuses         what train/copying.py says
+what pickle refuses         what train/models/copying.py says
 =========================== ==========================================================================================
 
 Copies are made by way of pickle: _Here pickles for this process, with tensors and functions beside the stream, and
@@ -44,8 +44,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from untorn.share.quiet import silenced
-from untorn.torch_aliases import Alias, Memory
-from untorn.train.copying import Absent, Reduction, path_to, reduction, remade, within
+from untorn.torch.aliases import Alias, Memory
+from untorn.train.models.copying import Absent, Reduction, path_to, reduction, remade, within
 
 __all__ = ["Copy", "Stale", "copied", "hooks_of", "one_number", "pickler_of", "recompute", "register_hooks"]
 
@@ -222,7 +222,7 @@ def _fill_cell(cell: types.CellType, contents: list[Any]) -> None:
 
 
 def _reduced(value: Any) -> Reduction | None:
-    """Return how PyTorch's own objects, and those of train/copying.py, are made anew."""
+    """Return how PyTorch's own objects, and those of train/models/copying.py, are made anew."""
     if isinstance(value, torch.Tensor):
         return (_same, (value.detach(),)) if value.grad_fn is not None else None
     if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.train.callbacks import Callback
-from untorn.train.checkpoint import Checkpoint, Progress
+from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
 
 __all__ = ["DataRef", "Part", "callback_states", "check_settings", "described", "give_states_back", "rest_of"]
 

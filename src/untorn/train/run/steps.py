@@ -1,4 +1,4 @@
-"""How the steps of an epoch come about: three ways, behind one interface that the loop of fitting.py drives.
+"""How the steps of an epoch come about: three ways, behind one interface that the loop of loop.py drives.
 
 ::
 
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from untorn import _core
 from untorn.share.obstacles import meaning
-from untorn.train.server_steps import ServerSteps
+from untorn.train.run.server_steps import ServerSteps
 
 if TYPE_CHECKING:
-    from untorn.train.running import Running
+    from untorn.train.run.running import Running
 
 __all__ = ["Driver", "EveryStep", "Lanes", "OneStep", "driver_of", "may_apply"]
 

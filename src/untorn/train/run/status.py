@@ -1,4 +1,4 @@
-"""What a running job tells those who ask from outside (control.py): how far it is, its losses, its workers."""
+"""What a running job tells those who ask from outside (untorn.control): how far it is, its losses, its workers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
-from untorn.train.records import Records
+from untorn.train.run.step_log import Records
 
 if TYPE_CHECKING:
-    from untorn.train.running import Fit
+    from untorn.train.run.running import Fit
     from untorn.train.trainer import Trainer
 
 __all__ = ["JobStatus", "LossCurve"]

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +30,9 @@ from untorn.share.layout import Decoder
 from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber, schema_of
 from untorn.share.views import array_over
-from untorn.train import sampler
-from untorn.train.data import SharedData
-from untorn.train.model import Gradient, Replica, replica_of
-from untorn.train.plan import ParameterPlan
+from untorn.train.data import SharedData, sampler
+from untorn.train.models.model import Gradient, Replica, replica_of
+from untorn.train.run.parameter_layout import ParameterPlan
 
 __all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_main"]
 
@@ -261,9 +261,10 @@ def decoder_of(hold: _core.Hold) -> Decoder:
 
 
 def _is_ours(filename: str) -> bool:
-    """A file of this folder or of those in it, or of the one above, where the models of frameworks are."""
-    here, folder = os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.abspath(filename))
-    return folder == os.path.dirname(here) or f"{folder}{os.sep}".startswith(here + os.sep)
+    """Return whether a file lies between a worker and the user's code: one of train, or a framework's model."""
+    package = Path(__file__).parents[2]
+    path = Path(filename).absolute()
+    return path.parent == package or any(folder in path.parents for folder in (package / "train", package / "torch"))
 
 
 def report_failure(board: _core.Board, index: int, step: int, shard: int, error: Exception, text: str) -> None:

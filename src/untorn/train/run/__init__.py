@@ -1,0 +1,1 @@
+"""How a training runs: its steps, its workers, its evaluation."""
