@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import networks
+from fault_injector import FaultInjector
 from untorn.train import SGD, AdamW, Callback, Trainer, weights_sha256
-from weather import Weather
 
 DATA = networks.classes_of(150, 8, 3)
 ENGINES = [{"engine": "serial"}, {"workers": 1}, {"workers": 2}, {"workers": 4, "max_staleness": 3}]
@@ -67,8 +67,8 @@ def test_the_bound_holds_whoever_is_killed_or_stopped(rng, bound):
     steps, workers = Steps(), min(3, bound + 1)
     with counting(workers=workers, max_staleness=bound, max_restarts=10_000) as trainer:
         trainer.fit(np.arange(200), epochs=1, batch_size=8, callbacks=[steps])
-        with Weather(trainer, rng, 5, ("kill", "stop", "wake", "resize"), most_workers=workers) as weather:
-            while weather.is_alive():
+        with FaultInjector(trainer, rng, 5, ("kill", "stop", "wake", "resize"), max_workers=workers) as faults:
+            while faults.is_alive():
                 trainer.fit(np.arange(200), epochs=1, batch_size=8, callbacks=[steps])
         assert (trainer.params["seen"] == trainer.epoch).all()
         print(f"{trainer.restarts} killed in {trainer.epoch} epochs")

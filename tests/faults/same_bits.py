@@ -21,8 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import networks
+from fault_injector import FaultInjector
 from untorn.train import SGD, AdamW, Callback, Trainer, weights_sha256
-from weather import Weather
 
 DATA = networks.classes_of(152, 12, 3, seed=6)
 BATCH = 16  # 10 steps an epoch, the last of 8 examples: two a shard, as batch normalisation wants it
@@ -109,12 +109,12 @@ def trained(model: str, optimizer: str, epochs: int, **engine) -> str:
         return weights_sha256(trainer.params)
 
 
-def trained_in_weather(model: str, optimizer: str, rng: random.Random, each: int, what: tuple[str, ...]):
-    """(digest, epochs that it took, restarts)."""
+def trained_with_faults(model: str, optimizer: str, rng: random.Random, each: int, kinds: tuple[str, ...]):
+    """Return the digest, the number of epochs that it took and the number of restarts."""
     with trainer_of(model, optimizer, workers=3) as trainer:
         trainer.fit(DATA, epochs=1, batch_size=BATCH)
-        with Weather(trainer, rng, each, what) as weather:
-            while weather.is_alive():
+        with FaultInjector(trainer, rng, each, kinds) as faults:
+            while faults.is_alive():
                 trainer.fit(DATA, epochs=1, batch_size=BATCH)
         return weights_sha256(trainer.params), trainer.epoch, trainer.restarts
 
@@ -186,9 +186,9 @@ def main() -> None:
     check("serial", serial(3), 3)
     for workers in (1, 2, 3, 4):
         check(f"{workers} workers", trained(*what, 3, workers=workers), 3)
-    got, epochs, restarts = trained_in_weather(*what, rng, given.kills, ("kill",))
+    got, epochs, restarts = trained_with_faults(*what, rng, given.kills, ("kill",))
     check(f"{restarts} workers killed", got, epochs)
-    got, epochs, _ = trained_in_weather(*what, rng, given.kills // 2, ("resize",))
+    got, epochs, _ = trained_with_faults(*what, rng, given.kills // 2, ("resize",))
     check(f"{given.kills // 2} times resized", got, epochs)
     epochs = 10 + 8 * given.server_kills
     got, killed = trained_by_killed_servers(*what, rng, given.server_kills, epochs)

@@ -13,10 +13,10 @@ import pytest
 
 import helpers
 import networks
+from fault_injector import FaultInjector
 from untorn.control import ask
 from untorn.engines.child import is_stopped
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from weather import Weather
 
 DATA = networks.classes_of(256, 16, 4)
 
@@ -32,10 +32,10 @@ def serial_sha256(epochs: int) -> str:
         return weights_sha256(trainer.params)
 
 
-def train_in(weather: Weather, trainer: Trainer) -> int:
-    with weather:
+def train_in(faults: FaultInjector, trainer: Trainer) -> int:
+    with faults:
         trainer.fit(DATA, epochs=1, batch_size=32)
-        while weather.is_alive():
+        while faults.is_alive():
             trainer.fit(DATA, epochs=1, batch_size=32)
     return trainer.epoch
 
@@ -43,7 +43,7 @@ def train_in(weather: Weather, trainer: Trainer) -> int:
 @pytest.mark.parametrize("what", [("resize",), ("stop", "wake"), ("resize", "kill", "stop", "wake")], ids="+".join)
 def test_the_weights_do_not_depend_on_who_comes_and_goes(rng, what):
     with trainer_of(workers=3) as trainer:
-        epochs = train_in(Weather(trainer, rng, 6, what), trainer)
+        epochs = train_in(FaultInjector(trainer, rng, 6, what), trainer)
         got = weights_sha256(trainer.params)
     print(f"{epochs} epochs, {trainer.restarts} restarts")
     assert got == serial_sha256(epochs)
@@ -51,9 +51,9 @@ def test_the_weights_do_not_depend_on_who_comes_and_goes(rng, what):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("model", [networks.mlp, networks.slow_mlp], ids=["fast", "slow"])
-def test_a_long_storm(rng, model):
+def test_many_faults(rng, model):
     with trainer_of(model, workers=3) as trainer:
-        epochs = train_in(Weather(trainer, rng, 100, ("resize", "kill", "stop", "wake")), trainer)
+        epochs = train_in(FaultInjector(trainer, rng, 100, ("resize", "kill", "stop", "wake")), trainer)
         got = weights_sha256(trainer.params)
     print(f"{epochs} epochs")
     assert got == serial_sha256(epochs)
