@@ -25,6 +25,7 @@ from interruptions import at_each_line, at_every_line, in_a_child, in_finalizers
 import untorn
 from helpers import WATCHDOG_S
 from untorn import BrokenChannelError, BusyError, ClosedError, UntornError
+from untorn.share.lowlevel import extra
 
 SIZE = 40
 
@@ -206,7 +207,7 @@ SHARE = {
     "Subscriber.wait_async": lambda world: asyncio.run(world.reader.wait_async(0)),
     "Snapshot": lambda world: repr(world.reader.snapshot()),
     "Snapshot.close": lambda world: world.reader.snapshot().close(),
-    "Snapshot.extra": lambda world: world.snapshot.extra,
+    "lowlevel.extra": lambda world: extra(world.snapshot),
     "Snapshot.nbytes": lambda world: world.snapshot.nbytes,
     "Snapshot.published_at": lambda world: world.snapshot.published_at,
     "Snapshot.value": lambda world: number_of(world.reader.snapshot().value),
@@ -226,7 +227,7 @@ WRITES = ("Publisher.update", "Publisher.patch", "Publisher.edit")
 
 
 def test_every_public_call_of_share_has_a_case():
-    assert sorted({*public_calls("share"), "Snapshot.version"}) == sorted(SHARE)
+    assert sorted({*public_calls("share"), "Snapshot.version", "lowlevel.extra"}) == sorted(SHARE)
 
 
 def _every_line(case, folder, action):

@@ -98,7 +98,7 @@ def publish_tree(
     allow_pickle: bool = False,
     tolerant: bool = False,
 ) -> Publisher:
-    """publish() of a value that was taken apart, perhaps with a second tree beside it, which Snapshot.extra shows.
+    """publish() of a value that was taken apart, perhaps with a second tree beside it, which lowlevel.extra() shows.
 
     ``sizes`` are max_readers, max_slots and slots. ``tolerant``: if another channel gets this one's name, that is a
     warning and no error.

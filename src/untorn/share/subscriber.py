@@ -238,12 +238,6 @@ class Snapshot:
         return value
 
     @property
-    def extra(self) -> Any:
-        """What a trainer stores beside the value (its optimizer's state), as read-only views; None elsewhere."""
-        hold = self._held()
-        return self._attached.decoder(hold, self._allow_pickle).extra(hold)
-
-    @property
     def published_at(self) -> float:
         """When this version was published, in seconds since the epoch (as time.time())."""
         return self._held().published_ns / 1e9

@@ -164,6 +164,11 @@ class Versions:
             for path, tree in trees.items()
             for index, leaf in zip(places[path].leaves, tree.leaves, strict=True)
         }
+        return self.rewrite(leaves, timeout_s)
+
+    def rewrite(self, leaves: Mapping[int, Any], timeout_s: float) -> int:
+        """The next version, in which the leaves of these indices have other values, of the same dtype and shape."""
+        layout = self.known_layout()
         slot, draft = self.begin_from_newest(timeout_s, without=leaves)
         for index, leaf in leaves.items():
             layout.write_leaf(draft, index, leaf)

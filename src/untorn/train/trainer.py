@@ -21,7 +21,7 @@ from typing import Any
 from untorn import _core
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import BusyError, ClosedError
-from untorn.share import Snapshot, Subscriber
+from untorn.share import Snapshot, Subscriber, lowlevel
 from untorn.train.arguments import (
     check_busy,
     check_no_cut,
@@ -186,7 +186,7 @@ class Trainer:
     def params(self) -> Any:
         """The newest weights: a writable copy, the same tree as was given."""
         with self.snapshot() as snapshot:
-            return _copy_value(snapshot)
+            return lowlevel.copy_value(snapshot)
 
     @params.setter
     def params(self, value: Any) -> None:
@@ -403,7 +403,7 @@ class Trainer:
             progress, records = self._progress(), NO_RECORDS
             if self._part is not None:
                 progress, records, _ = self._part.with_rate(self._rate.changed)
-            write(path, progress, params=snapshot.value, state=snapshot.extra, records=records)
+            write(path, progress, params=snapshot.value, state=lowlevel.extra(snapshot), records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint: a file, or the newest whole one in a directory. The next fit() begins where it was
@@ -521,8 +521,7 @@ class Trainer:
         """The weights as a model reads them here; frameworks know no read-only memory."""
         if not self._is_framework:
             return snapshot.value
-        hold = snapshot._held()
-        return snapshot._attached.decoder(hold).value(hold.private())
+        return lowlevel.private_value(snapshot)
 
     # -- the end
 
@@ -609,8 +608,3 @@ def _initial(model: Any, params: Any) -> Any:
 
 def _trained(initial: Any) -> Any:
     return initial.trained if isinstance(initial, Parts) else initial
-
-
-def _copy_value(snapshot: Snapshot) -> Any:
-    hold = snapshot._held()
-    return snapshot._attached.decoder(hold).value(bytearray(memoryview(hold)))

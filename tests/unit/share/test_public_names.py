@@ -17,7 +17,7 @@ NAMES = """
 MEMBERS = {
     "Publisher": "close edit name nbytes patch readers subscriber unlink update version",
     "Subscriber": "address attach close name publisher_alive snapshot snapshot_async version wait wait_async",
-    "Snapshot": "close extra nbytes published_at value version",
+    "Snapshot": "close nbytes published_at value version",
     "ReaderInfo": "age_s pid versions",
     "FrozenDict": "get items keys nbytes of_parts parts values",
 }

@@ -10,6 +10,7 @@ import pytest
 import networks
 from untorn.engines import SerialEngine
 from untorn.errors import NonFiniteLossError
+from untorn.share.lowlevel import extra
 from untorn.train import (
     SGD,
     Callback,
@@ -177,7 +178,7 @@ def test_weights_can_be_set_between_two_fits(engine):
         fit(trainer, 1)
         trainer.params = {"w": np.full(5, 2.0), "b": np.zeros(())}
         np.testing.assert_array_equal(trainer.params["w"], np.full(5, 2.0))
-        momentum = trainer.snapshot().extra["momentum"]["w"]
+        momentum = extra(trainer.snapshot())["momentum"]["w"]
         assert np.any(momentum != 0)  # it stays
         assert np.isfinite(fit(trainer, 1).history["loss"]).all()
 

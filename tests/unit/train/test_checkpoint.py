@@ -25,6 +25,7 @@ import helpers
 import networks
 from untorn.engines import SerialEngine
 from untorn.errors import BusyError, FormatError, WorkerError
+from untorn.share.lowlevel import extra
 from untorn.train import (
     SGD,
     Adagrad,
@@ -61,13 +62,13 @@ def unstopped():
     with make() as trainer:
         history = fit(trainer, 3)
         with trainer.snapshot() as snapshot:
-            return weights_sha256(snapshot.value), weights_sha256(snapshot.extra), history
+            return weights_sha256(snapshot.value), weights_sha256(extra(snapshot)), history
 
 
 def check_is_unstopped(trainer, history, unstopped):
     with trainer.snapshot() as snapshot:
         assert weights_sha256(snapshot.value) == unstopped[0]
-        assert weights_sha256(snapshot.extra) == unstopped[1]
+        assert weights_sha256(extra(snapshot)) == unstopped[1]
     assert (trainer.step, trainer.epoch) == (3 * STEPS, 3)
     assert (history.epoch, history.history) == (unstopped[2].epoch, unstopped[2].history)  # every bit
 
@@ -264,7 +265,7 @@ def test_arrays_of_any_layout(params, tmp_path):
                 fit(trainer, epochs, directory, resume=directory is not None)
                 with trainer.snapshot() as snapshot:
                     strides = [layer.w.strides for layer in snapshot.value]
-                    digest = weights_sha256(snapshot.value), weights_sha256(snapshot.extra)
+                    digest = weights_sha256(snapshot.value), weights_sha256(extra(snapshot))
         return digest, strides
 
     assert train([1, 2], tmp_path) == train([2], None)

@@ -21,6 +21,7 @@ import pytest
 import networks
 from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.engines import SerialEngine
+from untorn.share.lowlevel import extra
 from untorn.train import Callback, EarlyStopping, weights_sha256
 from untorn.train.run import evaluation
 
@@ -53,7 +54,7 @@ def whole():
 
 def digests(trainer) -> tuple[str, str]:
     with trainer.snapshot() as snapshot:
-        return weights_sha256(snapshot.value), weights_sha256(snapshot.extra)
+        return weights_sha256(snapshot.value), weights_sha256(extra(snapshot))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from untorn.share.lowlevel import extra
 from untorn.train import SGD, Adagrad, Adam, AdamW, RMSprop, TorchSchedule, Trainer
 from untorn.train.data.sampler import epoch_order
 
@@ -338,5 +339,5 @@ def test_a_centered_mean_square_that_rounds_to_less_than_nothing_counts_as_nothi
     with Trainer(constant, {"w": start_of(np.float32)}, optimizer=optimizer, engine="serial", shards=1) as trainer:
         trainer.fit((np.zeros((400, 1)),), epochs=1, batch_size=1)
         assert np.isfinite(trainer.params["w"]).all()
-        squares, means = (trainer.snapshot().extra[name]["w"] for name in ("square_avg", "grad_avg"))
+        squares, means = (extra(trainer.snapshot())[name]["w"] for name in ("square_avg", "grad_avg"))
         assert (squares - means**2 < 0).any()

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 import networks
+from untorn.share.lowlevel import extra
 from untorn.train import SGD, Trainer, weights_sha256
 from untorn.train.optim.server import TorchOptimizer, optimizer_of
 from untorn.train.run.parameter_layout import ParameterPlan
@@ -138,12 +139,12 @@ def test_other_settings_do_not_resume(tmp_path):
 def test_state_is_one_version_with_the_weights():
     with trainer_of(sgd(0.1, momentum=0.5)) as trainer:
         with trainer.snapshot() as snapshot:
-            assert snapshot.extra["steps"] == 0
+            assert extra(snapshot)["steps"] == 0
         trainer.fit((X, Y), epochs=1, batch_size=10)
         with trainer.snapshot() as snapshot:
-            assert snapshot.extra["steps"] == 4
-            assert snapshot.extra["0.momentum_buffer"].shape == (5,)
-            assert snapshot.extra["0.momentum_buffer"].any()
+            assert extra(snapshot)["steps"] == 4
+            assert extra(snapshot)["0.momentum_buffer"].shape == (5,)
+            assert extra(snapshot)["0.momentum_buffer"].any()
 
 
 def test_weights_that_are_set_are_trained_on():
@@ -153,7 +154,7 @@ def test_weights_that_are_set_are_trained_on():
         trainer.fit((X, Y), epochs=1, batch_size=10)
         np.testing.assert_array_equal(trainer.params["w"], np.arange(5.0))
         with trainer.snapshot() as snapshot:
-            assert snapshot.extra["steps"] == 8
+            assert extra(snapshot)["steps"] == 8
 
 
 def two_columns(params, batch):

@@ -10,6 +10,7 @@ from torch import nn
 
 import networks
 from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
+from untorn.share.lowlevel import extra
 from untorn.torch import TorchModel
 from untorn.train import weights_sha256
 from untorn.train.data.sampler import epoch_order
@@ -75,7 +76,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_have_no_gradient():
         trainer.fit(regression(), epochs=2, batch_size=8)
         assert trainer._open.plan.parameters == 5
         with trainer.snapshot() as snapshot:
-            assert list(snapshot.extra["momentum"]) == ["2.weight", "2.bias"]
+            assert list(extra(snapshot)["momentum"]) == ["2.weight", "2.bias"]
         params, got = trainer.params, trainer.module()
     for name in ("0.weight", "0.bias", "small", "number"):
         assert params[name].tobytes() == module.get_parameter(name).detach().numpy().tobytes()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.errors import BusyError, FormatError
-from untorn.share import Snapshot
+from untorn.share import Snapshot, lowlevel
 from untorn.share.descriptors import keep
 from untorn.train.checkpoints import checkpoint
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
@@ -158,7 +158,11 @@ class Saver:
     def _write(self, snapshot: Snapshot, progress: Progress, records: NDArray[Any]) -> None:
         with snapshot:
             checkpoint.write(
-                self._path(progress.step), progress, params=snapshot.value, state=snapshot.extra, records=records
+                self._path(progress.step),
+                progress,
+                params=snapshot.value,
+                state=lowlevel.extra(snapshot),
+                records=records,
             )
         self._scores[progress.step] = progress.score
         for step in self._scores.keys() - steps_to_keep(self._scores, self._keep):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.share import Snapshot
+from untorn.share import Snapshot, lowlevel
 from untorn.train.models.pickling import pickled_apart
 
 __all__ = ["received", "sendable"]
@@ -27,8 +27,7 @@ def sendable(what: str, value: Any) -> list[NDArray[np.uint8]]:
 
 def received(snapshot: Snapshot) -> Any:
     """The value again, on memory of the version. Loads a pickle: for jobs alone, whose server this process obeys."""
-    hold = snapshot._held()
-    stream, *buffers = snapshot._attached.decoder(hold).value(hold.private())
+    stream, *buffers = lowlevel.private_value(snapshot)
     return pickle.loads(stream, buffers=buffers)
 
 

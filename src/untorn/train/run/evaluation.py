@@ -30,15 +30,13 @@ from untorn.engines.threads import threads_limited
 from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.share import Snapshot
 from untorn.share.descriptors import keep
-from untorn.share.obstacles import shortage
-from untorn.share.storage import Address
-from untorn.share.views import array_over
+from untorn.share.lowlevel import Address, array_over, attach_writer, decoder_of, shortage
 from untorn.train.data import SharedData, Source, sampler
 from untorn.train.models.model import Replica
 from untorn.train.models.outputs import Form, flattened
 from untorn.train.run.running import how_it_died
 from untorn.train.run.step_log import metric_names, report_of
-from untorn.train.run.worker import Reporter, attached, decoder_of
+from untorn.train.run.worker import Reporter
 
 if TYPE_CHECKING:
     from untorn.train.trainer import Trainer
@@ -396,7 +394,7 @@ class _Measurer:
         self._job = job
         self._index = index
         self._cut = _Cut(job.examples, job.size)
-        self._weights = attached(job.weights)
+        self._weights = attach_writer(job.weights)
         self._data = job.data.open()
         self._hold = self._weights.pin()
         params = decoder_of(self._hold).value(self._hold.private() if job.private else self._hold)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
+from untorn.share import lowlevel
 from untorn.share.descriptors import keep
-from untorn.share.obstacles import shortage
-from untorn.share.views import array_over
+from untorn.share.lowlevel import array_over, shortage
 from untorn.train.callbacks.calls import training
 from untorn.train.checkpoints.resuming import Part, give_states_back, rest_of
 from untorn.train.data import SharedData, Source, Stream, sampler
@@ -371,7 +371,7 @@ def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
     fit.status.saw(done)
     if fit.running.control is not None:
         fit.running.control.poll(fit.status)
-        fit.running.weights._look_after_name()
+        lowlevel.look_after_name(fit.running.weights)
     tuner = trainer.tuner
     if tuner is not None and not tuner.found:
         wanted = tuner.saw(time.monotonic(), trainer.step, board.commits)

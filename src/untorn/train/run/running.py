@@ -17,12 +17,10 @@ from untorn import _core
 from untorn.control import Control
 from untorn.engines import Death, Engine
 from untorn.errors import CapacityError, WorkerError
-from untorn.share import Publisher
+from untorn.share import Publisher, lowlevel
 from untorn.share.layout import Decoder, Layout
-from untorn.share.obstacles import meaning, shortage
-from untorn.share.publisher import publish_tree
+from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, meaning, shortage
 from untorn.share.tree import flatten
-from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.resuming import DataRef, Part
 from untorn.train.checkpoints.saver import Saver
@@ -145,13 +143,13 @@ class Running:
             beside = dict.fromkeys(optimizer.initial_state, parts.trained) or None
             self.plan = ParameterPlan.of(params, beside, kept=self._kept, buffers=self._buffers)
             state = _filled(parts.trained, optimizer.initial_state)
-        self.weights: Publisher = publish_tree(
-            Tree.of(params, state), name=name, directory=None, sizes=_CHANNEL_SIZES, tolerant=True
+        self.weights: Publisher = lowlevel.publish_with_extra(
+            params, state, name=name, tolerant=True, sizes=_CHANNEL_SIZES
         )
-        self.weights._open().reserve_slots(_RESERVED_SLOTS)
+        lowlevel.attachment_of(self.weights).reserve_slots(_RESERVED_SLOTS)
         self.target = self.weights
         if isinstance(optimizer, ServerOptimizer):
-            self.target = publish_tree(Tree.of(summed), name=None, directory=None, sizes=_CHANNEL_SIZES)
+            self.target = lowlevel.publish_with_extra(summed, sizes=_CHANNEL_SIZES)
         self.reader = self.weights.subscriber()
         self.engine = engine
         #: who asks about the job from outside is answered through this
@@ -199,8 +197,8 @@ class Running:
 
     def find_slot(self, board: _core.Board) -> None:
         """The workers found every slot of their target held: make room, or say who holds them."""
-        attachment = self.target._open()
-        nbytes = self._version_nbytes()
+        attachment = lowlevel.attachment_of(self.target)
+        nbytes = lowlevel.newest_nbytes(self.target)
         deadline = time.monotonic() + FREE_SLOT_TIMEOUT_S
         while True:
             try:
@@ -216,20 +214,15 @@ class Running:
                 if error.args[0] != "no_slot":
                     raise meaning(error, "weights") from None
                 if time.monotonic() > deadline:
-                    raise self.target._versions.no_slot(FREE_SLOT_TIMEOUT_S) from None
+                    raise lowlevel.no_slot_error(self.target, FREE_SLOT_TIMEOUT_S) from None
                 time.sleep(0.001)
                 continue
             board.slot_ready()
             return
 
-    def _version_nbytes(self) -> int:
-        """Return the room for a version of the board's target. From the table: there may be no memory to map one."""
-        attachment = self.target._open()
-        return next(capacity for slot, _, capacity, _, _ in attachment.slots() if slot == attachment.latest_slot)
-
     def no_mapping(self, board: _core.Board) -> CapacityError:
         """Return the error for a step that every worker has refused again and again."""
-        nbytes = self._version_nbytes()
+        nbytes = lowlevel.newest_nbytes(self.target)
         return CapacityError(
             f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
             f"and again ({os.strerror(board.refused)}); look at the limits of a process (ulimit -v, vm.max_map_count) "
@@ -240,13 +233,9 @@ class Running:
         """Publish what ``fill`` writes into a copy of the newest parameters and optimizer state. If it raises, nothing
         happened."""
         with self.reader.snapshot() as newest:
-            hold = newest._held()
-            decoder = newest._attached.decoder(hold)
-            memory = bytearray(memoryview(hold))
-        params, state = decoder.value(memory), decoder.extra(memory)
+            params, state = lowlevel.copy_with_extra(newest)
         fill(params, state)
-        tree = Tree.of(params, state)
-        self.weights._write("load", lambda versions: versions.publish(tree, FREE_SLOT_TIMEOUT_S))
+        lowlevel.update_with_extra(self.weights, params, state)
 
     @property
     def is_copy(self) -> bool:

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
-from untorn.share import Publisher
+from untorn.share import Publisher, lowlevel
+from untorn.share.lowlevel import array_over
 from untorn.share.tree import flatten
-from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Versions
-from untorn.share.views import array_over
 from untorn.train.optim.server import ServerOptimizer
 
 __all__ = ["ServerSteps"]
@@ -62,10 +61,7 @@ class ServerSteps:
         self._reader = sums.subscriber()
         self._clip_norm = clip_norm
         with weights.subscriber() as reader, reader.snapshot() as newest:
-            hold = newest._held()
-            decoder = newest._attached.decoder(hold)
-            memory = bytearray(memoryview(hold))
-        params, state = decoder.value(memory), decoder.extra(memory)
+            params, state = lowlevel.copy_with_extra(newest)
         leaves = _leaves(params)
         kept = untrained - buffers
         self._changed = range(kept, len(leaves) + len(state))
@@ -106,15 +102,7 @@ class ServerSteps:
                     f"optimizer: {name}: expected {kind[1]} of shape {kind[0]}, as before the first step, found "
                     f"{value.dtype} of shape {value.shape}; only state that stays as large as it is can be published"
                 )
-
-        def make(versions: Versions) -> int:
-            layout = versions.known_layout()
-            slot, draft = versions.begin_from_newest(FREE_SLOT_TIMEOUT_S, without=self._changed)
-            for index, leaf in zip(self._changed, self._buffers + values, strict=True):
-                layout.write_leaf(draft, index, leaf)
-            return versions.finish(layout, slot, self._changed)
-
-        self._weights._write("step", make)
+        lowlevel.update_leaves(self._weights, dict(zip(self._changed, self._buffers + values, strict=True)))
 
 
 def _clip(gradients: list[_Array], clip_norm: float) -> float:

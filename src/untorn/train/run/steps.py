@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from untorn import _core
-from untorn.share.obstacles import meaning
+from untorn.share import lowlevel
+from untorn.share.lowlevel import meaning
 from untorn.train.run.server_steps import ServerSteps
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class Lanes(Driver):
         staleness = self._base_version + self.made - version
         while True:
             try:
-                self.board.lane_apply(self._running.target._open(), lane, self.board.step, staleness)
+                self.board.lane_apply(lowlevel.attachment_of(self._running.target), lane, self.board.step, staleness)
                 break
             except _core.StatusError as error:
                 if error.args[0] != "no_slot":

@@ -24,17 +24,14 @@ from untorn.engines import Turner
 from untorn.engines.threads import use_threads
 from untorn.engines.worker_logs import set_levels
 from untorn.errors import BrokenChannelError, CapacityError, NonFiniteLossError, UntornError
-from untorn.share import storage
+from untorn.share import Subscriber
 from untorn.share.descriptors import keep
-from untorn.share.layout import Decoder
-from untorn.share.storage import Address
-from untorn.share.subscriber import Subscriber, schema_of
-from untorn.share.views import array_over
+from untorn.share.lowlevel import Address, Decoder, array_over, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
 from untorn.train.models.model import Gradient, Replica, replica_of
 from untorn.train.run.parameter_layout import ParameterPlan
 
-__all__ = ["Job", "Reporter", "ShardWorker", "attached", "decoder_of", "worker_main"]
+__all__ = ["Job", "Reporter", "ShardWorker", "worker_main"]
 
 #: how long a worker waits for work before it looks whether its server lives
 WAIT_S = 0.1
@@ -98,8 +95,8 @@ class ShardWorker:
             "batch_size": self.board.batch_size,
             "least": job.least,
         }
-        self.target = attached(job.target)
-        self.weights = self.target if job.weights == job.target else attached(job.weights)
+        self.target = attach_writer(job.target)
+        self.weights = self.target if job.weights == job.target else attach_writer(job.weights)
         self.data = job.data.open()
         self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
         #: the model's buffers may be anything, and an optimizer of another library may take a NaN for a sign
@@ -248,16 +245,6 @@ class Reporter:
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace)
         report_failure(self._board, self._index, step, shard, error, "".join(lines))
-
-
-def attached(address: Address) -> _core.Attachment:
-    """Attach to the channel there, as one who may write."""
-    return storage.open_channel(address.places, address.label, _core.WRITER, id=address.id)
-
-
-def decoder_of(hold: _core.Hold) -> Decoder:
-    """What reads versions of the structure of this one."""
-    return Decoder(schema_of(hold), hold.nbytes)
 
 
 def _is_ours(filename: str) -> bool:

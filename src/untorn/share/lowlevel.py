@@ -1,0 +1,191 @@
+"""The door into share: what other packages of untorn need of its inside, under documented names.
+
+Semi-public: users of ``untorn`` need none of this, and it may change with any version. Other packages neither reach
+into share's private names nor import its other modules.
+
+Versions with something beside the value (a trainer keeps the state of its optimizer there)::
+
+    publish_with_extra, update_with_extra, update_leaves        write it
+    extra, copy_with_extra                                      read it
+
+A snapshot's value in memory that may be written to::
+
+    copy_value       a copy: for the whole value to be changed, or kept
+    private_value    a private mapping: only pages that are written to are copied
+
+A channel without a Publisher or Subscriber (a trainer's workers write versions beside the publisher)::
+
+    attach_writer, decoder_of       in a worker
+    attachment_of, newest_nbytes, no_slot_error, look_after_name       beside the publisher
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from untorn import _core
+from untorn.errors import CapacityError
+from untorn.share.layout import Decoder
+from untorn.share.obstacles import meaning, shortage
+from untorn.share.publisher import Publisher, publish_tree
+from untorn.share.storage import Address, open_channel
+from untorn.share.subscriber import Snapshot, schema_of
+from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
+from untorn.share.views import array_over
+
+__all__ = [
+    "FREE_SLOT_TIMEOUT_S",
+    "Address",
+    "Decoder",
+    "array_over",
+    "attach_writer",
+    "attachment_of",
+    "copy_value",
+    "copy_with_extra",
+    "decoder_of",
+    "extra",
+    "look_after_name",
+    "meaning",
+    "newest_nbytes",
+    "no_slot_error",
+    "private_value",
+    "publish_with_extra",
+    "shortage",
+    "update_leaves",
+    "update_with_extra",
+]
+
+# -- reading
+
+
+def extra(snapshot: Snapshot) -> Any:
+    """Return what was published beside the value, as read-only views of shared memory; None if nothing was.
+
+    Does not block. Raises what ``Snapshot.value`` does.
+
+    Example:
+        >>> import numpy as np
+        >>> with publish_with_extra({"w": np.zeros(2)}, {"momentum": np.ones(2)}) as weights:
+        ...     extra(weights.subscriber().snapshot())["momentum"]
+        array([1., 1.])
+    """
+    hold, decoder = _opened(snapshot)
+    return decoder.extra(hold)
+
+
+def copy_value(snapshot: Snapshot) -> Any:
+    """Return a copy of the value, whose arrays are writable and share one block of memory. Raises what
+    ``Snapshot.value`` does.
+
+    Example:
+        >>> import numpy as np, untorn
+        >>> with untorn.publish({"w": np.zeros(2)}) as weights:
+        ...     params = copy_value(weights.subscriber().snapshot())
+        >>> params["w"] += 1
+    """
+    hold, decoder = _opened(snapshot)
+    return decoder.value(bytearray(memoryview(hold)))
+
+
+def copy_with_extra(snapshot: Snapshot) -> tuple[Any, Any]:
+    """Return copies of the value and of what was published beside it (or None), as copy_value() does."""
+    hold, decoder = _opened(snapshot)
+    memory = bytearray(memoryview(hold))
+    return decoder.value(memory), decoder.extra(memory)
+
+
+def private_value(snapshot: Snapshot) -> Any:
+    """Return the value as writable views of a private mapping of the version: a page is copied when it is first written
+    to, and nobody else sees what is written. Raises what ``Snapshot.value`` does."""
+    hold, decoder = _opened(snapshot)
+    return decoder.value(hold.private())
+
+
+def _opened(snapshot: Snapshot) -> tuple[_core.Hold, Decoder]:
+    hold = snapshot._held()
+    return hold, snapshot._attached.decoder(hold, snapshot._allow_pickle)
+
+
+def decoder_of(hold: _core.Hold) -> Decoder:
+    """Return the decoder of a pinned version: it reads each version of the same structure. Raises FormatError if the
+    version's schema is damaged."""
+    return Decoder(schema_of(hold), hold.nbytes)
+
+
+# -- writing
+
+
+def publish_with_extra(
+    value: Any,
+    extra: Any = None,
+    *,
+    name: str | None = None,
+    sizes: tuple[int, int, int] = (256, 64, 4),
+    tolerant: bool = False,
+) -> Publisher:
+    """Open a channel as untorn.publish() does, with ``extra`` beside the value (None for nothing).
+
+    Args:
+        value: as for untorn.publish(), copied.
+        extra: a second such value.
+        name: of the channel; None for an anonymous one.
+        sizes: max_readers, max_slots and slots, as for untorn.publish().
+        tolerant: warn, rather than raise BrokenChannelError, when another channel gets this one's name.
+    """
+    return publish_tree(Tree.of(value, extra), name=name, directory=None, sizes=sizes, tolerant=tolerant)
+
+
+def update_with_extra(publisher: Publisher, value: Any, extra: Any, *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+    """Publish ``value``, and ``extra`` beside it, as the next version; return its number. Blocks and raises as
+    Publisher.update() does."""
+    tree = Tree.of(value, extra)
+    return publisher._write("update", lambda versions: versions.publish(tree, timeout_s))
+
+
+def update_leaves(publisher: Publisher, leaves: Mapping[int, Any], *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+    """Publish the next version, in which only these leaves have new values; return its number. It costs these leaves.
+
+    Args:
+        publisher: of the channel.
+        leaves: index of a leaf -> new value, copied, of the same dtype and shape. Leaves are counted as flatten() lists
+            them, those of the value first, then those beside it.
+        timeout_s: as for Publisher.update(), which blocks and raises the same.
+    """
+    return publisher._write("update", lambda versions: versions.rewrite(leaves, timeout_s))
+
+
+def look_after_name(publisher: Publisher) -> None:
+    """Restore a named channel's files if somebody removed them, as each update does; at most once in a while. For a
+    channel whose versions are written by others. Raises what Publisher.update() does for a channel that lost its
+    name."""
+    publisher._look_after_name()
+
+
+# -- beside the publisher
+
+
+def attach_writer(address: Address) -> _core.Attachment:
+    """Attach to the channel at this address, to read its versions and to write some beside its publisher. Raises as
+    untorn.subscribe() does."""
+    return open_channel(address.places, address.label, _core.WRITER, id=address.id)
+
+
+def attachment_of(publisher: Publisher) -> _core.Attachment:
+    """Return the core's side of an open channel. Raises ClosedError after Publisher.close()."""
+    return _versions(publisher).attachment
+
+
+def newest_nbytes(publisher: Publisher) -> int:
+    """Return the room of the newest version's slot, in bytes. Maps nothing."""
+    attachment = attachment_of(publisher)
+    return next(capacity for slot, _, capacity, _, _ in attachment.slots() if slot == attachment.latest_slot)
+
+
+def no_slot_error(publisher: Publisher, timeout_s: float) -> CapacityError:
+    """Return the error for a channel whose slots were all held for so long; it names the holders."""
+    return _versions(publisher).no_slot(timeout_s)
+
+
+def _versions(publisher: Publisher) -> Versions:
+    return publisher._versions
