@@ -20,10 +20,10 @@ def test_the_count_of_kills_rises(tmp_path, text):
     counter, missing = tmp_path / "counter", tmp_path / "missing"
     counter.write_text(text)
     memory = OutOfMemory([missing, counter])
-    assert not memory.struck()
+    assert not memory.killed_since_last_check()
     counter.write_text(text.replace("oom_kill 2", "oom_kill 3"))
-    assert memory.struck()
-    assert not memory.struck()
+    assert memory.killed_since_last_check()
+    assert not memory.killed_since_last_check()
 
 
 def hungry(params, batch):

@@ -1,19 +1,19 @@
 """Engines: where the workers of a job run. One interface, no training logic.
 
-base.py         what an engine is
-serial.py       in this process: the reference that every other must equal, bit for bit
-processes.py    worker processes, started, supervised and replaced
-child.py        one of them, as the kernel knows it
-launching.py    starts one, from here; starting.py: what it does from its first line on
-importable.py   what it can import
-worker_logs.py  its log records, handled here
-memory.py, cgroups.py    was a worker killed for want of memory? what the control groups say
-threads.py      as many BLAS threads here as a worker has
-default_generators.py    who draws from the random numbers that a process has once
+base.py         the interface of an engine and of a worker
+serial.py       a worker in this process: the reference that every other engine must equal, bit for bit
+processes.py    worker processes: starts, supervises and replaces them
+child.py        one worker process, held by a descriptor from the kernel
+launching.py    starts a worker process; starting.py is what runs first in it
+importable.py   tells which modules a worker process can import
+worker_logs.py  sends the log records of workers to the server
+memory.py, cgroups.py    out-of-memory kills, and the files of control groups
+threads.py      limits BLAS threads in this process to the number that a worker has
+default_generators.py    the lock around the default random generators of a process
 """
 
-from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.base import Death, Engine, Worker
 from untorn.engines.processes import ProcessEngine
 from untorn.engines.serial import SerialEngine
 
-__all__ = ["Death", "Engine", "ProcessEngine", "SerialEngine", "Turner"]
+__all__ = ["Death", "Engine", "ProcessEngine", "SerialEngine", "Worker"]

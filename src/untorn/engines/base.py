@@ -1,4 +1,4 @@
-"""What an engine is: it makes workers take turns at a board until the board has nothing to do."""
+"""The interface of an engine, which has workers do the tasks of a board until none is left."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any, Protocol
 
 from untorn import _core
 
-__all__ = ["Death", "Engine", "Turner"]
+__all__ = ["Death", "Engine", "Worker"]
 
 
-class Turner(Protocol):
+class Worker(Protocol):
     """A worker as an engine sees it."""
 
-    def turn(self, wait_s: float) -> int:
-        """Do one thing; the kind of turn (``_core.TURN_...``) that it was."""
+    def run_once(self, wait_s: float) -> int:
+        """Do one task of the board, waiting at most ``wait_s`` for it. Returns its kind, one of ``_core.TURN_...``."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that the kernel declared dead.
+    """A worker process that has ended unexpectedly.
 
     Attributes:
         worker: its index.
-        exitcode: as multiprocessing gives it: negative for a signal. None: something else in this process took it.
-        shard: the shard, or the lane, whose gradient it was computing, or -1.
-        step: the step, or the batch, of that.
-        out_of_memory: the kernel has killed processes for want of memory since the last look.
+        exitcode: its exit code as in multiprocessing, negative for a signal; None if other code in this process reaped
+            it first.
+        shard: the shard whose gradient it was computing, or its in-flight batch in async mode; -1 for none.
+        step: the step of that shard, or the number of that batch.
+        out_of_memory: whether the kernel has killed processes for lack of memory since the last check.
     """
 
     worker: int
@@ -41,34 +42,36 @@ class Death:
 class Engine(ABC):
     """Runs the workers of one job after another."""
 
-    #: how many workers take turns
+    #: the number of workers
     workers: int
-    #: how many workers were replaced so far
+    #: the number of workers that were replaced so far
     restarts: int
 
     @abstractmethod
-    def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
-        """Start a job: workers elsewhere get ``payload``, workers here are made by ``turner(index)``."""
+    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+        """Start a job. Worker processes receive ``payload``; workers in this process come from
+        ``make_worker(index)``."""
 
     @abstractmethod
     def resize(self, workers: int) -> None:
-        """From the next advance() on this many take turns; the board's ``team`` says so to those that leave."""
+        """Change the number of workers, from the next advance() on. Workers that have to leave learn it from the
+        board."""
 
     @abstractmethod
     def members(self) -> list[tuple[int, int, str]]:
-        """Who takes turns: index, process id, and "starting", "running", "stopped" (by a signal), "leaving" or
+        """Return the workers: index, process id, and "starting", "running", "stopped" (by a signal), "leaving" or
         "dead"."""
 
     @abstractmethod
     def advance(self, until_step: int) -> list[Death]:
-        """Let the workers work for a moment (some tens of milliseconds at most), or until the board has finished
-        ``until_step`` or wants the server. Returns the workers that died meanwhile; they were replaced."""
+        """Let the workers work until the board has finished ``until_step`` or needs the server, for some tens of
+        milliseconds at most. Returns the workers that died meanwhile; they have been replaced."""
 
     @abstractmethod
     def end(self, *, abandon: bool = False) -> None:
-        """Stop the job; workers stay for the next. ``abandon``: when this returns nobody takes part in it any more; it
-        costs the workers, if they are processes, which may be in the middle of something."""
+        """Stop the job and keep the workers for the next one. With ``abandon``, worker processes are killed, whatever
+        they are doing, so that none still takes part in the job when this returns."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers. Nothing is left when this returns."""
+        """End all workers, and wait until they have ended."""

@@ -1,8 +1,7 @@
-"""Files of the control groups that this process is in: the kernel's word on what it may use, and what happened to it.
+"""Read the files of this process's control groups: limits and event counts.
 
-Version 2 has one tree under /sys/fs/cgroup; version 1 has one per controller, or per pair of them. A limit may be set
-at any level, so each question is asked of the process's own group and of all above it, as far as this process sees
-them.
+Version 2 has one tree under /sys/fs/cgroup; version 1 has one per controller, or per pair of controllers. A limit may
+be set at any level, so the files of the process's own group and of all its visible ancestors are read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Read = Callable[[str], str | None]
 
 
 def read_text(path: str) -> str | None:
-    """The text of a file of the kernel's; None if it cannot be read."""
+    """Return the text of a file under /proc or /sys; None if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -28,14 +27,14 @@ def read_text(path: str) -> str | None:
 
 
 def group_files(controller: str, *, v1: str, v2: str, read: Read = read_text) -> Iterator[tuple[str, str]]:
-    """(path, text) of the files of this name, ``v1`` or ``v2`` by the tree's version, of all the groups, the process's
-    own first. Those that can be read."""
+    """Yield (path, text) for each readable file with the name ``v1`` or ``v2``, depending on the tree's version. The
+    process's own group comes first, then its ancestors."""
     for line in (read(_MEMBERSHIP) or "").splitlines():
         controllers, _, group = line.partition(":")[2].partition(":")
         if controllers == "":
             trees, name = [_ROOT], v2
         elif controller in controllers.split(","):
-            trees, name = [f"{_ROOT}/{controllers}", f"{_ROOT}/{controller}"], v1  # either may be there
+            trees, name = [f"{_ROOT}/{controllers}", f"{_ROOT}/{controller}"], v1  # either may exist
         else:
             continue
         parts = [part for part in group.split("/") if part not in ("", "..")]

@@ -1,7 +1,8 @@
-"""A worker process as the server knows it: by a descriptor of the kernel's for this process, not by its number.
+"""A worker process as the server holds it: by a descriptor from the kernel (pidfd), not by its number.
 
-Whether it lives does not depend on who reaps it. With SIGCHLD ignored the kernel reaps it; a handler, a thread or a
-library of the user's may wait for any child. A number may by then be another process's; the descriptor never is.
+The descriptor tells whether the process has ended even if other code reaped it: with SIGCHLD ignored the kernel reaps
+it, and a handler, a thread or a library of the user may wait for any child. Its number may then belong to another
+process; the descriptor never does.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ __all__ = ["ChildProcess", "is_stopped"]
 _NONE = -1
 _RETRY_S = 0.01
 _LONG_S = 60.0
-#: for subprocess, which wants a number
+#: given to subprocess, which needs a number
 _UNKNOWN_EXITCODE = 255
 
 
 class ChildProcess:
-    """A process that launching.py started. Made by ChildProcess.of().
+    """A process that launching.py started; ChildProcess.of() makes one.
 
     Attributes:
-        pid: its number, to be shown; nothing is done by it.
+        pid: its number, for display only.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
         self.pid = process.pid
         self._process = process
-        #: _NONE: the kernel is too old for such descriptors (Linux 5.3), or a filter refuses them
+        #: _NONE if the kernel has no such descriptors (before Linux 5.3), or a filter refuses them
         self._fd = fd
         self._ended = False
         self._exitcode: int | None = None
 
     @classmethod
     def of(cls, process: subprocess.Popen[bytes]) -> ChildProcess:
-        """Open the descriptor of a process that was just started. Raises OSError if none is left."""
+        """Open the descriptor of a process that was just started. Raises OSError if this process has no free one."""
         fd = _NONE
         try:
             fd = keep(os.pidfd_open(process.pid))
         except (ProcessLookupError, PermissionError, NotImplementedError):
-            pass  # it ended, and somebody has reaped it; or it is refused
+            pass  # it ended and was reaped elsewhere, or the call is refused
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 process.kill()
@@ -58,13 +59,13 @@ class ChildProcess:
 
     @property
     def ended(self) -> bool:
-        """Return whether the kernel has ended it; then its exit code is known, if nobody else took it."""
+        """Whether the process has ended. Its exit code is known from then on, unless other code reaped it."""
         if self._ended:
             return True
         kind, number = (os.P_PID, self.pid) if self._fd == _NONE else (os.P_PIDFD, self._fd)
         try:
             result = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:  # it ended, and was reaped: by subprocess, which then knows the rest
+        except ChildProcessError:  # it ended, and subprocess, which then knows its exit code, or other code reaped it
             self._end(self._process.returncode)
         else:
             if result is not None:
@@ -73,21 +74,21 @@ class ChildProcess:
 
     def _end(self, exitcode: int | None) -> None:
         self._ended, self._exitcode = True, exitcode
-        # or else subprocess would wait for the number, which may be another child's by now
+        # otherwise subprocess would wait for the number, which may belong to another child by now
         self._process.returncode = _UNKNOWN_EXITCODE if exitcode is None else exitcode
 
     @property
     def exitcode(self) -> int | None:
-        """The exit code as in subprocess: negative for a signal. None while it runs, and if somebody else took it."""
+        """The exit code as in subprocess, negative for a signal. None while it runs, and if other code reaped it."""
         return self._exitcode
 
     @property
     def stopped(self) -> bool:
-        """Return whether it was stopped by a signal, or by a debugger. The kernel says so; what has ended is not."""
-        return is_stopped(self.pid) and not self.ended  # so the number was not another's when it was looked up
+        """Whether a signal or a debugger has stopped it, according to the kernel. False once it has ended."""
+        return is_stopped(self.pid) and not self.ended  # in this order: the number was still its own when read
 
     def kill(self) -> None:
-        """Send SIGKILL, if it has not ended."""
+        """Send SIGKILL unless it has ended."""
         if self.ended:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -97,7 +98,7 @@ class ChildProcess:
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until it has ended, at most this long; return whether it has."""
+        """Wait at most ``timeout_s`` until it has ended. Returns whether it has."""
         end = time.monotonic() + timeout_s
         while not self.ended:
             left_s = end - time.monotonic()
@@ -109,22 +110,22 @@ class ChildProcess:
             poller = select.poll()
             poller.register(self._fd, select.POLLIN)
             if poller.poll(left_s * 1000) and not self.ended:
-                time.sleep(min(left_s, _RETRY_S))  # it ended, and a debugger has not let its parent know yet
+                time.sleep(min(left_s, _RETRY_S))  # it ended, but a debugger keeps that from its parent for now
         return True
 
     def end(self) -> None:
-        """Kill it, wait until the kernel has ended it, and let go of it."""
+        """Kill it, wait until it has ended, and close its descriptor."""
         self.kill()
         while not self.join(_LONG_S):
             pass
         self.close()
 
     def close(self) -> None:
-        """Let go of a process that has ended. Closing twice is fine."""
+        """Close the descriptor of a process that has ended. May be called twice."""
         self.forget()
 
     def forget(self) -> None:
-        """Let go of it as it is: this process is not its parent, but a forked copy of it."""
+        """Close the descriptor and leave the process alone, in a forked copy of its parent."""
         if not self._ended:
             self._end(None)
         if self._fd != _NONE:
@@ -133,8 +134,8 @@ class ChildProcess:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether the process that has this number now was stopped, by a signal or by a debugger. False where that
-    cannot be known, as when no descriptor is left: who ends the workers must not fail for want of a look."""
+    """Return whether a signal or a debugger has stopped the process that has this number now. False if that cannot be
+    found out, as when no descriptor is free: ending the workers must not fail because of it."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

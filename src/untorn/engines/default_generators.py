@@ -1,7 +1,7 @@
-"""The generators of random numbers that a process has one of: torch's, NumPy's and Python's default ones.
+"""The lock around the default random generators of this process: torch's, NumPy's and Python's.
 
-What must draw from them, seeded, and put them back, does so one thread after the other. Threads of the program that
-draw meanwhile cannot be kept out.
+Code that seeds them, draws and restores their state holds the lock meanwhile. Threads of the program that draw without
+it cannot be kept out.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import os
 import threading
 from contextlib import AbstractContextManager
 
-__all__ = ["turn"]
+__all__ = ["generators_lock"]
 
 
-class _Turn:
+class _Lock:
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
 
-_turn = _Turn()
-#: in a child that was just forked, the thread that held it may not be there
-os.register_at_fork(after_in_child=_turn.__init__)  # type: ignore[misc]
+_the_lock = _Lock()
+#: a forked child may lack the thread that held it
+os.register_at_fork(after_in_child=_the_lock.__init__)  # type: ignore[misc]
 
 
-def turn() -> AbstractContextManager[object]:
-    """Held by the thread that uses them. Reentrant."""
-    return _turn.lock
+def generators_lock() -> AbstractContextManager[object]:
+    """Return the lock that a thread holds while it uses them. It is reentrant."""
+    return _the_lock.lock

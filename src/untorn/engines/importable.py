@@ -1,6 +1,6 @@
-"""Tell which parts of the server's program a worker process can import, and so can be sent there by name.
+"""Tell which modules of the server's program a worker process can import, so that objects can be sent there by name.
 
-The answer comes from looking as the worker will: along its path, at files, without importing anything.
+It searches the files along the worker's path, as the worker will, and imports nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import ModuleType
 
 __all__ = ["can_import", "main_program", "why_not", "worker_path"]
 
-#: where '' of sys.path was when this program began
+#: the directory that '' in sys.path meant when this program began
 try:
     _STARTED_IN: str | None = os.getcwd()
 except OSError:
@@ -20,7 +20,8 @@ except OSError:
 
 
 def worker_path() -> list[str]:
-    """sys.path of a worker. Its current directory, which '' means, may not be the one where the program began."""
+    """Return sys.path for a worker. '' becomes the directory where this program began, since the worker's current
+    directory may be another."""
     path = []
     for entry in sys.path:
         if entry == "":
@@ -31,9 +32,9 @@ def worker_path() -> list[str]:
 
 
 def main_program() -> tuple[str, str] | None:
-    """Return how a worker runs the main program anew: ("module", name) or ("path", file). None where it cannot, or
-    should not: an interactive session, a program that came through stdin or ``-c`` or whose file is gone; and the
-    ``__main__`` of a package, a folder or a zip file, which seldom has ``if __name__ == "__main__":``."""
+    """Return how a worker runs the main program again: ("module", name) or ("path", file). None if it cannot (an
+    interactive session, a program from stdin or ``-c``, a file that is gone) or should not (the ``__main__`` of a
+    package, a folder or a zip file, which seldom has ``if __name__ == "__main__":``)."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if name is not None:
@@ -46,12 +47,12 @@ def main_program() -> tuple[str, str] | None:
 
 
 def can_import(name: str) -> bool:
-    """Return whether a worker that imports this module, which is loaded here, gets the same one."""
+    """Return whether a worker that imports this loaded module gets the same one."""
     if name in ("__main__", "__mp_main__"):
         return main_program() is not None
     module = sys.modules.get(name)
     if module is None or name.partition(".")[0] in sys.stdlib_module_names:
-        return True  # nothing is known against it
+        return True  # nothing speaks against it
     parent = name.rpartition(".")[0]
     if parent and parent in sys.modules and not can_import(parent):
         return False
@@ -63,11 +64,11 @@ def can_import(name: str) -> bool:
 
 
 def why_not(name: str) -> str:
-    """Return why a worker cannot import it, after its name."""
+    """Return the reason why a worker cannot import the module of this name."""
     if name in ("__main__", "__mp_main__"):
         return (
-            "a worker process cannot import what is defined in the main program: that is interactive, or its file is "
-            "gone, or it is a __main__.py"
+            "a worker process cannot import what is defined in the main program: the program is interactive, its file "
+            "is gone, or it is a __main__.py"
         )
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
@@ -83,7 +84,7 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 def _found_there(name: str, path: list[str], module: ModuleType, file: str | None) -> bool:
     specs = [importlib.machinery.PathFinder.find_spec(name, path)]
-    for finder in sys.meta_path:  # those of packages that were installed to be edited are in every process
+    for finder in sys.meta_path:  # the finders of editable installs are in every process
         if "editable" in getattr(finder, "__module__", type(finder).__module__):
             specs.append(finder.find_spec(name, None if "." not in name else path))
     for spec in specs:
@@ -104,7 +105,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _inside_a_file(path: str) -> bool:
-    """Return whether it names something in a zip file."""
+    """Return whether the path names a member of a zip file."""
     while path and path != os.path.dirname(path):
         if os.path.isfile(path):
             return True

@@ -1,13 +1,13 @@
-"""Starting a worker process: a new interpreter, from this process's, with an environment of its own.
+"""Start a worker process: a new interpreter with an environment of its own.
 
-multiprocessing's spawn is not used: it starts nothing in a daemonic process (the tasks of a Pool, of Dask, of Celery),
-hands the worker whatever start method the process has set, fails in a directory that was deleted, and has no way to
-give an environment but to change that of this process, for all its threads.
+multiprocessing's spawn is not used: it refuses to start anything in a daemonic process (a task of a Pool, of Dask or of
+Celery), passes on whatever start method the process has set, fails in a directory that was deleted, and can give an
+environment only by changing this process's own, for all its threads.
 
-What a worker is to be, a dict, goes through a memory file that it inherits: there is no pipe that one of the two could
-wait at. With it go the path and the arguments of this process, and where its main program is; see starting.py. Of its
-descriptors the worker gets the standard ones, with no input, and those that are named here. Whatever starts workers in
-another way has to give ``run`` of starting.py the same dict, and the environment.
+The worker inherits a memory file with a dict that describes it, so there is no pipe that one of the two could wait at.
+The dict also has this process's path and arguments and the place of its main program; see starting.py. The worker
+inherits the standard descriptors, without input, and those that are named here. Code that starts workers in another way
+has to give ``run`` of starting.py the same dict, and set the environment.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ sys.path[:] = start["path"]
 from untorn.engines.starting import run
 run(start)
 """
-#: what would keep the interpreter of a worker at its end
+#: variables that would keep a worker's interpreter alive when it is done
 _NOT_FOR_WORKERS = ("PYTHONINSPECT",)
 
 
 def launch(
     name: str, call: tuple[Callable[..., None], tuple[Any, ...]], *, environment: Mapping[str, str], logs: int
 ) -> ChildProcess:
-    """Start a process that calls a function of untorn's. ``environment`` goes on top of this process's own; ``logs`` is
-    the descriptor that its log records go to.
+    """Start a process that calls a function of untorn. ``environment`` is added to this process's own; ``logs`` is the
+    descriptor that its log records go to.
 
-    Raises RuntimeError where no worker can be started, OSError where the system starts no process.
+    Raises RuntimeError if no worker can be started here, OSError if the system starts no process.
     """
     if runs_main():
         raise RuntimeError(
-            "a worker process runs the main program anew, and that trains again; put what starts it under "
-            "`if __name__ == '__main__':`"
+            "a worker process runs the main program again, which then trains again; put the code that starts training "
+            "under `if __name__ == '__main__':`"
         )
     executable = _interpreter()
     tracker = _descriptor_of_the_tracker()
@@ -80,7 +80,7 @@ def launch(
 def _interpreter() -> str:
     if getattr(sys, "frozen", False) or not sys.executable:
         raise RuntimeError(
-            "worker processes: this program is not run by a Python interpreter that could be started again (it is "
+            "worker processes: this program does not run in a Python interpreter that can be started again (it is "
             "frozen, or Python is embedded in another program); use engine='serial'"
         )
     return sys.executable
@@ -104,7 +104,7 @@ def _descriptor_of_the_tracker() -> int | None:
 
 @contextmanager
 def _memory_file(content: bytes) -> Iterator[int]:
-    """Give a descriptor of a file with this content, for the block."""
+    """Yield the descriptor of a memory file with this content, open for the block."""
     fd = keep(os.memfd_create("untorn-start", os.MFD_CLOEXEC))
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -117,8 +117,8 @@ def _memory_file(content: bytes) -> Iterator[int]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block signals, so that no handler of this thread raises between the start of a process and its being known. The
-    worker has this mask until it sets its own."""
+    """Block signals, so that no handler raises in this thread after a process has started and before it is recorded.
+    The worker has this mask until it sets its own."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield

@@ -1,4 +1,4 @@
-"""Has the kernel killed processes because memory ran out? It counts them."""
+"""Detect that the kernel has killed processes because memory ran out, from the kernel's own counters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MACHINE = Path("/proc/vmstat")
 
 
 class OutOfMemory:
-    """Tells whether the kernel's counts of out-of-memory kills, of the process's groups and of the machine, have risen.
+    """Watch the counts of out-of-memory kills in this process's control groups and on the whole machine.
 
     Args:
-        counters: files of lines "name number", of which the one named oom_kill counts.
+        counters: files with lines "name number", of which the one named oom_kill is read; by default the kernel's.
     """
 
     def __init__(self, counters: Iterable[Path] | None = None) -> None:
@@ -25,8 +25,8 @@ class OutOfMemory:
             counters = [*(Path(path) for path, _ in files), _MACHINE]
         self._before = {path: _count(path) for path in counters}
 
-    def struck(self) -> bool:
-        """Since this was made, or last asked."""
+    def killed_since_last_check(self) -> bool:
+        """Return whether a count has risen since the last call, or since this object was made."""
         now = {path: _count(path) for path in self._before}
         risen = any(now[path] > before for path, before in self._before.items())
         self._before = now

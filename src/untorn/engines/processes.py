@@ -3,14 +3,14 @@
 ::
 
     server ── jobs (an anonymous channel) ──> worker 0, worker 1, ...
-       │                                          │  take turns at the board, in shared memory
+       │                                          │  claim tasks on the board, in shared memory
        └── waits at the board's bell  <───────────┘
 
-There is no pipe and no lock between them that a killed worker could leave locked. The server learns of a death from
-the kernel, no matter who reaps the dead (child.py), settles the worker's claims at the board, and starts another in its
-place. Workers learn of the server's death from the kernel too: the lock of the jobs channel is released.
+No pipe and no lock lies between them that a killed worker could leave locked. The server learns of a death from the
+kernel, even if other code reaps the process (child.py), settles the worker's claims on the board, and starts a
+replacement. Workers learn of the server's death from the kernel too: the lock of the jobs channel is released.
 
-A forked copy of the server has no workers: whatever it cleans up on its way out, the server's live on.
+A forked copy of the server owns no workers, so the server's workers survive whatever the copy cleans up when it exits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from untorn import _core
-from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.base import Death, Engine, Worker
 from untorn.engines.child import ChildProcess
 from untorn.engines.launching import launch
 from untorn.engines.memory import OutOfMemory
@@ -37,9 +37,9 @@ from untorn.share.storage import Address
 __all__ = ["ProcessEngine", "worker_variables"]
 
 _log = logging.getLogger(__name__)
-_MOMENT_S = 0.02
+_POLL_INTERVAL_S = 0.02
 _JOIN_S = 5.0
-#: how long no step may end before somebody looks for stopped workers
+#: how long no step ends before the server looks for stopped workers
 _LOOK_FOR_STOPPED_S = 0.1
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -51,13 +51,13 @@ _THREAD_VARIABLES = (
 )
 
 
-# A gradient allocates the same arrays in every step. Left to itself, malloc gives them back to the kernel each time and
-# takes them again, page by page: a fault for every 4 KB, a fifth of a step. So nothing is mapped for one array alone
-# (a threshold for that can be 32 MB at most), and up to 1 GB stays with a worker from step to step.
+# A gradient allocates the same arrays in every step. By default, malloc returns them to the kernel each time and maps
+# them again, page by page: a fault for every 4 KB, a fifth of a step. So malloc maps no array on its own (the threshold
+# for that is limited to 32 MB), and a worker keeps up to 1 GB from step to step.
 _MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
-#: ``main(index, jobs, problem)``: the life of a worker; a problem is to be told when the first job comes
+#: ``main(index, jobs, problem)`` runs a worker; it reports the problem, if any, when the first job comes
 WorkerMain = Callable[[int, Subscriber, Exception | None], None]
 
 
@@ -65,23 +65,23 @@ class ProcessEngine(Engine):
     """``workers`` processes, each running ``main(index, jobs, problem)`` with its own number of BLAS threads.
 
     Args:
-        most_workers: how many there can be after resize().
+        max_workers: the largest number that resize() may ask for.
     """
 
-    def __init__(self, workers: int, most_workers: int, threads_per_worker: int, main: WorkerMain) -> None:
+    def __init__(self, workers: int, max_workers: int, threads_per_worker: int, main: WorkerMain) -> None:
         self.workers = workers
         self.restarts = 0
-        self.most_workers = most_workers
+        self.max_workers = max_workers
         self._threads = threads_per_worker
         self._main = main
         self._jobs: Publisher | None = None
         self._logs: LogReceiver | None = None
         self._processes: dict[int, ChildProcess] = {}
         self._leaving: set[int] = set()
-        #: gradients that were committed in a worker's row when it was started
+        #: by worker, the number of gradients committed in its row when it was started
         self._commits_before: dict[int, int] = {}
         self._oom = OutOfMemory()
-        #: of the job that runs, and on top of it one that is done aside
+        #: the board of the running job, and after it the board of a job that interrupts it
         self._boards: list[_core.Board] = []
         self._payload: dict[str, Any] | None = None
         self._bell = 0
@@ -91,11 +91,11 @@ class ProcessEngine(Engine):
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes, by index."""
-        processes = dict(self._processes)  # other threads may ask at any time
+        """The ids of the worker processes, by index."""
+        processes = dict(self._processes)  # other threads may read this at any time
         return [processes[index].pid for index in sorted(processes)]
 
-    def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
+    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
         """See Engine."""
         self._boards = [board]
         self._assign(payload)
@@ -107,40 +107,40 @@ class ProcessEngine(Engine):
         self._bell = 0
         self._commits_before.clear()
         if self._jobs is None:
-            self._jobs = publish(payload, max_readers=4 * self.most_workers + 16)
+            self._jobs = publish(payload, max_readers=4 * self.max_workers + 16)
         else:
             self._jobs.update(payload)
 
     @property
     def job_number(self) -> int:
-        """Of the job that runs; 0 between jobs."""
+        """The number of the running job; 0 between jobs."""
         return int(self._payload["number"]) if self._payload else 0
 
     @property
     def has_workers(self) -> bool:
-        """Are there any processes by now?"""
+        """Whether any worker process has been started."""
         return bool(self._processes)
 
     @contextmanager
-    def aside(self, board: _core.Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
-        """Have the workers do another job in between: inside, advance() is about this board. Between jobs, too."""
+    def interrupt(self, board: _core.Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
+        """Have the workers do another job for the block, in which advance() uses its board. Works between jobs too."""
         outer = self._boards[-1] if self._boards else None
         self._boards.append(board)
         self._assign(payload)
         self._start_missing()
         if outer is not None:
-            outer.team(0, 0.0)  # whoever leaves it looks for something newer first, and finds this job
+            outer.team(0, 0.0)  # a worker that leaves it looks for a newer job first, and finds this one
         try:
             yield
         finally:
             if outer is not None:
-                outer.team(self.workers, spin_s)  # before anybody comes back
+                outer.team(self.workers, spin_s)  # before any worker comes back
             self._assign(self._payload)
             board.stop()
             self._boards.pop()
 
     def resize(self, workers: int) -> None:
-        """See Engine. Between two jobs, those that are too many end at once."""
+        """See Engine. Between two jobs, surplus workers end at once."""
         self.workers = workers
         for index in [index for index in self._processes if index >= workers]:
             if self._boards:
@@ -183,10 +183,10 @@ class ProcessEngine(Engine):
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
         board = self._boards[-1]
-        self._bell = board.wait_server(self._bell, _MOMENT_S)
+        self._bell = board.wait_server(self._bell, _POLL_INTERVAL_S)
         self._handle_logs()
         self._pass_over_stopped(board)
-        deaths = self._bury(board)
+        deaths = self._reap(board)
         self._start_missing()
         return deaths
 
@@ -194,8 +194,8 @@ class ProcessEngine(Engine):
         if self._logs is not None:
             self._logs.handle()
 
-    def _bury(self, board: _core.Board) -> list[Death]:
-        """Settle the affairs of the dead. Who was told to leave has left; of the others, tell."""
+    def _reap(self, board: _core.Board) -> list[Death]:
+        """Release the claims of ended workers, and replace those that were not told to leave. Returns the latter."""
         deaths = []
         for index, process in list(self._processes.items()):
             if not process.ended:
@@ -210,16 +210,16 @@ class ProcessEngine(Engine):
                 self._leaving.discard(index)
                 del self._processes[index]
             else:
-                out_of_memory = exitcode in (None, -signal.SIGKILL) and self._oom.struck()
+                out_of_memory = exitcode in (None, -signal.SIGKILL) and self._oom.killed_since_last_check()
                 deaths.append(Death(index, exitcode, shard, step, out_of_memory))
                 self.restarts += 1
                 self._processes[index] = self._start(index)
-            process.close()  # after it was replaced: other threads may ask for the pids at any time
+            process.close()  # after its replacement started: other threads may read the pids at any time
         return deaths
 
     def _pass_over_stopped(self, board: _core.Board) -> None:
-        """While no step ends: give the gradients of stopped processes to others. A range has one writer as long as
-        that lives, so who is stopped in the middle of one has to die."""
+        """While no step ends, give the gradients of stopped processes to others. A range has one writer as long as
+        that writer lives, so a worker that is stopped in the middle of one is killed."""
         now = time.monotonic()
         if board.step != self._step_then:
             self._step_then, self._looked_at_s = board.step, now
@@ -275,7 +275,7 @@ class ProcessEngine(Engine):
         self._leaving.clear()
 
     def forget(self) -> None:
-        """Forget the workers and their jobs in a forked child: they are its parent's."""
+        """Forget the workers and their jobs in a forked child: they belong to its parent."""
         processes, self._processes = self._processes, {}
         for process in processes.values():
             process.forget()
@@ -298,7 +298,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _worker(main: WorkerMain, index: int, address: Address, problem: Exception | None) -> None:
-    """Attach and go; a server that closed or died while this process was starting is no error."""
+    """Attach to the jobs and run. A server that closed or died while this process was starting is no error."""
     jobs = Subscriber(address)
     try:
         jobs.attach()
@@ -308,9 +308,9 @@ def _worker(main: WorkerMain, index: int, address: Address, problem: Exception |
 
 
 def worker_variables(threads: int) -> dict[str, str]:
-    """Return the environment of a worker process, on top of this process's own: BLAS libraries and malloc read theirs
-    when they are loaded."""
-    unless_set = _MALLOC_VARIABLES | {"JAX_PLATFORMS": "cpu"}  # or else each worker takes a share of every GPU
+    """Return the environment variables of a worker process that differ from this process's. They must be set before
+    it starts, since BLAS libraries and malloc read theirs when they are loaded."""
+    unless_set = _MALLOC_VARIABLES | {"JAX_PLATFORMS": "cpu"}  # otherwise each worker takes a share of every GPU
     others = {key: value for key, value in unless_set.items() if key not in os.environ}
-    # JAX takes other algorithms, with other last bits, where it has one thread alone; the serial engine has several
+    # With only one thread JAX uses other algorithms, with other last bits; the serial engine has several
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PJRT_NPROC": str(max(2, threads))} | others

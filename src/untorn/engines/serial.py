@@ -8,30 +8,30 @@ from collections.abc import Callable
 from typing import Any
 
 from untorn import _core
-from untorn.engines.base import Death, Engine, Turner
+from untorn.engines.base import Death, Engine, Worker
 from untorn.engines.threads import threads_limited
 
 __all__ = ["SerialEngine"]
 
-_MOMENT_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
 class SerialEngine(Engine):
-    """Takes every turn itself, with as many BLAS threads as a worker process would have."""
+    """Does every task in this process, with the number of BLAS threads that a worker process would have."""
 
     def __init__(self, threads_per_worker: int) -> None:
         self.workers = 1
         self.restarts = 0
         self._threads = threads_per_worker
-        self._turner: Turner | None = None
+        self._worker: Worker | None = None
         self._board: _core.Board | None = None
 
-    def begin(self, board: _core.Board, payload: dict[str, Any], turner: Callable[[int], Turner]) -> None:
+    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
         """See Engine."""
-        self._board, self._turner = board, turner(0)
+        self._board, self._worker = board, make_worker(0)
 
     def resize(self, workers: int) -> None:
-        """See Engine. There is one worker, always."""
+        """See Engine. Does nothing: this engine always has one worker."""
 
     def members(self) -> list[tuple[int, int, str]]:
         """See Engine."""
@@ -40,20 +40,20 @@ class SerialEngine(Engine):
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
         assert self._board is not None
-        assert self._turner is not None
-        end = time.monotonic() + _MOMENT_S
+        assert self._worker is not None
+        end = time.monotonic() + _POLL_INTERVAL_S
         until = {_core.TURN_STOP, _core.TURN_NEED_SLOT}
         if self._board.lanes:  # the server applies each gradient before the next is computed
             until |= {_core.TURN_GRADIENT, _core.TURN_IDLE}
         with threads_limited(self._threads):
             while self._board.step < until_step and time.monotonic() < end:
-                if self._turner.turn(0.0) in until:
+                if self._worker.run_once(0.0) in until:
                     break
         return []
 
     def end(self, *, abandon: bool = False) -> None:
         """See Engine."""
-        self._turner = self._board = None
+        self._worker = self._board = None
 
     def close(self) -> None:
         """See Engine."""

@@ -1,9 +1,8 @@
-"""A worker process from its first line on: launching.py runs ``run(start)`` in it, with ``sys.path`` as the server's.
+"""The first code that runs in a worker process: launching.py calls ``run(start)`` with the server's ``sys.path``.
 
-It becomes what the server's process is, as far as code can tell: the same arguments, and the server's main program,
-run anew as the module ``__mp_main__`` without what is under ``if __name__ == "__main__":``. (The name is
-multiprocessing's, which does the same for its processes.) What goes wrong there is told when the first job comes, as an
-error of that job.
+It makes the process look like the server's: the same arguments, and the server's main program, run again as the module
+``__mp_main__`` without the part under ``if __name__ == "__main__":``. (multiprocessing does the same for its processes
+and chose the name.) An error there is reported when the first job comes, as an error of that job.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ _is_worker, _runs_main = threading.Event(), threading.Event()
 
 
 class MainProgramError(Exception):
-    """The main program, run anew in a worker process, failed."""
+    """The main program failed when a worker process ran it again."""
 
 
 def is_worker() -> bool:
-    """Return whether this process is a worker of untorn, and not of another library."""
+    """Return whether this process is a worker that untorn started."""
     return _is_worker.is_set()
 
 
 def runs_main() -> bool:
-    """Return whether this process is a worker that runs the main program anew, at this moment."""
+    """Return whether this process is a worker that is just running the main program again."""
     return _runs_main.is_set()
 
 
 def run(start: dict[str, Any]) -> None:
-    """Run the worker that ``start``, which Launcher made, describes."""
+    """Run the worker that ``start`` describes; launch() made it."""
     _is_worker.set()
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C goes to all processes of a terminal
     sys.argv[:] = start["argv"] or [""]  # runpy replaces the first one
@@ -50,9 +49,8 @@ def run(start: dict[str, Any]) -> None:
 
 
 def _be_a_process_of(start: dict[str, Any]) -> None:
-    """Set what multiprocessing sets in its processes, too: a name that log records have; the key of a Manager, so that
-    its proxies work; and the process that cleans up after shared memory, so that the end of this process does not
-    unlink it."""
+    """Set what multiprocessing also sets in its processes: the name in log records, the key that proxies of a Manager
+    need, and the process that cleans up shared memory, so that the end of this process unlinks none."""
     from multiprocessing import process, resource_tracker
 
     process.current_process().name = start["name"]
@@ -64,14 +62,14 @@ def _be_a_process_of(start: dict[str, Any]) -> None:
 
 
 def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
-    """Run the server's main program, as multiprocessing would; return what went wrong."""
+    """Run the server's main program as multiprocessing would. Returns the error if it failed."""
     if program is None:
         return None
     kind, name = program
     from multiprocessing import process
 
     module = types.ModuleType("__mp_main__")
-    # processes that it starts all the same have multiprocessing's error about that, and its advice
+    # if it starts processes all the same, multiprocessing raises its own error, with its advice
     this: Any = process.current_process()
     this._inheriting = True
     _runs_main.set()
@@ -82,8 +80,8 @@ def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
             content = runpy.run_path(name, run_name="__mp_main__")
     except (Exception, SystemExit) as error:
         problem = MainProgramError(
-            f"the main program ({name}) failed in a worker process, which runs it anew for the functions and classes "
-            "in it; put what only the program itself is to do under `if __name__ == '__main__':` "
+            f"the main program ({name}) failed in a worker process, which runs it again to get the functions and "
+            "classes in it; put code that only the program itself should run under `if __name__ == '__main__':` "
             f"({type(error).__name__}: {error})"
         )
         problem.__cause__ = error

@@ -1,17 +1,17 @@
-"""Set how many threads numerical libraries use in this process while a trainer computes in it.
+"""Set the number of threads that numerical libraries use in this process while a trainer computes in it.
 
 The number can change the last bit of a matrix product, so where this process computes (the serial engine, evaluation, a
-step of torch.optim) it must be that of the worker processes. And it must be as before when nobody computes any more,
-also where several threads have trainers of their own. Libraries keep the number in two ways:
+step of torch.optim) it must be that of the worker processes. When the last computation ends the number must be as
+before, even if several threads have trainers of their own. Libraries keep the number in two ways:
 
 ==================== =============================================================================================
-per thread           OpenMP, and with it PyTorch and its MKL: set and put back by each thread for itself. PyTorch's own
-                     set_num_threads() is left alone: it sets the number of threads that are yet to come, too
-per process          OpenBLAS, MKL, BLIS: the first thread that computes sets it and the last one puts it back. So two
-                     threads that want different numbers take turns: one waits until nobody computes with the other
+per thread           OpenMP, and with it PyTorch and its MKL: each thread sets and restores its own. PyTorch's
+                     set_num_threads() is not used, because it also sets the number of threads that start later
+per process          OpenBLAS, MKL, BLIS: the first thread that computes sets it and the last one restores it. Two
+                     threads that need different numbers take turns: one waits until no thread computes with the other
 ==================== =============================================================================================
 
-What else a program computes meanwhile, in threads of its own, has the libraries of the second kind with this number.
+Other computations of the program that run meanwhile use this number too, in libraries of the second kind.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from typing import Any
 
 __all__ = ["threads_limited", "use_threads"]
 
-#: how old the list of the loaded libraries may be if no module was imported meanwhile
+#: the age up to which the list of loaded libraries is used if no module was imported meanwhile
 _LIST_AGE_S = 1.0
-#: how long a thread lets those go first that wait for their turn with another number
+#: how long a thread lets threads go first that wait for their turn with another number
 _COURTESY_S = 1.0
-#: how long a computation inside another one, which wants another number, waits for other threads
+#: how long a computation inside another one, with another number, waits for other threads
 _NESTED_S = 10.0
 
 
 @contextmanager
 def threads_limited(threads: int) -> Iterator[None]:
-    """Have BLAS libraries and PyTorch, where it is loaded, use this number of threads in the block. Blocks while other
-    threads are inside with another number. Raises RuntimeError if they do not get ready for one that is inside
-    already."""
+    """Have BLAS libraries, and PyTorch if it is loaded, use this number of threads in the block. Blocks while other
+    threads are inside with another number. Raises RuntimeError if this thread is inside already and they do not leave
+    in time."""
     libraries = _libraries()
     with ExitStack() as stack:
         torch = sys.modules.get("torch")
@@ -55,56 +55,56 @@ def threads_limited(threads: int) -> Iterator[None]:
         for library in own:
             library.set_num_threads(threads)
         if torch is not None and hasattr(torch, "get_num_threads") and torch.get_num_threads() != threads:
-            # built with threads of its own, or there is no threadpoolctl
+            # it was built with threads of its own, or threadpoolctl is missing
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
         yield
 
 
 def use_threads(threads: int) -> None:
-    """Set PyTorch's threads in a worker process. The environment says the number; the program may have changed it."""
+    """Set PyTorch's number of threads in a worker process, in case the program has changed what the environment set."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
 class _Turns:
-    """The callers that compute, the number of threads of each, and the libraries' numbers before them.
+    """The threads that compute, their number of library threads, and the libraries' numbers before.
 
-    Signal handlers and finalizers may enter and leave in the middle of any line: the lock is reentrant, a thread is
-    counted before the libraries are set, and is no more before they are put back.
+    Signal handlers and finalizers may enter and leave in the middle of any line, so the lock is reentrant, a thread is
+    counted before the libraries are set, and no longer counted before they are restored.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # taken itself: Ctrl-C could leave it taken in what Condition does around it
+        self._lock = threading.RLock()  # not taken through Condition, in whose code Ctrl-C could leave it taken
         self._changed = threading.Condition(self._lock)
         self._threads = 0
-        #: how many times each thread is inside
+        #: how often each thread has entered
         self._inside: dict[int, int] = {}
         self._before: dict[str, tuple[Any, int]] = {}
         self._waiting = 0
 
     @contextmanager
     def taken(self, threads: int, libraries: list[Any]) -> Iterator[None]:
-        """Give these libraries this number of threads in the block."""
+        """Set these libraries to this number of threads in the block."""
         me = threading.get_ident()
         with self._lock:
-            aside = None
+            outer = None
             if me in self._inside and self._threads != threads:
-                aside = (self._threads, self._leave(me))
+                outer = (self._threads, self._leave(me))
             try:
-                self._enter(me, threads, 1, libraries, nested=aside is not None)
+                self._enter(me, threads, 1, libraries, nested=outer is not None)
             except BaseException:
-                if aside is not None:
-                    self._enter(me, *aside, libraries, nested=True)
+                if outer is not None:
+                    self._enter(me, *outer, libraries, nested=True)
                 raise
         try:
             yield
         finally:
             with self._lock:
                 self._leave(me, times=1)
-                if aside is not None:
-                    self._enter(me, *aside, libraries, nested=True)
+                if outer is not None:
+                    self._enter(me, *outer, libraries, nested=True)
 
     def _enter(self, me: int, threads: int, times: int, libraries: list[Any], *, nested: bool) -> None:
         if me not in self._inside:
@@ -130,13 +130,13 @@ class _Turns:
             self._changed.notify_all()
         if not mine:
             raise RuntimeError(
-                f"threads_per_worker: a computation with {threads} began inside one with another number, and other "
-                f"threads still compute with {self._threads}; give trainers that compute inside one another the same "
+                f"threads_per_worker: a computation with {threads} began inside one with another number while other "
+                f"threads still compute with {self._threads}; give trainers that compute inside each other the same "
                 "number"
             )
 
     def _leave(self, me: int, times: int | None = None) -> int:
-        """Leave once, or for now altogether; return how many times that was."""
+        """Leave ``times`` times, or completely if None. Returns how often the thread was inside."""
         inside = self._inside.pop(me, 0)
         if times is not None and inside > times:
             self._inside[me] = inside - times
@@ -154,7 +154,7 @@ class _Turns:
             _set(library, threads)
 
     def only_this_thread(self) -> None:
-        """Forget the other threads in a child that was just forked: they are not there any more."""
+        """Forget the other threads in a child that was just forked: they do not exist there."""
         self._lock, self._waiting = threading.RLock(), 0
         self._changed = threading.Condition(self._lock)
         me = threading.get_ident()
@@ -170,7 +170,7 @@ os.register_at_fork(after_in_child=_turns.only_this_thread)
 
 
 class _Listed:
-    """The libraries that were found last, when, and how many modules there were."""
+    """The libraries found by the last search, its time, and the number of modules then."""
 
     libraries: tuple[Any, ...] = ()
     when_s = 0.0
@@ -178,15 +178,15 @@ class _Listed:
 
 
 def _libraries() -> tuple[Any, ...]:
-    """Return the libraries that are loaded, as threadpoolctl knows them. Looking for them takes a millisecond."""
+    """Return threadpoolctl's controllers of the loaded libraries. A search takes a millisecond."""
     if _Listed.modules == len(sys.modules) and time.monotonic() < _Listed.when_s + _LIST_AGE_S:
         return _Listed.libraries
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         warnings.warn(
-            "threadpoolctl is not installed, so this process uses as many BLAS threads as the library likes; the last "
-            "bits of what it computes may differ from the workers': pip install 'untorn[train]'",
+            "threadpoolctl is not installed, so BLAS libraries choose their number of threads in this process; the "
+            "last bits of its results may differ from the workers': pip install 'untorn[train]'",
             RuntimeWarning,
             stacklevel=5,
         )
@@ -197,30 +197,30 @@ def _libraries() -> tuple[Any, ...]:
 
 
 def _layer_of(library: Any) -> str:
-    """Return the source of an OpenBLAS's threads, as far as threadpoolctl sets their number there."""
+    """Return which threads an OpenBLAS uses, if threadpoolctl sets their number through it; else an empty string."""
     return str(library.threading_layer) if hasattr(library, "clear_controlling_thread") else ""
 
 
 def _set(library: Any, threads: int) -> None:
-    """Set the number of a library that has one per process. Later versions of threadpoolctl let one thread set that of
-    OpenBLAS, the first that did, and ignore the others."""
-    let_go = getattr(library, "clear_controlling_thread", None)
-    if let_go is not None:
-        let_go(force=True)
+    """Set the number of a library that has one per process. Later versions of threadpoolctl let only the first thread
+    that sets OpenBLAS's number change it, and ignore the others, unless that thread releases it."""
+    release = getattr(library, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
     library.set_num_threads(threads)
-    if let_go is not None:
-        let_go()
+    if release is not None:
+        release()
 
 
 @contextmanager
 def _mkl_of_torch_limited(torch: Any, threads: int) -> Iterator[None]:
-    """Limit the MKL inside PyTorch, which threadpoolctl does not see. It follows OpenMP, but in threads that were
-    told a number with torch.set_num_threads()."""
+    """Limit the MKL inside PyTorch, which threadpoolctl does not see. It follows OpenMP, except in threads that called
+    torch.set_num_threads()."""
     set_local = _mkl_set_num_threads_local(torch.__file__)
     if set_local is None:
         yield
         return
-    before = set_local(threads)  # 0: none of its own
+    before = set_local(threads)  # 0 if the thread had no number of its own
     try:
         yield
     finally:

@@ -1,19 +1,19 @@
-"""Show the log records of workers in the server, as logging is configured there.
+"""Handle the log records of workers in the server, as logging is configured there.
 
 ::
 
     worker: a record ── root logger's handler ── one datagram ──> socket ──> server: the logger of that name
 
-A worker does not know the handlers, formats and filters that the program has set up under
-``if __name__ == "__main__":``. So it sends its records, and the server has its own loggers handle them, whenever it
-looks after the workers. Levels go the other way, with each job: what the server would not log is not sent.
+A worker does not have the handlers, formats and filters that the program has set up under
+``if __name__ == "__main__":``. So it sends its records, and the server's loggers handle them whenever the server looks
+after the workers. Levels go the other way, with each job, so that a worker does not send what the server would not log.
 
-The socket is one for all workers, which inherit it. A message is there whole or not at all (SOCK_SEQPACKET), so a
-killed worker leaves no half of one, and no lock. A worker never waits long for a server that does not read: what finds
-no room is counted, and the count goes with the next record. Messages are JSON; nothing is unpickled.
+All workers inherit the same socket. A message arrives whole or not at all (SOCK_SEQPACKET), so a killed worker leaves
+neither half a message nor a lock. A worker never waits long for a server that does not read: it counts the records that
+find no room, and the next record carries the count. Messages are JSON; nothing is unpickled.
 
-Where a logger of a worker has handlers of its own, made when its module or the main program was imported, these have
-its records, as in any other process.
+If a logger in a worker has handlers of its own, made when its module or the main program was imported, these handle its
+records, as in any other process.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from untorn.share.descriptors import keep_socket
 __all__ = ["LogReceiver", "levels_here", "send_logs_to", "set_levels"]
 
 _log = logging.getLogger(__name__)
-#: of one message, and, if the system lets us, of all that are on their way
+#: the largest message, and the room for messages in flight if the system grants it
 _MAX_NBYTES = 60_000
 _BUFFER_NBYTES = 4 << 20
 _WAIT_MS = 200
-#: of a text in a message that would be too long; JSON may need six bytes for one
+#: where texts in a message that is too long are cut; JSON may need six bytes for a character
 _MAX_CHARACTERS = 2000
-#: read in one go, so that a worker that logs without end does not keep the server
+#: messages read at once, so that a worker that logs without end does not hold up the server
 _MAX_AT_ONCE = 10_000
-#: of a LogRecord, what goes as it is
+#: the attributes of a LogRecord that are sent unchanged
 _PLAIN = (
     "name", "levelno", "levelname", "pathname", "filename", "module", "lineno", "funcName", "created", "msecs",
     "relativeCreated", "thread", "threadName", "processName", "process", "stack_info", "exc_text",
@@ -59,14 +59,14 @@ class LogReceiver:
 
     @property
     def fd(self) -> int:
-        """The descriptor that workers inherit."""
+        """The descriptor of the workers' end, which they inherit."""
         return self._theirs.fileno()
 
     def handle(self) -> None:
-        """Pass the records that have come to this process's loggers. Does not wait."""
+        """Have this process's loggers handle the records that have arrived. Does not block."""
         for _ in range(_MAX_AT_ONCE):
             if self._ours.fileno() < 0:
-                return  # a handler has closed the trainer, or this is a copy of the process that it forked
+                return  # a handler has closed the trainer, or has forked and this is the copy
             try:
                 message = self._ours.recv(_MAX_NBYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -77,25 +77,25 @@ class LogReceiver:
                 logger = logging.getLogger(record.name)
                 enabled = logger.isEnabledFor(record.levelno)
             except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # something else was written there, by mistake
+                continue  # other code wrote to the descriptor by mistake
             if lost:
-                _log.warning("%d records of %s found no room on their way here", lost, record.processName)
+                _log.warning("%d log records of %s were lost: their buffer was full", lost, record.processName)
             if enabled:
                 logger.handle(record)
 
     def close(self) -> None:
-        """Handle what has come, and close both ends."""
+        """Handle the records that have arrived, and close both ends."""
         self.handle()
         self.forget()
 
     def forget(self) -> None:
-        """Close both ends here."""
+        """Close both ends in this process."""
         self._ours.close()
         self._theirs.close()
 
 
 def levels_here() -> dict[str, Any]:
-    """Return what set_levels() needs to know of this process."""
+    """Return the logging levels of this process, for set_levels() in a worker."""
     loggers = {
         name: logger.level
         for name, logger in list(logging.root.manager.loggerDict.items())
@@ -110,9 +110,9 @@ def levels_here() -> dict[str, Any]:
 
 
 def set_levels(levels: dict[str, Any]) -> None:
-    """Log in this worker what the server would. Does nothing unless records are sent there."""
+    """Give this worker the server's logging levels. Does nothing if it does not send its records there."""
     if not any(isinstance(handler, _Sender) for handler in logging.root.handlers):
-        return  # the program has set up the logging of workers itself
+        return  # the program has configured logging in workers itself
     logging.root.setLevel(levels["root"])
     logging.disable(levels["disable"])
     for name, level in levels["loggers"].items():
@@ -121,7 +121,7 @@ def set_levels(levels: dict[str, Any]) -> None:
 
 
 def send_logs_to(fd: int) -> None:
-    """Send this worker's records to the server, through this descriptor."""
+    """Send this worker's log records to the server through this descriptor."""
     os.set_inheritable(fd, False)
     logging.root.addHandler(_Sender(socket.socket(fileno=fd)))
 
@@ -133,7 +133,7 @@ class _Sender(logging.Handler):
         self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send it, or count it."""
+        """Send the record, or count it as lost."""
         if _handled_here(record.name):
             return
         try:
@@ -141,13 +141,13 @@ class _Sender(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone, and so are we, soon
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone; this worker ends soon
             self._lost = 0 if self._sent(message) else self._lost + 1
 
     def _sent(self, message: bytes) -> bool:
         for wait_ms in (0, _WAIT_MS):
             if wait_ms and self._lost:
-                return False  # it waited for the last one in vain
+                return False  # waiting did not help with the last one
             if wait_ms:
                 poller = select.poll()
                 poller.register(self._server, select.POLLOUT)
@@ -160,7 +160,7 @@ class _Sender(logging.Handler):
         return False
 
     def _message(self, record: logging.LogRecord) -> bytes:
-        """Return the record as JSON, with its message and its traceback as text. Text that is too long is cut."""
+        """Return the record as JSON, with its message and traceback as text. Cuts texts if it would be too long."""
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         document: dict[str, Any] = {name: getattr(record, name, None) for name in _PLAIN}
@@ -178,7 +178,7 @@ def _cut(text: str) -> str:
 
 
 def _handled_here(name: str) -> bool:
-    """Return whether a logger that gets this logger's records has a handler of its own."""
+    """Return whether a logger that receives this logger's records has a handler of its own."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
         if any(not isinstance(handler, _Sender | logging.NullHandler) for handler in logger.handlers):

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from untorn.engines.default_generators import turn
+from untorn.engines.default_generators import generators_lock
 from untorn.engines.starting import is_worker
 
 __all__ = ["SeededRandom", "generators_of", "seed_generators"]
@@ -51,7 +51,7 @@ class SeededRandom:
         if is_worker() or self._needs_default or len(sys._current_frames()) == 1:
             return _with_the_default(seed, function)
         # the first time it may turn out to handle the default generator itself, and has then touched it
-        with turn() if self._draws is None else nullcontext():
+        with generators_lock() if self._draws is None else nullcontext():
             return self._beside_others(seed, function, start_again)
 
     def _beside_others(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
@@ -85,7 +85,7 @@ class SeededRandom:
 
 
 def _with_the_default(seed: int, function: Callable[[], _T]) -> _T:
-    with turn():
+    with generators_lock():
         before = _default.get_state()
         try:
             _default.manual_seed(seed)

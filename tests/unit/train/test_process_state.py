@@ -21,7 +21,7 @@ from torch import nn
 import helpers
 import networks
 from untorn import SGD, Callback, Trainer
-from untorn.engines.default_generators import turn
+from untorn.engines.default_generators import generators_lock
 from untorn.engines.threads import threads_limited
 from untorn.torch import TorchModel
 from untorn.train import weights_sha256
@@ -243,7 +243,7 @@ def test_predictions_that_draw_are_the_same_each_time_and_draw_no_number_of_the_
 
 def take_a_turn_at_once() -> bool:
     """Return whether nobody has it."""
-    lock = turn()
+    lock = generators_lock()
     if taken := lock.acquire(blocking=False):
         lock.release()
     return taken

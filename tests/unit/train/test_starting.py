@@ -118,7 +118,7 @@ def test_a_program_without_a_guard_is_one_error_that_says_so(tmp_path):
     assert done.returncode == 1
     assert "trained" not in done.stdout
     assert "untorn.errors.WorkerError: failed in worker 0" in done.stderr
-    assert "put what only the program itself is to do under `if __name__ == '__main__':`" in done.stderr
+    assert "put code that only the program itself should run under `if __name__ == '__main__':`" in done.stderr
     assert "trains again" in done.stderr
 
 

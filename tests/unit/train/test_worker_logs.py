@@ -126,7 +126,7 @@ def test_what_finds_no_room_is_counted(ends, caplog):
     sender.emit(record_of("at last"))
     receiver.handle()
     assert [each.getMessage() for each in caplog.records] == [
-        "3 records of MainProcess found no room on their way here",
+        "3 log records of MainProcess were lost: their buffer was full",
         "at last",
     ]
 

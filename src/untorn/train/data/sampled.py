@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
-from untorn.engines.default_generators import turn
+from untorn.engines.default_generators import generators_lock
 from untorn.train.data.base import SharedData, Source
 
 __all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
@@ -163,7 +163,7 @@ def _keyed_steps(seed: int, epoch: int) -> Iterator[None]:
     """Key the global random numbers of torch (if it is imported), NumPy and Python by these, then restore them."""
     torch = sys.modules.get("torch")
     words = np.random.SeedSequence((seed, epoch)).generate_state(4)
-    with turn():
+    with generators_lock():
         before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
         random.seed(int(words[0]))
         np.random.seed(words[1])

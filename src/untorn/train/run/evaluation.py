@@ -7,7 +7,7 @@
 
 A chunk's answer depends on the weights and on the chunk alone, and the answers are put together in order: so the result
 has the same bits, whoever computed what. Workers that are in the middle of a fit leave its board for a moment, and go
-back to it (ProcessEngine.aside).
+back to it (ProcessEngine.interrupt).
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class _Workers:
                 outputs=self._question.outputs,
             )
             payload = trainer._payload(job, board, fd, within=self._engine.job_number)
-            with self._engine.aside(board, payload, team.spin_s):
+            with self._engine.interrupt(board, payload, team.spin_s):
                 self._collect(board)
         finally:
             os.close(fd)
@@ -387,7 +387,7 @@ class MeasuringJob:
 
 
 class _Measurer:
-    """Answers one chunk a turn."""
+    """Evaluates one chunk at a time."""
 
     def __init__(self, job: MeasuringJob, index: int, board: _core.Board, model: Replica) -> None:
         self.board = board
@@ -402,8 +402,8 @@ class _Measurer:
         self._reporter = Reporter(board, index)
         self._spin = True
 
-    def turn(self, wait_s: float) -> int:
-        """See Turner."""
+    def run_once(self, wait_s: float) -> int:
+        """See Worker."""
         kind, chunk, _, buffer_at = self.board.next(self._weights, self._index, self._spin, wait_s)
         self._spin = kind != _core.TURN_IDLE
         if kind != _core.TURN_GRADIENT:

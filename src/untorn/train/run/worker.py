@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from untorn import _core
-from untorn.engines import Turner
+from untorn.engines import Worker
 from untorn.engines.threads import use_threads
 from untorn.engines.worker_logs import set_levels
 from untorn.errors import BrokenChannelError, CapacityError, NonFiniteLossError, UntornError
@@ -80,7 +80,7 @@ class _CannotMapError(Exception):
 
 
 class ShardWorker:
-    """Takes part in one job. ``turn`` does one thing and says what it was."""
+    """Takes part in one job: ``run_once`` does one task and returns its kind."""
 
     def __init__(self, job: Job, index: int, board: _core.Board, model: Replica) -> None:
         self.job = job
@@ -107,8 +107,8 @@ class ShardWorker:
         self._reporter = Reporter(board, index)
         self._spin = True
 
-    def turn(self, wait_s: float = WAIT_S) -> int:
-        """Take the next task and finish it, whatever is due on the way; the kind of turn that it was."""
+    def run_once(self, wait_s: float = WAIT_S) -> int:
+        """Take the next task and finish it, with whatever is due on the way. Returns its kind, ``_core.TURN_...``."""
         kind, step, shard, buffer_at = self.board.next(self.target, self.index, self._spin, wait_s)
         self._spin = kind != _core.TURN_IDLE  # whoever waited in vain has nothing to gain from spinning
         if kind != _core.TURN_GRADIENT:
@@ -312,7 +312,7 @@ class _Desk:
         self._index = index
         self._jobs = jobs
         self._problem = problem
-        self._workers: dict[int, Turner] = {}
+        self._workers: dict[int, Worker] = {}
         self._model: tuple[bytes, int, Replica] | None = None
 
     def clear(self) -> None:
@@ -332,7 +332,7 @@ class _Desk:
             known[number] = worker
         return _run(known[number], self._jobs, version)
 
-    def _begin(self, version: int, payload: dict[str, Any]) -> Turner | None:
+    def _begin(self, version: int, payload: dict[str, Any]) -> Worker | None:
         """The worker for this job; None if the job is over, or cannot be begun, and then the server knows why."""
         try:
             board = open_board(payload["board"])
@@ -349,7 +349,7 @@ class _Desk:
             if self._problem is not None:
                 raise self._problem
             model = self._replica(payload["model"], payload["threads"])
-            worker: Turner = pickle.loads(payload["job"]).begin(self._index, board, model)
+            worker: Worker = pickle.loads(payload["job"]).begin(self._index, board, model)
             return worker
         except Exception as error:
             over = isinstance(error, UntornError | OSError) and self._jobs.version != version
@@ -366,10 +366,10 @@ class _Desk:
         return self._model[2]
 
 
-def _run(worker: Turner, jobs: Subscriber, version: int) -> int:
+def _run(worker: Worker, jobs: Subscriber, version: int) -> int:
     looked = time.monotonic()
     with contextlib.suppress(BrokenChannelError):
-        while (kind := worker.turn(WAIT_S)) not in (_core.TURN_STOP, _core.TURN_LEAVE):
+        while (kind := worker.run_once(WAIT_S)) not in (_core.TURN_STOP, _core.TURN_LEAVE):
             now = time.monotonic()
             if now - looked < WAIT_S:
                 continue
