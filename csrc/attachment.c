@@ -139,8 +139,8 @@ static enum status attachment_map_control(struct attachment *a, const uint8_t *i
 
 static void publisher_begin(struct attachment *a)
 {
-    store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
-    store_release(&a->channel.control->state, CHANNEL_OPEN);
+    shared_store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
+    shared_store_release(&a->channel.control->state, CHANNEL_OPEN);
 }
 
 static enum status attachment_lock_role(struct attachment *a)
@@ -218,7 +218,7 @@ void attachment_set_naming(struct attachment *a, bool naming)
 {
     /* release: what it says of the names comes after they changed; the next holder of the lock reads it after the
      * kernel gave it the lock */
-    store_release(&a->channel.control->state, naming ? CHANNEL_NAMING : CHANNEL_OPEN);
+    shared_store_release(&a->channel.control->state, naming ? CHANNEL_NAMING : CHANNEL_OPEN);
 }
 
 static void orphan_return(struct attachment *a, const uint8_t *address)
@@ -238,8 +238,8 @@ void attachment_close(struct attachment *a)
 {
     fork_forget(a);
     if (a->row != 0) {
-        store_release(&a->channel.rows[a->row].held, 0);
-        store_relaxed(&a->channel.rows[a->row].pid, 0);
+        shared_store_release(&a->channel.rows[a->row].held, 0);
+        shared_store_relaxed(&a->channel.rows[a->row].pid, 0);
     }
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
         mapping_drop(a, slot);
@@ -260,15 +260,15 @@ void attachment_close(struct attachment *a)
 /* Each field is read once, then checked, and what was checked is what everybody uses: the memory stays another's. */
 static enum status header_read(const struct slot_mapping *map, uint64_t version, struct pin *pin)
 {
-    const volatile struct slot_header *header = (const volatile struct slot_header *)map->base;
-    if (header->version != version)
+    const struct slot_header *header = (const struct slot_header *)map->base;
+    if (shared_read_once(header->version) != version)
         return STATUS_FORMAT;
     pin->version = version;
     pin->address = map->base;
-    pin->nbytes = header->nbytes;
-    pin->schema_nbytes = header->schema_nbytes;
-    pin->schema_id = header->schema_id;
-    pin->published_ns = header->published_ns;
+    pin->nbytes = shared_read_once(header->nbytes);
+    pin->schema_nbytes = shared_read_once(header->schema_nbytes);
+    pin->schema_id = shared_read_once(header->schema_id);
+    pin->published_ns = shared_read_once(header->published_ns);
     if (pin->nbytes > map->length || pin->nbytes < sizeof *header || pin->schema_nbytes > pin->nbytes - sizeof *header)
         return STATUS_FORMAT;
     return STATUS_OK;
@@ -284,8 +284,8 @@ static bool slot_is_granted(struct attachment *a)
 {
     const struct channel *channel = &a->channel;
     /* a number that is wrong only refuses; relaxed: nothing else is told by it */
-    unsigned reserved = a->role == ROLE_READER ? load_relaxed(&channel->control->reserve_slots) : 0;
-    if (reserved == 0 || __builtin_popcountll(load_relaxed(&channel->rows[a->row].held)) < HELD_ALWAYS)
+    unsigned reserved = a->role == ROLE_READER ? shared_load_relaxed(&channel->control->reserve_slots) : 0;
+    if (reserved == 0 || __builtin_popcountll(shared_load_relaxed(&channel->rows[a->row].held)) < HELD_ALWAYS)
         return true;
     for (;;) {
         if ((unsigned)__builtin_popcountll(~channel_taken(channel)) > reserved)
@@ -460,7 +460,7 @@ void attachment_retire(struct attachment *a)
     a->forked = true; /* from here on it may publish as little as a child */
     attachment_disown(a);
     pthread_mutex_unlock(&a->lock);
-    store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' load_acquire */
+    shared_store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' shared_load_acquire */
     futex_wake(&a->channel.commons->sleepers);
     if (attachment_has_control(a))
         lock_drop(a->control_fd, 0);
@@ -481,14 +481,14 @@ unsigned attachment_reclaim(struct attachment *attachment)
     unsigned reclaimed = 0;
     if (!attachment_has_control(attachment))
         return 0; /* the locks of another file are no word about these rows */
-    uint32_t high = load_acquire(&channel->commons->high);
+    uint32_t high = shared_load_acquire(&channel->commons->high);
     for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
         struct reader_row *line = &channel->rows[row];
-        if (row == attachment->row || load_relaxed(&line->held) == 0 ||
+        if (row == attachment->row || shared_load_relaxed(&line->held) == 0 ||
             lock_take(attachment->control_fd, row) != STATUS_OK)
             continue; /* it lives, or the kernel did not say that it is dead */
-        store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
-        store_relaxed(&line->pid, 0);
+        shared_store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
+        shared_store_relaxed(&line->pid, 0);
         lock_drop(attachment->control_fd, row);
         reclaimed++;
     }

@@ -111,14 +111,14 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->clip_norm = config->clip_norm;
     header->lanes = config->lanes;
     header->hyper = config->hyper;
-    store_relaxed(&header->active, config->active);
+    shared_store_relaxed(&header->active, config->active);
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
     for (uint32_t shard = 0; shard < config->shards; shard++) /* lanes wait for the server to open them */
-        store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->lanes ? TASK_EMPTY : TASK_FREE, 0, shard));
+        shared_store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->lanes ? TASK_EMPTY : TASK_FREE, 0, shard));
     for (uint32_t worker = 0; worker < config->workers; worker++) {
-        store_relaxed(&board->workers[worker].scratch, config->shards + worker);
-        store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));
+        shared_store_relaxed(&board->workers[worker].scratch, config->shards + worker);
+        shared_store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));
     }
     memcpy(header->magic, BOARD_MAGIC, sizeof header->magic);
 }
@@ -160,13 +160,13 @@ struct board_buffer *board_buffer_at(const struct board *board, uint32_t buffer)
 
 void board_ring(const struct board *board)
 {
-    add(&board->header->bell, 1); /* pairs with the load_acquire in board_next */
+    shared_add(&board->header->bell, 1); /* pairs with the shared_load_acquire in board_next */
     futex_wake(&board->header->sleepers);
 }
 
 void board_ring_server(const struct board *board)
 {
-    add(&board->header->server_bell, 1);
+    shared_add(&board->header->server_bell, 1);
     futex_wake(&board->header->server_sleepers);
 }
 
@@ -179,10 +179,10 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
     if (latest_version(latest) + 1 == version) /* a second one that tries finds it done */
         channel_publish_if(&weights->channel, latest, version, phase_slot(phase));
     channel_wake(&weights->channel); /* whoever published may have been killed before it woke the waiting */
-    if (!swap_if(&board->header->phase, phase, phase_make(step + 1, PHASE_GRADIENT, 0)))
+    if (!shared_swap_if(&board->header->phase, phase, phase_make(step + 1, PHASE_GRADIENT, 0)))
         return;
     board_ring(board);
-    if (step + 1 == load_acquire(&board->header->limit))
+    if (step + 1 == shared_load_acquire(&board->header->limit))
         board_ring_server(board);
 }
 
@@ -200,7 +200,7 @@ static bool phase_begin_update(const struct board *board, struct attachment *wei
     uint64_t nbytes = ((const struct slot_header *)from)->nbytes;
     if (attachment_pick_ready(weights, nbytes, &slot) != STATUS_OK)
         return false;
-    if (swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_UPDATE, slot)))
+    if (shared_swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_UPDATE, slot)))
         board_ring(board);
     return true;
 }
@@ -209,7 +209,7 @@ static bool phase_end_gradient(const struct board *board, struct attachment *wei
 {
     if (board->header->clip_norm == 0)
         return phase_begin_update(board, weights, phase, refused);
-    if (swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_NORM, 0)))
+    if (shared_swap_if(&board->header->phase, phase, phase_make(phase_step(phase), PHASE_NORM, 0)))
         board_ring(board);
     return true;
 }
@@ -238,10 +238,10 @@ static uint64_t refused_times(uint64_t refused) { return refused >> 16 & 0xffff;
 static void refusal_count(const struct board *board, uint32_t worker, uint64_t step, int error)
 {
     shared_u64 *word = &board->workers[worker].refused;
-    uint64_t before = load_relaxed(word), times = refused_step(before) == step ? refused_times(before) : 0;
+    uint64_t before = shared_load_relaxed(word), times = refused_step(before) == step ? refused_times(before) : 0;
     if (times < REFUSALS_MOST)
         times++;
-    store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO)); /* pairs with board_refused */
+    shared_store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO)); /* pairs with board_refused */
     if (times == REFUSALS_MOST)
         board_ring_server(board);
 }
@@ -249,17 +249,17 @@ static void refusal_count(const struct board *board, uint32_t worker, uint64_t s
 void board_refuse(const struct board *board, uint32_t worker, const struct turn *turn, int error)
 {
     uint64_t free = task_make(task_step(turn->claim), TASK_FREE, 0, task_buffer(turn->claim));
-    swap_if(&board->shard_tasks[turn->shard].word, turn->claim, free); /* failed: it was given to others before */
+    shared_swap_if(&board->shard_tasks[turn->shard].word, turn->claim, free); /* failed: it was given to others before */
     refusal_count(board, worker, board_step(board), error);
     board_ring(board);
 }
 
 int board_refused(const struct board *board)
 {
-    uint32_t active = load_acquire(&board->header->active);
+    uint32_t active = shared_load_acquire(&board->header->active);
     uint64_t step = board_step(board), refused = 0;
     for (uint32_t worker = 0; worker < active; worker++) {
-        refused = load_acquire(&board->workers[worker].refused);
+        refused = shared_load_acquire(&board->workers[worker].refused);
         if (refused_step(refused) != step || refused_times(refused) < REFUSALS_MOST)
             return 0;
     }
@@ -269,7 +269,7 @@ int board_refused(const struct board *board)
 /* The server is asked for a free slot. */
 static void slot_ask(const struct board *board)
 {
-    store_release(&board->header->need_slot, 1);
+    shared_store_release(&board->header->need_slot, 1);
     board_ring_server(board);
 }
 
@@ -277,16 +277,16 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
                        int64_t wait_ns)
 {
     struct board_header *header = board->header;
-    int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)load_relaxed(&header->spin_ns) : 0;
+    int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)shared_load_relaxed(&header->spin_ns) : 0;
     if (weights->forked)
         return (struct turn){.kind = TURN_STOP}; /* a forked copy of a worker: its claims are the worker's */
     for (;;) {
-        uint32_t seen = load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
-        if (load_acquire(&header->stop) != 0)
+        uint32_t seen = shared_load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
+        if (shared_load_acquire(&header->stop) != 0)
             return (struct turn){.kind = TURN_STOP};
-        if (worker >= load_acquire(&header->active))
+        if (worker >= shared_load_acquire(&header->active))
             return (struct turn){.kind = TURN_LEAVE};
-        uint64_t phase = load_acquire(&header->phase), step = phase_step(phase);
+        uint64_t phase = shared_load_acquire(&header->phase), step = phase_step(phase);
         struct turn turn;
         bool done = false, has_slot = true, refused = false;
         if (header->lanes) {
@@ -294,7 +294,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
                 return turn;
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_IDLE};
-        } else if (step >= load_acquire(&header->limit)) {
+        } else if (step >= shared_load_acquire(&header->limit)) {
             if (wait_ns == 0)
                 return (struct turn){.kind = TURN_IDLE};
         } else if (phase_kind(phase) == PHASE_UPDATE) {
@@ -321,7 +321,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
         }
         if (!bell_wait(board, seen, spin_ns, end_ns))
             return (struct turn){.kind = TURN_IDLE};
-        if (load_acquire(&header->bell) == seen)
+        if (shared_load_acquire(&header->bell) == seen)
             spin_ns = 0; /* nothing came while we spun, so it may take long: from here on only sleep */
     }
 }
@@ -330,20 +330,20 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
 
 void board_open(const struct board *board, uint64_t limit)
 {
-    store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and rates come before */
+    shared_store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and rates come before */
     board_ring(board);
 }
 
 void board_stop(const struct board *board)
 {
-    store_release(&board->header->stop, 1);
+    shared_store_release(&board->header->stop, 1);
     board_ring(board);
 }
 
 void board_team(const struct board *board, uint32_t active, int64_t spin_ns)
 {
-    store_relaxed(&board->header->spin_ns, (uint64_t)spin_ns);
-    store_release(&board->header->active, active);
+    shared_store_relaxed(&board->header->spin_ns, (uint64_t)spin_ns);
+    shared_store_release(&board->header->active, active);
     board_ring(board);
 }
 
@@ -352,10 +352,10 @@ void board_team(const struct board *board, uint32_t active, int64_t spin_ns)
 bool lane_open(const struct board *board, uint32_t lane, uint64_t batch)
 {
     shared_u64 *word = &board->shard_tasks[lane].word;
-    uint64_t task = load_relaxed(word);
+    uint64_t task = shared_load_relaxed(word);
     if (task_state(task) != TASK_EMPTY)
         return false;
-    store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty lane */
+    shared_store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty lane */
     board_ring(board);
     return true;
 }
@@ -363,14 +363,14 @@ bool lane_open(const struct board *board, uint32_t lane, uint64_t batch)
 void lane_empty(const struct board *board, uint32_t lane)
 {
     shared_u64 *word = &board->shard_tasks[lane].word;
-    uint64_t task = load_acquire(word);
+    uint64_t task = shared_load_acquire(word);
     commit_bury(board, lane, task);
-    store_release(word, task_make(task_step(task), TASK_EMPTY, 0, task_buffer(task)));
+    shared_store_release(word, task_make(task_step(task), TASK_EMPTY, 0, task_buffer(task)));
 }
 
 struct lane lane_look(const struct board *board, uint32_t lane)
 {
-    uint64_t task = load_acquire(&board->shard_tasks[lane].word); /* pairs with board_commit */
+    uint64_t task = shared_load_acquire(&board->shard_tasks[lane].word); /* pairs with board_commit */
     return (struct lane){
         .state = task_state(task),
         .batch = task_step(task),
@@ -394,6 +394,6 @@ enum status lane_apply(const struct board *board, struct attachment *weights, ui
         return status;
     channel_publish(&weights->channel, board->header->base_version + step + 1, slot);
     lane_empty(board, lane);
-    store_release(&board->header->phase, phase_make(step + 1, PHASE_GRADIENT, 0)); /* pairs with board_step */
+    shared_store_release(&board->header->phase, phase_make(step + 1, PHASE_GRADIENT, 0)); /* pairs with board_step */
     return STATUS_OK;
 }

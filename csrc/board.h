@@ -200,6 +200,6 @@ enum status lane_apply(const struct board *board, struct attachment *weights, ui
 
 void board_ring(const struct board *board);
 void board_ring_server(const struct board *board);
-static inline uint64_t board_step(const struct board *board) { return load_acquire(&board->header->phase) >> 8; }
+static inline uint64_t board_step(const struct board *board) { return shared_load_acquire(&board->header->phase) >> 8; }
 
 #endif

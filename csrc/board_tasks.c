@@ -8,9 +8,9 @@ void commit_bury(const struct board *board, uint32_t shard, uint64_t task)
     if (task_state(task) != TASK_DONE || task_worker(task) >= board->header->workers)
         return;
     shared_u64 *word = &board->workers[task_worker(task)].record;
-    uint64_t record = load_acquire(word); /* at least as new as the commit: the task's word came after it */
+    uint64_t record = shared_load_acquire(word); /* at least as new as the commit: the task's word came after it */
     if (record == record_intent(task_step(task), shard, task_buffer(task), record_other(record)))
-        swap_if(word, record, record_settled(record_other(record))); /* failed: somebody else did, or it goes on */
+        shared_swap_if(word, record, record_settled(record_other(record))); /* failed: somebody else did, or it goes on */
 }
 
 /* May this step's task be claimed? The phase may have moved on while we looked, so the word may be of a later step. */
@@ -22,7 +22,7 @@ static bool task_is_open(uint64_t task, uint64_t step)
 /* Neighbours begin at shards that lie apart, so that they seldom want the same. */
 static uint32_t first_of(const struct board *board, uint32_t worker, uint32_t count)
 {
-    uint32_t active = load_relaxed(&board->header->active);
+    uint32_t active = shared_load_relaxed(&board->header->active);
     return active == 0 ? 0 : (uint32_t)((uint64_t)worker * count / active % count);
 }
 
@@ -31,12 +31,12 @@ static bool shard_take(const struct board *board, uint32_t worker, uint32_t shar
 {
     uint64_t claim = task_make(step, TASK_CLAIMED, worker, task_buffer(task));
     commit_bury(board, shard, task);
-    if (!swap_if(&board->shard_tasks[shard].word, task, claim))
+    if (!shared_swap_if(&board->shard_tasks[shard].word, task, claim))
         return false;
     *turn = (struct turn){
         .kind = TURN_GRADIENT,
         .shard = shard,
-        .buffer = (uint32_t)load_relaxed(&board->workers[worker].scratch),
+        .buffer = (uint32_t)shared_load_relaxed(&board->workers[worker].scratch),
         .step = step,
         .claim = claim,
     };
@@ -49,7 +49,7 @@ bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, stru
     *done = true;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t shard = (first + i) % count;
-        uint64_t task = load_acquire(&board->shard_tasks[shard].word); /* pairs with the swap_if of commits */
+        uint64_t task = shared_load_acquire(&board->shard_tasks[shard].word); /* pairs with the shared_swap_if of commits */
         if (task_is(task, step, TASK_DONE))
             continue;
         *done = false;
@@ -65,7 +65,7 @@ bool lane_claim(const struct board *board, uint32_t worker, struct turn *turn)
         uint64_t oldest = UINT64_MAX; /* a word begins with its batch */
         uint32_t shard = 0;
         for (uint32_t i = 0; i < board->header->shards; i++) {
-            uint64_t task = load_acquire(&board->shard_tasks[i].word); /* pairs with lane_open */
+            uint64_t task = shared_load_acquire(&board->shard_tasks[i].word); /* pairs with lane_open */
             if (task_state(task) == TASK_FREE && task < oldest) {
                 oldest = task;
                 shard = i;
@@ -84,12 +84,12 @@ bool range_claim(struct board_task *tasks, uint32_t count, uint32_t first, uint6
     *done = true;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t at = (first + i) % count;
-        uint64_t task = load_acquire(&tasks[at].word); /* pairs with the swap_if of range_commit */
+        uint64_t task = shared_load_acquire(&tasks[at].word); /* pairs with the shared_swap_if of range_commit */
         if (task_is(task, step, TASK_DONE))
             continue;
         *done = false;
         *claim = task_make(step, TASK_CLAIMED, worker, 0);
-        if (task_is_open(task, step) && swap_if(&tasks[at].word, task, *claim)) {
+        if (task_is_open(task, step) && shared_swap_if(&tasks[at].word, task, *claim)) {
             *index = at;
             return true;
         }
@@ -101,12 +101,12 @@ bool range_claim(struct board_task *tasks, uint32_t count, uint32_t first, uint6
 
 void range_commit(struct board_task *task, uint64_t claim)
 {
-    swap_if(&task->word, claim, task_make(task_step(claim), TASK_DONE, task_worker(claim), 0));
+    shared_swap_if(&task->word, claim, task_make(task_step(claim), TASK_DONE, task_worker(claim), 0));
 }
 
 void range_give_back(struct board_task *task, uint64_t claim)
 {
-    swap_if(&task->word, claim, task_make(task_step(claim), TASK_FREE, 0, 0));
+    shared_swap_if(&task->word, claim, task_make(task_step(claim), TASK_FREE, 0, 0));
 }
 
 bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn)
@@ -114,11 +114,11 @@ bool board_commit(const struct board *board, uint32_t worker, const struct turn 
     struct board_worker *self = &board->workers[worker];
     uint32_t other = task_buffer(turn->claim);
     uint64_t done = task_make(turn->step, TASK_DONE, worker, turn->buffer);
-    store_release(&self->record, record_intent(turn->step, turn->shard, turn->buffer, other));
-    bool counts = swap_if(&board->shard_tasks[turn->shard].word, turn->claim, done);
+    shared_store_release(&self->record, record_intent(turn->step, turn->shard, turn->buffer, other));
+    bool counts = shared_swap_if(&board->shard_tasks[turn->shard].word, turn->claim, done);
     if (counts) { /* killed before this store: the record tells; the server alone reads a dead worker's scratch */
-        store_release(&self->scratch, other);
-        store_relaxed(&self->commits, load_relaxed(&self->commits) + 1);
+        shared_store_release(&self->scratch, other);
+        shared_store_relaxed(&self->commits, shared_load_relaxed(&self->commits) + 1);
     }
     if (board->header->lanes)
         board_ring_server(board);
@@ -127,7 +127,7 @@ bool board_commit(const struct board *board, uint32_t worker, const struct turn 
 
 bool board_stands(const struct board *board, const struct turn *turn)
 {
-    return load_acquire(&board->shard_tasks[turn->shard].word) == turn->claim;
+    return shared_load_acquire(&board->shard_tasks[turn->shard].word) == turn->claim;
 }
 
 /* -- the server --------------------------------------------------------------------------------------------------- */
@@ -136,9 +136,9 @@ static int64_t claims_free(struct board_task *tasks, uint32_t count, uint32_t wo
 {
     int64_t freed = -1;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t task = load_acquire(&tasks[i].word);
+        uint64_t task = shared_load_acquire(&tasks[i].word);
         if (task_state(task) == TASK_CLAIMED && task_worker(task) == worker &&
-            swap_if(&tasks[i].word, task, task_make(task_step(task), TASK_FREE, 0, task_buffer(task))))
+            shared_swap_if(&tasks[i].word, task, task_make(task_step(task), TASK_FREE, 0, task_buffer(task))))
             freed = i;
     }
     return freed;
@@ -147,7 +147,7 @@ static int64_t claims_free(struct board_task *tasks, uint32_t count, uint32_t wo
 static bool claims_any(const struct board_task *tasks, uint32_t count, uint32_t worker)
 {
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t task = load_acquire(&tasks[i].word);
+        uint64_t task = shared_load_acquire(&tasks[i].word);
         if (task_state(task) == TASK_CLAIMED && task_worker(task) == worker)
             return true;
     }
@@ -160,14 +160,14 @@ static void record_settle(const struct board *board, uint32_t worker)
 {
     struct board_worker *dead = &board->workers[worker];
     for (;;) {
-        uint64_t record = load_acquire(&dead->record); /* pairs with board_commit and commit_bury */
+        uint64_t record = shared_load_acquire(&dead->record); /* pairs with board_commit and commit_bury */
         uint32_t scratch = record_scratch(record), mine = scratch;
         if (scratch != record_other(record)) {
-            uint32_t named = task_buffer(load_acquire(&board->shard_tasks[record_shard(record)].word));
+            uint32_t named = task_buffer(shared_load_acquire(&board->shard_tasks[record_shard(record)].word));
             mine = named == scratch ? record_other(record) : scratch;
         }
-        if (swap_if(&dead->record, record, record_settled(mine))) {
-            store_release(&dead->scratch, mine);
+        if (shared_swap_if(&dead->record, record, record_settled(mine))) {
+            shared_store_release(&dead->scratch, mine);
             return;
         }
     }
@@ -179,7 +179,7 @@ int64_t board_recover(const struct board *board, uint32_t worker)
     claims_free(board->norm_tasks, board->header->ranges, worker);
     claims_free(board->range_tasks, board->header->ranges, worker);
     record_settle(board, worker);
-    store_relaxed(&board->workers[worker].refused, 0); /* the one that comes in its place has not tried yet */
+    shared_store_relaxed(&board->workers[worker].refused, 0); /* the one that comes in its place has not tried yet */
     board_ring(board);
     return shard;
 }

@@ -23,7 +23,7 @@ static void shards_collect(const struct board *board, uint32_t first, uint32_t c
     uint64_t examples = 0;
     shards->count = count;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t task = load_acquire(&board->shard_tasks[first + i].word); /* pairs with board_commit */
+        uint64_t task = shared_load_acquire(&board->shard_tasks[first + i].word); /* pairs with board_commit */
         shards->buffers[i] = board_buffer_at(board, task_buffer(task));
         examples += shards->buffers[i]->examples;
     }
@@ -58,7 +58,7 @@ static struct kernel_range shards_range(const struct board *board, const struct 
 
 static uint32_t first_range(const struct board *board, uint32_t worker)
 {
-    uint32_t active = load_relaxed(&board->header->active);
+    uint32_t active = shared_load_relaxed(&board->header->active);
     return active == 0 ? 0 : (uint32_t)((uint64_t)worker * board->header->ranges / active % board->header->ranges);
 }
 

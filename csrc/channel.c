@@ -7,7 +7,7 @@ enum { PIN_TRIES = 4 };
 
 /* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
  * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
-static void hold(struct reader_row *row, uint64_t held) { store_release(&row->held, held); }
+static void hold(struct reader_row *row, uint64_t held) { shared_store_release(&row->held, held); }
 
 /* Why a pinned slot is never written
  * ----------------------------------
@@ -27,7 +27,7 @@ static void hold(struct reader_row *row, uint64_t held) { store_release(&row->he
  */
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 {
-    const uint64_t before = load_relaxed(&row->held); /* this reader is the only writer */
+    const uint64_t before = shared_load_relaxed(&row->held); /* this reader is the only writer */
     for (int attempt = 0; attempt < PIN_TRIES; attempt++) {
         uint64_t latest = channel_latest(channel); /* pairs with channel_publish */
         hold(row, before | slot_bit(latest_slot(latest)));
@@ -44,8 +44,8 @@ uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 
 void channel_unpin(struct reader_row *row, unsigned slot)
 {
-    /* release: all reads of the slot come before; pairs with channel_held's load_acquire */
-    store_release(&row->held, load_relaxed(&row->held) & ~slot_bit(slot));
+    /* release: all reads of the slot come before; pairs with channel_held's shared_load_acquire */
+    shared_store_release(&row->held, shared_load_relaxed(&row->held) & ~slot_bit(slot));
 }
 
 /* A fork copies the parent's held word into a row for the child, then counts a hand-off, and only then can the parent
@@ -55,14 +55,14 @@ uint64_t channel_held(const struct channel *channel)
 {
     fence_full(); /* pairs with channel_pin's; comes after the last publication in happens-before order */
     for (;;) {
-        uint64_t handoffs = load_acquire(&channel->commons->handoffs);
-        uint32_t high = load_acquire(&channel->commons->high);
+        uint64_t handoffs = shared_load_acquire(&channel->commons->handoffs);
+        uint32_t high = shared_load_acquire(&channel->commons->high);
         if (high > channel->max_readers) /* the commons are never trusted */
             high = channel->max_readers;
         uint64_t held = 0;
         for (uint32_t i = 1; i <= high; i++)
-            held |= load_acquire(&channel->rows[i].held); /* pairs with channel_unpin */
-        if (load_acquire(&channel->commons->handoffs) == handoffs)
+            held |= shared_load_acquire(&channel->rows[i].held); /* pairs with channel_unpin */
+        if (shared_load_acquire(&channel->commons->handoffs) == handoffs)
             return held;
     }
 }
@@ -82,13 +82,13 @@ void channel_wake(const struct channel *channel)
 
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)
 {
-    store_release(&channel->control->latest, latest_make(version, slot)); /* pairs with channel_latest */
+    shared_store_release(&channel->control->latest, latest_make(version, slot)); /* pairs with channel_latest */
     channel_wake(channel);
 }
 
 bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot)
 {
-    if (!swap_if(&channel->control->latest, expected, latest_make(version, slot))) /* pairs with channel_latest */
+    if (!shared_swap_if(&channel->control->latest, expected, latest_make(version, slot))) /* pairs with channel_latest */
         return false;
     channel_wake(channel);
     return true;
@@ -97,8 +97,8 @@ bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64
 static bool extent_overlaps(const struct control *control, uint64_t start, uint64_t nbytes, uint64_t *end)
 {
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        uint64_t offset = load_relaxed(&control->slots[slot].offset);
-        uint64_t capacity = load_relaxed(&control->slots[slot].capacity);
+        uint64_t offset = shared_load_relaxed(&control->slots[slot].offset);
+        uint64_t capacity = shared_load_relaxed(&control->slots[slot].capacity);
         if (capacity != 0 && start < offset + capacity && offset < start + nbytes) {
             *end = offset + capacity;
             return true;

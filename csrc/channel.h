@@ -64,7 +64,7 @@ struct control {
     uint32_t keep_slots;       /* further slots give their space back when nobody holds them */
     shared_u32 reserve_slots;  /* free slots that readers who hold many leave alone; writer: the publisher */
     /* the publisher's line */
-    shared_u64 latest;         /* writer: the publisher (train: whoever ends an update, by swap_if) */
+    shared_u64 latest;         /* writer: the publisher (train: whoever ends an update, by shared_swap_if) */
     shared_u32 state;          /* enum channel_state; writer: the publisher */
     shared_u32 publisher_pid;  /* for messages only; never a proof of life */
     uint8_t pad[48];
@@ -90,7 +90,7 @@ struct reader_row {
     shared_u64 held;           /* a bit per slot. writer: the reader that has the lock; to clear it: whoever won the lock */
     shared_u32 pid;            /* for messages only */
     uint32_t pad0;
-    int64_t attached_ns;       /* wall clock, for messages only */
+    shared_i64 attached_ns;    /* wall clock, for messages only */
     uint8_t pad[40];
 };
 /* Line 0 of the row pages: written by all readers, never trusted. */
@@ -141,7 +141,7 @@ bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64
 /* Wake who waits for a version; no system call when nobody does. */
 void channel_wake(const struct channel *channel);
 
-static inline uint64_t channel_latest(const struct channel *channel) { return load_acquire(&channel->control->latest); }
+static inline uint64_t channel_latest(const struct channel *channel) { return shared_load_acquire(&channel->control->latest); }
 static inline const shared_u32 *channel_low(const struct channel *channel)
 {
     return (const shared_u32 *)&channel->control->latest; /* the low half: both architectures are little-endian */

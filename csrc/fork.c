@@ -40,9 +40,9 @@ static void fork_prepare_one(struct attachment *a)
     if (a->row == 0)
         return;
     if (a->fork_fd >= 0)
-        (void)row_take(&a->channel, a->fork_fd, load_relaxed(&a->channel.rows[a->row].held), &a->fork_row);
+        (void)row_take(&a->channel, a->fork_fd, shared_load_relaxed(&a->channel.rows[a->row].held), &a->fork_row);
     if (a->fork_row != 0) {
-        add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
+        shared_add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
         return;
     }
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)
@@ -91,7 +91,7 @@ static void fork_child_one(struct attachment *a)
         attachment_disown(a);
     }
     if (a->fork_row != 0)
-        store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
+        shared_store_relaxed(&a->channel.rows[a->fork_row].pid, (uint32_t)getpid());
     if (a->row != 0 && a->fork_row == 0) {
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
             if (a->pins[slot] == 0)

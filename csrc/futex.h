@@ -51,14 +51,14 @@ enum { SPIN_POLITE_NS = 20000 };
 /* True as soon as *word differs from `seen`; false after `spin_ns`. */
 static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spin_ns)
 {
-    if (load_acquire((shared_u32 *)word) != seen)
+    if (shared_load_acquire(word) != seen)
         return true;
     if (spin_ns <= 0)
         return false;
     int64_t start = clock_monotonic_ns(), now = start;
     do {
         for (int i = 0; i < 32; i++) {
-            if (load_acquire((shared_u32 *)word) != seen)
+            if (shared_load_acquire(word) != seen)
                 return true;
             spin_hint();
         }
@@ -72,9 +72,9 @@ static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spi
 /* Say that somebody is about to sleep; what to sleep on. The fence pairs with futex_wake's: look at the word after it. */
 static inline uint32_t futex_announce(shared_u32 *sleepers)
 {
-    uint32_t ticket = load_relaxed(sleepers);
-    while (ticket % 2 == 0 && !swap_if_u32(sleepers, ticket, ticket + 1))
-        ticket = load_relaxed(sleepers);
+    uint32_t ticket = shared_load_relaxed(sleepers);
+    while (ticket % 2 == 0 && !shared_swap_if_u32(sleepers, ticket, ticket + 1))
+        ticket = shared_load_relaxed(sleepers);
     fence_full();
     return ticket | 1;
 }
@@ -84,7 +84,7 @@ static inline enum futex_result futex_sleep(const shared_u32 *word, uint32_t see
                                             int64_t timeout_ns)
 {
     uint32_t ticket = futex_announce(sleepers);
-    if (load_acquire((shared_u32 *)word) != seen)
+    if (shared_load_acquire(word) != seen)
         return FUTEX_CHANGED;
     struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     if (syscall(SYS_futex, sleepers, FUTEX_WAIT, ticket, &timeout, NULL, 0) == 0 || errno == EAGAIN)
@@ -96,9 +96,9 @@ static inline enum futex_result futex_sleep(const shared_u32 *word, uint32_t see
 static inline void futex_wake(shared_u32 *sleepers)
 {
     fence_full(); /* pairs with futex_announce's */
-    uint32_t ticket = load_relaxed(sleepers);
-    while (ticket % 2 == 1 && !swap_if_u32(sleepers, ticket, ticket + 1))
-        ticket = load_relaxed(sleepers);
+    uint32_t ticket = shared_load_relaxed(sleepers);
+    while (ticket % 2 == 1 && !shared_swap_if_u32(sleepers, ticket, ticket + 1))
+        ticket = shared_load_relaxed(sleepers);
     if (ticket % 2 == 1)
         syscall(SYS_futex, sleepers, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

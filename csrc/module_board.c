@@ -133,8 +133,7 @@ static PyObject *Board_fail(PyObject *self, PyObject *argument)
     unsigned long worker = PyLong_AsUnsignedLong(argument);
     if (PyErr_Occurred())
         return NULL;
-    uint32_t none = 0;
-    atomic_compare_exchange_strong(&header->failed, &none, (uint32_t)worker + 1); /* pairs with the server's load_acquire */
+    shared_swap_if_u32(&header->failed, 0, (uint32_t)worker + 1); /* pairs with the server's shared_load_acquire */
     board_ring_server(&((BoardObject *)self)->board);
     Py_RETURN_NONE;
 }
@@ -295,7 +294,7 @@ static PyObject *Board_lane_apply(PyObject *self, PyObject *args)
 
 static PyObject *Board_slot_ready(PyObject *self, PyObject *unused)
 {
-    store_release(&((BoardObject *)self)->board.header->need_slot, 0);
+    shared_store_release(&((BoardObject *)self)->board.header->need_slot, 0);
     board_ring(&((BoardObject *)self)->board);
     Py_RETURN_NONE;
 }
@@ -309,12 +308,12 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
         return NULL;
     enum futex_result result = FUTEX_CHANGED;
     Py_BEGIN_ALLOW_THREADS
-    if (load_acquire(&header->server_bell) == seen)
+    if (shared_load_acquire(&header->server_bell) == seen)
         result = futex_sleep(&header->server_bell, seen, &header->server_sleepers, (int64_t)(timeout_s * 1e9));
     Py_END_ALLOW_THREADS
     if (result == FUTEX_INTERRUPTED && PyErr_CheckSignals() != 0)
         return NULL;
-    return PyLong_FromUnsignedLong(load_acquire(&header->server_bell));
+    return PyLong_FromUnsignedLong(shared_load_acquire(&header->server_bell));
 }
 
 enum board_field {
@@ -330,15 +329,15 @@ static PyObject *Board_field(PyObject *self, void *which)
     unsigned long long value = 0;
     switch ((enum board_field)(intptr_t)which) {
     case BOARD_STEP: value = board_step(board); break;
-    case BOARD_NEED_SLOT: value = load_acquire(&header->need_slot); break;
-    case BOARD_FAILED: value = load_acquire(&header->failed); break;
-    case BOARD_STOPPED: value = load_acquire(&header->stop); break;
+    case BOARD_NEED_SLOT: value = shared_load_acquire(&header->need_slot); break;
+    case BOARD_FAILED: value = shared_load_acquire(&header->failed); break;
+    case BOARD_STOPPED: value = shared_load_acquire(&header->stop); break;
     case BOARD_LOG_AT: value = header->log_at; break;
     case BOARD_RATES_AT: value = header->rates_at; break;
     case BOARD_ORDER_AT: value = header->order_at; break;
     case BOARD_ERRORS_AT: value = header->errors_at; break;
     case BOARD_NAMES_AT: value = header->names_at; break;
-    case BOARD_ACTIVE: value = load_acquire(&header->active); break;
+    case BOARD_ACTIVE: value = shared_load_acquire(&header->active); break;
     case BOARD_LANES: value = header->lanes; break;
     case BOARD_JOB: value = header->job; break;
     case BOARD_REFUSED: value = (unsigned long long)board_refused(board); break;
@@ -357,7 +356,7 @@ static PyObject *Board_commits(PyObject *self, void *unused)
     const struct board *board = &((BoardObject *)self)->board;
     PyObject *list = PyList_New(0);
     for (uint32_t i = 0; list != NULL && i < board->header->workers; i++)
-        if (!list_append_new(list, PyLong_FromUnsignedLongLong(load_relaxed(&board->workers[i].commits))))
+        if (!list_append_new(list, PyLong_FromUnsignedLongLong(shared_load_relaxed(&board->workers[i].commits))))
             Py_CLEAR(list);
     return list;
 }

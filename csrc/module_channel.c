@@ -300,7 +300,7 @@ static PyObject *Attachment_reserve_slots(PyObject *self, PyObject *argument)
         PyErr_Format(PyExc_ValueError, "reserve_slots: the publisher reserves 0 to %d", CHANNEL_MAX_SLOTS);
         return NULL;
     }
-    store_relaxed(&a->channel.control->reserve_slots, (uint32_t)slots);
+    shared_store_relaxed(&a->channel.control->reserve_slots, (uint32_t)slots);
     Py_RETURN_NONE;
 }
 
@@ -344,7 +344,7 @@ static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
 {
     struct attachment *a = ((AttachmentObject *)self)->attachment;
     PyObject *list = PyList_New(0);
-    uint32_t high = load_acquire(&a->channel.commons->high);
+    uint32_t high = shared_load_acquire(&a->channel.commons->high);
     for (uint32_t row = 1; list != NULL && row <= high && row <= a->channel.max_readers; row++) {
         const struct reader_row *line = &a->channel.rows[row];
         bool alive = true;
@@ -356,8 +356,9 @@ static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
         }
         if (!alive)
             continue;
-        PyObject *item = Py_BuildValue("(IILK)", row, load_relaxed((shared_u32 *)&line->pid), (long long)line->attached_ns,
-                                       (unsigned long long)load_acquire((shared_u64 *)&line->held));
+        PyObject *item = Py_BuildValue("(IILK)", row, shared_load_relaxed(&line->pid),
+                                       (long long)shared_load_relaxed(&line->attached_ns),
+                                       (unsigned long long)shared_load_acquire(&line->held));
         if (!list_append_new(list, item))
             Py_CLEAR(list);
     }
@@ -371,7 +372,7 @@ static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
     PyObject *list = PyList_New(0);
     for (unsigned slot = 0; list != NULL && slot < a->channel.max_slots; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
-        unsigned long long offset = load_acquire(&extent->offset), capacity = load_acquire(&extent->capacity);
+        unsigned long long offset = shared_load_acquire(&extent->offset), capacity = shared_load_acquire(&extent->capacity);
         struct slot_header header = {0};
         if (capacity == 0)
             continue;
@@ -410,15 +411,15 @@ static PyObject *Attachment_field(PyObject *self, void *which)
     switch ((enum attachment_field)(intptr_t)which) {
     case FIELD_VERSION: return PyLong_FromUnsignedLongLong(latest_version(channel_latest(&a->channel)));
     case FIELD_LATEST_SLOT: return PyLong_FromUnsignedLong(latest_slot(channel_latest(&a->channel)));
-    case FIELD_CLOSED: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_CLOSED);
-    case FIELD_NAMING: return PyBool_FromLong(load_acquire(&control->state) == CHANNEL_NAMING);
+    case FIELD_CLOSED: return PyBool_FromLong(shared_load_acquire(&control->state) == CHANNEL_CLOSED);
+    case FIELD_NAMING: return PyBool_FromLong(shared_load_acquire(&control->state) == CHANNEL_NAMING);
     case FIELD_FORKED: return PyBool_FromLong(a->forked);
     case FIELD_CONTROL_FD: return descriptor_number(a->control_fd, attachment_has_control(a));
     case FIELD_DATA_FD: return descriptor_number(a->data_fd, attachment_has_data(a));
     case FIELD_MAX_READERS: return PyLong_FromUnsignedLong(a->channel.max_readers);
     case FIELD_MAX_SLOTS: return PyLong_FromUnsignedLong(a->channel.max_slots);
     case FIELD_ROW: return PyLong_FromUnsignedLong(a->row);
-    case FIELD_PUBLISHER_PID: return PyLong_FromUnsignedLong(load_relaxed(&control->publisher_pid));
+    case FIELD_PUBLISHER_PID: return PyLong_FromUnsignedLong(shared_load_relaxed(&control->publisher_pid));
     case FIELD_CREATED_NS: return PyLong_FromLongLong(control->created_ns);
     case FIELD_ROLE: return PyLong_FromLong(a->role);
     }

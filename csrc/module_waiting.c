@@ -122,7 +122,7 @@ static PyObject *Watch_wait(PyObject *self, PyObject *args)
 
 static PyObject *Watch_polls(PyObject *self, void *unused)
 {
-    return PyBool_FromLong(load_relaxed(&((WatchObject *)self)->watch.polls) != 0);
+    return PyBool_FromLong(shared_load_relaxed(&((WatchObject *)self)->watch.polls) != 0);
 }
 
 static PyMethodDef Watch_methods[] = {

@@ -19,7 +19,7 @@
 static bool slot_find(const struct control *control, uint64_t free, uint64_t least, uint64_t most, unsigned *found)
 {
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
-        uint64_t capacity = load_acquire((shared_u64 *)&control->slots[slot].capacity);
+        uint64_t capacity = shared_load_acquire(&control->slots[slot].capacity);
         if ((free & slot_bit(slot)) != 0 && capacity >= least && capacity <= most) {
             *found = slot;
             return true;
@@ -32,12 +32,12 @@ static bool slot_find(const struct control *control, uint64_t free, uint64_t lea
 static void slot_release(struct attachment *a, unsigned slot)
 {
     struct slot_extent *extent = &a->channel.control->slots[slot];
-    uint64_t capacity = load_relaxed(&extent->capacity);
+    uint64_t capacity = shared_load_relaxed(&extent->capacity);
     if (capacity == 0)
         return;
-    store_release(&extent->capacity, 0);
+    shared_store_release(&extent->capacity, 0);
     mapping_drop(a, slot);
-    space_release(a->data_fd, load_relaxed(&extent->offset), capacity);
+    space_release(a->data_fd, shared_load_relaxed(&extent->offset), capacity);
 }
 
 static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
@@ -49,8 +49,8 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     enum status status = space_reserve(a->data_fd, offset, length);
     if (status != STATUS_OK)
         return status;
-    store_release(&control->slots[slot].offset, offset);
-    store_release(&control->slots[slot].capacity, length);
+    shared_store_release(&control->slots[slot].offset, offset);
+    shared_store_release(&control->slots[slot].capacity, length);
     if (offset + length > a->reserved_nbytes)
         a->reserved_nbytes = offset + length;
     status = slot_map(a, slot);
@@ -67,7 +67,7 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
         bool covered = false;
         next = file_nbytes;
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS && !covered; slot++) {
-            uint64_t offset = load_relaxed(&slots[slot].offset), capacity = load_relaxed(&slots[slot].capacity);
+            uint64_t offset = shared_load_relaxed(&slots[slot].offset), capacity = shared_load_relaxed(&slots[slot].capacity);
             covered = capacity != 0 && offset <= start && start < offset + capacity;
             if (covered)
                 next = offset + capacity;
@@ -95,7 +95,7 @@ static void inherited_drop(struct attachment *a, uint64_t free)
     bool dropped = false;
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
-        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
+        uint64_t offset = shared_load_relaxed(&extent->offset), capacity = shared_load_relaxed(&extent->capacity);
         bool exists = slot < a->channel.max_slots && extent_is_inside(offset, capacity, (uint64_t)stat.st_size);
         bool empty = capacity == 0;
         if ((a->inherited & slot_bit(slot)) == 0 || (exists && !empty && (free & slot_bit(slot)) == 0))
@@ -103,7 +103,7 @@ static void inherited_drop(struct attachment *a, uint64_t free)
         a->inherited &= ~slot_bit(slot);
         if (empty)
             continue;
-        store_release(&extent->capacity, 0);
+        shared_store_release(&extent->capacity, 0);
         mapping_drop(a, slot);
         dropped = true;
     }
@@ -137,14 +137,14 @@ static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
         (void)attachment_format_data(a->data_fd, a->channel.control->id);
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
-        uint64_t offset = load_relaxed(&extent->offset), capacity = load_relaxed(&extent->capacity);
+        uint64_t offset = shared_load_relaxed(&extent->offset), capacity = shared_load_relaxed(&extent->capacity);
         if (capacity == 0 || extent_is_inside(offset, capacity, file_nbytes))
             continue;
         lost |= slot == latest_slot(channel_latest(&a->channel));
         a->inherited |= slot_bit(slot);
         if ((free & slot_bit(slot)) == 0)
             continue;
-        store_release(&extent->capacity, 0);
+        shared_store_release(&extent->capacity, 0);
         mapping_drop(a, slot);
     }
     return lost ? STATUS_TRUNCATED : STATUS_OK;
@@ -180,7 +180,7 @@ static enum status pick_locked(struct attachment *a, uint64_t nbytes, unsigned *
         ready = slot_find(control, free, nbytes, UINT64_MAX, slot);
     }
     for (unsigned other = 0; other < CHANNEL_MAX_SLOTS; other++) {
-        bool small = load_relaxed(&control->slots[other].capacity) < nbytes;
+        bool small = shared_load_relaxed(&control->slots[other].capacity) < nbytes;
         bool extra = other >= control->keep_slots && !(ready && other == *slot);
         if ((free & slot_bit(other)) != 0 && (small || extra))
             slot_release(a, other);

@@ -45,14 +45,6 @@ enum status lock_look(int fd, uint32_t byte)
     return status == STATUS_OK && lock.l_type != F_UNLCK ? STATUS_BUSY : status;
 }
 
-static void commons_raise_high(struct reader_commons *commons, uint32_t row)
-{
-    uint32_t high = load_relaxed(&commons->high);
-    while (high < row && !atomic_compare_exchange_weak_explicit(&commons->high, &high, row, memory_order_release,
-                                                                memory_order_relaxed)) {
-    } /* pairs with channel_held; comes before the row's first bit */
-}
-
 enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *taken)
 {
     for (uint32_t row = 1; row <= channel->max_readers; row++) {
@@ -62,10 +54,10 @@ enum status row_take(const struct channel *channel, int fd, uint64_t held, uint3
         if (status != STATUS_OK)
             return status;
         struct reader_row *line = &channel->rows[row];
-        commons_raise_high(channel->commons, row);
-        line->attached_ns = clock_wall_ns();
-        store_relaxed(&line->pid, (uint32_t)getpid());
-        store_release(&line->held, held); /* pairs with channel_held */
+        shared_raise_u32(&channel->commons->high, row); /* pairs with channel_held; comes before the row's first bit */
+        shared_store_relaxed(&line->attached_ns, clock_wall_ns());
+        shared_store_relaxed(&line->pid, (uint32_t)getpid());
+        shared_store_release(&line->held, held); /* pairs with channel_held */
         *taken = row;
         return STATUS_OK;
     }

@@ -37,8 +37,8 @@ bool extent_is_inside(uint64_t offset, uint64_t capacity, uint64_t file_nbytes)
 enum status slot_map(struct attachment *a, unsigned slot)
 {
     const struct slot_extent *extent = &a->channel.control->slots[slot];
-    uint64_t offset = load_acquire((shared_u64 *)&extent->offset);
-    uint64_t length = load_acquire((shared_u64 *)&extent->capacity);
+    uint64_t offset = shared_load_acquire(&extent->offset);
+    uint64_t length = shared_load_acquire(&extent->capacity);
     struct slot_mapping *map = &a->maps[slot];
     if (map->base != NULL && map->offset == offset && map->length == length && length != 0)
         return STATUS_OK;

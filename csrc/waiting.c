@@ -19,7 +19,7 @@ static struct timespec timespec_of(int64_t ns) { return (struct timespec){ns / 1
 
 void watch_ring(struct watch *watch)
 {
-    if (swap(&watch->bell, 1) == 0) /* pairs with watch_sleep's swap */
+    if (shared_swap(&watch->bell, 1) == 0) /* pairs with watch_sleep's swap */
         syscall(SYS_futex, &watch->bell, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
@@ -35,7 +35,7 @@ static bool words_look(struct watched *words, size_t count)
 {
     bool any = false;
     for (size_t i = 0; i < count; i++) {
-        if (load_acquire((shared_u32 *)words[i].word) != words[i].seen)
+        if (shared_load_acquire(words[i].word) != words[i].seen)
             words[i].ready = true;
         any |= words[i].ready;
     }
@@ -55,13 +55,13 @@ static enum futex_result words_sleep(struct watch *watch, struct watched *words,
     long woken = syscall(SYS_futex_waitv, group, count + 1, 0, &until, CLOCK_MONOTONIC);
     if (woken >= 0 || errno == EAGAIN) {
         for (size_t i = 0; i < count; i++) /* perhaps with the word as it was: its publisher closed the channel */
-            words[i].ready |= load_relaxed(words[i].sleepers) != (uint32_t)group[i + 1].seen;
+            words[i].ready |= shared_load_relaxed(words[i].sleepers) != (uint32_t)group[i + 1].seen;
         return FUTEX_CHANGED;
     }
     if (errno == EINTR)
         return FUTEX_INTERRUPTED;
     if (errno != ETIMEDOUT) /* ENOSYS from an older kernel, EPERM from a filter; nothing else is worth a second try */
-        store_relaxed(&watch->polls, 1);
+        shared_store_relaxed(&watch->polls, 1);
     return FUTEX_TIMEOUT;
 }
 
@@ -72,7 +72,7 @@ static enum futex_result once_sleep(struct watch *watch, struct watched *words, 
     int64_t left_ns = until_ns - now_ns;
     if (count == 0)
         return bell_sleep(watch, left_ns);
-    if (load_relaxed(&watch->polls) != 0 || count > WATCH_WORDS)
+    if (shared_load_relaxed(&watch->polls) != 0 || count > WATCH_WORDS)
         return bell_sleep(watch, left_ns < LOOK_NS ? left_ns : LOOK_NS);
     return words_sleep(watch, words, count, until_ns);
 }
@@ -82,7 +82,7 @@ enum futex_result watch_sleep(struct watch *watch, struct watched *words, size_t
     int64_t now_ns = clock_monotonic_ns(), until_ns = now_ns + timeout_ns;
     enum futex_result result = FUTEX_TIMEOUT;
     while (result == FUTEX_TIMEOUT) {
-        if (words_look(words, count) || load_acquire(&watch->bell) != 0)
+        if (words_look(words, count) || shared_load_acquire(&watch->bell) != 0)
             result = FUTEX_CHANGED;
         else if (now_ns >= until_ns)
             break;
@@ -91,6 +91,6 @@ enum futex_result watch_sleep(struct watch *watch, struct watched *words, size_t
         now_ns = clock_monotonic_ns();
     }
     words_look(words, count);
-    swap(&watch->bell, 0); /* pairs with watch_ring's swap */
+    shared_swap(&watch->bell, 0); /* pairs with watch_ring's swap */
     return result;
 }

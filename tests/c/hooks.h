@@ -12,20 +12,20 @@
 
 static void hook(void);
 
-#undef load_relaxed
-#undef load_acquire
-#undef store_relaxed
-#undef store_release
-#undef swap
-#undef add
+#undef shared_load_relaxed
+#undef shared_load_acquire
+#undef shared_store_relaxed
+#undef shared_store_release
+#undef shared_swap
+#undef shared_add
 #undef fence_full
-#define load_relaxed(word) (hook(), atomic_load_explicit((word), memory_order_relaxed))
-#define load_acquire(word) (hook(), atomic_load_explicit((word), memory_order_acquire))
-#define store_relaxed(word, value) (hook(), atomic_store_explicit((word), (value), memory_order_relaxed))
-#define store_release(word, value) (hook(), atomic_store_explicit((word), (value), memory_order_release))
-#define swap(word, value) (hook(), atomic_exchange_explicit((word), (value), memory_order_acq_rel))
-#define add(word, value) (hook(), atomic_fetch_add_explicit((word), (value), memory_order_acq_rel))
+#define shared_load_relaxed(word) (hook(), atomic_load_explicit((word), memory_order_relaxed))
+#define shared_load_acquire(word) (hook(), atomic_load_explicit((word), memory_order_acquire))
+#define shared_store_relaxed(word, value) (hook(), atomic_store_explicit((word), (value), memory_order_relaxed))
+#define shared_store_release(word, value) (hook(), atomic_store_explicit((word), (value), memory_order_release))
+#define shared_swap(word, value) (hook(), atomic_exchange_explicit((word), (value), memory_order_acq_rel))
+#define shared_add(word, value) (hook(), atomic_fetch_add_explicit((word), (value), memory_order_acq_rel))
 #define fence_full() (hook(), atomic_thread_fence(memory_order_seq_cst))
-#define swap_if(word, expected, desired) (hook(), swap_if((word), (expected), (desired)))
+#define shared_swap_if(word, expected, desired) (hook(), shared_swap_if((word), (expected), (desired)))
 
 #endif

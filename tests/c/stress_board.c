@@ -153,7 +153,7 @@ static void crew_supervise(struct crew *crew, uint32_t seen)
 {
     struct job *job = &crew->job;
     struct board_header *header = job->board.header;
-    if (swap(&header->need_slot, 0) != 0) {
+    if (shared_swap(&header->need_slot, 0) != 0) {
         const enum status status = attachment_grow(job->publisher, job->slot_nbytes);
         CHECK(status == STATUS_OK || status == STATUS_NO_SLOT, "status %d", (int)status);
         board_ring(&job->board);
@@ -177,7 +177,7 @@ static void crew_close(struct crew *crew, const struct job_applied *applied)
             worker_bury(crew, &crew->workers[w]);
     uint64_t commits = 0;
     for (uint32_t w = 0; w < job->config.workers; w++)
-        commits += load_relaxed(&job->board.workers[w].commits);
+        commits += shared_load_relaxed(&job->board.workers[w].commits);
     struct job_reference reference = reference_run(job, applied);
     if (!CHECK(job_equals(job, &reference) & CHECK(commits == STEPS * job_parts(job)) &
                CHECK(job_buffers_are_owned_once(job))))
@@ -197,7 +197,7 @@ static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mort
     crew_start(&crew);
     board_open(&crew.job.board, STEPS);
     for (;;) {
-        const uint32_t seen = load_acquire(&header->server_bell);
+        const uint32_t seen = shared_load_acquire(&header->server_bell);
         if (board_step(&crew.job.board) == STEPS)
             break;
         crew_supervise(&crew, seen);
@@ -243,7 +243,7 @@ static void train_lanes(uint32_t lanes, uint32_t count, bool mortal)
     bool under_way[MOST_LANES] = {0};
     crew_start(&crew);
     while (made < STEPS) {
-        const uint32_t seen = load_acquire(&board->header->server_bell);
+        const uint32_t seen = shared_load_acquire(&board->header->server_bell);
         for (uint32_t lane = 0; lane < lanes; lane++) {
             if (lane_look(board, lane).state == TASK_DONE && lane_may(lanes, since, under_way, made, lane) &&
                 lane_take(&crew, lane, made, applied)) {

@@ -147,7 +147,7 @@ static void *memory_reader_run(void *argument)
         if (old[i] != 0) {
             CHECK(payload_is_whole(old[i]));
         }
-    store_release(&self->row->held, 0);
+    shared_store_release(&self->row->held, 0);
     return NULL;
 }
 

@@ -23,7 +23,7 @@ static uint64_t file_used_nbytes(int fd)
 
 static uint64_t page_nbytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
-static uint64_t row_held(struct attachment *attachment) { return load_acquire(&attachment->channel.rows[attachment->row].held); }
+static uint64_t row_held(struct attachment *attachment) { return shared_load_acquire(&attachment->channel.rows[attachment->row].held); }
 
 /* -- processes -------------------------------------------------------------------------------------------------- */
 
@@ -618,7 +618,7 @@ static void test_inherited_table(void)
         CHECK(attachment_pin(reader, &latest) == STATUS_OK);
         table_scramble(publisher, slot_bit(old.slot), 16, &stream);
         if (round % 2 != 0) /* a row of before the crash, or a reader in its last resort: it says all slots */
-            store_relaxed(&late->channel.rows[late->row].held, UINT64_MAX);
+            shared_store_relaxed(&late->channel.rows[late->row].held, UINT64_MAX);
         const bool dead = round % 4 == 1;
         if (dead) { /* its row stays as it is, and its lock goes */
             late->row = 0;
@@ -628,7 +628,7 @@ static void test_inherited_table(void)
         publisher = files_attach(files, ROLE_PUBLISHER);
         if (round % 4 == 3) {
             CHECK(version_publish(publisher, WORDS) == STATUS_NO_SLOT || pin_is_whole(&latest));
-            store_release(&late->channel.rows[late->row].held, 0);
+            shared_store_release(&late->channel.rows[late->row].held, 0);
         }
         for (int i = 0; i < 12; i++) {
             CHECK(version_publish(publisher, WORDS << (unsigned)(i + round) % 5) == STATUS_OK);
@@ -783,7 +783,7 @@ static void test_fork_keeps_pins(void)
     struct child child;
     CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
     const uint32_t row = reader->row;
-    const uint64_t handoffs = load_acquire(&publisher->channel.commons->handoffs);
+    const uint64_t handoffs = shared_load_acquire(&publisher->channel.commons->handoffs);
     if (child_start(&child)) {
         CHECK(reader->row != 0 && reader->row != row, "a row of its own");
         CHECK(reader->channel.rows[reader->row].pid == (uint32_t)getpid());
@@ -800,7 +800,7 @@ static void test_fork_keeps_pins(void)
     }
     CHECK(child_await(&child));
     CHECK(reader->row == row, "the parent keeps its own");
-    CHECK(load_acquire(&publisher->channel.commons->handoffs) == handoffs + 1, "scans must look again");
+    CHECK(shared_load_acquire(&publisher->channel.commons->handoffs) == handoffs + 1, "scans must look again");
     attachment_unpin(reader, pin.slot, pin.generation);
     CHECK(row_held(reader) == 0 && channel_held(&publisher->channel) == slot_bit(pin.slot));
     for (int i = 0; i < 10; i++)
@@ -939,7 +939,7 @@ static void test_kill_readers(void)
             struct pin pin;
             CHECK(attachment_pin(reader, &pin) == STATUS_OK);
             if (i == SLOTS - 1) /* one in the middle of its last resort */
-                store_relaxed(&reader->channel.rows[reader->row].held, UINT64_MAX);
+                shared_store_relaxed(&reader->channel.rows[reader->row].held, UINT64_MAX);
             CHECK(child_send(&children[i]));
             (void)child_await(&children[i]);
             child_exit();

@@ -68,7 +68,7 @@ static ptrdiff_t bench_await(struct bench *bench)
             if (!bench->words[i].ready)
                 continue;
             bench->words[i].ready = false;
-            bench->words[i].seen = load_acquire(&bench->lines[i].word);
+            bench->words[i].seen = shared_load_acquire(&bench->lines[i].word);
             return (ptrdiff_t)i;
         }
     }
@@ -79,20 +79,20 @@ static bool kernel_sleeps_on_several(void)
 {
     struct bench *bench = bench_make(1, false);
     bench_sleep(bench, 1000);
-    bool does = load_relaxed(&bench->watch.polls) == 0;
+    bool does = shared_load_relaxed(&bench->watch.polls) == 0;
     bench_free(bench);
     return does;
 }
 
 static void line_store(struct line *line, uint32_t value)
 {
-    store_release(&line->word, value);
+    shared_store_release(&line->word, value);
     futex_wake(&line->sleepers);
 }
 
 static void sleeper_await(shared_u32 *sleepers)
 {
-    while (load_acquire(sleepers) % 2 == 0)
+    while (shared_load_acquire(sleepers) % 2 == 0)
         sched_yield();
 }
 
@@ -102,7 +102,7 @@ static void test_what_is_there_already(size_t count, bool polls)
 {
     struct bench *bench = bench_make(count, polls);
     CHECK(bench_sleep(bench, 1000) == FUTEX_TIMEOUT);
-    store_release(&bench->lines[count - 1].word, 7);
+    shared_store_release(&bench->lines[count - 1].word, 7);
     CHECK(bench_await(bench) == (ptrdiff_t)count - 1);
     CHECK(bench->words[count - 1].seen == 7);
     CHECK(bench_sleep(bench, 1000) == FUTEX_TIMEOUT);
@@ -172,7 +172,7 @@ static void test_another_process_wakes(size_t count, bool polls)
             if (count <= WATCH_WORDS && !polls && kernel_sleeps_on_several())
                 sleeper_await(&bench->lines[i].sleepers); /* it sleeps on all of them */
             line_store(&bench->lines[i], round);
-            while (load_acquire(bench->heard) != round)
+            while (shared_load_acquire(bench->heard) != round)
                 sched_yield();
         }
         process_exit();
@@ -180,7 +180,7 @@ static void test_another_process_wakes(size_t count, bool polls)
     for (uint32_t round = 1; round <= 20; round++) {
         ptrdiff_t woken = bench_await(bench);
         CHECK(woken == (ptrdiff_t)(round * 37 % count), "round %u: %td", round, woken);
-        store_release(bench->heard, round);
+        shared_store_release(bench->heard, round);
     }
     process_join(pid);
     bench_free(bench);
@@ -198,7 +198,7 @@ static void test_a_wake_without_a_change(void)
     }
     CHECK(bench_await(bench) == 3);
     CHECK(bench->words[3].seen == 0);
-    store_release(bench->heard, 1);
+    shared_store_release(bench->heard, 1);
     process_join(pid);
     bench_free(bench);
 }
@@ -233,7 +233,7 @@ static void test_a_kernel_that_refuses(uint32_t cause)
     }
     struct bench *bench = bench_make(3, false);
     CHECK(bench_sleep(bench, 1000000) == FUTEX_TIMEOUT);
-    CHECK(load_relaxed(&bench->watch.polls) == 1);
+    CHECK(shared_load_relaxed(&bench->watch.polls) == 1);
     bench_free(bench);
     test_what_is_there_already(200, false);
     test_a_timeout_is_not_early(3, false);
@@ -251,7 +251,7 @@ static void *pace_wakes(void *argument)
         if (round % 8 == 0)
             watch_ring(&bench->watch);
         line_store(&bench->lines[check_random(&stream) % bench->count], round);
-        while (load_acquire(bench->heard) != round)
+        while (shared_load_acquire(bench->heard) != round)
             sched_yield();
     }
     return NULL;
@@ -269,7 +269,7 @@ static void test_pace(size_t count, bool polls)
         while (woken >= 0 && bench->words[woken].seen != round);
         if (!CHECK(woken >= 0, "a wake was lost in round %u", round))
             exit(1);
-        store_release(bench->heard, round);
+        shared_store_release(bench->heard, round);
     }
     pthread_join(waker, NULL);
     bench_free(bench);
@@ -279,9 +279,9 @@ static void *bell_rings(void *argument)
 {
     struct bench *bench = argument;
     for (uint32_t round = 1; round <= ROUNDS; round++) {
-        store_release(&bench->rung, round);
+        shared_store_release(&bench->rung, round);
         watch_ring(&bench->watch);
-        while (load_acquire(bench->heard) != round)
+        while (shared_load_acquire(bench->heard) != round)
             sched_yield();
     }
     return NULL;
@@ -299,8 +299,8 @@ static void test_every_bell_is_heard(size_t count)
             if (!CHECK(bench_sleep(bench, MINUTE_NS) == FUTEX_CHANGED && clock_monotonic_ns() - start < MINUTE_NS,
                        "a bell was lost in round %u", round))
                 exit(1);
-        while (load_acquire(&bench->rung) != round);
-        store_release(bench->heard, round);
+        while (shared_load_acquire(&bench->rung) != round);
+        shared_store_release(bench->heard, round);
     }
     pthread_join(ringer, NULL);
     bench_free(bench);

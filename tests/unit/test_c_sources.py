@@ -1,0 +1,25 @@
+"""The rules that the C sources keep by themselves: see CONTRIBUTING.md."""
+
+import re
+from pathlib import Path
+
+SOURCES = sorted((Path(__file__).parents[2] / "csrc").glob("*.[ch]"))
+
+
+def code_of(path: Path) -> str:
+    """The text of a source with its comments and string literals left out, line breaks kept."""
+    pattern = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', re.DOTALL)
+    return pattern.sub(lambda found: re.sub(r"[^\n]", " ", found.group()), path.read_text())
+
+
+def test_shared_words_are_touched_through_atomics_only() -> None:
+    # whole words: __volatile__ belongs to inline assembly, and _Atomic to the types of atomics.h
+    direct = re.compile(r"\b(volatile|__atomic_\w+|__sync_\w+|atomic_\w+|memory_order_\w+|_Atomic)\b")
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in SOURCES
+        if path.name != "atomics.h"
+        for number, line in enumerate(code_of(path).splitlines(), 1)
+        if direct.search(line)
+    ]
+    assert not found
