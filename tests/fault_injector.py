@@ -1,5 +1,5 @@
-"""Faults for the workers of a trainer while it trains: kill, stop, wake and resize, at random moments that the test's own
-generator draws."""
+"""Kill, stop, wake and resize the workers of a trainer while it trains, at random moments that the test's own generator
+draws."""
 
 from __future__ import annotations
 
