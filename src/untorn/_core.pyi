@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, overload
 
 from untorn.errors import UntornError
 
@@ -96,9 +96,10 @@ class Attachment:
 class Block(Generic[_T]):
     def __new__(cls, steps: Iterator[_T]) -> Block[_T]: ...
     def __enter__(self) -> _T: ...
+    # True only if the generator swallows the block's error, and none does
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool: ...
+    ) -> Literal[False]: ...
 
 class Watch:
     polls: bool

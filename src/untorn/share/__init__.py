@@ -14,6 +14,7 @@ publisher.py    publish, update, patch
 edit.py         edit: the next version in place
 subscriber.py   subscribe, snapshot, wait
 waiting.py      the same for asyncio
+typevars.py     the type of a channel's value, for type checkers
 inspect.py      a channel from outside, for the commands
 """
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Generic, Literal, Self
 
 from untorn import _core
 from untorn.errors import BusyError, ClosedError
@@ -21,6 +21,7 @@ from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber, let_go_of_the_dead
+from untorn.share.typevars import T
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
@@ -30,7 +31,7 @@ _PATIENCE_S = 0.05
 
 
 def publish(
-    value: Any,
+    value: T,
     *,
     name: str | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -39,7 +40,7 @@ def publish(
     max_readers: int = 256,
     durable: bool = False,
     allow_pickle: bool = False,
-) -> Publisher:
+) -> Publisher[T]:
     """Open a channel with ``value`` as its first version, or take over the channel of a dead publisher.
 
     Args:
@@ -142,7 +143,7 @@ def _check_range(name: str, value: int, least: int, most: int) -> None:
         raise ValueError(f"{name}: expected {least} to {most}, found {value}")
 
 
-class Publisher:
+class Publisher(Generic[T]):
     """The one process that may change a channel. Made by untorn.publish().
 
     Threads may share it; one writes at a time. A child made by fork may not publish. As a context manager it closes
@@ -191,7 +192,7 @@ class Publisher:
         except OSError as error:
             raise labelled(error, self._label) from None
 
-    def subscriber(self, *, allow_pickle: bool = False) -> Subscriber:
+    def subscriber(self, *, allow_pickle: bool = False) -> Subscriber[T]:
         """A subscriber of this channel, to be handed to other processes. Costs nothing until it is used.
 
         ``allow_pickle`` as in untorn.subscribe(): it unpickles what was pickled only if that is asked for here too.
@@ -204,7 +205,7 @@ class Publisher:
 
     # -- writing
 
-    def update(self, value: Any, *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+    def update(self, value: T, *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
         """Publish ``value`` (copied) as the next version; returns its number. It may have another structure and size.
 
         Never waits for readers, except when they hold every slot up to the cap: then up to ``timeout_s`` seconds.
@@ -257,7 +258,7 @@ class Publisher:
 
     def edit(
         self, *, copy: bool = True, leaves: Iterable[str] | None = None, timeout_s: float = FREE_SLOT_TIMEOUT_S
-    ) -> AbstractContextManager[Any]:
+    ) -> AbstractContextManager[T, Literal[False]]:
         """Write the next version in place: a writable tree, published on exit, dropped if the block raises.
 
         Arrays may be changed in place (no copy on exit) or replaced; the structure may change as well. After the
@@ -283,7 +284,7 @@ class Publisher:
         """
         return _core.Block(self._edit(copy, leaves, timeout_s))
 
-    def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[Any]:
+    def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[T]:
         """edit() as a generator, which yields the tree."""
         self._check_open()
         with self._lock:
@@ -411,7 +412,7 @@ class Publisher:
         if versions.name is not None:
             versions.name.unlink()
 
-    def __enter__(self) -> Publisher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from untorn import _core
 from untorn.errors import (
@@ -38,6 +38,7 @@ from untorn.share.layout import Decoder
 from untorn.share.naming import signpost_target
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address
+from untorn.share.typevars import T, T_co
 
 if TYPE_CHECKING:
     from untorn.share.publisher import Publisher
@@ -188,7 +189,7 @@ def let_go_of_the_dead() -> None:
                 _kept.pop(attached.attachment.id, None)
 
 
-class Snapshot:
+class Snapshot(Generic[T_co]):
     """One published version, whole, for as long as anything refers to it.
 
     Use it as a context manager, or just let it go. Views into ``value`` keep the version pinned on their own, also
@@ -223,7 +224,7 @@ class Snapshot:
         return hold
 
     @property
-    def value(self) -> Any:
+    def value(self) -> T_co:
         """The published value. Arrays are read-only views of shared memory (no copy), and so are the values of other
         libraries where these allow it (docs/values.md); numbers, str, bytes and containers are copies.
 
@@ -235,7 +236,7 @@ class Snapshot:
             value = self._attached.decoder(hold, self._allow_pickle).value(hold)
             if self._hold is not None:
                 self._value = value
-        return value
+        return value  # type: ignore[no-any-return]  # decoding cannot know the type
 
     @property
     def published_at(self) -> float:
@@ -252,7 +253,7 @@ class Snapshot:
         self._hold = None
         self._value = None
 
-    def __enter__(self) -> Snapshot:
+    def __enter__(self) -> Self:
         self._held()
         return self
 
@@ -272,7 +273,7 @@ class Snapshot:
 _MISSING = object()
 
 
-class Subscriber:
+class Subscriber(Generic[T_co]):
     """Reads a channel: snapshots of its newest version, and waiting for newer ones.
 
     Made by untorn.subscribe() or Publisher.subscriber(). It pickles to a few hundred bytes (process arguments, pools,
@@ -325,7 +326,7 @@ class Subscriber:
         except OSError as error:
             raise labelled(error, self.name) from None
 
-    def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
+    def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
         """The newest version; cost does not depend on its size, and nothing is copied.
 
         Args:
@@ -403,7 +404,7 @@ class Subscriber:
             version = self._verdict(attachment, newer_than, timeout_s, deadline)
         return version
 
-    async def snapshot_async(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot:
+    async def snapshot_async(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
         """snapshot() for asyncio: waits as wait_async() does. Returns and raises what snapshot() does.
 
         Example:
@@ -467,7 +468,7 @@ class Subscriber:
     def _may_be_taken_over(self) -> bool:
         return any(not control.startswith("/proc/") for control, _ in self._address.places)
 
-    def __iter__(self) -> Iterator[Snapshot]:
+    def __iter__(self) -> Iterator[Snapshot[T_co]]:
         """The newest version, then every time something newer is there the newest of it. Ends when the publisher
         closes the channel; raises BrokenChannelError if it dies."""
         seen = 0
@@ -482,7 +483,7 @@ class Subscriber:
             yield snapshot
             del snapshot  # or the old version would stay pinned while we wait
 
-    def __aiter__(self) -> AsyncIterator[Snapshot]:
+    def __aiter__(self) -> AsyncIterator[Snapshot[T_co]]:
         """As __iter__, for ``async for``: the newest version, then every time something newer is there the newest of
         it. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
         return waiting.NewerSnapshots(lambda seen: self.snapshot_async(newer_than=seen), self._has_ended)
@@ -494,7 +495,7 @@ class Subscriber:
         if attached is not None:
             _kept.pop(attached.attachment.id, None)
 
-    def __enter__(self) -> Subscriber:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -534,6 +535,14 @@ def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str, allow_
     return Subscriber(address, attached, allow_pickle=allow_pickle)
 
 
+@overload
+def subscribe(
+    channel: Publisher[T] | Subscriber[T], *, timeout_s: float = 0, allow_pickle: bool = False
+) -> Subscriber[T]: ...
+@overload
+def subscribe(
+    channel: str | os.PathLike[str], *, timeout_s: float = 0, allow_pickle: bool = False
+) -> Subscriber[Any]: ...
 def subscribe(
     channel: str | os.PathLike[str] | Subscriber | Publisher,
     *,

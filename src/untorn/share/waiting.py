@@ -26,10 +26,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Generic, Self, final
 
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
+from untorn.share.typevars import T_co
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,7 +72,7 @@ async def changed(
 
 
 @final
-class NewerSnapshots:
+class NewerSnapshots(Generic[T_co]):
     """What ``async for`` goes through. Keeps the number of the last snapshot, not the snapshot.
 
     Not an async generator: one that is left early stays suspended, with all that it refers to, until its loop gets
@@ -80,15 +81,15 @@ class NewerSnapshots:
 
     __slots__ = ("_ended", "_seen", "_take")
 
-    def __init__(self, take: Callable[[int], Awaitable[Snapshot]], ended: Callable[[], bool]) -> None:
+    def __init__(self, take: Callable[[int], Awaitable[Snapshot[T_co]]], ended: Callable[[], bool]) -> None:
         self._take = take
         self._ended = ended
         self._seen = 0
 
-    def __aiter__(self) -> NewerSnapshots:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Snapshot:
+    async def __anext__(self) -> Snapshot[T_co]:
         try:
             snapshot = await self._take(self._seen)
         except BrokenChannelError:
