@@ -47,7 +47,7 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->log_at = section(&end, config->steps * sizeof(struct board_log));
     header->rates_at = section(&end, config->steps * sizeof(struct kernel_rates));
     header->order_at = section(&end, config->examples * sizeof(int64_t));
-    header->names_at = section(&end, 4096);
+    header->names_at = section(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = round_up(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = round_up(end, 4096);
     header->buffers_at = section(&end, (config->shards + config->workers) * header->buffer_stride);

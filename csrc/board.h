@@ -45,7 +45,8 @@
 #include "kernels.h"
 #include "merge.h"
 
-enum { BOARD_METRICS = 16, BOARD_MAX_SHARDS = 1024, BOARD_MAX_WORKERS = 1024, BOARD_ERROR_NBYTES = 32768 };
+enum { BOARD_METRICS = 16, BOARD_MAX_SHARDS = 1024, BOARD_MAX_WORKERS = 1024, BOARD_NAMES_NBYTES = 4096,
+       BOARD_ERROR_NBYTES = 32768 };
 
 /* task = step << 32 | state << 30 | worker << 16 | buffer */
 enum task_state { TASK_FREE = 0, TASK_CLAIMED = 1, TASK_DONE = 2, TASK_EMPTY = 3 };

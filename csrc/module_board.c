@@ -36,7 +36,7 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     BoardObject *self = NULL;
     enum status status = board_attach(&board, memory, (uint64_t)stat.st_size);
     if (status == STATUS_OK)
-        self = PyObject_New(BoardObject, type);
+        self = (BoardObject *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     else
         status_raise(status);
     if (self == NULL) {
@@ -58,7 +58,9 @@ static void Board_dealloc(PyObject *self)
     munmap(board->own.memory, board->own.nbytes);
     if (descriptor_is(board->own.fd, &board->own.file))
         close(board->own.fd);
-    object_free(self);
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self); /* a class made from this one has its own */
+    Py_DECREF(type);
 }
 
 static int Board_getbuffer(PyObject *self, Py_buffer *view, int flags)
@@ -147,7 +149,7 @@ static bool step_check(unsigned long long step)
     return false;
 }
 
-static PyObject *Board_open(PyObject *self, PyObject *argument)
+static PyObject *Board_set_limit(PyObject *self, PyObject *argument)
 {
     unsigned long long limit = PyLong_AsUnsignedLongLong(argument);
     if (PyErr_Occurred() || !step_check(limit))
@@ -170,7 +172,7 @@ static bool workers_check(const struct board *board, unsigned long workers)
     return false;
 }
 
-static PyObject *Board_team(PyObject *self, PyObject *args)
+static PyObject *Board_set_workers(PyObject *self, PyObject *args)
 {
     const struct board *board = &((BoardObject *)self)->board;
     unsigned active;
@@ -228,11 +230,11 @@ static bool lane_check(const struct board *board, unsigned long lane)
 {
     if (board->header->lanes && lane < board->header->shards)
         return true;
-    PyErr_Format(PyExc_ValueError, "lane %lu: the board has %u", lane, board->header->lanes ? board->header->shards : 0);
+    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: the board has %u", lane, board->header->lanes ? board->header->shards : 0);
     return false;
 }
 
-static PyObject *Board_lane_open(PyObject *self, PyObject *args)
+static PyObject *Board_inflight_open(PyObject *self, PyObject *args)
 {
     const struct board *board = &((BoardObject *)self)->board;
     unsigned lane;
@@ -242,7 +244,7 @@ static PyObject *Board_lane_open(PyObject *self, PyObject *args)
     return PyBool_FromLong(lane_open(board, lane, batch));
 }
 
-static PyObject *Board_lane(PyObject *self, PyObject *argument)
+static PyObject *Board_in_flight(PyObject *self, PyObject *argument)
 {
     const struct board *board = &((BoardObject *)self)->board;
     unsigned long number = PyLong_AsUnsignedLong(argument);
@@ -260,11 +262,11 @@ static bool lane_check_done(const struct board *board, unsigned long lane)
         return false;
     if (lane_look(board, (uint32_t)lane).state == TASK_DONE)
         return true;
-    PyErr_Format(PyExc_ValueError, "lane %lu: it has no gradient", lane);
+    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: it has no gradient", lane);
     return false;
 }
 
-static PyObject *Board_lane_empty(PyObject *self, PyObject *argument)
+static PyObject *Board_inflight_empty(PyObject *self, PyObject *argument)
 {
     const struct board *board = &((BoardObject *)self)->board;
     unsigned long lane = PyLong_AsUnsignedLong(argument);
@@ -274,7 +276,7 @@ static PyObject *Board_lane_empty(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-static PyObject *Board_lane_apply(PyObject *self, PyObject *args)
+static PyObject *Board_inflight_apply(PyObject *self, PyObject *args)
 {
     const struct board *board = &((BoardObject *)self)->board;
     PyObject *weights;
@@ -319,7 +321,7 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 enum board_field {
     BOARD_STEP, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
     BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
-    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_LANES, BOARD_JOB, BOARD_REFUSED,
+    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_IS_ASYNC, BOARD_JOB, BOARD_REFUSED,
 };
 
 static PyObject *Board_field(PyObject *self, void *which)
@@ -338,7 +340,7 @@ static PyObject *Board_field(PyObject *self, void *which)
     case BOARD_ERRORS_AT: value = header->errors_at; break;
     case BOARD_NAMES_AT: value = header->names_at; break;
     case BOARD_ACTIVE: value = shared_load_acquire(&header->active); break;
-    case BOARD_LANES: value = header->lanes; break;
+    case BOARD_IS_ASYNC: return PyBool_FromLong((long)header->lanes);
     case BOARD_JOB: value = header->job; break;
     case BOARD_REFUSED: value = (unsigned long long)board_refused(board); break;
     case BOARD_SHARDS: value = header->shards; break;
@@ -369,20 +371,22 @@ static PyMethodDef Board_methods[] = {
      "refuse(worker, errno): hand the gradient taken by next() back, for which there is no memory to map."},
     {"stands", Board_stands, METH_NOARGS, "stands() -> bool: is the task taken by next() still this worker's?"},
     {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
-    {"open", Board_open, METH_O, "open(limit): let steps below `limit` run."},
+    {"set_limit", Board_set_limit, METH_O, "set_limit(limit): let steps below `limit` run."},
     {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
-    {"team", Board_team, METH_VARARGS,
-     "team(active, spin_s): the workers below `active` take part, the others leave."},
+    {"set_workers", Board_set_workers, METH_VARARGS,
+     "set_workers(workers, spin_s): set the number of workers that take part; the others leave."},
     {"nbytes_used", Board_nbytes_used, METH_O, "nbytes_used(workers): bytes from the start that need memory then."},
     {"give_up", Board_give_up, METH_O,
      "give_up(worker): give a stopped worker's gradient task to others; the shard, or -1."},
     {"holds_range", Board_holds_range, METH_O, "holds_range(worker) -> bool: has it claimed a norm or an update?"},
-    {"lane_open", Board_lane_open, METH_VARARGS, "lane_open(lane, batch) -> bool: put a batch into an empty lane."},
-    {"lane", Board_lane, METH_O,
-     "lane(lane) -> (state, batch, version its gradient was computed on and offset of the buffer with it, once done)."},
-    {"lane_empty", Board_lane_empty, METH_O, "lane_empty(lane): what the done lane holds was read."},
-    {"lane_apply", Board_lane_apply, METH_VARARGS,
-     "lane_apply(weights, lane, step, staleness): publish the version that a done lane's gradient makes, and empty it."},
+    {"inflight_open", Board_inflight_open, METH_VARARGS,
+     "inflight_open(index, batch) -> bool: put a batch into an empty place."},
+    {"in_flight", Board_in_flight, METH_O,
+     "in_flight(index) -> (state, batch, version of the weights of its gradient, offset of the buffer with it)."},
+    {"inflight_empty", Board_inflight_empty, METH_O, "inflight_empty(index): empty the place of a batch that is done."},
+    {"inflight_apply", Board_inflight_apply, METH_VARARGS,
+     "inflight_apply(weights, index, step, staleness): publish the version that the gradient of a batch makes, and "
+     "empty its place."},
     {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
     {"slot_ready", Board_slot_ready, METH_NOARGS, "There is a free slot again."},
     {"wait_server", Board_wait_server, METH_VARARGS, "wait_server(seen, timeout_s) -> the server's bell."},
@@ -403,7 +407,7 @@ static PyGetSetDef Board_getset[] = {
     BOARD_FIELD("shards", BOARD_SHARDS),
     BOARD_FIELD("workers", BOARD_WORKERS),
     BOARD_FIELD("active", BOARD_ACTIVE),
-    BOARD_FIELD("lanes", BOARD_LANES),
+    BOARD_FIELD("is_async", BOARD_IS_ASYNC),
     BOARD_FIELD("job", BOARD_JOB),
     BOARD_FIELD("refused", BOARD_REFUSED),
     BOARD_FIELD("steps", BOARD_STEPS),
@@ -422,7 +426,8 @@ static PyType_Slot Board_slots[] = {
     {Py_bf_getbuffer, Board_getbuffer},
     {0, NULL},
 };
-static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, Py_TPFLAGS_DEFAULT, Board_slots};
+static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, Board_slots};
 
 static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges)
 {
@@ -442,19 +447,27 @@ static enum status board_create(int fd, const struct board_config *config, const
     return status;
 }
 
-static PyObject *core_format_board(PyObject *module, PyObject *args)
+static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"fd", "job", "shards", "max_workers", "workers", "is_async", "steps", "examples",
+                            "batch_size", "gradient_nbytes", "state_stride", "first_version", "kernel", "clip_norm",
+                            "ranges", NULL};
     int fd, lanes;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
+    PyObject *kernel;
     Py_buffer ranges;
-    if (!PyArg_ParseTuple(args, "i(IIIpKKKKKKK)(IdddddIII)dy*", &fd, &config.shards, &config.workers, &config.active, &lanes,
-                          &steps, &examples, &batch_size, &buffer_nbytes, &state_stride, &base_version, &job,
-                          &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1, &hyper->beta2,
-                          &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad, &config.clip_norm,
-                          &ranges))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*", names, &fd, &job, &config.shards,
+                                     &config.workers, &config.active, &lanes, &steps, &examples, &batch_size,
+                                     &buffer_nbytes, &state_stride, &base_version, &PyTuple_Type, &kernel,
+                                     &config.clip_norm, &ranges))
         return NULL;
+    if (!PyArg_ParseTuple(kernel, "IdddddIII", &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1,
+                          &hyper->beta2, &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad)) {
+        PyBuffer_Release(&ranges);
+        return NULL;
+    }
     config.lanes = lanes != 0;
     config.steps = steps;
     config.examples = examples;
@@ -484,13 +497,47 @@ static PyObject *core_format_board(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef board_functions[] = {
-    {"format_board", core_format_board, METH_VARARGS,
-     "format_board(fd, (shards, most workers, workers, lanes, steps, examples, batch_size, buffer_nbytes, state_stride, "
-     "base_version, job), "
-     "(optimizer, momentum, weight_decay, beta1, beta2, eps, nesterov, centered, amsgrad), clip_norm or 0, ranges): "
-     "lay out a board in an empty file."},
+    {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
+     "format_board(fd, *, job, ...): lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
+
+/* The structs that Python reads and writes, as numpy.dtype takes them. Every element has 8 bytes. */
+struct board_member { const char *name, *format; size_t offset; };
+#define MEMBER(struct_name, member, format) {#member, format, offsetof(struct struct_name, member)}
+_Static_assert(BOARD_METRICS == 16, "the formats below");
+static const struct board_member log_members[] = {
+    MEMBER(board_log, examples, "f8"), MEMBER(board_log, loss, "f8"), MEMBER(board_log, metrics, "16f8"),
+    MEMBER(board_log, staleness, "f8"), MEMBER(board_log, grad_norm, "f8"), {NULL, NULL, 0},
+};
+/* measured: the loss, and the metrics behind it */
+_Static_assert(offsetof(struct board_buffer, metrics) == offsetof(struct board_buffer, loss) + sizeof(double), "measured");
+static const struct board_member buffer_members[] = {
+    MEMBER(board_buffer, examples, "u8"), {"measured", "17f8", offsetof(struct board_buffer, loss)},
+    MEMBER(board_buffer, version, "u8"), {NULL, NULL, 0},
+};
+static const struct board_member range_members[] = {
+    MEMBER(board_range, slot_offset, "u8"), MEMBER(board_range, grad_offset, "u8"), MEMBER(board_range, count, "u8"),
+    MEMBER(board_range, dtype, "u8"), {NULL, NULL, 0},
+};
+
+static bool layout_add(PyObject *module, const char *name, const struct board_member *member, size_t nbytes)
+{
+    PyObject *names = PyList_New(0), *formats = PyList_New(0), *offsets = PyList_New(0);
+    bool done = names != NULL && formats != NULL && offsets != NULL;
+    for (; done && member->name != NULL; member++)
+        done = list_append_new(names, PyUnicode_FromString(member->name)) &&
+               list_append_new(formats, PyUnicode_FromString(member->format)) &&
+               list_append_new(offsets, PyLong_FromSize_t(member->offset));
+    PyObject *layout = done ? Py_BuildValue("{sOsOsOsn}", "names", names, "formats", formats, "offsets", offsets,
+                                            "itemsize", (Py_ssize_t)nbytes) : NULL;
+    done = layout != NULL && PyModule_AddObjectRef(module, name, layout) == 0;
+    Py_XDECREF(layout);
+    Py_XDECREF(names);
+    Py_XDECREF(formats);
+    Py_XDECREF(offsets);
+    return done;
+}
 
 bool module_add_board(PyObject *module)
 {
@@ -508,7 +555,9 @@ bool module_add_board(PyObject *module)
            PyModule_AddIntConstant(module, "KERNEL_RMSPROP", KERNEL_RMSPROP) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAGRAD", KERNEL_ADAGRAD) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_METRICS", BOARD_METRICS) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_LOG_COLUMNS", sizeof(struct board_log) / sizeof(double)) == 0 &&
+           PyModule_AddIntConstant(module, "BOARD_NAMES_NBYTES", BOARD_NAMES_NBYTES) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_ERROR_NBYTES", BOARD_ERROR_NBYTES) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_BUFFER_HEADER_NBYTES", sizeof(struct board_buffer)) == 0;
+           layout_add(module, "BOARD_LOG_LAYOUT", log_members, sizeof(struct board_log)) &&
+           layout_add(module, "BOARD_BUFFER_LAYOUT", buffer_members, sizeof(struct board_buffer)) &&
+           layout_add(module, "BOARD_RANGE_LAYOUT", range_members, sizeof(struct board_range));
 }

@@ -13,14 +13,15 @@ import untorn
 ROOT = Path(untorn.__file__).parent
 
 #: each layer may import from itself and from those below it:
-#: cli -> jobs -> train -> engines, adapters -> share -> _core
+#: cli -> jobs -> train -> engines -> board -> share -> _core
 BELOW = {
     "_core": set(),
+    "board": {"share", "_core", "errors"},
     "errors": set(),
     "share": {"_core", "errors"},
     "adapters": {"share", "_core", "errors"},
-    "engines": {"share", "_core", "errors"},
-    "train": {"control", "engines", "adapters", "share", "_core", "errors"},
+    "engines": {"board", "share", "_core", "errors"},
+    "train": {"control", "engines", "board", "adapters", "share", "_core", "errors"},
     "control": {"share", "errors"},
     "torch": {"train", "engines", "share", "_core", "errors"},
     "jax": {"train", "engines", "_core", "errors"},

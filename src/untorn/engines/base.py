@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from untorn import _core
+from untorn.board import Board
 
 __all__ = ["Death", "Engine", "Worker"]
 
@@ -48,7 +48,7 @@ class Engine(ABC):
     restarts: int
 
     @abstractmethod
-    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
         """Start a job. Worker processes receive ``payload``; workers in this process come from
         ``make_worker(index)``."""
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from untorn import _core
+from untorn.board import Board
 from untorn.engines.base import Death, Engine, Worker
 from untorn.engines.child import ChildProcess
 from untorn.engines.launching import launch
@@ -82,7 +82,7 @@ class ProcessEngine(Engine):
         self._commits_before: dict[int, int] = {}
         self._oom = OutOfMemory()
         #: the board of the running job, and after it the board of a job that interrupts it
-        self._boards: list[_core.Board] = []
+        self._boards: list[Board] = []
         self._payload: dict[str, Any] | None = None
         self._bell = 0
         self._looked_at_s = 0.0
@@ -95,7 +95,7 @@ class ProcessEngine(Engine):
         processes = dict(self._processes)  # other threads may read this at any time
         return [processes[index].pid for index in sorted(processes)]
 
-    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
         """See Engine."""
         self._boards = [board]
         self._assign(payload)
@@ -122,19 +122,19 @@ class ProcessEngine(Engine):
         return bool(self._processes)
 
     @contextmanager
-    def interrupt(self, board: _core.Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
+    def interrupt(self, board: Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
         """Have the workers do another job for the block, in which advance() uses its board. Works between jobs too."""
         outer = self._boards[-1] if self._boards else None
         self._boards.append(board)
         self._assign(payload)
         self._start_missing()
         if outer is not None:
-            outer.team(0, 0.0)  # a worker that leaves it looks for a newer job first, and finds this one
+            outer.set_workers(0, 0.0)  # a worker that leaves it looks for a newer job first, and finds this one
         try:
             yield
         finally:
             if outer is not None:
-                outer.team(self.workers, spin_s)  # before any worker comes back
+                outer.set_workers(self.workers, spin_s)  # before any worker comes back
             self._assign(self._payload)
             board.stop()
             self._boards.pop()
@@ -194,7 +194,7 @@ class ProcessEngine(Engine):
         if self._logs is not None:
             self._logs.handle()
 
-    def _reap(self, board: _core.Board) -> list[Death]:
+    def _reap(self, board: Board) -> list[Death]:
         """Release the claims of ended workers, and replace those that were not told to leave. Returns the latter."""
         deaths = []
         for index, process in list(self._processes.items()):
@@ -204,8 +204,8 @@ class ProcessEngine(Engine):
             for each in self._boards[:-1]:
                 each.recover(index)
             shard = board.recover(index)
-            if shard >= 0 and board.lanes:
-                step = board.lane(shard)[1]
+            if shard >= 0 and board.is_async:
+                step = board.in_flight(shard).batch
             if index in self._leaving:
                 self._leaving.discard(index)
                 del self._processes[index]
@@ -217,7 +217,7 @@ class ProcessEngine(Engine):
             process.close()  # after its replacement started: other threads may read the pids at any time
         return deaths
 
-    def _pass_over_stopped(self, board: _core.Board) -> None:
+    def _pass_over_stopped(self, board: Board) -> None:
         """While no step ends, give the gradients of stopped processes to others. A range has one writer as long as
         that writer lives, so a worker that is stopped in the middle of one is killed."""
         now = time.monotonic()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from untorn import _core
+from untorn.board import Board
 from untorn.engines.base import Death, Engine, Worker
 from untorn.engines.threads import threads_limited
 
@@ -24,9 +25,9 @@ class SerialEngine(Engine):
         self.restarts = 0
         self._threads = threads_per_worker
         self._worker: Worker | None = None
-        self._board: _core.Board | None = None
+        self._board: Board | None = None
 
-    def begin(self, board: _core.Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
         """See Engine."""
         self._board, self._worker = board, make_worker(0)
 
@@ -43,7 +44,7 @@ class SerialEngine(Engine):
         assert self._worker is not None
         end = time.monotonic() + _POLL_INTERVAL_S
         until = {_core.TURN_STOP, _core.TURN_NEED_SLOT}
-        if self._board.lanes:  # the server applies each gradient before the next is computed
+        if self._board.is_async:  # the server applies each gradient before the next is computed
             until |= {_core.TURN_GRADIENT, _core.TURN_IDLE}
         with threads_limited(self._threads):
             while self._board.step < until_step and time.monotonic() < end:

@@ -32,13 +32,11 @@ from untorn.share.publisher import Publisher, publish_tree
 from untorn.share.storage import Address, open_channel
 from untorn.share.subscriber import Snapshot, schema_of
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
-from untorn.share.views import array_over
 
 __all__ = [
     "FREE_SLOT_TIMEOUT_S",
     "Address",
     "Decoder",
-    "array_over",
     "attach_writer",
     "attachment_of",
     "copy_value",

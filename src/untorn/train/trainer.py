@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from untorn import _core
+from untorn.board import Board
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import BusyError, ClosedError
 from untorn.share import Snapshot, Subscriber, lowlevel
@@ -501,17 +501,12 @@ class Trainer:
     def _is_framework(self) -> bool:
         return isinstance(self._model, FrameworkModel)
 
-    def _next_job(self) -> int:
-        """The number of the next job, which its board has too. Workers find the board by a descriptor's number, which
-        may by then be that of another board, of another trainer, or even of another process of the same pid."""
-        return int.from_bytes(os.urandom(8)) >> 1 or 1
-
-    def _payload(self, job: Any, board: _core.Board, board_fd: int, *, within: int = 0) -> dict[str, Any]:
+    def _payload(self, job: Any, board: Board, *, within: int = 0) -> dict[str, Any]:
         """What workers get to know about a job."""
         return payload_of(
             job,
             number=board.job,
-            board_path=f"/proc/{os.getpid()}/fd/{board_fd}",
+            board_path=board.path,
             model=self._sent,
             threads=self.threads_per_worker,
             within=within,

@@ -3,7 +3,7 @@
 An optimizer here is a value: its hyperparameters, the buffers of state that it keeps for each parameter, and the row
 of numbers that the kernels need for each step, Adam's bias corrections among them::
 
-    SGD(...) ── hyper ─────────> board: once
+    SGD(...) ── kernel ────────> board: once
              ── rates(steps) ──> board: a row per step of an epoch, in double precision
              ── initial_state ─> the first version of the weights
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from untorn import _core
+from untorn.board import KernelSettings
 from untorn.train.optim.schedules import LearningRate, check_learning_rate, rate_at
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
@@ -50,9 +51,8 @@ class FusedOptimizer(ABC):
 
     @property
     @abstractmethod
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes: the kernel, momentum, weight decay, beta1, beta2, eps, and the flags nesterov,
-        centered, amsgrad."""
+    def kernel(self) -> KernelSettings:
+        """The kernel and its numbers that no step changes."""
 
     def rates(self, first_step: int, steps: int) -> Any:
         """The kernels' numbers for these steps: a new float64 array (steps, 3) of the learning rate, what the
@@ -134,9 +134,9 @@ class SGD(FusedOptimizer):
         return {"momentum": 0.0} if self.momentum else {}
 
     @property
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes."""
-        return (_core.KERNEL_SGD, self.momentum, self.weight_decay, 0.0, 0.0, 0.0, int(self.nesterov), 0, 0)
+    def kernel(self) -> KernelSettings:
+        """See FusedOptimizer."""
+        return KernelSettings(_core.KERNEL_SGD, self.momentum, self.weight_decay, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class Adam(FusedOptimizer):
         return dict.fromkeys(("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.amsgrad else ())), 0.0)
 
     @property
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes."""
-        return (_core.KERNEL_ADAM, 0.0, self.weight_decay, *self.betas, self.eps, 0, 0, int(self.amsgrad))
+    def kernel(self) -> KernelSettings:
+        """See FusedOptimizer."""
+        return KernelSettings(_core.KERNEL_ADAM, 0.0, self.weight_decay, *self.betas, self.eps, amsgrad=self.amsgrad)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
         # Python's powers, one by one: NumPy's may differ in the last bit with the processor's vectors
@@ -222,9 +222,9 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
     @property
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes: the decay is in the rates."""
-        return (_core.KERNEL_ADAM, 0.0, 0.0, *self.betas, self.eps, 0, 0, int(self.amsgrad))
+    def kernel(self) -> KernelSettings:
+        """See FusedOptimizer. The decay is in the rates."""
+        return super().kernel._replace(weight_decay=0.0)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
         corrected, _, root_scale = super()._row(rate, step)
@@ -277,10 +277,10 @@ class RMSprop(FusedOptimizer):
         return dict.fromkeys(("square_avg", *momentum, *(("grad_avg",) if self.centered else ())), 0.0)
 
     @property
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes."""
+    def kernel(self) -> KernelSettings:
+        """See FusedOptimizer."""
         decays = (self.momentum, self.weight_decay, 0.0, self.alpha)
-        return (_core.KERNEL_RMSPROP, *decays, self.eps, 0, int(self.centered), 0)
+        return KernelSettings(_core.KERNEL_RMSPROP, *decays, self.eps, centered=self.centered)
 
 
 @dataclass(frozen=True)
@@ -322,9 +322,9 @@ class Adagrad(FusedOptimizer):
         return {"sum": float(self.initial_accumulator_value)}
 
     @property
-    def hyper(self) -> tuple[int, float, float, float, float, float, int, int, int]:
-        """What format_board takes."""
-        return (_core.KERNEL_ADAGRAD, 0.0, self.weight_decay, 0.0, 0.0, self.eps, 0, 0, 0)
+    def kernel(self) -> KernelSettings:
+        """See FusedOptimizer."""
+        return KernelSettings(_core.KERNEL_ADAGRAD, weight_decay=self.weight_decay, eps=self.eps)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
         return rate / (1 + step * self.lr_decay), 1.0, 1.0

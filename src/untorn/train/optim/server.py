@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import _core
+from untorn.board import KernelSettings
 from untorn.engines.threads import threads_limited
 from untorn.share.tree import flatten
 from untorn.train.checkpoints.resuming import described
@@ -77,8 +77,8 @@ class ServerOptimizer(ABC):
     learning_rate: float
     state: dict[str, _Array]
     settings: Any
-    #: what format_board takes: the board's own optimizer has nothing to do
-    hyper = (_core.KERNEL_SGD, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
+    #: the board's own optimizer has nothing to do
+    kernel = KernelSettings()
 
     @abstractmethod
     def session(self, trained: Any, state: dict[str, _Array], *, threads: int) -> Session:

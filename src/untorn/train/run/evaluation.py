@@ -13,8 +13,6 @@ back to it (ProcessEngine.interrupt).
 from __future__ import annotations
 
 import contextlib
-import os
-import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -25,17 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.board import Board, BoardSpec
 from untorn.engines import Death, ProcessEngine
 from untorn.engines.threads import threads_limited
 from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.share import Snapshot
-from untorn.share.descriptors import keep
-from untorn.share.lowlevel import Address, array_over, attach_writer, decoder_of, shortage
+from untorn.share.lowlevel import Address, attach_writer, decoder_of, shortage
 from untorn.train.data import SharedData, Source, sampler
 from untorn.train.models.model import Replica
 from untorn.train.models.outputs import Form, flattened
 from untorn.train.run.running import how_it_died
-from untorn.train.run.step_log import metric_names, report_of
 from untorn.train.run.worker import Reporter
 
 if TYPE_CHECKING:
@@ -50,8 +47,6 @@ _WORTH_S = 0.1
 #: a model's random numbers, while it is evaluated, are those of a step that no training comes to
 _STEP_OF_EVALUATION = 2**40
 _LANES_PER_WORKER = 2
-_NO_RANGE = struct.pack("<QQQQ", 0, 0, 0, 0)
-_NO_OPTIMIZER = (_core.KERNEL_SGD, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
 
 
 _Share = Callable[[], SharedData]
@@ -113,7 +108,7 @@ class _Question(ABC):
         """Take an answer that was computed here."""
 
     @abstractmethod
-    def take_from(self, board: _core.Board, buffer_at: int, chunk: int) -> None:
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
         """Take an answer that a worker left in a buffer of this board."""
 
     @abstractmethod
@@ -135,9 +130,9 @@ class _Means(_Question):
     def take(self, chunk: int, answer: Any) -> None:
         self._answers[chunk] = {"loss": answer.loss} | dict(answer.metrics)
 
-    def take_from(self, board: _core.Board, buffer_at: int, chunk: int) -> None:
-        names = ["loss", *metric_names(board)]
-        values = array_over(board, np.float64, len(names), buffer_at + 8)
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+        names = ["loss", *board.metric_names]
+        values = board.buffer(buffer_at).measured[: len(names)]
         self._answers[chunk] = dict(zip(names, map(float, values), strict=True))
 
     def result(self) -> dict[str, float]:
@@ -185,13 +180,12 @@ class _Outputs(_Question):
         for whole, part in zip(self._whole, self.form.checked(answer, self.cut.named(chunk)), strict=True):
             whole[indices] = part
 
-    def take_from(self, board: _core.Board, buffer_at: int, chunk: int) -> None:
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
         assert self._whole is not None
         indices = self.cut.indices(chunk)
-        payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
         places = self.form.places(self.cut.size, len(indices))
         for whole, (dtype, shape, offset) in zip(self._whole, places, strict=True):
-            whole[indices] = array_over(board, dtype, shape, payload + offset)
+            whole[indices] = board.payload_array(buffer_at, dtype, shape, offset)
 
     def result(self) -> Any:
         if self._whole is None:
@@ -282,10 +276,8 @@ class _Workers:
 
     def run(self, shared: SharedData) -> None:
         trainer, cut, team = self._trainer, self._question.cut, self._trainer._team
-        fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
-        try:
-            board = self._make_board(fd)
-            board.team(team.wanted, team.spin_s)
+        with self._make_board() as board:
+            board.set_workers(team.wanted, team.spin_s)
             job = MeasuringJob(
                 weights=trainer._running().weights.subscriber().address,
                 data=shared,
@@ -296,18 +288,25 @@ class _Workers:
                 form=getattr(self._question, "form", None),
                 outputs=self._question.outputs,
             )
-            payload = trainer._payload(job, board, fd, within=self._engine.job_number)
+            payload = trainer._payload(job, board, within=self._engine.job_number)
             with self._engine.interrupt(board, payload, team.spin_s):
                 self._collect(board)
-        finally:
-            os.close(fd)
 
-    def _make_board(self, fd: int) -> _core.Board:
+    def _make_board(self) -> Board:
         team = self._trainer._team
         lanes = min(self._question.cut.chunks - 1, _LANES_PER_WORKER * team.wanted)
-        sizes = (lanes, team.most, team.wanted, 1, 1, 1, 1, self._nbytes, 0, 0, self._trainer._next_job())
+        spec = BoardSpec(
+            shards=lanes,
+            max_workers=team.most,
+            workers=team.wanted,
+            is_async=True,
+            steps=1,
+            examples=1,
+            batch_size=1,
+            gradient_nbytes=self._nbytes,
+        )
         try:
-            _core.format_board(fd, sizes, _NO_OPTIMIZER, 0.0, _NO_RANGE)
+            return Board.create(spec)
         except (_core.StatusError, OSError) as error:
             if not shortage(error):
                 raise
@@ -315,28 +314,27 @@ class _Workers:
                 f"no memory for {lanes + team.wanted} buffers of {self._nbytes:,} bytes "
                 f"({shortage(error)}); use a smaller batch_size"
             ) from None
-        return _core.Board(fd)
 
-    def _collect(self, board: _core.Board) -> None:
+    def _collect(self, board: Board) -> None:
         chunks = iter(range(1, self._question.cut.chunks))
         under_way = dict(zip(range(board.shards), chunks, strict=False))
         for lane, chunk in under_way.items():
-            board.lane_open(lane, chunk)
+            board.inflight_open(lane, chunk)
         while under_way:
             self._supervise(board, self._engine.advance(0))
             for lane, chunk in list(under_way.items()):
-                state, _, _, buffer_at = board.lane(lane)
-                if state != _core.TASK_DONE:
+                batch = board.in_flight(lane)
+                if batch.state != _core.TASK_DONE:
                     continue
-                self._question.take_from(board, buffer_at, chunk)
-                board.lane_empty(lane)
+                self._question.take_from(board, batch.buffer_at, chunk)
+                board.inflight_empty(lane)
                 del under_way[lane]
                 following = next(chunks, None)
                 if following is not None:
                     under_way[lane] = following
-                    board.lane_open(lane, following)
+                    board.inflight_open(lane, following)
 
-    def _supervise(self, board: _core.Board, deaths: list[Death]) -> None:
+    def _supervise(self, board: Board, deaths: list[Death]) -> None:
         cut = self._question.cut
         for death in deaths:
             chunk = death.step if death.shard >= 0 else -1
@@ -347,14 +345,12 @@ class _Workers:
                     f"{self._deaths[chunk]} workers died one after the other {where}; the last {how_it_died(death)}. "
                     f"max_restarts is {self._trainer.max_restarts}"
                 )
-        if board.failed:
-            report = report_of(board)
-            where = cut.named(report["step"])
-            if report["non_finite"]:
-                raise NonFiniteLossError(f"{report['summary'].split(': ', 1)[-1]} for {where}")
-            raise WorkerError(
-                f"failed in worker {board.failed - 1}, at {where}: {report['summary']}", report["traceback"]
-            )
+        report = board.failure
+        if report is not None:
+            where = cut.named(report.step)
+            if report.non_finite:
+                raise NonFiniteLossError(f"{report.summary.split(': ', 1)[-1]} for {where}")
+            raise WorkerError(f"failed in worker {report.worker}, at {where}: {report.summary}", report.traceback)
         fit = self._trainer._fit
         if fit is not None and fit.inside_epoch and fit.running.control is not None:
             fit.running.control.poll(fit.status)
@@ -381,7 +377,7 @@ class MeasuringJob:
     form: Form | None
     outputs: bool
 
-    def begin(self, index: int, board: _core.Board, model: Replica) -> _Measurer:
+    def begin(self, index: int, board: Board, model: Replica) -> _Measurer:
         """The worker for it."""
         return _Measurer(self, index, board, model)
 
@@ -389,7 +385,7 @@ class MeasuringJob:
 class _Measurer:
     """Evaluates one chunk at a time."""
 
-    def __init__(self, job: MeasuringJob, index: int, board: _core.Board, model: Replica) -> None:
+    def __init__(self, job: MeasuringJob, index: int, board: Board, model: Replica) -> None:
         self.board = board
         self._job = job
         self._index = index
@@ -424,8 +420,7 @@ class _Measurer:
 
     def _write_measured(self, buffer_at: int, answer: Any) -> None:
         self._reporter.name_metrics(tuple(answer.metrics))
-        measured = array_over(self.board, np.float64, 1 + _core.BOARD_METRICS, buffer_at + 8)
-        measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
+        self.board.buffer(buffer_at).measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
 
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
         form = self._job.form
@@ -433,5 +428,4 @@ class _Measurer:
         parts = form.checked(answer, self._cut.named(chunk))
         places = form.places(self._cut.size, len(self._cut.indices(chunk)))
         for part, (dtype, shape, offset) in zip(parts, places, strict=True):
-            view = array_over(self.board, dtype, shape, buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES + offset)
-            np.copyto(view, part)
+            np.copyto(self.board.payload_array(buffer_at, dtype, shape, offset), part)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.board import Board, BoardSpec
 from untorn.engines import Death, ProcessEngine
 from untorn.errors import CapacityError
 from untorn.share import lowlevel
-from untorn.share.descriptors import keep
-from untorn.share.lowlevel import array_over, shortage
+from untorn.share.lowlevel import shortage
 from untorn.train.callbacks.calls import training
 from untorn.train.checkpoints.resuming import Part, give_states_back, rest_of
 from untorn.train.data import SharedData, Source, Stream, sampler
@@ -98,59 +97,63 @@ def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
     sizes = {"examples": piece.examples, "batch_size": piece.batch_size}
     running.least = least_examples(trainer, piece.source, **sizes, cut=fit.stream is None)
     version = running.weights.version
-    fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
-    try:
-        server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
-        board = _make_board(trainer, running, fd, piece, clips=server is None)
-        team.begin(board, fd)
-        driver = driver_of(board, running, trainer.max_staleness, server)
-        running.engine.resize(team.wanted)
-        local = not isinstance(running.engine, ProcessEngine)
-        with piece.source.shared(max_readers=fit.max_readers, local=local) as shared:
-            job = _make_job(trainer, running, shared)
-            threads = trainer.threads_per_worker
-            payload = {} if local else trainer._payload(job, board, fd)
-            try:
-                running.engine.begin(
-                    board,
-                    payload,
-                    lambda index: ShardWorker(job, index, board, replica_of(trainer._sent, threads=threads)),
-                )
-                trainer._at_work = True
-                yield driver
-            finally:
-                # what was left in the middle must not publish its step when others have begun the next job
-                running.engine.end(abandon=not driver.at_rest)
-                trainer._at_work = False
-                # after a failure, there are steps that nobody has counted
-                trainer.step = job.first_step + running.weights.version - version
-    finally:
-        team.end()
-        os.close(fd)
+    server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
+    with _make_board(trainer, running, piece, clips=server is None) as board:
+        try:
+            team.begin(board)
+            driver = driver_of(board, running, trainer.max_staleness, server)
+            running.engine.resize(team.wanted)
+            local = not isinstance(running.engine, ProcessEngine)
+            with piece.source.shared(max_readers=fit.max_readers, local=local) as shared:
+                job = _make_job(trainer, running, shared)
+                threads = trainer.threads_per_worker
+                payload = {} if local else trainer._payload(job, board)
+                try:
+                    running.engine.begin(
+                        board,
+                        payload,
+                        lambda index: ShardWorker(job, index, board, replica_of(trainer._sent, threads=threads)),
+                    )
+                    trainer._at_work = True
+                    yield driver
+                finally:
+                    # what was left in the middle must not publish its step when others have begun the next job
+                    running.engine.end(abandon=not driver.at_rest)
+                    trainer._at_work = False
+                    # after a failure, there are steps that nobody has counted
+                    trainer.step = job.first_step + running.weights.version - version
+        finally:
+            team.end()
 
 
-def _make_board(trainer: Trainer, running: Running, fd: int, piece: _Piece, *, clips: bool) -> _core.Board:
-    """A board for the steps of a piece, in this empty file."""
+def _make_board(trainer: Trainer, running: Running, piece: _Piece, *, clips: bool) -> Board:
+    """A board for the steps of a piece."""
     plan, team = running.plan, trainer._team
-    _, examples, batch_size = piece
-    steps = sampler.steps_per_epoch(examples, batch_size)
-    lanes = trainer.mode == "async"
-    shards = trainer.max_staleness + 1 if lanes else trainer.shards
-    sizes = (
-        shards, team.most, team.wanted, int(lanes), steps, examples, batch_size, plan.nbytes, plan.state_stride,
-        running.target.version, trainer._next_job(),
-    )  # fmt: skip
-    clip_norm = trainer.clip_norm or 0.0 if clips else 0.0
+    is_async = trainer.mode == "async"
+    spec = BoardSpec(
+        shards=trainer.max_staleness + 1 if is_async else trainer.shards,
+        max_workers=team.most,
+        workers=team.wanted,
+        is_async=is_async,
+        steps=sampler.steps_per_epoch(piece.examples, piece.batch_size),
+        examples=piece.examples,
+        batch_size=piece.batch_size,
+        gradient_nbytes=plan.nbytes,
+        state_stride=plan.state_stride,
+        first_version=running.target.version,
+        kernel=running.optimizer.kernel,
+        clip_norm=trainer.clip_norm or 0.0 if clips else 0.0,
+        ranges=plan.ranges(),
+    )
     try:
-        _core.format_board(fd, sizes, running.optimizer.hyper, clip_norm, plan.ranges())
+        return Board.create(spec)
     except (_core.StatusError, OSError) as error:
         if not shortage(error):
             raise
         raise CapacityError(
-            f"no memory for {shards + team.wanted} gradient buffers of {plan.nbytes:,} bytes "
-            f"({shortage(error)}); use fewer {'workers' if lanes else 'shards or workers'}"
+            f"no memory for {spec.shards + spec.workers} gradient buffers of {plan.nbytes:,} bytes "
+            f"({shortage(error)}); use fewer {'workers' if is_async else 'shards or workers'}"
         ) from None
-    return _core.Board(fd)
 
 
 def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
@@ -287,12 +290,12 @@ def _keep_place(trainer: Trainer, fit: Fit, error: BaseException) -> None:
 def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order: NDArray[np.int64]) -> None:
     """Put a piece of the epoch on its board, and run its steps."""
     board = driver.board
-    array_over(board, np.int64, board.examples, board.order_at)[:] = order
+    board.order[:] = order
     with trainer._rate.as_it_was(fit.rate):
         rates = trainer._rate.rates(trainer.step, board.steps)
         shown = [trainer._rate.at(trainer.step + step) for step in range(board.steps)] if fit.listeners else []
         epoch.learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
-    array_over(board, np.float64, rates.shape, board.rates_at)[:] = rates
+    board.rates[:] = rates
     log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
     epoch.run = _Run(fit.running.weights.version, fit.skipped, driver, log)
     fit.status.begin_epoch(board, log)
@@ -366,7 +369,7 @@ def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started
         _follow(trainer, fit, board, seen)
 
 
-def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
+def _follow(trainer: Trainer, fit: Fit, board: Board, done: int) -> None:
     """Answer who asks from outside, and have as many workers as are wanted by now."""
     fit.status.saw(done)
     if fit.running.control is not None:
@@ -380,7 +383,7 @@ def _follow(trainer: Trainer, fit: Fit, board: _core.Board, done: int) -> None:
     trainer._team.follow(fit.running.engine, board)
 
 
-def _supervise(trainer: Trainer, fit: Fit, board: _core.Board, deaths: list[Death]) -> None:
+def _supervise(trainer: Trainer, fit: Fit, board: Board, deaths: list[Death]) -> None:
     running = fit.running
     for death in deaths:
         running.count_death(death, trainer.max_restarts, board, trainer.epoch, fit.skipped)

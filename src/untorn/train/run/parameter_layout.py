@@ -14,21 +14,18 @@ Most models have no kept parameters and no buffers.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from untorn import _core
+from untorn.board import Board, pack_ranges
 from untorn.share.layout import Layout
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
-from untorn.share.views import array_over
 
 __all__ = ["ParameterPlan", "check_parameters"]
 
-_RANGE = struct.Struct("<QQQQ")
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 #: what an update does with a range (csrc/board.h): the optimizer's step; the mean over the shards; the value of the
 #: first shard that has examples; nothing new
@@ -91,7 +88,7 @@ class ParameterPlan:
         )
 
     def ranges(self) -> bytes:
-        """The update tasks, as format_board takes them: runs of one dtype, cut at cache lines."""
+        """The update tasks, as BoardSpec takes them: runs of one dtype, cut at cache lines."""
         nbytes = self.nbytes + sum(size for _, size in self.kept)
         target = max(_RANGE_NBYTES, -(-nbytes // _MAX_RANGES // _LINE) * _LINE)
         tasks = []
@@ -99,8 +96,8 @@ class ParameterPlan:
             for at in range(offset, end, target):
                 nbytes = min(target, end - at)
                 grad = 0 if kind == _KEEP else at - self.start
-                tasks.append(_RANGE.pack(at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0) | kind << 8))
-        return b"".join(tasks)
+                tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0) | kind << 8))
+        return pack_ranges(tasks)
 
     def _runs(self) -> list[tuple[int, int, Any, int]]:
         """Neighbours of one dtype and one kind are one run, with the padding between them."""
@@ -125,20 +122,19 @@ class ParameterPlan:
                 kind = _MEAN if element in _DTYPES else _FIRST
             yield self.start + offset, self.start + end, element, kind
 
-    def gradient_places(self, buffer_at: int) -> tuple[tuple[int, int, str], ...]:
-        """(offset, bytes, buffer format) of each gradient in one buffer, as copy_leaves takes them. A parameter that
-        is not in C order has no such place: its bytes are 0."""
-        payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
+    def gradient_places(self, at: int) -> tuple[tuple[int, int, str], ...]:
+        """Return (offset, bytes, buffer format) of each gradient in a payload at this offset, as copy_leaves takes
+        them. A parameter that is not in C order has no such place: its bytes are 0."""
         return tuple(
-            (payload + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
+            (at + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
             for offset, dtype, shape, strides in self.arrays
         )
 
-    def gradient_views(self, board: _core.Board, buffer_at: int) -> list[Any]:
+    def gradient_views(self, board: Board, buffer_at: int) -> list[Any]:
         """Writable views of one gradient buffer, one per parameter."""
-        payload = buffer_at + _core.BOARD_BUFFER_HEADER_NBYTES
         return [
-            array_over(board, dtype, shape, payload + offset, strides) for offset, dtype, shape, strides in self.arrays
+            board.payload_array(buffer_at, dtype, shape, offset, strides)
+            for offset, dtype, shape, strides in self.arrays
         ]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.board import Board
 from untorn.control import Control
 from untorn.engines import Death, Engine
 from untorn.errors import CapacityError, WorkerError
@@ -158,7 +159,7 @@ class Running:
         self._idle_deaths = 0
         self._idle_step = 0
 
-    def count_death(self, death: Death, max_restarts: int, board: _core.Board, epoch: int, skipped: int) -> None:
+    def count_death(self, death: Death, max_restarts: int, board: Board, epoch: int, skipped: int) -> None:
         """Raises WorkerError when one task, or the very start, kills one worker after the other. ``skipped``: steps of
         the epoch before this board."""
         if death.shard >= 0:
@@ -195,7 +196,7 @@ class Running:
             threads=threads,
         )
 
-    def find_slot(self, board: _core.Board) -> None:
+    def find_slot(self, board: Board) -> None:
         """The workers found every slot of their target held: make room, or say who holds them."""
         attachment = lowlevel.attachment_of(self.target)
         nbytes = lowlevel.newest_nbytes(self.target)
@@ -220,7 +221,7 @@ class Running:
             board.slot_ready()
             return
 
-    def no_mapping(self, board: _core.Board) -> CapacityError:
+    def no_mapping(self, board: Board) -> CapacityError:
         """Return the error for a step that every worker has refused again and again."""
         nbytes = lowlevel.newest_nbytes(self.target)
         return CapacityError(

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import _core
+from untorn.board import Board
 from untorn.share import Publisher, lowlevel
-from untorn.share.lowlevel import array_over
 from untorn.share.tree import flatten
 from untorn.train.optim.server import ServerOptimizer
 
@@ -78,15 +77,14 @@ class ServerSteps:
         """How many were made."""
         return self._weights.version - self._base_version
 
-    def make(self, board: _core.Board, step: int) -> None:
+    def make(self, board: Board, step: int) -> None:
         """Make this step of the board, whose sum is the newest; raises CapacityError if readers hold every slot."""
         self._read()
         norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
         row = step % board.steps
         if self._clip_norm is not None:
-            array_over(board, np.float64, (board.steps, _core.BOARD_LOG_COLUMNS), board.log_at)[row, -1] = norm
-        rates = array_over(board, np.float64, (board.steps, _core.KERNEL_RATES), board.rates_at)
-        self._session.step(self._gradients, float(rates[row, 0]))
+            board.log["grad_norm"][row] = norm
+        self._session.step(self._gradients, float(board.rates[row, 0]))
         self._publish()
 
     def _read(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import _core
+from untorn.board import Board
 from untorn.train.run.step_log import Records
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class JobStatus:
         self._fit = fit
         self._started_at = time.time()
         self._curve = LossCurve()
-        self._board: _core.Board | None = None
+        self._board: Board | None = None
         self._log: Records | None = None
         self._begun_s = 0.0
         #: steps of this board's epoch that are done, and that the curve has
@@ -77,7 +77,7 @@ class JobStatus:
         self._first_step = 0
         self._last: dict[str, float] = {}
 
-    def begin_epoch(self, board: _core.Board, log: Records) -> None:
+    def begin_epoch(self, board: Board, log: Records) -> None:
         """An epoch begins."""
         self._board, self._log = board, log
         self._begun_s = time.monotonic()

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from untorn import _core
+from untorn.board import Board
 from untorn.share import lowlevel
 from untorn.share.lowlevel import meaning
 from untorn.train.run.server_steps import ServerSteps
@@ -31,7 +32,7 @@ __all__ = ["Driver", "EveryStep", "Lanes", "OneStep", "driver_of", "may_apply"]
 class Driver(ABC):
     """Abstract. Steps are counted by the board, from its first one on."""
 
-    def __init__(self, board: _core.Board) -> None:
+    def __init__(self, board: Board) -> None:
         self.board = board
         self.first = self.steps = 0
 
@@ -89,13 +90,13 @@ class EveryStep(Driver):
         return self.first + self.steps
 
     def _go(self) -> None:
-        self.board.open(self.until)
+        self.board.set_limit(self.until)
 
 
 class OneStep(Driver):
     """The workers stop after each step's sum, and the server makes the step."""
 
-    def __init__(self, board: _core.Board, server: ServerSteps) -> None:
+    def __init__(self, board: Board, server: ServerSteps) -> None:
         super().__init__(board)
         self._server = server
 
@@ -110,13 +111,13 @@ class OneStep(Driver):
         return min(self._server.steps + 1, self.first + self.steps)
 
     def _go(self) -> None:
-        self.board.open(self.until)
+        self.board.set_limit(self.until)
 
     def move(self) -> int:
         """See Driver."""
         if self.board.step > self._server.steps:
             self._server.make(self.board, self._server.steps)
-            self.board.open(self.until)
+            self.board.set_limit(self.until)
         return super().move()
 
 
@@ -128,7 +129,7 @@ class Lanes(Driver):
         server: makes the steps; None: the board does, with a fused optimizer.
     """
 
-    def __init__(self, board: _core.Board, running: Running, max_staleness: int, server: ServerSteps | None) -> None:
+    def __init__(self, board: Board, running: Running, max_staleness: int, server: ServerSteps | None) -> None:
         super().__init__(board)
         self._running = running
         self._max_staleness = max_staleness
@@ -177,7 +178,7 @@ class Lanes(Driver):
 
     def pending(self, made: int) -> list[int]:
         """See Driver. What the board says counts: an error, or Ctrl-C, may have come between any two lines here."""
-        lanes = [self.board.lane(lane)[:2] for lane in self._under_way]
+        lanes = [self.board.in_flight(lane)[:2] for lane in self._under_way]
         begun = [(state, batch - self.first) for state, batch in lanes if batch < self._next_batch]
         waiting = [batch for state, batch in begun if state != _core.TASK_EMPTY]
         if self._next_batch - self.first - len(waiting) > made:  # a sum was taken, and its step not made
@@ -187,18 +188,20 @@ class Lanes(Driver):
     def _ready(self) -> int | None:
         """The lane to apply next, of those whose gradient is there: whose batch came first."""
         for lane in self._under_way:
-            if self.board.lane(lane)[0] == _core.TASK_DONE:
+            if self.board.in_flight(lane).state == _core.TASK_DONE:
                 others = [since for other, since in self._under_way.items() if other != lane]
                 if may_apply(self.made, others, self._max_staleness):
                     return lane
         return None
 
     def _apply(self, lane: int) -> None:
-        version = self.board.lane(lane)[2]
+        version = self.board.in_flight(lane).version
         staleness = self._base_version + self.made - version
         while True:
             try:
-                self.board.lane_apply(lowlevel.attachment_of(self._running.target), lane, self.board.step, staleness)
+                self.board.inflight_apply(
+                    lowlevel.attachment_of(self._running.target), lane, self.board.step, staleness
+                )
                 break
             except _core.StatusError as error:
                 if error.args[0] != "no_slot":
@@ -213,7 +216,7 @@ class Lanes(Driver):
             if self._held or self._next_batch >= self.until:
                 return
             if lane not in self._under_way:
-                if not self.board.lane_open(lane, self._next_batch):
+                if not self.board.inflight_open(lane, self._next_batch):
                     raise RuntimeError(f"lane {lane} is neither empty nor done: the board is damaged")
                 self._under_way[lane] = self.made
                 self._next_batch += 1
@@ -232,8 +235,8 @@ def may_apply(made: int, others: Iterable[int], max_staleness: int) -> bool:
     return all(made + 1 + place - since <= max_staleness for place, since in enumerate(sorted(others)))
 
 
-def driver_of(board: _core.Board, running: Running, max_staleness: int, server: ServerSteps | None) -> Driver:
+def driver_of(board: Board, running: Running, max_staleness: int, server: ServerSteps | None) -> Driver:
     """What drives a job on this board."""
-    if board.lanes:
+    if board.is_async:
         return Lanes(board, running, max_staleness, server)
     return EveryStep(board) if server is None else OneStep(board, server)

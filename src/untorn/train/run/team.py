@@ -12,7 +12,7 @@ import os
 import statistics
 from dataclasses import dataclass, field
 
-from untorn import _core
+from untorn.board import Board
 from untorn.engines import Engine
 from untorn.errors import CapacityError
 from untorn.share.descriptors import keep
@@ -59,7 +59,7 @@ class Team:
         self._cpus = cpus
         self._server_works = server_works
         self._can_change = can_change
-        self._job: tuple[_core.Board, _Descriptor] | None = None
+        self._job: tuple[Board, _Descriptor] | None = None
 
     def set(self, workers: int) -> None:
         """Set the number of workers. Thread-safe, and safe in signal handlers: there is no lock. Raises ValueError or
@@ -96,20 +96,20 @@ class Team:
         """How long a worker spins before it sleeps: longer where it takes no processor from others."""
         return _SPIN_S if self.wanted + self._server_works <= self._cpus else _SPIN_CROWDED_S
 
-    def begin(self, board: _core.Board, fd: int) -> None:
-        """A job begins on this board, in this file."""
-        self._job = board, _Descriptor(keep(os.dup(fd)))
-        board.team(self.wanted, self.spin_s)
+    def begin(self, board: Board) -> None:
+        """A job begins on this board."""
+        self._job = board, _Descriptor(keep(os.dup(board.fd)))
+        board.set_workers(self.wanted, self.spin_s)
 
     def end(self) -> None:
         """The job is over."""
         self._job = None
 
-    def follow(self, engine: Engine, board: _core.Board) -> None:
+    def follow(self, engine: Engine, board: Board) -> None:
         """Let the engine have as many workers as are wanted."""
         wanted = self.wanted
         if engine.workers != wanted and self._can_change:
-            board.team(wanted, self.spin_s)
+            board.set_workers(wanted, self.spin_s)
             engine.resize(wanted)
 
 

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from untorn import _core
+from untorn.board import Board
 from untorn.engines import Worker
 from untorn.engines.threads import use_threads
 from untorn.engines.worker_logs import set_levels
 from untorn.errors import BrokenChannelError, CapacityError, NonFiniteLossError, UntornError
 from untorn.share import Subscriber
-from untorn.share.descriptors import keep
-from untorn.share.lowlevel import Address, Decoder, array_over, attach_writer, decoder_of
+from untorn.share.lowlevel import Address, Decoder, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
 from untorn.train.models.model import Gradient, Replica, replica_of
 from untorn.train.run.parameter_layout import ParameterPlan
@@ -36,7 +36,6 @@ __all__ = ["Job", "Reporter", "ShardWorker", "worker_main"]
 #: how long a worker waits for work before it looks whether its server lives
 WAIT_S = 0.1
 _RETRY_S = 0.01
-_NAMES_NBYTES = 4096
 #: what callbacks and the history find beside the model's metrics
 _RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
 
@@ -55,7 +54,7 @@ class Job:
     accumulate: int = 1
     least: int = 1
 
-    def begin(self, index: int, board: _core.Board, model: Replica) -> ShardWorker:
+    def begin(self, index: int, board: Board, model: Replica) -> ShardWorker:
         """The worker for it."""
         return ShardWorker(self, index, board, model)
 
@@ -82,13 +81,13 @@ class _CannotMapError(Exception):
 class ShardWorker:
     """Takes part in one job: ``run_once`` does one task and returns its kind."""
 
-    def __init__(self, job: Job, index: int, board: _core.Board, model: Replica) -> None:
+    def __init__(self, job: Job, index: int, board: Board, model: Replica) -> None:
         self.job = job
         self.index = index
         self.board = board
         self.model = model
         self.steps = self.board.steps
-        self._lanes = bool(self.board.lanes)  # whose gradients are those of whole batches
+        self._lanes = self.board.is_async  # whose gradients are those of whole batches
         self.cut = {
             "shards": 1 if self._lanes else self.board.shards,
             "examples": self.board.examples,
@@ -98,7 +97,7 @@ class ShardWorker:
         self.target = attach_writer(job.target)
         self.weights = self.target if job.weights == job.target else attach_writer(job.weights)
         self.data = job.data.open()
-        self.order = array_over(self.board, np.int64, self.board.examples, self.board.order_at)
+        self.order = self.board.order
         #: the model's buffers may be anything, and an optimizer of another library may take a NaN for a sign
         self._first_checked = len(job.plan.arrays) if job.plan.sums else job.plan.buffers
         self._decoder: Decoder | None = None
@@ -205,10 +204,8 @@ class ShardWorker:
         views = self._buffers.get(buffer_at)
         if views is None:
             plan = self.job.plan
-            count = array_over(self.board, np.uint64, 1, buffer_at)
-            measured = array_over(self.board, np.float64, 1 + _core.BOARD_METRICS, buffer_at + 8)
-            version = array_over(self.board, np.uint64, 1, buffer_at + 16 + 8 * _core.BOARD_METRICS)
-            places, gradients = plan.gradient_places(buffer_at), plan.gradient_views(self.board, buffer_at)
+            count, measured, version, payload_at = self.board.buffer(buffer_at)
+            places, gradients = plan.gradient_places(payload_at), plan.gradient_views(self.board, buffer_at)
             views = _Buffer(count, measured, version, places, gradients)
             self._buffers[buffer_at] = views
         return views
@@ -217,7 +214,7 @@ class ShardWorker:
 class Reporter:
     """Tells the server, through the board, what the metrics' names are and what went wrong."""
 
-    def __init__(self, board: _core.Board, index: int) -> None:
+    def __init__(self, board: Board, index: int) -> None:
         self._board = board
         self._index = index
         self._named = False
@@ -232,10 +229,7 @@ class Reporter:
                     f"the metric {name!r}: the trainer gives this name itself, as it does val_... and "
                     f"{', '.join(_RESERVED_NAMES)}; take another"
                 )
-        text = json.dumps(names).encode()
-        if len(text) >= _NAMES_NBYTES:
-            raise ValueError(f"the names of the metrics are too long: {names}")
-        _core.copy(self._board, self._board.names_at, text + b"\0")
+        self._board.write_metric_names(names)
         self._named = True
 
     def report(self, error: Exception, step: int, shard: int) -> None:
@@ -244,7 +238,7 @@ class Reporter:
         while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace)
-        report_failure(self._board, self._index, step, shard, error, "".join(lines))
+        self._board.report_failure(self._index, step, shard, error, "".join(lines))
 
 
 def _is_ours(filename: str) -> bool:
@@ -252,38 +246,6 @@ def _is_ours(filename: str) -> bool:
     package = Path(__file__).parents[2]
     path = Path(filename).absolute()
     return path.parent == package or any(folder in path.parents for folder in (package / "train", package / "torch"))
-
-
-def report_failure(board: _core.Board, index: int, step: int, shard: int, error: Exception, text: str) -> None:
-    """Write the error where the server looks, newest lines last, and ring."""
-    room = _core.BOARD_ERROR_NBYTES - 1024
-    document = {
-        "step": step,
-        "shard": shard,
-        "non_finite": isinstance(error, NonFiniteLossError),
-        "summary": f"{type(error).__name__}: {_message_of(error)}"[:500],
-        "traceback": text[-room // 6 :],  # JSON may need six bytes for a character
-    }
-    data = json.dumps(document).encode()
-    _core.copy(board, board.errors_at + index * _core.BOARD_ERROR_NBYTES, data + b"\0")
-    board.fail(index)
-
-
-def _message_of(error: Exception) -> str:
-    """What it says; somebody else's error may fail to say anything."""
-    try:
-        return str(error)
-    except Exception as another:
-        return f"(its message cannot be shown: {type(another).__name__})"
-
-
-def open_board(path: str) -> _core.Board:
-    """Attach to the board at this path."""
-    fd = keep(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
-    try:
-        return _core.Board(fd)
-    finally:
-        os.close(fd)
 
 
 def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None:
@@ -335,7 +297,7 @@ class _Desk:
     def _begin(self, version: int, payload: dict[str, Any]) -> Worker | None:
         """The worker for this job; None if the job is over, or cannot be begun, and then the server knows why."""
         try:
-            board = open_board(payload["board"])
+            board = Board.open(payload["board"])
         except (OSError, _core.StatusError) as error:
             if self._jobs.version != version or not self._jobs.publisher_alive():
                 return None  # the job ended before we came to it
@@ -354,7 +316,7 @@ class _Desk:
         except Exception as error:
             over = isinstance(error, UntornError | OSError) and self._jobs.version != version
             if board.stopped or not over:
-                report_failure(board, self._index, board.step, 0, error, traceback.format_exc())
+                board.report_failure(self._index, board.step, 0, error, traceback.format_exc())
             return None
 
     def _replica(self, model: bytes, threads: int) -> Replica:

@@ -1,0 +1,267 @@
+"""The board: the shared memory through which the server and the workers of a job move training on.
+
+::
+
+    BoardSpec ── Board.create ──> memory file <── Board.open ── worker
+                                      │
+        order, rates, set_limit ──────┼─────> next: which gradient to compute, in which buffer
+        log, in_flight, failure <─────┼────── buffer, commit, report_failure
+
+The protocol is in csrc/board.h. This module is the only one in Python that knows where a board keeps what: structs come
+from C as dtypes, the places of sections from the board's header. Places in shared memory are checked before each view.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.errors import FormatError, NonFiniteLossError
+from untorn.share.descriptors import keep
+
+__all__ = ["Board", "BoardSpec", "FailureReport", "GradientBuffer", "InFlight", "KernelSettings", "pack_ranges"]
+
+_LOG = np.dtype(_core.BOARD_LOG_LAYOUT)
+_BUFFER = np.dtype(_core.BOARD_BUFFER_LAYOUT)
+_RANGE = np.dtype(_core.BOARD_RANGE_LAYOUT)
+
+
+class KernelSettings(NamedTuple):
+    """The optimizer that the board's updates run, and its numbers that no step changes."""
+
+    optimizer: int = _core.KERNEL_SGD
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    nesterov: bool = False
+    centered: bool = False
+    amsgrad: bool = False
+
+
+NO_UPDATE: Final = KernelSettings()
+
+
+def pack_ranges(ranges: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """Return the update tasks (offset in a slot, offset in a gradient, elements, dtype | kind << 8) as bytes."""
+    return np.array(ranges, _RANGE).tobytes()
+
+
+@dataclass(frozen=True)
+class BoardSpec:
+    """What a board is made from.
+
+    Attributes:
+        shards: of a batch; if ``is_async``, batches that can be in flight.
+        max_workers: that can ever take part.
+        workers: that take part at first.
+        is_async: each shard is a batch of its own, which the server opens and applies.
+        steps: of an epoch.
+        examples: of an epoch.
+        batch_size: examples of a step.
+        gradient_nbytes: bytes of a gradient without its header.
+        state_stride: bytes from one state buffer of the optimizer to the next.
+        first_version: of the weights before the first step.
+        kernel: the optimizer.
+        clip_norm: the greatest norm of a gradient; 0 for any.
+        ranges: the update tasks, as pack_ranges() returns them; by default there is nothing to update.
+    """
+
+    shards: int
+    max_workers: int
+    workers: int
+    is_async: bool
+    steps: int
+    examples: int
+    batch_size: int
+    gradient_nbytes: int
+    state_stride: int = 0
+    first_version: int = 0
+    kernel: KernelSettings = NO_UPDATE
+    clip_norm: float = 0.0
+    ranges: bytes = pack_ranges([(0, 0, 0, 0)])
+
+
+class GradientBuffer(NamedTuple):
+    """Writable views of a gradient buffer's header: number of examples, loss and metrics, version of the weights."""
+
+    examples: NDArray[np.uint64]
+    measured: NDArray[np.float64]
+    version: NDArray[np.uint64]
+    payload_at: int
+
+
+class InFlight(NamedTuple):
+    """The state of an in-flight batch; version and buffer are those of its gradient, once it is done."""
+
+    state: int
+    batch: int
+    version: int
+    buffer_at: int
+
+
+class FailureReport(NamedTuple):
+    """The report of the first worker that failed."""
+
+    worker: int
+    step: int
+    shard: int
+    non_finite: bool
+    summary: str
+    traceback: str
+
+
+@final
+class Board(_core.Board):
+    """A board that is mapped here. The workers' and the server's calls that move it on are those of ``_core.Board``.
+
+    Views keep the memory mapped, and are made anew by each access: keep those that are used in a loop.
+    """
+
+    __slots__ = ("fd",)
+
+    #: the memory file; -1 once it is closed, and for a board that create() did not return
+    fd: int
+
+    @classmethod
+    def create(cls, spec: BoardSpec) -> Board:
+        """Create a board, whose ``job`` is a new random number. Raises OSError or StatusError if there is no memory."""
+        # Workers find the board by a descriptor's number, which may by then be that of another board, of another
+        # trainer, or even of another process of the same pid: the job's number tells them apart.
+        job = int.from_bytes(os.urandom(8)) >> 1 or 1
+        fd = keep(os.memfd_create("untorn-board", os.MFD_CLOEXEC))
+        try:
+            _core.format_board(fd, job=job, **vars(spec))
+            board = cls(fd)
+            board.fd = fd
+            return board
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def open(cls, path: str) -> Board:
+        """Attach to the board at this path."""
+        fd = keep(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
+        try:
+            board = cls(fd)
+            board.fd = -1
+            return board
+        finally:
+            os.close(fd)
+
+    @property
+    def path(self) -> str:
+        """The path at which other processes open the board, for as long as its file is open here."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        """Close the file, so that nobody attaches any more. The memory stays mapped."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The indices of an epoch's examples, in the order in which the steps take them: a writable view."""
+        return self._view(np.int64, (self.examples,), self.order_at)
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """The kernels' numbers of each step of an epoch, see FusedOptimizer.rates: a writable view."""
+        return self._view(np.float64, (self.steps, _core.KERNEL_RATES), self.rates_at)
+
+    @property
+    def log(self) -> NDArray[Any]:
+        """The record of each step of an epoch, with the fields examples, loss, metrics (BOARD_METRICS of them),
+        staleness and grad_norm: a writable view."""
+        return self._view(_LOG, (self.steps,), self.log_at)
+
+    def buffer(self, at: int) -> GradientBuffer:
+        """Return views of the header of the gradient buffer at this offset."""
+        header = self._view(_BUFFER, (1,), at)
+        return GradientBuffer(header["examples"], header["measured"][0], header["version"], at + _BUFFER.itemsize)
+
+    def payload_array(
+        self, at: int, dtype: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...] | None = None
+    ) -> NDArray[Any]:
+        """Return a writable view in the payload of the gradient buffer at this offset."""
+        return self._view(dtype, shape, at + _BUFFER.itemsize + offset, strides)
+
+    def in_flight(self, index: int) -> InFlight:
+        """Return the state of an in-flight batch."""
+        return InFlight._make(super().in_flight(index))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics' names, which workers write with their first gradient."""
+        names: list[str] = json.loads(self._text(_core.BOARD_NAMES_NBYTES, self.names_at) or b"[]")
+        return names
+
+    def write_metric_names(self, names: Sequence[str]) -> None:
+        """Write the metrics' names. Raises ValueError if they are too long."""
+        text = json.dumps(names).encode()
+        if len(text) >= _core.BOARD_NAMES_NBYTES:
+            raise ValueError(f"the names of the metrics are too long: {names}")
+        _core.copy(self, self.names_at, text + b"\0")
+
+    @property
+    def failure(self) -> FailureReport | None:
+        """The report of the first worker that failed, or None."""
+        worker = self.failed - 1
+        if worker < 0:
+            return None
+        return FailureReport(worker, **json.loads(self._text(_core.BOARD_ERROR_NBYTES, self._report_at(worker))))
+
+    def report_failure(self, worker: int, step: int, shard: int, error: Exception, text: str) -> None:
+        """Report an error of a worker, with its traceback as ``text``, and wake the server."""
+        room = _core.BOARD_ERROR_NBYTES - 1024
+        document = {
+            "step": step,
+            "shard": shard,
+            "non_finite": isinstance(error, NonFiniteLossError),
+            "summary": f"{type(error).__name__}: {_message_of(error)}"[:500],
+            "traceback": text[-room // 6 :],  # its newest lines; JSON may need six bytes for a character
+        }
+        _core.copy(self, self._report_at(worker), json.dumps(document).encode() + b"\0")
+        self.fail(worker)
+
+    def _report_at(self, worker: int) -> int:
+        return self.errors_at + worker * _core.BOARD_ERROR_NBYTES
+
+    def _text(self, nbytes: int, at: int) -> bytes:
+        return self._view(np.uint8, (nbytes,), at).tobytes().split(b"\0", 1)[0]
+
+    def _view(
+        self, dtype: Any, shape: tuple[int, ...], at: int, strides: tuple[int, ...] | None = None
+    ) -> NDArray[Any]:
+        """Return a writable view at this offset. Raises FormatError for a place that the memory does not have."""
+        buffer: Any = self  # NumPy's stubs know no user-defined buffers before Python 3.12
+        if strides is None:  # where it lies is read from shared memory
+            nbytes = np.dtype(dtype).itemsize * math.prod(shape)
+            if not 0 <= nbytes <= memoryview(buffer).nbytes - at:  # NumPy's own check may overflow
+                raise FormatError(f"an array at bytes {at} to {at + nbytes} lies outside its board")
+        return np.ndarray(shape, dtype, buffer, at, strides)
+
+
+def _message_of(error: Exception) -> str:
+    """Return an error's message; an error of somebody else may fail to give one."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be shown: {type(another).__name__})"
