@@ -1,11 +1,9 @@
 /* The module, its error and its functions: see module.h. */
 #include "module.h"
 
-#include "kernels.h"
 #include "own.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/vfs.h>
 
 static const long OVERLAYFS_MAGIC = 0x794c7630;
@@ -116,102 +114,6 @@ static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
     return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC) : status_raise(STATUS_OS);
 }
 
-static PyObject *core_copy(PyObject *module, PyObject *args)
-{
-    Py_buffer target, source;
-    Py_ssize_t offset;
-    if (!PyArg_ParseTuple(args, "w*ny*", &target, &offset, &source))
-        return NULL;
-    bool fits = offset >= 0 && source.len <= target.len && offset <= target.len - source.len;
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS
-        memcpy((char *)target.buf + offset, source.buf, (size_t)source.len);
-        Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "copy: the source does not fit into the target");
-    }
-    PyBuffer_Release(&target);
-    PyBuffer_Release(&source);
-    if (!fits)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-enum copied { COPY_FAILED = -1, COPY_MISSED, COPY_DONE, COPY_NOT_FINITE };
-
-/* Gradients, of which all numbers have to be finite, or whatever else. */
-static enum copied bytes_copy(char *target, const Py_buffer *source, bool is_gradient)
-{
-    const uint64_t nbytes = (uint64_t)source->len;
-    if (!is_gradient) {
-        memcpy(target, source->buf, nbytes);
-        return COPY_DONE;
-    }
-    const enum kernel_dtype dtype = *source->format == 'f' ? KERNEL_F32 : KERNEL_F64;
-    const bool finite = kernel_copy_finite(dtype, nbytes / kernel_itemsize(dtype), target, source->buf);
-    return finite ? COPY_DONE : COPY_NOT_FINITE;
-}
-
-/* Copy one leaf to its place if it is just the bytes that belong there: contiguous, of that format and size. */
-static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf, bool is_gradient)
-{
-    unsigned long long offset, nbytes;
-    const char *format;
-    Py_buffer source;
-    if (!PyArg_ParseTuple(place, "KKs", &offset, &nbytes, &format))
-        return COPY_FAILED;
-    if (offset > (uint64_t)target->len || nbytes > (uint64_t)target->len - offset) {
-        PyErr_SetString(PyExc_ValueError, "copy_leaves: a place lies outside the target");
-        return COPY_FAILED;
-    }
-    if (is_gradient && strcmp(format, "f") != 0 && strcmp(format, "d") != 0) {
-        PyErr_SetString(PyExc_ValueError, "copy_leaves: a gradient's format must be f or d");
-        return COPY_FAILED;
-    }
-    if (PyObject_GetBuffer(leaf, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
-        PyErr_Clear();
-        return COPY_MISSED;
-    }
-    enum copied copied = COPY_MISSED;
-    if ((uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0) {
-        char *to = (char *)target->buf + offset;
-        if (nbytes >= 65536) {
-            Py_BEGIN_ALLOW_THREADS
-            copied = bytes_copy(to, &source, is_gradient);
-            Py_END_ALLOW_THREADS
-        } else {
-            copied = bytes_copy(to, &source, is_gradient);
-        }
-    }
-    PyBuffer_Release(&source);
-    return copied;
-}
-
-static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
-{
-    PyObject *places, *leaves, *missed = NULL;
-    Py_buffer target;
-    Py_ssize_t first_gradient, bad = -1;
-    if (!PyArg_ParseTuple(args, "w*O!O!n", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient))
-        return NULL;
-    Py_ssize_t count = PyTuple_Size(places);
-    if (count == PyList_Size(leaves))
-        missed = PyList_New(0);
-    else
-        PyErr_SetString(PyExc_ValueError, "copy_leaves: as many leaves as places are needed");
-    for (Py_ssize_t i = 0; missed != NULL && i < count; i++) {
-        enum copied copied =
-            leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i), i >= first_gradient);
-        if (copied == COPY_NOT_FINITE && bad < 0)
-            bad = i;
-        if (copied == COPY_FAILED ||
-            (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
-            Py_CLEAR(missed);
-    }
-    PyBuffer_Release(&target);
-    return missed == NULL ? NULL : Py_BuildValue("(Nn)", missed, bad);
-}
-
 static PyMethodDef core_methods[] = {
     {"format_control", core_format_control, METH_VARARGS,
      "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
@@ -221,10 +123,6 @@ static PyMethodDef core_methods[] = {
      "format_data(fd, id): write the header of a data file that begins with zeros, or was cut off within it."},
     {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
     {"is_overlay", core_is_overlay, METH_O, "is_overlay(fd): return whether this file is on overlayfs."},
-    {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of leaves that are not "
-     "such bytes, index of a gradient that is not finite or -1)."},
-    {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -250,7 +148,7 @@ static bool module_fill(PyObject *module)
     Py_XDECREF(errors);
     return StatusError != NULL && PyModule_AddObjectRef(module, "StatusError", StatusError) == 0 &&
            module_add_channel(module) && module_add_board(module) && module_add_waiting(module) &&
-           module_add_frozen(module) && module_add_block(module);
+           module_add_frozen(module) && module_add_block(module) && module_add_copy(module);
 }
 
 static struct PyModuleDef core_module = {

@@ -8,6 +8,7 @@
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
+ *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
  *     module.c           StatusError  (code, errno): what went wrong, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
  *                                     (share/obstacles.py). A system call that failed is an OSError at once.
@@ -58,5 +59,6 @@ bool module_add_board(PyObject *module);
 bool module_add_frozen(PyObject *module);
 bool module_add_waiting(PyObject *module);
 bool module_add_block(PyObject *module);
+bool module_add_copy(PyObject *module);
 
 #endif

@@ -1,0 +1,115 @@
+/* Copying bytes, and a tree's leaves, into shared memory without the GIL: see module.h. */
+#include "module.h"
+
+#include <string.h>
+
+#include "kernels.h"
+
+/* Leaves of at least this size are copied without the GIL. */
+enum { COPY_LARGE_NBYTES = 65536 };
+
+static PyObject *core_copy(PyObject *module, PyObject *args)
+{
+    Py_buffer target, source;
+    Py_ssize_t offset;
+    if (!PyArg_ParseTuple(args, "w*ny*", &target, &offset, &source))
+        return NULL;
+    bool fits = offset >= 0 && source.len <= target.len && offset <= target.len - source.len;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        memcpy((char *)target.buf + offset, source.buf, (size_t)source.len);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "copy: the source does not fit into the target");
+    }
+    PyBuffer_Release(&target);
+    PyBuffer_Release(&source);
+    if (!fits)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+enum copied { COPY_FAILED = -1, COPY_MISSED, COPY_DONE, COPY_NOT_FINITE };
+
+/* Copy bytes; of a gradient, look also whether all of its numbers are finite. */
+static enum copied bytes_copy(char *target, const Py_buffer *source, bool is_gradient)
+{
+    const uint64_t nbytes = (uint64_t)source->len;
+    if (!is_gradient) {
+        memcpy(target, source->buf, nbytes);
+        return COPY_DONE;
+    }
+    const enum kernel_dtype dtype = *source->format == 'f' ? KERNEL_F32 : KERNEL_F64;
+    const bool finite = kernel_copy_finite(dtype, nbytes / kernel_itemsize(dtype), target, source->buf);
+    return finite ? COPY_DONE : COPY_NOT_FINITE;
+}
+
+/* Copy one leaf to its place if it is just the bytes that belong there: contiguous, of that format and size. */
+static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf, bool is_gradient)
+{
+    unsigned long long offset, nbytes;
+    const char *format;
+    Py_buffer source;
+    if (!PyArg_ParseTuple(place, "KKs", &offset, &nbytes, &format))
+        return COPY_FAILED;
+    if (offset > (uint64_t)target->len || nbytes > (uint64_t)target->len - offset) {
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: a place lies outside the target");
+        return COPY_FAILED;
+    }
+    if (is_gradient && strcmp(format, "f") != 0 && strcmp(format, "d") != 0) {
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: a gradient's format must be f or d");
+        return COPY_FAILED;
+    }
+    if (PyObject_GetBuffer(leaf, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
+        PyErr_Clear();
+        return COPY_MISSED;
+    }
+    enum copied copied = COPY_MISSED;
+    if ((uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0) {
+        char *to = (char *)target->buf + offset;
+        if (nbytes >= COPY_LARGE_NBYTES) {
+            Py_BEGIN_ALLOW_THREADS
+            copied = bytes_copy(to, &source, is_gradient);
+            Py_END_ALLOW_THREADS
+        } else {
+            copied = bytes_copy(to, &source, is_gradient);
+        }
+    }
+    PyBuffer_Release(&source);
+    return copied;
+}
+
+static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
+{
+    PyObject *places, *leaves, *missed = NULL;
+    Py_buffer target;
+    Py_ssize_t first_gradient, bad = -1;
+    if (!PyArg_ParseTuple(args, "w*O!O!n", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient))
+        return NULL;
+    Py_ssize_t count = PyTuple_Size(places);
+    if (count == PyList_Size(leaves))
+        missed = PyList_New(0);
+    else
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: as many leaves as places are needed");
+    for (Py_ssize_t i = 0; missed != NULL && i < count; i++) {
+        enum copied copied =
+            leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i), i >= first_gradient);
+        if (copied == COPY_NOT_FINITE && bad < 0)
+            bad = i;
+        if (copied == COPY_FAILED ||
+            (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
+            Py_CLEAR(missed);
+    }
+    PyBuffer_Release(&target);
+    return missed == NULL ? NULL : Py_BuildValue("(Nn)", missed, bad);
+}
+
+static PyMethodDef copy_functions[] = {
+    {"copy_leaves", core_copy_leaves, METH_VARARGS,
+     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of the leaves that are not "
+     "such bytes, index of a gradient that is not finite or -1)."},
+    {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
+    {NULL, NULL, 0, NULL},
+};
+
+bool module_add_copy(PyObject *module) { return PyModule_AddFunctions(module, copy_functions) == 0; }
