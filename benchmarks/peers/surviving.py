@@ -285,7 +285,7 @@ class Seqlock(Peer):
 
     def create(self) -> None:
         self._memory = shared_memory.SharedMemory(create=True, size=64 + NBYTES, name=f"seqlock-{self.folder.name}")
-        resource_tracker.unregister(self._memory._name, "shared_memory")  # survival.py removes it
+        resource_tracker.unregister(self._memory._name, "shared_memory")  # noqa: SLF001 (survival.py removes it)
 
     def _views(self) -> tuple[Any, Any]:
         return self._memory.buf, np.frombuffer(self._memory.buf, "i8", SIZE, 64)

@@ -30,6 +30,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, Self
 
@@ -132,12 +133,12 @@ class JaxModel(FrameworkModel):
     def for_workers(self) -> Self:
         """See FrameworkModel."""
         model = copy.copy(self)
-        model._state, model._params = self._state.without_arrays(), self._params.without_arrays()
+        model.__dict__.update(_state=self._state.without_arrays(), _params=self._params.without_arrays())
         return model
 
     def replica(self, threads: int | None) -> Replica:
         """See FrameworkModel."""
-        return _JaxReplica(self, threads)
+        return _JaxReplica(self, self._state, self._params, self._set, threads)
 
     def module(self, params: Any) -> Any:
         """See FrameworkModel."""
@@ -158,12 +159,22 @@ class JaxModel(FrameworkModel):
 class _JaxReplica(Replica):
     """The functions, jitted."""
 
-    def __init__(self, model: JaxModel, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: JaxModel,
+        state: _Tree,
+        params: _Tree,
+        settings: Callable[[], AbstractContextManager[None]],
+        threads: int | None,
+    ) -> None:
         self._model = model
+        self._state = state
+        self._params = params
+        self._settings = settings
         first = 3 if model.has_state else 2
         self.takes_rng, self._key_has_default = _third(model.loss_fn.call, first)
-        self._state_names, self._names = model._state.names, model._params.names
-        with model._set():
+        self._state_names, self._names = state.names, params.names
+        with settings():
             self._key_shape = jax.random.key_data(jax.random.key(0)).shape
         # on flat lists of arrays: the fastest way into jit, which reads aligned NumPy arrays where they lie
         options: Any = {"xla_cpu_multi_thread_eigen": False} if threads == 1 else None
@@ -198,7 +209,7 @@ class _JaxReplica(Replica):
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
         """With the model's settings, and on the CPU: the weights are in its memory."""
-        with self._model._set():
+        with self._settings():
             if jax.default_backend() == "cpu":
                 yield
             else:
@@ -225,7 +236,7 @@ class _JaxReplica(Replica):
                 f"loss_fn: expected a loss that is one real number, the mean over the batch, found an array of {dtype} "
                 f"of shape {shape}"
             )
-        leaves = self._model._state.leaves_of(state) if self._model.has_state else []
+        leaves = self._state.leaves_of(state) if self._model.has_state else []
         return loss, (leaves, metrics)
 
     def _outputs(self, trained: list[Any], kept: list[Any], x: Any) -> Any:
@@ -233,8 +244,8 @@ class _JaxReplica(Replica):
         return self._model.predict.call(*self._trees(trained, kept), x)
 
     def _trees(self, trained: list[Any], kept: list[Any]) -> tuple[Any, ...]:
-        params = self._model._params.filled(trained)
-        return (params, self._model._state.filled(kept)) if self._model.has_state else (params,)
+        params = self._params.filled(trained)
+        return (params, self._state.filled(kept)) if self._model.has_state else (params,)
 
     def _taken_apart(self, answer: Any) -> tuple[Any, Any, Any]:
         """(loss, state, metrics)."""

@@ -272,7 +272,7 @@ def _put_interval(meta: Any, parts: dict[str, Any]) -> Any:
 
 
 def _take_masked(value: Any) -> Parts:
-    return Parts((), {"values": value._data, "mask": value._mask})  # the public ways to these are copies
+    return Parts((), {"values": value._data, "mask": value._mask})  # noqa: SLF001 (the public ways to these are copies)
 
 
 def _take_sparse(value: Any) -> Parts:

@@ -67,7 +67,7 @@ def _take(value: torch.Tensor) -> Parts:
     shape = tuple(value.shape)
     if layout == "sparse_coo":
         meta = (layout, requires_grad, shape, value.is_coalesced())
-        return Parts(meta, {"indices": bare._indices(), "values": bare._values()})
+        return Parts(meta, {"indices": bare._indices(), "values": bare._values()})  # noqa: SLF001 (the public methods refuse an uncoalesced tensor)
     indices = {name: getattr(bare, name)() for name in _COMPRESSED[layout]}
     return Parts((layout, requires_grad, shape), {**indices, "values": bare.values()})
 

@@ -69,7 +69,7 @@ def launch(
     variables = {key: value for key, value in os.environ.copy().items() if key not in _NOT_FOR_WORKERS}
     with standard_streams(inherited=True), _memory_file(marshal.dumps(start)) as fd, _signals_blocked():
         process = subprocess.Popen(
-            [executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM.format(fd=fd)],  # type: ignore[attr-defined]
+            [executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM.format(fd=fd)],  # type: ignore[attr-defined]  # noqa: SLF001 (multiprocessing takes the same)
             stdin=subprocess.DEVNULL,
             env=variables | dict(environment),
             pass_fds=[each for each in (fd, logs, tracker) if each is not None],
@@ -94,7 +94,7 @@ def _authkey() -> bytes | None:
 def _descriptor_of_the_tracker() -> int | None:
     """Return the descriptor of this process's multiprocessing.resource_tracker; None if none runs."""
     module = sys.modules.get("multiprocessing.resource_tracker")
-    fd = None if module is None else module._resource_tracker._fd
+    fd = None if module is None else module._resource_tracker._fd  # noqa: SLF001 (its public way starts the tracker)
     if isinstance(fd, int) and fd > 2:
         with suppress(OSError):
             os.fstat(fd)

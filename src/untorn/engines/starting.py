@@ -57,8 +57,8 @@ def _be_a_process_of(start: dict[str, Any]) -> None:
     if start["authkey"] is not None:
         process.current_process().authkey = start["authkey"]
     if start["tracker"] is not None:
-        tracker_of_this: Any = resource_tracker._resource_tracker
-        tracker_of_this._fd = start["tracker"]
+        tracker_of_this: Any = resource_tracker._resource_tracker  # noqa: SLF001 (as multiprocessing.spawn does)
+        tracker_of_this._fd = start["tracker"]  # noqa: SLF001 (likewise)
 
 
 def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
@@ -71,7 +71,7 @@ def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
     module = types.ModuleType("__mp_main__")
     # if it starts processes all the same, multiprocessing raises its own error, with its advice
     this: Any = process.current_process()
-    this._inheriting = True
+    this._inheriting = True  # noqa: SLF001 (as multiprocessing.spawn does)
     _runs_main.set()
     try:
         if kind == "module":
@@ -87,7 +87,7 @@ def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
         problem.__cause__ = error
         return problem
     finally:
-        del this._inheriting
+        del this._inheriting  # noqa: SLF001 (likewise)
         _runs_main.clear()
     module.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module

@@ -156,7 +156,7 @@ class _Values(ValuesView[Any]):
     _mapping: FrozenDict[Any, Any]
 
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping._iterate(1)
+        return self._mapping._iterate(1)  # noqa: SLF001 (the core's, for these views alone)
 
     def __contains__(self, value: object) -> bool:
         return any(found is value or found == value for found in self)
@@ -167,7 +167,7 @@ class _Items(ItemsView[Any, Any]):
     _mapping: FrozenDict[Any, Any]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping._iterate(2)
+        return self._mapping._iterate(2)  # noqa: SLF001 (likewise)
 
 
 class _Packing:

@@ -215,7 +215,7 @@ def signpost_target(control_fd: int, label: str) -> Address | None:
 
 def _warn(message: str) -> None:
     """Warn as if the caller of this package had done it."""
-    level, frame = 2, sys._getframe(1)
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001 (documented)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -106,21 +106,29 @@ def publish_tree(
     """
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
-        publisher = Publisher(attachment, None, allow_pickle=allow_pickle)
-        publisher._publish(tree)
+        versions = _begun(attachment, tree, "anonymous")
         storage.seal(attachment)
-        return publisher
+        return Publisher(versions, None, allow_pickle=allow_pickle)
     files = storage.named(name, directory)
     while True:
         taken = _take_over(files)
         if taken is None and files.exists():
             continue
         attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
-        publisher = Publisher(attachment, files, durable=durable, allow_pickle=allow_pickle)
-        publisher._publish(tree)
+        versions = _begun(attachment, tree, files.label, durable=durable)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
-            publisher._versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
-            return publisher
+            versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
+            return Publisher(versions, files, allow_pickle=allow_pickle)
+
+
+def _begun(attachment: _core.Attachment, tree: Tree, label: str, *, durable: bool = False) -> Versions:
+    """Return the writing side of a channel that has its first version, or the first one after a takeover."""
+    versions = Versions(attachment, label, durable=durable)
+    try:
+        versions.publish(tree, FREE_SLOT_TIMEOUT_S)
+    except _core.StatusError as error:
+        raise meaning(error, label) from None
+    return versions
 
 
 def _take_over(files: Files) -> _core.Attachment | None:
@@ -150,19 +158,12 @@ class Publisher(Generic[T]):
     on exit; a named channel's files stay until unlink().
     """
 
-    def __init__(
-        self,
-        attachment: _core.Attachment,
-        files: Files | None,
-        *,
-        durable: bool = False,
-        allow_pickle: bool = False,
-    ) -> None:
+    def __init__(self, versions: Versions, files: Files | None, *, allow_pickle: bool = False) -> None:
         self._files = files
         self._label = files.label if files else "anonymous"
-        self._id = attachment.id
+        self._id = versions.attachment.id
         self._allow_pickle = allow_pickle
-        self._open_versions: Versions | None = Versions(attachment, self._label, durable=durable)  # None: closed
+        self._open_versions: Versions | None = versions  # None: closed
         # Held while a version is made, by a thread that may come by here again: in the block of edit(), or in a signal
         # handler or a finalizer. It finds the flag then, which is set and cleared under the lock.
         self._lock = threading.RLock()

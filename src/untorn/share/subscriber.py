@@ -575,7 +575,8 @@ def subscribe(
     if isinstance(channel, Publisher):
         return channel.subscriber(allow_pickle=allow_pickle)
     if isinstance(channel, Subscriber):
-        return Subscriber(channel._address, channel._attached, allow_pickle=allow_pickle)
+        address, attached = channel._address, channel._attached  # noqa: SLF001 (the new one is of the same class)
+        return Subscriber(address, attached, allow_pickle=allow_pickle)
     if not isinstance(channel, str | os.PathLike):
         raise TypeError(
             f"channel: expected a name, a path, a Publisher or a Subscriber, found {type(channel).__name__}"

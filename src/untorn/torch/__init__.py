@@ -184,8 +184,8 @@ class TorchModel(FrameworkModel):
         functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
         model = object.__new__(type(self))
         made = copied(self._module, functions, self._stale, self._aliases, values=False)
-        model.__dict__.update(self.__dict__ | made.functions)
-        model._module, model._stale, model._aliases = made.module, made.stale, made.aliases
+        inside = {"_module": made.module, "_stale": made.stale, "_aliases": made.aliases}
+        model.__dict__.update(self.__dict__ | made.functions | inside)
         return model
 
     def pickler(self, base: Any) -> Any:
@@ -201,7 +201,8 @@ class TorchModel(FrameworkModel):
 
     def replica(self, threads: int | None) -> Replica:
         """See FrameworkModel."""
-        return _TorchReplica(self)
+        model: TorchModel = self.for_workers()
+        return _TorchReplica(model, model._module, model._stale, model._aliases)
 
     def module(self, params: Any) -> nn.Module:
         """See FrameworkModel."""
@@ -218,21 +219,22 @@ class TorchModel(FrameworkModel):
 class _TorchReplica(Replica):
     """A module whose parameters are moved to a version's memory for each batch, and away again."""
 
-    def __init__(self, model: TorchModel) -> None:
-        self._model = model = model.for_workers()
-        self._module = module = model._module
+    def __init__(self, model: TorchModel, module: nn.Module, stale: list[Stale], aliases: list[Alias]) -> None:
+        self._model = model
+        self._module = module
+        self._stale = stale
+        self._aliases = aliases
         self._modules = list(module.modules())
         self._modes: list[bool] = []
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = {name: _Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
-        self._aliases_of_parameters = [alias.tensor for alias in model._aliases if alias.name in self._parameters]
+        self._aliases_of_parameters = [alias.tensor for alias in aliases if alias.name in self._parameters]
         self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
         self._loss_takes_rng = model.forward is None and model.loss is not None and takes_rng(model.loss)
         self._forward_takes_rng = model.forward is not None and takes_rng(model.forward)
         self._written_to_untested = True
-        #: the module has one version's values at a time; held by the thread that computes with it
-        self._in_use = threading.RLock()
+        self.free()
         _replicas.add(self)
         self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
         self._random_in_prediction = SeededRandom()
@@ -249,6 +251,10 @@ class _TorchReplica(Replica):
                     return self._random(*self._seeded(rng, lambda: compute(params, batch, rng)))
             finally:
                 self._move_away()
+
+    def free(self) -> None:
+        """Let any thread compute with the module, which has one version's values at a time."""
+        self._in_use = threading.RLock()
 
     def _seeded(
         self, rng: np.random.Generator | None, compute: Callable[[], _T]
@@ -307,7 +313,7 @@ class _TorchReplica(Replica):
     def _traces(self) -> tuple[list[int], list[int]]:
         """What in-place operations, and assigning to .data, leave behind."""
         parameters = [*self._parameters.values(), *self._aliases_of_parameters]
-        return [p._version for p in parameters], [p.data_ptr() for p in parameters]
+        return [p._version for p in parameters], [p.data_ptr() for p in parameters]  # noqa: SLF001 (documented)
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """The first gradient of a job is computed on a copy: writes through .data leave no trace but what they did."""
@@ -333,7 +339,7 @@ class _TorchReplica(Replica):
         )
 
     def _check_not_stale(self) -> None:
-        for path, tensor in self._model._stale:
+        for path, tensor in self._stale:
             if tensor.grad is not None:
                 raise RuntimeError(
                     f"module{path}: it was computed from parameters before training, and forward uses it without "
@@ -346,8 +352,8 @@ class _TorchReplica(Replica):
             parameter.data = torch.from_numpy(params[name])
         for name, buffer in self._buffers.items():
             buffer.start_from(params[name])
-        if self._model._aliases:
-            move(self._model._aliases, self._parameters | dict(self._module.named_buffers()))
+        if self._aliases:
+            move(self._aliases, self._parameters | dict(self._module.named_buffers()))
 
     def _move_away(self) -> None:
         """Let the version go, so that its memory can be used for a new one."""
@@ -451,7 +457,7 @@ class _Buffer:
 
     def __init__(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         self._name = name
-        self._owners = [(m, key) for m in module.modules() for key, each in m._buffers.items() if each is tensor]
+        self._owners = [(m, key) for m in module.modules() for key, each in m._buffers.items() if each is tensor]  # noqa: SLF001 (named_buffers() lists a shared one once)
         self._memory: torch.Tensor | None = None
         self._shape = tensor.shape
 
@@ -463,12 +469,12 @@ class _Buffer:
         self._memory = self._memory.detach() if self._memory is not None and fits else torch.empty_like(given)
         self._memory.copy_(given)
         for owner, key in self._owners:
-            owner._buffers[key] = self._memory
+            owner._buffers[key] = self._memory  # noqa: SLF001 (setattr is slow, and may be overridden)
 
     def taken(self) -> NDArray[Any]:
         """The value now. Raises ValueError if forward put a tensor of another shape there."""
         owner, key = self._owners[0]
-        found = owner._buffers[key]
+        found = owner._buffers[key]  # noqa: SLF001 (likewise)
         assert self._memory is not None
         if found is None or found.shape != self._shape:
             raise ValueError(
@@ -524,7 +530,7 @@ _replicas: weakref.WeakSet[_TorchReplica] = weakref.WeakSet()
 def _free_replicas() -> None:
     """Free the replicas in a child that was just forked: the threads that used them may not be there."""
     for replica in list(_replicas):
-        replica._in_use = threading.RLock()
+        replica.free()
 
 
 os.register_at_fork(after_in_child=_free_replicas)

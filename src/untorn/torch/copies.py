@@ -265,9 +265,9 @@ def _is_parametrized(module: nn.Module) -> bool:
 def _parametrized(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """Return a bare module of a class like those that register_parametrization makes."""
     module = base.__new__(base)
-    parametrize._inject_new_class(module)
+    parametrize._inject_new_class(module)  # noqa: SLF001 (what torch's own copying does)
     for name in names:
-        parametrize._inject_property(module, name)
+        parametrize._inject_property(module, name)  # noqa: SLF001 (likewise)
     return module
 
 
@@ -281,7 +281,7 @@ def _compiled_anew(value: Any) -> Reduction:
 
     context = value.dynamo_ctx
     state = {name: part for name, part in value.__getstate__().items() if name != "dynamo_ctx"}
-    made = (value._orig_mod, innermost_backend(context.callback), context.fullgraph, context._dynamic)
+    made = (value._orig_mod, innermost_backend(context.callback), context.fullgraph, context._dynamic)  # noqa: SLF001 (torch has no public name for it)
     return _compiled, made, state, None, None, _update
 
 
@@ -335,7 +335,7 @@ def hooks_of(module: nn.Module) -> Hooks:
 
 def _hooks_on(parameter: torch.Tensor) -> tuple[list[Any], list[Any]]:
     after = getattr(parameter, "_post_accumulate_grad_hooks", None)
-    return list((parameter._backward_hooks or {}).values()), list((after or {}).values())
+    return list((parameter._backward_hooks or {}).values()), list((after or {}).values())  # noqa: SLF001 (torch has no public name for it)
 
 
 def register_hooks(hooks: Hooks) -> None:
@@ -353,7 +353,7 @@ def recompute(module: nn.Module) -> None:
     """Compute anew what prune, weight_norm and spectral_norm keep as plain attributes, from the parameters."""
     with torch.no_grad():
         for owner in module.modules():
-            for hook in owner._forward_pre_hooks.values():
+            for hook in owner._forward_pre_hooks.values():  # noqa: SLF001 (torch has no public name for it)
                 if isinstance(hook, BasePruningMethod | WeightNorm):
                     hook(owner, ())
                 elif isinstance(hook, SpectralNorm):

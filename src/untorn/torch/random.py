@@ -48,7 +48,7 @@ class SeededRandom:
 
     def __call__(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
         """Return what the function returns. It may have to be called again; ``start_again`` is called before that."""
-        if is_worker() or self._needs_default or len(sys._current_frames()) == 1:
+        if is_worker() or self._needs_default or len(sys._current_frames()) == 1:  # noqa: SLF001 (documented)
             return _with_the_default(seed, function)
         # the first time it may turn out to handle the default generator itself, and has then touched it
         with generators_lock() if self._draws is None else nullcontext():
@@ -126,12 +126,12 @@ _with_generator: dict[Any, Any] = {}
 def _taking_a_generator(operation: Any) -> Any:
     """Return the same operation with an argument for a generator: itself, or one of its overloads."""
     if operation not in _with_generator:
-        names = [argument.name for argument in operation._schema.arguments]
+        names = [argument.name for argument in operation._schema.arguments]  # noqa: SLF001 (torch has no public name for it)
         packet = operation.overloadpacket
         found = operation if "generator" in names else None
         for name in packet.overloads() if found is None else ():
             other = getattr(packet, name)
-            others = [argument.name for argument in other._schema.arguments]
+            others = [argument.name for argument in other._schema.arguments]  # noqa: SLF001 (likewise)
             if "generator" in others and [each for each in others if each != "generator"] == names:
                 found = other
         _with_generator[operation] = found

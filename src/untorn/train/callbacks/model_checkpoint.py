@@ -136,7 +136,7 @@ def _write_weights(path: Path, params: Any) -> None:
 
     arrays = {
         name.removeprefix("params/"): np.asarray(array, order="C")
-        for name, array in checkpoint._named("params", params).items()
+        for name, array in checkpoint.named_arrays("params", params).items()
     }
     scratch = path.with_name(f".{path.name}.writing")
     try:

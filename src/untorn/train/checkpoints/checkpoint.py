@@ -41,7 +41,7 @@ from untorn.train.checkpoints import tensorfile
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History
 
-__all__ = ["Checkpoint", "Progress", "check_installed", "read", "read_progress", "scratch_of", "write"]
+__all__ = ["Checkpoint", "Progress", "check_installed", "named_arrays", "read", "read_progress", "scratch_of", "write"]
 
 FORMAT = 1
 _KEY = "untorn"
@@ -104,7 +104,7 @@ class Checkpoint:
     def fill(self, params: Any, state: Any) -> None:
         """Copy the arrays into two writable trees of the trainer's. Raises ValueError, and changes nothing, where the
         checkpoint has another structure, shape or dtype."""
-        targets = _named("params", params) | _named("optimizer", state)
+        targets = named_arrays("params", params) | named_arrays("optimizer", state)
         for name in sorted(targets.keys() ^ self.tensors.keys()):
             there, here = ("no", "one") if name in targets else ("one", "none")
             raise ValueError(
@@ -132,7 +132,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     """
     from safetensors.numpy import save_file
 
-    tensors = _named("params", params) | _named("optimizer", state)
+    tensors = named_arrays("params", params) | named_arrays("optimizer", state)
     progress = dataclasses.replace(progress, sha256=weights_sha256(params))
     tensors[_RECORDS] = records
     document = dataclasses.asdict(progress)
@@ -344,7 +344,7 @@ def check_installed() -> None:
 # -- names
 
 
-def _named(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
+def named_arrays(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
     """The arrays of a tree by their paths; None has none."""
     if tree is None:
         return {}

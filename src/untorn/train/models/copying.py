@@ -91,8 +91,8 @@ def remade(value: Any) -> Reduction | None:
     if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
         return importlib.import_module, (value.__name__,)
     if kind is ThreadPoolExecutor:
-        return kind, (value._max_workers, value._thread_name_prefix, value._initializer, value._initargs)
-    if kind is functools._lru_cache_wrapper and _found(value) is not value:
+        return kind, (value._max_workers, value._thread_name_prefix, value._initializer, value._initargs)  # noqa: SLF001 (Python has no public name for these)
+    if kind is functools._lru_cache_wrapper and _found(value) is not value:  # noqa: SLF001 (Python has no public name for it)
         return _cached, (value.__wrapped__, value.cache_parameters())
     if isinstance(value, io.IOBase):
         return _remade_file(value)

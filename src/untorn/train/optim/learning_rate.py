@@ -84,7 +84,7 @@ class Rate:
 def copy_weights(target: Any, value: Any) -> None:
     """Copy a tree of arrays into a writable one. Raises ValueError, naming the place, where they differ in structure,
     shape or dtype; then nothing is changed."""
-    targets, values = checkpoint._named("params", target), checkpoint._named("params", value)
+    targets, values = checkpoint.named_arrays("params", target), checkpoint.named_arrays("params", value)
     for name in sorted(targets.keys() ^ values.keys()):
         there, here = ("no", "one") if name in targets else ("one", "none")
         raise ValueError(f"params: what is set has {there} {_short(name)}, and this trainer has {here}")

@@ -82,7 +82,7 @@ class TorchSchedule:
             # silence the warning for a moment would silence it for all threads
             optimizer = getattr(self._scheduler, "optimizer", None)
             if optimizer is not None:
-                optimizer._opt_called = True
+                optimizer._opt_called = True  # noqa: SLF001 (torch has no public name for it)
             self._scheduler.step()
             self._rates.append(float(self._scheduler.get_last_lr()[0]))
         return self._rates[step]
