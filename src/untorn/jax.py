@@ -40,7 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.engines.importable import can_import
-from untorn.train.models.model import FrameworkModel, Gradient, Parts, Replica, checked_loss, checked_metrics
+from untorn.train.models.base import Gradient, Model, Parts, Replica, check_no_params
+from untorn.train.models.checks import checked_loss, checked_metrics
 
 __all__ = ["JaxModel"]
 
@@ -56,7 +57,7 @@ _SETTINGS = (
 )
 
 
-class JaxModel(FrameworkModel):
+class JaxModel(Model):
     """A loss function and its parameters, as a Trainer takes them. The function is differentiated and jitted here.
 
     With ``state``, all functions have it as their second argument, and loss_fn returns it anew: what a gradient changes
@@ -121,27 +122,28 @@ class JaxModel(FrameworkModel):
         self._settings = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
         self._settings["enable_x64"] |= any(array.dtype == np.float64 for array in self._params.arrays)
 
-    def parts(self) -> Parts:
-        """See FrameworkModel. Views."""
-        state, params = (dict(zip(tree.names, tree.arrays, strict=True)) for tree in (self._state, self._params))
-        return Parts({}, state, params)
+    def parts(self, params: Any = None) -> Parts:
+        """See Model. Views."""
+        check_no_params(self, params)
+        state, trained = (dict(zip(tree.names, tree.arrays, strict=True)) for tree in (self._state, self._params))
+        return Parts({}, state, trained)
 
     def arrays(self, data: Any) -> Any:
-        """See FrameworkModel."""
+        """See Model."""
         return jax.tree_util.tree_map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, data)
 
     def for_workers(self) -> Self:
-        """See FrameworkModel."""
+        """See Model."""
         model = copy.copy(self)
         model.__dict__.update(_state=self._state.without_arrays(), _params=self._params.without_arrays())
         return model
 
     def replica(self, threads: int | None) -> Replica:
-        """See FrameworkModel."""
+        """See Model."""
         return _JaxReplica(self, self._state, self._params, self._set, threads)
 
     def module(self, params: Any) -> Any:
-        """See FrameworkModel."""
+        """See Model."""
         with self._set():
             trained = self._params.filled_like_given(params)
             return (trained, self._state.filled_like_given(params)) if self.has_state else trained

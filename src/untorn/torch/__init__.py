@@ -41,16 +41,10 @@ from untorn.share.quiet import silenced
 from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch.random import SeededRandom, generators_of, seed_generators
-from untorn.train.models.model import (
-    FrameworkModel,
-    Gradient,
-    Parts,
-    Replica,
-    checked_loss,
-    checked_metrics,
-    mapped,
-    takes_rng,
-)
+from untorn.train.models.base import Gradient, Model, Parts, Replica, check_no_params
+from untorn.train.models.checks import checked_loss, checked_metrics
+from untorn.train.models.function import takes_rng
+from untorn.train.models.trees import mapped
 
 __all__ = ["TorchModel"]
 
@@ -58,7 +52,7 @@ _T = TypeVar("_T")
 _TRAINABLE = (torch.float32, torch.float64)
 
 
-class TorchModel(FrameworkModel):
+class TorchModel(Model):
     """A torch.nn.Module and its loss, as a Trainer takes them.
 
     Data are NumPy arrays or tensors in CPU memory, one example per row. Of a tuple or list, the last part is the target
@@ -143,8 +137,9 @@ class TorchModel(FrameworkModel):
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
 
-    def parts(self) -> Parts:
-        """See FrameworkModel. Views of the parameters, copies of the buffers."""
+    def parts(self, params: Any = None) -> Parts:
+        """See Model. Views of the parameters, copies of the buffers."""
+        check_no_params(self, params)
         kept, trained = {}, {}
         for name, parameter in self._module.named_parameters():
             array = _array_of(f"parameter {name!r}", parameter)
@@ -176,11 +171,11 @@ class TorchModel(FrameworkModel):
         return Parts(kept, buffers, trained)
 
     def arrays(self, data: Any) -> Any:
-        """See FrameworkModel."""
+        """See Model."""
         return mapped(data, lambda leaf: _array_of("data", leaf) if isinstance(leaf, torch.Tensor) else leaf)
 
     def for_workers(self) -> Self:
-        """See FrameworkModel."""
+        """See Model."""
         functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
         model = object.__new__(type(self))
         made = copied(self._module, functions, self._stale, self._aliases, values=False)
@@ -189,7 +184,7 @@ class TorchModel(FrameworkModel):
         return model
 
     def pickler(self, base: Any) -> Any:
-        """See FrameworkModel."""
+        """See Model."""
         return pickler_of(base, self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,12 +195,12 @@ class TorchModel(FrameworkModel):
         self.__dict__.update(state)
 
     def replica(self, threads: int | None) -> Replica:
-        """See FrameworkModel."""
+        """See Model."""
         model: TorchModel = self.for_workers()
         return _TorchReplica(model, model._module, model._stale, model._aliases)
 
     def module(self, params: Any) -> nn.Module:
-        """See FrameworkModel."""
+        """See Model."""
         made = copied(self._module, {}, [], [], values=True)
         module, tensors = made.module, dict([*made.module.named_parameters(), *made.module.named_buffers()])
         with torch.no_grad():

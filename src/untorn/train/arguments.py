@@ -15,7 +15,6 @@ from untorn.train.callbacks import Callback
 __all__ = [
     "check_busy",
     "check_no_cut",
-    "check_no_module",
     "checked_callbacks",
     "checked_count",
     "checked_path",
@@ -78,15 +77,6 @@ def check_no_cut(**given: Any) -> None:
     for name, value in given.items():
         if value not in (None, False):
             raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
-
-
-def check_no_module(model: Any) -> None:
-    """Raises TypeError for a torch.nn.Module where a model is wanted: it has no loss."""
-    if any(cls.__module__ == "torch.nn.modules.module" for cls in type(model).__mro__):
-        raise TypeError(
-            f"model: expected a model with its loss, found the torch.nn.Module {type(model).__name__}; "
-            "give untorn.torch.TorchModel(module, loss)"
-        )
 
 
 def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:

@@ -25,7 +25,6 @@ from untorn.share import Snapshot, Subscriber, lowlevel
 from untorn.train.arguments import (
     check_busy,
     check_no_cut,
-    check_no_module,
     checked_callbacks,
     checked_count,
     checked_path,
@@ -38,7 +37,8 @@ from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, ch
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import SampledBatches, Stream, batches_of, sampler, source_of
 from untorn.train.history import History
-from untorn.train.models.model import FrameworkModel, Parts, replica_of
+from untorn.train.models.base import Parts
+from untorn.train.models.function import as_model
 from untorn.train.optim.fused import check_clip_norm
 from untorn.train.optim.learning_rate import Rate, copy_weights
 from untorn.train.optim.server import ServerOptimizer, optimizer_of
@@ -46,7 +46,6 @@ from untorn.train.run import evaluation
 from untorn.train.run.cpus import available_cpus
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE
 from untorn.train.run.loop import run_epochs
-from untorn.train.run.parameter_layout import check_parameters
 from untorn.train.run.payload import payload_of
 from untorn.train.run.running import Fit, Running
 from untorn.train.run.status import JobStatus
@@ -152,17 +151,17 @@ class Trainer:
         self.optimizer = optimizer
         self._at_work = False
         self.clip_norm = check_clip_norm(clip_norm)
-        self._initial = _initial(model, params)
-        self._optimizer = optimizer_of(optimizer, _trained(self._initial))
+        self._model = as_model(model)
+        self._initial: Parts | None = self._model.parts(params)
+        self._optimizer = optimizer_of(optimizer, self._initial.trained)
         self._rate = Rate(self._optimizer)
-        self.model = replica_of(model)
+        self.model = self._model.replica(None)
         #: set it to True in a callback to stop after the epoch
         self.stop_training = False
         #: the epoch that runs now or comes next, and the step since training began
         self.epoch = 0
         self.step = 0
-        self._model = model
-        self._sent = model.for_workers() if isinstance(model, FrameworkModel) else model
+        self._sent = self._model.for_workers()
         self._name = name
         self._team = Team(
             1 if engine == "serial" else count,
@@ -310,7 +309,7 @@ class Trainer:
         self._check_owner()
         epochs = checked_count("epochs", epochs, 0, 2**31)
         if validation_data is not None:
-            validation_data = source_of("validation_data", self._arrays(validation_data))
+            validation_data = source_of("validation_data", self._model.arrays(validation_data))
         batches = batches_of(data)
         source, stream, examples = None, None, 0
         if batches is not None:
@@ -322,7 +321,7 @@ class Trainer:
         elif steps_per_epoch is not None:
             raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
         else:
-            source = source_of("data", self._arrays(data), in_epochs=True)
+            source = source_of("data", self._model.arrays(data), in_epochs=True)
             if resume:
                 source.replay()
             if batch_size is None:
@@ -475,7 +474,7 @@ class Trainer:
         Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return evaluation.evaluate(self, source_of("data", self._arrays(data)), batch_size)
+        return evaluation.evaluate(self, source_of("data", self._model.arrays(data)), batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
         """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
@@ -485,21 +484,12 @@ class Trainer:
         Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return evaluation.predict(self, source_of("x", self._arrays(x)), batch_size)
+        return evaluation.predict(self, source_of("x", self._model.arrays(x)), batch_size)
 
     def module(self) -> Any:
         """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
         model that has no module."""
-        if not isinstance(self._model, FrameworkModel):
-            raise TypeError("module: the model is a plain function; its weights are in trainer.params")
         return self._model.module(self.params)
-
-    def _arrays(self, data: Any) -> Any:
-        return self._model.arrays(data) if isinstance(self._model, FrameworkModel) else data
-
-    @property
-    def _is_framework(self) -> bool:
-        return isinstance(self._model, FrameworkModel)
 
     def _payload(self, job: Any, board: Board, *, within: int = 0) -> dict[str, Any]:
         """What workers get to know about a job."""
@@ -513,8 +503,8 @@ class Trainer:
         )
 
     def _params_of(self, snapshot: Snapshot) -> Any:
-        """The weights as a model reads them here; frameworks know no read-only memory."""
-        if not self._is_framework:
+        """The weights as a model reads them here."""
+        if not self._model.private_params:
             return snapshot.value
         return lowlevel.private_value(snapshot)
 
@@ -530,7 +520,7 @@ class Trainer:
 
     def _begin(self) -> Running:
         """Open the weights' channel. A signal handler may do so, or close the trainer, in the middle of this."""
-        initial = self._initial  # read first: None only if somebody was faster
+        initial: Any = self._initial  # read first: None only if somebody was faster
         if self._open is not None:
             return self._open
         try:
@@ -588,18 +578,3 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _initial(model: Any, params: Any) -> Any:
-    """What there is to train, checked: the tree that was given, or the Parts that the model brings."""
-    if not isinstance(model, FrameworkModel):
-        check_no_module(model)
-        check_parameters(params)
-        return params
-    if params is not None:
-        raise TypeError(f"params: a {type(model).__name__} brings its own parameters; leave params out")
-    return model.parts()
-
-
-def _trained(initial: Any) -> Any:
-    return initial.trained if isinstance(initial, Parts) else initial

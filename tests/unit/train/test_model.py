@@ -1,4 +1,4 @@
-"""ModelFunction: what a model may be, and what it may return."""
+"""FunctionModel: what a model may be, and what it may return."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 
 from networks import Layer
 from untorn.errors import NonFiniteLossError
-from untorn.train.models.model import ModelFunction
+from untorn.train.models.function import FunctionModel
 
 PARAMS = {"w": np.zeros((2, 3)), "b": np.zeros(3), "t": np.zeros(())}
 GRADS = {"w": np.ones((2, 3)), "b": np.ones(3), "t": np.ones(())}
@@ -15,7 +15,7 @@ GRADS = {"w": np.ones((2, 3)), "b": np.ones(3), "t": np.ones(())}
 
 def answer(value, params=PARAMS):
     """What becomes of a model that returns this."""
-    return ModelFunction(lambda params, batch: value)(params, None, None)
+    return FunctionModel(lambda params, batch: value).replica(None)(params, None, None)
 
 
 @pytest.mark.parametrize("loss", [1.5, np.float32(1.5), np.array(1.5), 1, np.array([1.5])[0]])
@@ -110,14 +110,14 @@ class RandomModel:
 
 
 def test_a_model_may_be_an_object():
-    assert ModelFunction(Model())(PARAMS, None, None).loss == 2.0
-    assert ModelFunction(RandomModel())(PARAMS, None, 7).loss == 7.0
+    assert FunctionModel(Model()).replica(None)(PARAMS, None, None).loss == 2.0
+    assert FunctionModel(RandomModel()).replica(None)(PARAMS, None, 7).loss == 7.0
 
 
 @pytest.mark.parametrize("model", [None, 3, "mlp", {"w": 1}])
 def test_what_is_no_model_is_named(model):
     with pytest.raises(TypeError, match=f"model: expected a function .* found {type(model).__name__}"):
-        ModelFunction(model)
+        FunctionModel(model)
 
 
 def plain(params, batch):
@@ -173,4 +173,4 @@ def with_scale(params, scale, batch):
     ],
 )
 def test_who_takes_an_rng(function, takes):
-    assert ModelFunction(function).takes_rng is takes
+    assert FunctionModel(function).replica(None).takes_rng is takes

@@ -14,7 +14,7 @@ from untorn.errors import UnsupportedTypeError
 from untorn.share import Snapshot, publish
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.files import MappedFile, mapped_file
-from untorn.train.models.model import take_examples
+from untorn.train.models.trees import take_examples
 
 __all__ = ["ArraySource", "as_array", "is_array", "type_name"]
 

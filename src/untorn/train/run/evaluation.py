@@ -30,7 +30,7 @@ from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.share import Snapshot
 from untorn.share.lowlevel import Address, attach_writer, decoder_of, shortage
 from untorn.train.data import SharedData, Source, sampler
-from untorn.train.models.model import Replica
+from untorn.train.models.base import Replica
 from untorn.train.models.outputs import Form, flattened
 from untorn.train.run.running import how_it_died
 from untorn.train.run.worker import Reporter
@@ -281,7 +281,7 @@ class _Workers:
             job = MeasuringJob(
                 weights=trainer._running().weights.subscriber().address,
                 data=shared,
-                private=trainer._is_framework,
+                private=trainer._model.private_params,
                 size=cut.size,
                 examples=cut.examples,
                 seed=trainer.seed,

@@ -26,7 +26,6 @@ from untorn.share.lowlevel import shortage
 from untorn.train.callbacks.calls import training
 from untorn.train.checkpoints.resuming import Part, give_states_back, rest_of
 from untorn.train.data import SharedData, Source, Stream, sampler
-from untorn.train.models.model import replica_of
 from untorn.train.run import evaluation
 from untorn.train.run.running import Fit, Running
 from untorn.train.run.small_batches import least_examples
@@ -112,7 +111,7 @@ def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
                     running.engine.begin(
                         board,
                         payload,
-                        lambda index: ShardWorker(job, index, board, replica_of(trainer._sent, threads=threads)),
+                        lambda index: ShardWorker(job, index, board, trainer._sent.replica(threads)),
                     )
                     trainer._at_work = True
                     yield driver

@@ -24,7 +24,7 @@ from untorn.board import Board, pack_ranges
 from untorn.share.layout import Layout
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
 
-__all__ = ["ParameterPlan", "check_parameters"]
+__all__ = ["ParameterPlan"]
 
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 #: what an update does with a range (csrc/board.h): the optimizer's step; the mean over the shards; the value of the
@@ -151,36 +151,3 @@ def _float_of(dtype: Any) -> Any:
     if dtype.kind == "c":
         dtype = np.dtype(f"f{dtype.itemsize // 2}")  # real and imaginary part
     return dtype if dtype in _DTYPES else _BYTE
-
-
-def check_parameters(params: Any) -> None:
-    """Raises TypeError or ValueError, naming the place, unless params is a tree of float32 and float64 arrays."""
-    spec, leaves = flatten(params)
-    _check_node(spec, ())
-    if sum(leaf.size for leaf in leaves) == 0:
-        raise ValueError("params: there is nothing to train; expected a tree with at least one number in its arrays")
-
-
-def _check_node(spec: Spec, path: tuple[str, ...]) -> None:
-    if spec.kind in CONTAINERS:
-        for name, child in zip(member_names(spec), spec.children, strict=True):
-            _check_node(child, (*path, name))
-        return
-    dtype = spec.detail[0] if spec.kind == "array" else None
-    if dtype not in _DTYPES:
-        found, advice = _found(spec)
-        raise TypeError(f"params: {path_of(path)}: expected an array of float32 or float64, found {found}; {advice}")
-
-
-def _found(spec: Spec) -> tuple[str, str]:
-    """What there is in the place of an array of numbers, and what to do."""
-    if spec.kind == "adapter":
-        library = str(spec.detail[0]).partition(".")[0]
-        models = {"torch": "untorn.torch.TorchModel", "jax": "untorn.jax.JaxModel"}
-        other = f", or give Trainer {models[library]}, which brings its own" if library in models else ""
-        return f"a {spec.detail[0]}", f"convert it with numpy.asarray(){other}"
-    if spec.kind == "array":
-        found = f"an array of {spec.detail[0]}"
-    else:
-        found = "None" if spec.kind == "none" else f"{'an' if spec.kind[0] in 'aeiou' else 'a'} {spec.kind}"
-    return found, "convert it, or keep what is not trained out of params"

@@ -27,7 +27,7 @@ from untorn.train.checkpoints.resuming import DataRef, Part
 from untorn.train.checkpoints.saver import Saver
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.history import History
-from untorn.train.models.model import Parts
+from untorn.train.models.base import Parts
 from untorn.train.optim.fused import FusedOptimizer
 from untorn.train.optim.server import ServerOptimizer
 from untorn.train.run.parameter_layout import ParameterPlan
@@ -126,17 +126,14 @@ class Running:
     """
 
     def __init__(
-        self, params: Any, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
+        self, parts: Parts, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
     ) -> None:
         self.optimizer = optimizer
         #: examples of a shard, of the job that runs
         self.least = 1
         self.owner = os.getpid()
-        parts = params if isinstance(params, Parts) else Parts({}, {}, params)
         self._kept, self._buffers = len(parts.kept), len(parts.buffers)
-        params, summed = parts.trained, parts.trained
-        if self._kept or self._buffers:
-            params, summed = parts.tree(), parts.buffers | parts.trained
+        params, summed = parts.published, parts.summed
         if isinstance(optimizer, ServerOptimizer):
             self.plan = ParameterPlan.of(summed, None, buffers=self._buffers, sums=True)
             state = optimizer.state

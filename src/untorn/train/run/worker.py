@@ -28,7 +28,7 @@ from untorn.errors import BrokenChannelError, CapacityError, NonFiniteLossError,
 from untorn.share import Subscriber
 from untorn.share.lowlevel import Address, Decoder, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
-from untorn.train.models.model import Gradient, Replica, replica_of
+from untorn.train.models.base import Gradient, Model, Replica
 from untorn.train.run.parameter_layout import ParameterPlan
 
 __all__ = ["Job", "Reporter", "ShardWorker", "worker_main"]
@@ -322,9 +322,9 @@ class _Desk:
     def _replica(self, model: bytes, threads: int) -> Replica:
         """What was compiled for one job serves the next."""
         if self._model is None or self._model[:2] != (model, threads):
-            given = pickle.loads(model)
+            given: Model = pickle.loads(model)
             use_threads(threads)
-            self._model = (model, threads, replica_of(given, threads=threads))
+            self._model = (model, threads, given.replica(threads))
         return self._model[2]
 
 

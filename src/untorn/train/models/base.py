@@ -1,0 +1,129 @@
+"""The interface of a model: what a Trainer asks of a user's function, of a TorchModel and of a JaxModel alike.
+
+::
+
+    what the user gave ── as_model ──> Model ── for_workers ──> pickle ──> the Model of a worker process
+                                         └───── replica ──────> Replica: loss, gradients and outputs of a batch
+
+A Model is described once. Each process that computes with it has a Replica.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Gradient", "Model", "Parts", "Replica", "check_no_params"]
+
+
+class Gradient:
+    """The checked answer of a model to one batch.
+
+    Attributes:
+        loss: mean over the batch.
+        leaves: the contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
+            buffers, if it has any, and one gradient per trained parameter.
+        metrics: means over the batch, by name.
+    """
+
+    __slots__ = ("leaves", "loss", "metrics")
+
+    def __init__(self, loss: float, leaves: list[Any], metrics: Mapping[str, float]) -> None:
+        self.loss = loss
+        self.leaves = leaves
+        self.metrics = metrics
+
+
+class Replica(ABC):
+    """A model as one process computes with it."""
+
+    #: whether it must be given random numbers
+    takes_rng: bool
+    #: whether there may be batches of one example on which it cannot be trained
+    needs_several = False
+
+    @abstractmethod
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """Return loss, gradient and metrics of one batch. Raises TypeError or ValueError naming the fault in the
+        model's answer, NonFiniteLossError for a loss that is not finite."""
+
+    @abstractmethod
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """Return loss and metrics of one batch, for Trainer.evaluate; the leaves are not used."""
+
+    def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
+        """Return the exception that computing the loss of a batch raises in training, or None. Only called where
+        ``needs_several``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def predict(self, params: Any, x: Any) -> Any:
+        """Return the model's outputs for these inputs: arrays with one row per example. Raises TypeError if the model
+        cannot predict."""
+
+
+class Parts(NamedTuple):
+    """The values of a model before the first step. A function's parameters are one tree, ``trained``. Of the other
+    models each part is a dict of arrays by name, and they are published as one dict, in this order:
+    run/parameter_layout.py depends on it."""
+
+    kept: dict[str, NDArray[Any]]
+    """parameters that are not trained"""
+    buffers: dict[str, NDArray[Any]]
+    """arrays that computing a gradient changes: the next version has the mean over the shards"""
+    trained: Any
+    """parameters that the optimizer changes: float32 and float64"""
+
+    @property
+    def published(self) -> Any:
+        """The tree that is published."""
+        return self.kept | self.summed if self.kept else self.summed
+
+    @property
+    def summed(self) -> Any:
+        """The part of that tree of which each shard makes new values or gradients."""
+        return self.buffers | self.trained if self.buffers else self.trained
+
+
+class Model(ABC):
+    """A model with its loss, as a Trainer uses it. Abstract."""
+
+    #: whether its replicas need parameters in private, writable memory when this process or a worker evaluates them:
+    #: frameworks know no read-only memory
+    private_params: ClassVar[bool] = True
+
+    @abstractmethod
+    def parts(self, params: Any = None) -> Parts:
+        """Return the values to start from; views where possible. ``params`` is what Trainer was given. Raises TypeError
+        or ValueError naming the value that does not fit."""
+
+    @abstractmethod
+    def arrays(self, data: Any) -> Any:
+        """Return data as NumPy arrays, without a copy where possible."""
+
+    @abstractmethod
+    def for_workers(self) -> Self:
+        """Return the model without its values, which the workers find in the version: this is sent to them."""
+
+    def pickler(self, base: Any) -> Any:
+        """Return a class that derives from this pickler, pickle's or cloudpickle's, and can pickle for_workers()."""
+        return base
+
+    @abstractmethod
+    def replica(self, threads: int | None) -> Replica:
+        """Return a new replica, which computes gradients with this number of threads (None: as it is set)."""
+
+    @abstractmethod
+    def module(self, params: Any) -> Any:
+        """Return the library's own object with these parameters and buffers, in memory of its own. Raises TypeError if
+        the model has none."""
+
+
+def check_no_params(model: Model, params: Any) -> None:
+    """Raise TypeError if parameters were given to a model that brings its own."""
+    if params is not None:
+        raise TypeError(f"params: a {type(model).__name__} brings its own parameters; leave params out")
