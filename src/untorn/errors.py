@@ -1,19 +1,19 @@
-"""Every error that untorn raises on purpose, named by who is at fault.
+"""The errors that untorn raises, each named after its cause.
 
 ::
 
     UntornError
-    ├── ClosedError               you closed it, or this process may not use it
+    ├── ClosedError               the object was closed, or this process may not use it
     ├── BusyError                 another publisher is alive
     ├── BrokenChannelError        the other side is gone
     ├── ChannelNotFoundError      no such channel (also a FileNotFoundError)
-    ├── FormatError               the bytes are not what they should be
-    ├── CapacityError             no memory, no slot or no reader row: says who holds them
-    ├── UnsupportedTypeError      a value that cannot be shared (also a TypeError): says where in the tree
+    ├── FormatError               the bytes are not a channel, or are damaged
+    ├── CapacityError             no memory, slot or reader row is left; the message says which processes hold them
+    ├── UnsupportedTypeError      a value cannot be shared (also a TypeError); the message says where in the tree
     ├── NonFiniteLossError        a loss became NaN or infinite (also a FloatingPointError)
-    └── WorkerError               a model function failed, or a worker died: the worker's traceback is inside
+    └── WorkerError               a model function failed, or a worker died; has the worker's traceback
 
-Wrong arguments are Python's own ``ValueError`` and ``TypeError``; a wait that ends is Python's ``TimeoutError``.
+Wrong arguments raise Python's own ``ValueError`` and ``TypeError``, and a timeout raises its ``TimeoutError``.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ __all__ = [
 
 
 class UntornError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class ClosedError(UntornError):
-    """The object was closed before, or was inherited by a process that may not use it."""
+    """The object was closed, or was inherited by a process that may not use it."""
 
 
 class BusyError(UntornError):
-    """Somebody else is doing what only one can do at a time, such as publishing to a channel."""
+    """Another process or thread is doing what only one can do at a time, such as publishing to a channel."""
 
 
 class BrokenChannelError(UntornError):
-    """The process at the other end is gone, so what was asked for can never come."""
+    """The process at the other end is gone, so the awaited version or answer can never arrive."""
 
 
 class ChannelNotFoundError(UntornError, FileNotFoundError):
-    """There is no channel of that name or at that place."""
+    """No channel has that name, or exists at that place."""
 
     def __str__(self) -> str:
         # FileNotFoundError would show its own (errno, message) form.
@@ -57,26 +57,26 @@ class ChannelNotFoundError(UntornError, FileNotFoundError):
 
 
 class FormatError(UntornError):
-    """The bytes are not a channel, or not one that this version can read."""
+    """The bytes are not a channel, or not one that this version of untorn can read."""
 
 
 class CapacityError(UntornError):
-    """There is not enough of something: memory, slots or reader rows."""
+    """Not enough memory, slots or reader rows are left."""
 
 
 class UnsupportedTypeError(UntornError, TypeError):
-    """The value, or something inside it, is of a type that cannot be shared."""
+    """The value, or a part of it, has a type that cannot be shared."""
 
 
 class NonFiniteLossError(UntornError, FloatingPointError):
-    """A loss or a gradient became NaN or infinite. The weights of the step before are kept."""
+    """A loss or a gradient became NaN or infinite. The weights of the previous step are kept."""
 
 
 class WorkerError(UntornError):
-    """A worker failed for good: its model function raised, or it died again and again.
+    """A worker failed for good: its model function raised an exception, or it died repeatedly.
 
     Attributes:
-        worker_traceback: the traceback as the worker printed it, or an empty string.
+        worker_traceback: the traceback that the worker reported, or an empty string.
     """
 
     def __init__(self, message: str, worker_traceback: str = "") -> None:

@@ -1,6 +1,6 @@
-"""Adapters: how values of other libraries are shared. One file per family; none is imported before its type turns up.
+"""Adapters, which share values of other libraries. One file per library, imported only when one of its types occurs.
 
-docs/values.md has the table of what is zero-copy.
+The table in docs/values.md says which values are shared without a copy.
 """
 
 from __future__ import annotations

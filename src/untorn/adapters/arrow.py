@@ -2,11 +2,11 @@
 
 ::
 
-    take_apart:    value -> record batches -> size of the stream;  the stream is written straight into its place
+    take_apart:    value -> record batches -> size of the stream;  the stream is written directly into shared memory
     put_together:  the stream's bytes, in shared memory -> record batches whose buffers lie in it
 
-The stream has every type that Arrow has. A reader gets the chunks as they were published, and copies nothing; a slice
-travels without what it was cut from. An extension type must be registered in the reader too, or its storage arrives.
+The stream supports every Arrow type. A reader gets the chunks as they were published and copies nothing; a slice is
+sent without the rest of its array. If an extension type is not registered in the reader, its storage type arrives.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from untorn.share.tree import Deferred
 
 __all__ = ["ADAPTERS"]
 
-#: id of a value that was read -> the value, and the stream that it lies in
+#: the id of a value that was read -> the value, and the stream that holds it
 _streams: dict[int, tuple[weakref.ref[Any], NDArray[np.uint8]]] = {}
 
 
 def _remember(value: Any, stream: NDArray[np.uint8]) -> Any:
-    """Arrow's values never change, so one that was read and is shared again needs no new stream."""
+    """Remember the stream of a value that was read. Arrow's values are immutable, so sharing it again can reuse the
+    stream."""
     key = id(value)
 
     def forget(_: object, streams: dict[int, Any] = _streams) -> None:
@@ -46,14 +47,14 @@ def _known_stream(value: Any) -> NDArray[np.uint8] | None:
 
 
 def _write(sink: Any, schema: Any, batches: list[Any]) -> None:
-    options = pa.ipc.IpcWriteOptions(use_threads=False)  # without compression there is nothing for them to do
+    options = pa.ipc.IpcWriteOptions(use_threads=False)  # threads only help with compression
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
 def _stream(schema: Any, batches: list[Any]) -> Deferred:
-    """The stream of these batches; it is made where it will lie."""
+    """Return the stream of these batches, which is written when its place in shared memory is known."""
     size = pa.MockOutputStream()
     try:
         _write(size, schema, batches)
@@ -76,12 +77,13 @@ def _open(stream: NDArray[np.uint8]) -> Any:
 def _read_table(stream: NDArray[np.uint8]) -> Any:
     with _open(stream) as reader:
         table = reader.read_all()
-    table.validate()  # sizes only: what a damaged file would make Arrow read beyond the end
+    table.validate()  # checks sizes only, which in a damaged file could make Arrow read beyond the end
     return table
 
 
 def _compact(array: Any) -> Any:
-    """String and binary views refer to all the bytes of the column that they were cut from; without the others then."""
+    """Copy an array of string or binary views that refers to far more text than it uses: a slice keeps the text of its
+    whole column."""
     if pa.types.is_string_view(array.type):
         plain = pa.large_string()
     elif pa.types.is_binary_view(array.type):
@@ -97,9 +99,9 @@ def _compact(array: Any) -> Any:
     return array.cast(plain).cast(array.type) if held > 2 * used else array
 
 
-#: bytes that a slice may bring along
+#: up to this size in bytes, a slice is sent with its whole column's text
 _SMALL = 64 * 1024
-#: texts up to this size lie in the view itself
+#: texts up to this size in bytes lie in the view itself
 _INLINE = 12
 
 
@@ -116,7 +118,7 @@ def _table_batches(table: Any) -> list[Any]:
     lengths = [[len(chunk) for chunk in column] for column in chunks]
     if chunks and all(other == lengths[0] for other in lengths):
         return [_batch(list(row), table.schema) for row in zip(*chunks, strict=True)]
-    # no columns, only a length; or columns cut in different places, which are cut in all of them
+    # no columns, only a length; or columns with different chunks, which are all split at every boundary
     return [_batch(batch.columns, table.schema) if chunks else batch for batch in table.to_batches()]
 
 
@@ -151,7 +153,7 @@ def _streamed(
     take: Callable[[Any], Deferred],
     put: Callable[[NDArray[np.uint8]], Any],
 ) -> Adapter:
-    """An adapter for what travels as one stream."""
+    """Return an adapter for values that are sent as one stream."""
 
     def take_apart(value: Any) -> Parts:
         stream = _known_stream(value)

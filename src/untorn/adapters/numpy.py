@@ -1,7 +1,7 @@
 """NumPy's array subclasses: masked arrays, record arrays and matrices. All of them are views of shared memory.
 
-Plain arrays need no adapter: they are what share is made of. A masked array comes with a hard mask: writing to it is an
-error like writing to any array of a snapshot.
+Plain arrays need no adapter, since untorn.share handles them itself. Writing to a masked array of a snapshot is an
+error, as it is for any array of a snapshot.
 """
 
 from __future__ import annotations

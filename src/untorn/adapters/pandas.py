@@ -1,18 +1,17 @@
-"""pandas: frames, series, indexes and the arrays that they are made of.
+"""pandas: frames, series, indexes and the arrays that they consist of.
 
 ::
 
-    DataFrame ──> index, columns, and values: one 2-D array where all columns have the same NumPy dtype,
-       │          else the array of each column
+    DataFrame ──> index, columns, and values: one 2-D array if all columns have the same NumPy dtype,
+       │          otherwise one array per column
     Series ─────> index, and values
-    Index ──────> values; a MultiIndex its levels and codes, a RangeIndex three numbers
+    Index ──────> values; a MultiIndex has levels and codes instead, a RangeIndex three numbers
        └──> extension arrays (categorical, masked, dates with a time zone, ...) ──> the NumPy arrays inside,
             or Arrow's (arrow.py), which pandas also needs for these
 
-A reader's frame lies on shared memory and is read-only: what pandas writes in place raises ValueError, all else works
-as ever, and makes new columns. Masked and sparse arrays are different: what is written to them lands in a private copy.
-Python objects cannot lie in shared memory: object columns may hold str, bytes, None, NaN, numbers and bool, and are
-copied by both sides.
+A reader's frame lies in shared memory and is read-only: operations that write in place raise ValueError, all others
+work as usual and make new columns. Masked and sparse arrays differ: writes to them go to a private copy. Python objects
+cannot lie in shared memory: object columns may hold str, bytes, None, NaN, numbers and bool, and both sides copy them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = ["ADAPTERS"]
 
 # -- object arrays, as text
 
-#: type of an element -> (to text, from text); a number of this table stands for it
+#: type of an element -> (to text, from text); an element's type is sent as its position in this table
 _ELEMENTS: dict[type, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     str: (str, str),
     NoneType: (lambda _: "", lambda _: None),
@@ -56,14 +55,14 @@ _STR = _NUMBERS[str]
 
 
 def _pack_objects(array: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
-    """What each element is, how many characters it has, and all the characters. Bytes, for nobody needs a view."""
+    """Return the elements' types, their lengths in characters, and all their characters, each as bytes."""
     elements = array.tolist()
     try:
         kinds = bytes([_NUMBERS[type(element)] for element in elements])
     except KeyError as error:
         raise UnsupportedTypeError(
-            f"an object array with a {error.args[0].__module__}.{error.args[0].__qualname__} in it; expected str, "
-            "bytes, None, NaN, numbers and bool; convert it to a dtype of its own (datetime64, category, ...) if "
+            f"an object array that contains a {error.args[0].__module__}.{error.args[0].__qualname__}; expected str, "
+            "bytes, None, NaN, numbers and bool; convert it to a dtype for such values (datetime64, category, ...) if "
             "there is one"
         ) from None
     texts = [
@@ -76,8 +75,8 @@ def _pack_objects(array: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
 def _unpack_objects(kinds: bytes, lengths: bytes, characters: bytes) -> NDArray[Any]:
     text = characters.decode("utf-8", "surrogatepass")
     sizes = np.frombuffer(lengths, "<i8").tolist()
-    if sum(sizes) != len(text) or min(sizes, default=0) < 0:  # or a few bytes could ask for any amount of text
-        raise ValueError(f"elements of {sum(sizes)} characters, and there are {len(text)}")
+    if sum(sizes) != len(text) or min(sizes, default=0) < 0:  # otherwise a few bytes could expand to any amount of text
+        raise ValueError(f"elements have {sum(sizes)} characters, found {len(text)}")
     ends = list(accumulate(sizes))
     made = np.empty(len(kinds), object)
     start = 0
@@ -91,7 +90,7 @@ def _unpack_objects(kinds: bytes, lengths: bytes, characters: bytes) -> NDArray[
 
 
 def _values_of(holder: Any) -> Any:
-    """A NumPy array, an extension array, or packed objects."""
+    """Return the values as a NumPy array, an extension array, or packed objects."""
     values = holder.array
     if type(values) is not arrays.NumpyExtensionArray:
         return values
@@ -104,7 +103,7 @@ def _unpacked(values: Any) -> Any:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What a frame or series has beside its data, where it has any."""
+    """Return the attrs of a frame or series, if it has any."""
     return {"attrs": dict(value.attrs)} if value.attrs else {}
 
 
@@ -137,7 +136,7 @@ def _take_frame(value: Any) -> Parts:
     children = {"index": value.index, "columns": value.columns, **_attributes(value)}
     block = _is_one_block(value)
     if block:
-        # one array is what readers want; a frame that was put together from several is copied once for it
+        # readers need one array, so a frame that consists of several is copied once here
         children["values"] = value.to_numpy()
     else:
         children.update(_columns(value))
@@ -156,7 +155,7 @@ def _columns(frame: Any) -> dict[str, Any]:
             values = _values_of(column)
         except UnsupportedTypeError as error:
             raise UnsupportedTypeError(f"column {label!r}: {error}") from error
-        # the name says where, should a child be refused
+        # this name appears in the error if a child cannot be shared
         columns[f"{position}:{label}" if isinstance(label, str) else str(position)] = values
     return columns
 
@@ -174,7 +173,7 @@ def _put_frame(meta: Any, parts: dict[str, Any]) -> Any:
 
 
 def _column(values: Any, index: Any) -> Any:
-    """Objects as a series: pandas would guess another dtype for a bare array of them."""
+    """Return a column; packed objects as a series, since pandas would infer another dtype for a bare array of them."""
     return _series(_unpacked(values), index) if isinstance(values, tuple) else values
 
 
@@ -206,7 +205,7 @@ def _put_multi_index(meta: Any, parts: dict[str, Any]) -> Any:
     levels, codes, names = parts["levels"], parts["codes"], parts["names"]
     _check_codes(*codes)
     if not len(levels) == len(codes) == len(names) or len({code.shape for code in codes}) > 1:
-        raise ValueError(f"{len(levels)} levels, {len(codes)} codes and {len(names)} names of an index")
+        raise ValueError(f"an index with {len(levels)} levels, {len(codes)} codes and {len(names)} names")
     return pd.MultiIndex(**parts, sortorder=meta[0], verify_integrity=False, copy=False)
 
 
@@ -214,7 +213,7 @@ def _put_multi_index(meta: Any, parts: dict[str, Any]) -> Any:
 
 
 def _dtype_text(dtype: Any) -> str:
-    """A dtype as the text that pandas makes it from."""
+    """Return the text from which pandas makes this dtype again."""
     text = str(dtype)
     try:
         known = pandas_dtype(text) == dtype
@@ -222,14 +221,15 @@ def _dtype_text(dtype: Any) -> str:
         known = False
     if not known:
         raise UnsupportedTypeError(
-            f"dtype {dtype!r} has no name that pandas would make it from again in another process; convert it "
-            "(a time zone: to one with an IANA name)"
+            f"dtype {dtype!r} has no name from which pandas could make it in another process; convert it (for a time "
+            "zone, to one with an IANA name)"
         )
     return text
 
 
 def _on_its_own(array: NDArray[Any]) -> NDArray[Any]:
-    """The same memory with another owner. Of two bounds that have one owner pandas copies one: they might overlap."""
+    """Return an array over the same memory with another owner. If two bounds have the same owner, pandas copies one of
+    them, because they might overlap."""
     return np.asarray(array.data)
 
 
@@ -249,10 +249,10 @@ def _take_categorical(value: Any) -> Parts:
 
 
 def _check_codes(*found: Any) -> None:
-    """Check the form of codes that pandas is told not to check. Their numbers, bytes in an array, stay unchecked."""
+    """Check the type and shape of codes that pandas is told not to check. Their values stay unchecked."""
     for codes in found:
         if not (isinstance(codes, np.ndarray) and codes.ndim == 1 and codes.dtype.kind == "i"):
-            raise ValueError("expected codes of whole numbers, along one axis")
+            raise ValueError("expected codes as an array of integers with one axis")
 
 
 def _put_categorical(meta: Any, parts: dict[str, Any]) -> Any:
@@ -272,7 +272,7 @@ def _put_interval(meta: Any, parts: dict[str, Any]) -> Any:
 
 
 def _take_masked(value: Any) -> Parts:
-    return Parts((), {"values": value._data, "mask": value._mask})  # noqa: SLF001 (the public ways to these are copies)
+    return Parts((), {"values": value._data, "mask": value._mask})  # noqa: SLF001 (the public accessors copy)
 
 
 def _take_sparse(value: Any) -> Parts:
@@ -280,7 +280,7 @@ def _take_sparse(value: Any) -> Parts:
     indices = index.to_int_index().indices
     children = {
         "values": value.sp_values,
-        # an index of blocks is made anew by each reader, so it needs no view
+        # each reader makes an index of blocks again, so it needs no view
         "indices": indices if value.kind == "integer" else indices.tobytes(),
         "length": int(index.length),
         "fill_value": value.fill_value,
@@ -293,7 +293,7 @@ def _put_sparse(meta: Any, parts: dict[str, Any]) -> Any:
     indices = np.frombuffer(indices, np.int32) if isinstance(indices, bytes) else indices
     if hasattr(arrays.SparseArray, "from_indices"):
         return arrays.SparseArray.from_indices(values, indices, length, fill_value, meta[0])
-    # before pandas 3.1 an index had to be made first
+    # before pandas 3.1, from_indices() does not exist and the index must be made first
     from pandas.core.arrays.sparse import make_sparse_index
 
     index, dtype = make_sparse_index(length, indices, meta[0]), pd.SparseDtype(values.dtype, fill_value)
@@ -307,18 +307,18 @@ def _take_string(value: Any) -> Parts:
 
 
 def _put_string(meta: Any, parts: dict[str, Any]) -> Any:
-    storage, is_all = meta  # in pandas 2.2 always; later ones have two kinds of each storage
-    dtype = pd.StringDtype(storage) if is_all else pd.StringDtype(storage, na_value=np.nan)
+    storage, is_default = meta  # always True in pandas 2.2; later versions have two dtypes for each storage
+    dtype = pd.StringDtype(storage) if is_default else pd.StringDtype(storage, na_value=np.nan)
     values = _unpacked(parts["values"])
     return pd.array(values, dtype=dtype, copy=False) if storage == "python" else dtype.__from_arrow__(values)
 
 
 def _take_through_arrow(value: Any) -> Parts:
-    """Extension types of other libraries: what they give to Arrow, and take from it."""
+    """Take an extension array of another library through its conversion to Arrow."""
     dtype = value.dtype
     if not (hasattr(value, "__arrow_array__") and hasattr(dtype, "__from_arrow__")):
         raise UnsupportedTypeError(
-            f"an extension array of dtype {dtype!r} that does not speak Arrow (__arrow_array__ and __from_arrow__); "
+            f"an extension array of dtype {dtype!r} that does not support Arrow (__arrow_array__ and __from_arrow__); "
             "convert it with .astype()"
         )
     try:
@@ -336,7 +336,7 @@ def _put_through_arrow(meta: Any, parts: dict[str, Any]) -> Any:
     return dtype.__from_arrow__(parts["values"])
 
 
-# -- single values: names, labels and fills are often of these types
+# -- single values, which names, labels and fill values often are
 
 
 def _take_scalar(value: Any) -> Parts:
@@ -347,7 +347,7 @@ def _put_scalar(_: Any, parts: dict[str, Any]) -> Any:
     return parts["values"][0]
 
 
-#: those of which there is one
+#: types that have exactly one value
 _SINGLETONS = {type(pd.NA): ("NA", pd.NA), type(pd.NaT): ("NaT", pd.NaT)}
 
 
@@ -398,12 +398,12 @@ _BY_TYPE: dict[str, tuple[type, _Take, _Put]] = {
 
 
 def _along_one_axis(put: _Put) -> _Put:
-    """Check for one axis: compiled code of pandas believes that arrays have one, and reads beside one that has none."""
+    """Check that arrays have one axis: pandas's compiled code assumes it, and otherwise reads out of bounds."""
 
     def checked(meta: Any, parts: dict[str, Any]) -> Any:
         for name, part in parts.items():
             if isinstance(part, np.ndarray | ExtensionArray) and part.ndim != 1:
-                raise ValueError(f"{name}: expected an array of one axis, found {part.ndim}")
+                raise ValueError(f"{name}: expected an array with one axis, found {part.ndim}")
         return put(meta, parts)
 
     return checked
@@ -413,8 +413,8 @@ _WITH_FREQ = (pd.DatetimeIndex, pd.TimedeltaIndex)
 _INDEXES = (pd.Index, pd.DatetimeIndex, pd.TimedeltaIndex, pd.PeriodIndex, pd.IntervalIndex, pd.CategoricalIndex)
 _STRINGS = (arrays.StringArray, arrays.ArrowStringArray)
 
-#: pandas writes to these while it computes: cumsum to what lies under missing values; before 3.1 it also could not
-#: compare sparse arrays whose memory is read-only
+#: pandas writes to these while it computes, such as cumsum to the values below missing ones; before 3.1 it also could
+#: not compare sparse arrays in read-only memory
 _PRIVATE = {"IntegerArray", "FloatingArray", "BooleanArray", "SparseArray"}
 
 ADAPTERS = (
@@ -423,7 +423,7 @@ ADAPTERS = (
             f"pandas.{name}",
             _exactly(cls),
             take,
-            put if cls is pd.DataFrame else _along_one_axis(put),  # a frame of one block has two axes, and pandas looks
+            put if cls is pd.DataFrame else _along_one_axis(put),  # a frame's values may have two axes; pandas checks
             private=name in _PRIVATE,
         )
         for name, (cls, take, put) in _BY_TYPE.items()

@@ -1,9 +1,9 @@
-"""polars: frames and series, through Arrow (arrow.py), which polars speaks without copying.
+"""polars: frames and series, through Arrow (arrow.py), to which polars converts without a copy.
 
-A reader's columns lie on shared memory, in the chunks in which they were published. polars writes in place only to
-memory of its own, so what a reader changes becomes a private copy. Categorical and Enum codes each reader copies.
+A reader's columns lie in shared memory, in the chunks in which they were published. polars writes in place only to its
+own memory, so a reader that changes a column gets a private copy. Each reader copies Categorical and Enum codes.
 
-polars starts threads: read in a child process that was spawned, not in one that was forked after polars was used.
+polars starts threads: read in a spawned child process, not in one that was forked after polars was used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from untorn.share.foreign import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 
-#: what Arrow has no type for -> what to do; by name, for older polars does not have them all
+#: name of a dtype that Arrow does not have -> what to do; names, because older versions of polars lack some of them
 _UNKNOWN_TO_ARROW = {
-    "Object": "it holds Python objects; convert it to a dtype of its own",
+    "Object": "it holds Python objects; convert it to another dtype",
     "Int128": "Arrow has no such integers; cast it to Int64 or Decimal",
     "UInt128": "Arrow has no such integers; cast it to UInt64 or Decimal",
 }
 
 
 def _inner_types(dtype: Any) -> list[Any]:
-    """What a nested type consists of."""
+    """Return the types that a nested type consists of."""
     if isinstance(dtype, pl.Struct):
         return [field.dtype for field in dtype.fields]
     return [dtype.inner] if isinstance(dtype, pl.List | pl.Array) else []
@@ -45,7 +45,7 @@ def _take_frame(value: Any) -> Parts:
     for column, dtype in value.schema.items():
         _check(column, dtype)
     try:
-        import pyarrow  # noqa: F401  # polars' own message does not say what it is for
+        import pyarrow  # noqa: F401  # polars' own message does not say why it is needed
     except ImportError as error:
         raise ImportError(f"sharing polars needs pyarrow, which cannot be imported ({error}); install it") from error
     return Parts((), {"table": value.to_arrow(compat_level=pl.CompatLevel.newest())})
@@ -55,16 +55,16 @@ def _put_frame(_: Any, parts: dict[str, Any]) -> Any:
     table = parts["table"]
     made: Any = pl.from_arrow(table, rechunk=False)
     if made.columns != table.column_names:
-        made.columns = table.column_names  # polars has given names to columns without one
+        made.columns = table.column_names  # polars gives names to columns without one
     return made
 
 
 def _take_lazy(value: Any) -> NoReturn:
-    raise UnsupportedTypeError("a polars.LazyFrame is a plan and no data; collect() it first")
+    raise UnsupportedTypeError("a polars.LazyFrame has no data yet; share the result of its collect()")
 
 
 def _put_lazy(_: Any, __: dict[str, Any]) -> NoReturn:
-    raise ValueError("a polars.LazyFrame is never written")
+    raise ValueError("a polars.LazyFrame cannot be shared, so this is not a value that untorn has written")
 
 
 def _exactly(cls: type) -> Callable[[type], bool]:

@@ -1,11 +1,11 @@
-"""scipy.sparse: every format, arrays and matrices.
+"""scipy.sparse: every format, as array and as matrix.
 
-CSR, CSC, BSR, COO and DIA are views of shared memory: their arrays are. LIL and DOK are made of Python objects; they
-travel as CSR and COO, and are built anew by each reader.
+The arrays of CSR, CSC, BSR, COO and DIA are views of shared memory. LIL and DOK consist of Python objects; they are
+sent as CSR and COO, and each reader converts them back.
 
-A reader checks what costs no look at every element: that the arrays are of whole numbers, that their lengths fit the
-shape, and that the last of the pointers fits the indices. The indices themselves are bytes inside an array, which
-nothing checks; ``check_format(full_check=True)`` of the matrix does, for who has reason to.
+A reader checks only what does not depend on the number of elements: that the index arrays have integers, that their
+lengths fit the shape, and that the last pointer fits the indices. It does not check the indices themselves; the
+matrix's ``check_format(full_check=True)`` does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from untorn.share.foreign import Adapter, Parts
 __all__ = ["ADAPTERS"]
 
 _COMPRESSED = ("data", "indices", "indptr")
-#: what a reader would otherwise find out by reading all of the matrix
+#: flags that a reader would otherwise have to compute from the whole matrix
 _FLAGS = ("has_sorted_indices", "has_canonical_format")
 
 
@@ -36,9 +36,9 @@ def _put_compressed(make: type) -> Callable[[Any, dict[str, Any]], Any]:
         _check_indices(parts["indices"], parts["indptr"])
         made = make(tuple(parts[name] for name in _COMPRESSED), shape=tuple(shape), copy=False)
         if getattr(made, "blocksize", (1, 1)) != (1, 1) and any(map(int.__mod__, made.shape, made.blocksize)):
-            raise ValueError(f"blocks of {made.blocksize} do not fill a shape of {made.shape}")
+            raise ValueError(f"blocks of shape {made.blocksize} do not divide the shape {made.shape}")
         for name in _COMPRESSED:
-            setattr(made, name, parts[name])  # scipy may have copied the indices to a smaller dtype
+            setattr(made, name, parts[name])  # scipy may have converted the indices to a smaller dtype
         for name, flag in zip(_FLAGS, flags, strict=True):
             setattr(made, name, flag)
         return made
@@ -78,10 +78,10 @@ def _put_dia(make: type) -> Callable[[Any, dict[str, Any]], Any]:
 
 
 def _check_indices(*found: Any) -> None:
-    """Check the arrays as they came: scipy itself may check converted copies, but the matrix gets these."""
+    """Check the arrays that the matrix will use; scipy itself may check only converted copies of them."""
     for array in found:
         if not (isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind == "i" and array.dtype.isnative):
-            raise ValueError("expected indices of whole numbers, along one axis")
+            raise ValueError("expected indices as an array of integers with one axis")
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _through(container: str, kind: str, back: str) -> tuple[Any, Any]:
-    """Adapter functions for a format that travels as another one."""
+    """Return the adapter functions of a format that is sent as another one."""
     take, put = _DIRECT[kind]
     carrier = getattr(sparse, f"{kind}_{container}")
     return (lambda value: take(getattr(value, f"to{kind}")())), (

@@ -1,15 +1,15 @@
-"""PyTorch: tensors and parameters in CPU memory, of every dtype but the quantized ones, dense and sparse.
+"""PyTorch: tensors and parameters in CPU memory, dense and sparse, of every dtype except the quantized ones.
 
-torch knows no read-only memory: whoever has a tensor may write to it. So a reader's tensors lie on a private mapping of
-the version. Nothing is copied until something is written; a write makes the page that it touches this process's own,
-and no other process, no other snapshot and no later version sees it.
+torch has no read-only memory: any code that has a tensor may write to it. So a reader's tensors lie in a private
+mapping of the version. A write copies the page that it touches into this process; no other process, no other snapshot
+and no later version sees it. Nothing is copied before.
 
-A tensor arrives dense in the order of its axes (channels_last stays channels_last; what expand() repeated is written
-out), and with its requires_grad. The result of a computation arrives detached. Tensors that share memory, such as tied
-weights, arrive as tensors of their own.
+A tensor arrives dense in the order of its axes, with its requires_grad: channels_last stays channels_last, and elements
+that expand() repeated are repeated in memory. The result of a computation arrives detached. Tensors that share memory,
+such as tied weights, arrive as separate tensors.
 
-Of a sparse tensor a reader checks that shapes, dtypes and the ends of the pointers fit together, which costs no look at
-every element. The indices are bytes inside an array, which nothing checks; for who has reason to,
+For a sparse tensor a reader checks only what does not depend on the number of elements: that shapes, dtypes and the
+ends of the pointers fit together. It does not check the indices themselves;
 ``torch.sparse.check_sparse_tensor_invariants`` does.
 """
 
@@ -34,7 +34,7 @@ _NUMPY_HAS = frozenset(
     )
     if hasattr(torch, name)
 )
-#: what carries the bits of a dtype that NumPy does not have, such as bfloat16
+#: by item size, the dtype as which a dtype that NumPy does not have, such as bfloat16, is sent
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 #: layout -> its two index tensors
 _COMPRESSED = {
@@ -53,7 +53,7 @@ def _named(name: str, kind: type) -> Any:
     found = getattr(torch, name, None)
     if not isinstance(found, kind):
         raise ValueError(
-            f"torch {torch.__version__} has no {kind.__name__} {name!r}; use one as new as the publisher's"
+            f"torch {torch.__version__} has no {kind.__name__} {name!r}; install the publisher's version or a newer one"
         )
     return found
 
@@ -74,23 +74,19 @@ def _take(value: torch.Tensor) -> Parts:
 
 def _check(value: torch.Tensor) -> None:
     if value.is_quantized:
-        raise UnsupportedTypeError(
-            f"a quantized tensor ({_name(value.dtype)}); share .dequantize() or .int_repr() of it"
-        )
+        raise UnsupportedTypeError(f"a quantized tensor ({_name(value.dtype)}); share its .dequantize() or .int_repr()")
     if value.is_nested:
         raise UnsupportedTypeError("a nested tensor; share list(tensor.unbind())")
     if value.device.type == "meta":
-        raise UnsupportedTypeError("a tensor on the meta device, which has no data; give it some, as with .to_empty()")
+        raise UnsupportedTypeError("a tensor on the meta device, which has no data; allocate it first with .to_empty()")
     if value.device.type != "cpu":
-        raise UnsupportedTypeError(
-            f"a tensor on device {str(value.device)!r}; expected CPU memory, which processes share; share .cpu() of it"
-        )
+        raise UnsupportedTypeError(f"a tensor on device {str(value.device)!r}; expected CPU memory; share its .cpu()")
     if _name(value.layout) not in ("strided", "sparse_coo", *_COMPRESSED):
-        raise UnsupportedTypeError(f"a tensor of layout {value.layout}; share .to_dense() of it")
+        raise UnsupportedTypeError(f"a tensor of layout {value.layout}; share its .to_dense()")
 
 
 def _array_over(bare: torch.Tensor) -> NDArray[Any]:
-    """Its memory, without a copy unless a conjugation or a negation is pending."""
+    """Return an array over the tensor's memory; a copy only if a conjugation or a negation is pending."""
     try:
         plain = bare.resolve_conj().resolve_neg()
         carried = plain if plain.dtype in _NUMPY_HAS else plain.view(_CARRIERS[plain.dtype.itemsize])
@@ -98,14 +94,14 @@ def _array_over(bare: torch.Tensor) -> NDArray[Any]:
     except (RuntimeError, TypeError, KeyError) as error:
         raise UnsupportedTypeError(
             f"a {_name(bare.dtype)} tensor whose memory cannot be read ({error}); "
-            "share a plain tensor, outside of torch.func transforms"
+            "share a plain tensor, outside torch.func transforms"
         ) from error
     return array
 
 
 def _put(meta: Any, parts: dict[str, Any]) -> torch.Tensor:
     layout, requires_grad, *rest = meta
-    with torch.inference_mode(False):  # a snapshot outlives the block in which its value is first asked for
+    with torch.inference_mode(False):  # a snapshot outlives the block in which its value is first read
         if layout == "strided":
             made = torch.from_numpy(parts["data"])
             dtype = _named(rest[0], torch.dtype)
@@ -124,7 +120,7 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
         )
     compressed, plain = (parts[name] for name in _COMPRESSED[layout])
     _check_compressed(layout, compressed, plain, parts["values"], shape)
-    with silenced("Sparse", UserWarning):  # that they are in beta: the user who made it was told
+    with silenced("Sparse", UserWarning):  # torch has warned the user who made the tensor that these are in beta
         return torch.sparse_compressed_tensor(
             compressed,
             plain,
@@ -137,7 +133,7 @@ def _put_sparse(layout: str, parts: dict[str, Any], shape: list[int], coalesced:
 
 
 def _check_coordinates(indices: torch.Tensor, values: torch.Tensor, shape: list[int]) -> None:
-    """Raise ValueError for what torch itself accepts unchecked."""
+    """Check what torch itself does not. Raises ValueError."""
     sparse_axes, *_ = indices.shape
     fits = indices.shape == (sparse_axes, values.shape[0]) and indices.dtype == torch.int64
     if not fits or list(values.shape[1:]) != shape[sparse_axes:] or len(shape) < sparse_axes:
@@ -147,10 +143,10 @@ def _check_coordinates(indices: torch.Tensor, values: torch.Tensor, shape: list[
 def _check_compressed(
     layout: str, compressed: torch.Tensor, plain: torch.Tensor, values: torch.Tensor, shape: list[int]
 ) -> None:
-    """Raise ValueError for what torch itself accepts unchecked."""
+    """Check what torch itself does not. Raises ValueError."""
     axes = compressed.ndim - 1  # of the batch
     batch, block = shape[:axes], values.shape[axes + 1 : axes + 3] if layout in ("sparse_bsr", "sparse_bsc") else (1, 1)
-    axis = axes + (layout in ("sparse_csc", "sparse_bsc"))  # the one that is compressed
+    axis = axes + (layout in ("sparse_csc", "sparse_bsc"))  # the compressed axis
     count = shape[axis] // block[axis - axes]
     fits = (
         list(compressed.shape) == [*batch, count + 1]

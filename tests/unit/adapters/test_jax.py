@@ -308,7 +308,7 @@ def several_devices(pipe, subscriber):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     keys = jax.random.split(jax.random.key(0), 2)
     for value in (jax.device_put(jnp.arange(4.0), sharding), jax.device_put(keys, sharding)):
-        with pytest.raises(UnsupportedTypeError, match=r"^a: an array over 2 devices.*jax\.device_get"):
+        with pytest.raises(UnsupportedTypeError, match=r"^a: an array on 2 devices.*jax\.device_get"):
             untorn.publish({"a": value})
     second = jax.device_put(jnp.arange(2.0), jax.devices()[1])
     with untorn.publish(second) as publisher:

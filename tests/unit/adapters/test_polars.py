@@ -203,7 +203,7 @@ def test_patch_edit_and_another_structure():
         (pl.Series("o", [object()], dtype=pl.Object), r"t: column 'o' has dtype Object: it holds Python objects"),
         (pl.Series("i", [1], dtype=pl.Int128), r"t: column 'i' has dtype Int128: .* cast it to Int64 or Decimal"),
         (pl.DataFrame({"s": pl.Series([[{"q": 1}]], dtype=pl.List(pl.Struct({"q": pl.UInt128})))}), r"t: column 's'"),
-        (pl.LazyFrame({"a": [1]}), r"t: a polars\.LazyFrame is a plan and no data; collect\(\) it first"),
+        (pl.LazyFrame({"a": [1]}), r"t: a polars\.LazyFrame has no data yet; share the result of its collect\(\)"),
     ],
 )
 def test_what_cannot_be_shared(value, message):

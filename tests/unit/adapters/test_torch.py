@@ -204,12 +204,12 @@ def in_vmap():
     ("value", "match"),
     [
         (lambda: torch.ones(2, device="meta"), r"^t: a tensor on the meta device.*to_empty"),
-        (lambda: torch.ones(2).to_mkldnn(), r"^t: a tensor of layout torch._mkldnn; share \.to_dense"),
+        (lambda: torch.ones(2).to_mkldnn(), r"^t: a tensor of layout torch._mkldnn; share its \.to_dense"),
         (lambda: torch.empty(2, dtype=torch.quint8), r"^t: a quantized tensor.*dequantize"),
         (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), r"^t: a nested tensor.*unbind"),
         (lambda: torch.ones(2).as_subclass(Subclass), r"^t: cannot share .*Subclass"),
         (torch.nn.UninitializedParameter, r"^t: cannot share .*UninitializedParameter"),
-        (in_vmap, r"^t: .*outside of torch\.func"),
+        (in_vmap, r"^t: .*outside torch\.func"),
     ],
     ids=["meta", "layout", "quantized", "nested", "subclass", "uninitialized", "vmap"],
 )
@@ -226,7 +226,7 @@ def test_another_device_is_named():
         device = torch.device("cuda", 1)
         is_quantized = is_nested = False
 
-    with pytest.raises(UnsupportedTypeError, match=r"device 'cuda:1'; expected CPU memory.*share \.cpu\(\)"):
+    with pytest.raises(UnsupportedTypeError, match=r"device 'cuda:1'; expected CPU memory.*share its \.cpu\(\)"):
         adapters.ADAPTERS[0].take_apart(Elsewhere())
 
 
