@@ -23,65 +23,12 @@ if _sys.platform != "linux" or _sys.maxsize < 2**32:
     )
 
 from untorn import adapters as _adapters  # noqa: F401 (registers them)
-from untorn.errors import (
-    BrokenChannelError,
-    BusyError,
-    CapacityError,
-    ChannelNotFoundError,
-    ClosedError,
-    FormatError,
-    NonFiniteLossError,
-    UnsupportedTypeError,
-    UntornError,
-    WorkerError,
-)
-from untorn.share import FrozenDict, Publisher, ReaderInfo, Snapshot, Subscriber, publish, subscribe
-
-if TYPE_CHECKING:
-    from untorn.train import (
-        SGD,
-        Adagrad,
-        Adam,
-        AdamW,
-        Callback,
-        CSVLogger,
-        EarlyStopping,
-        Examples,
-        History,
-        LearningRateScheduler,
-        ModelCheckpoint,
-        ProgressBar,
-        ReduceLROnPlateau,
-        RMSprop,
-        TensorBoard,
-        TerminateOnNaN,
-        TorchSchedule,
-        Trainer,
-    )
+from untorn.errors import *
+from untorn.share import *
 
 __version__ = "0.1.0"
 
-_FROM_TRAIN = (
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "CSVLogger",
-    "Callback",
-    "EarlyStopping",
-    "Examples",
-    "History",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "ProgressBar",
-    "RMSprop",
-    "ReduceLROnPlateau",
-    "TensorBoard",
-    "TerminateOnNaN",
-    "TorchSchedule",
-    "Trainer",
-)
-
+#: the public names; those of train are imported on first use
 __all__ = [
     "SGD",
     "Adagrad",
@@ -123,21 +70,23 @@ __all__ = [
 
 _FRAMEWORKS = ("torch", "jax")
 
+if TYPE_CHECKING:  # with __getattr__ in sight, a type checker takes any name for one that is here
+    from untorn.train import *
+else:
 
-def __getattr__(name: str) -> object:
-    """The names of the training layer, and the models of frameworks, imported when first asked for."""
-    if name in _FRAMEWORKS:
-        import importlib
+    def __getattr__(name: str) -> object:
+        """Import the training layer, and the models of frameworks, on first use."""
+        if name in _FRAMEWORKS:
+            import importlib
 
-        return importlib.import_module(f"untorn.{name}")
-    if name not in _FROM_TRAIN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from untorn import train
+            return importlib.import_module(f"untorn.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from untorn import train
 
-    found: object = getattr(train, name)
-    globals()[name] = found
-    return found
+        found = globals()[name] = getattr(train, name)
+        return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_TRAIN})
+    return sorted({*globals(), *__all__})

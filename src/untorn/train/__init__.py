@@ -22,7 +22,7 @@ from untorn.train.callbacks import (
     TerminateOnNaN,
 )
 from untorn.train.data import Examples
-from untorn.train.digest import weights_sha256
+from untorn.train.digest import weights_sha256 as weights_sha256  # public here, and not a name of untorn
 from untorn.train.history import History
 from untorn.train.optim.fused import SGD, Adagrad, Adam, AdamW, RMSprop
 from untorn.train.optim.schedules import TorchSchedule
@@ -47,5 +47,4 @@ __all__ = [
     "TerminateOnNaN",
     "TorchSchedule",
     "Trainer",
-    "weights_sha256",
 ]

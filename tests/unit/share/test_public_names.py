@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import untorn
-from untorn import errors
+from untorn import errors, share, train
 
 NAMES = """
     Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
@@ -42,8 +42,8 @@ def test_exports():
     assert set(untorn.__all__) <= set(dir(untorn))
 
 
-def test_errors_are_all_exported():
-    assert set(errors.__all__) <= set(untorn.__all__)
+def test_the_layers_export_these_names():
+    assert sorted([*errors.__all__, *share.__all__, *train.__all__]) == sorted(untorn.__all__)
 
 
 @pytest.mark.parametrize("cls", MEMBERS)

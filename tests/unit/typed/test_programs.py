@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import untorn
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = Path(__file__).parent / "programs"
 #: kept between runs: it takes mypy far longer to read NumPy than to check all the programs
 CACHE = ROOT / ".mypy_cache" / "programs"
-
-#: name -> what to run in the folder of the programs; neither needs the network
-COMMANDS = {
-    "mypy": ["mypy", "--config-file=", "--strict", "--no-error-summary", f"--cache-dir={CACHE}", "."],
-    "pyright": ["pyright", "--outputjson", "--pythonpath", sys.executable, "--project", "."],
-}
 
 Errors = dict[tuple[str, int], str]
 
@@ -40,18 +38,38 @@ def errors_of_pyright(output: str) -> Errors:
     }
 
 
-READERS = {"mypy": errors_of_mypy, "pyright": errors_of_pyright}
+#: name -> the command, without the programs, and what reads its output; neither needs the network
+CHECKERS = {
+    "mypy": (["mypy", "--config-file=", "--strict", f"--cache-dir={CACHE}"], errors_of_mypy),
+    "pyright": (["pyright", "--outputjson", "--pythonpath", sys.executable], errors_of_pyright),
+}
 
 
-@pytest.mark.parametrize("checker", COMMANDS)
-def test_the_programs(checker):
-    command = [sys.executable, "-m", *COMMANDS[checker]]
-    ran = subprocess.run(command, cwd=PROGRAMS, capture_output=True, text=True, check=False)
+def program_of_all_names() -> str:
+    """Return a program that uses every name of untorn, and tries those that are there by the way."""
+    others = {name for name in dir(untorn) if name[0] != "_" and not isinstance(getattr(untorn, name), ModuleType)}
+    others -= {*untorn.__all__, "annotations"}  # checkers know that one, as of every module
+    lines = [f"    untorn.{name}," for name in untorn.__all__]
+    lines += [f"    untorn.{name},  # refused" for name in sorted({*others, "no_name"})]
+    imported = ", ".join(untorn.__all__)
+    return "\n".join(
+        ["import untorn", f"from untorn import {imported}", f"names: list[object] = [{imported},", *lines, "]", ""]
+    )
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_the_programs(checker, tmp_path):
+    command, errors_in = CHECKERS[checker]
+    programs = shutil.copytree(PROGRAMS, tmp_path / "programs")
+    (programs / "names.py").write_text(program_of_all_names())
+    ran = subprocess.run(
+        [sys.executable, "-m", *command, "."], cwd=programs, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 1, f"{ran.stdout}{ran.stderr}"
-    refused = READERS[checker](ran.stdout)
+    refused = errors_in(ran.stdout)
     expected = {
         (path.name, number): line.strip()
-        for path in sorted(PROGRAMS.glob("*.py"))
+        for path in programs.glob("*.py")
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if line.endswith("# refused")
     }
