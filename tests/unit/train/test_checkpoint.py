@@ -35,11 +35,11 @@ from untorn.train import (
     EarlyStopping,
     RMSprop,
     Trainer,
-    checkpoint,
-    measuring,
     weights_sha256,
 )
+from untorn.train.checkpoints import checkpoint
 from untorn.train.checkpoints.saver import Saver, steps_to_keep
+from untorn.train.run import evaluation
 
 DATA = networks.classes_of(70, 6, 3, seed=4)  # 5 batches of 16, of which the last has 6
 HELD_OUT = networks.classes_of(30, 6, 3, seed=5)
@@ -591,7 +591,7 @@ def test_the_last_and_the_best_stay(scores, keep, kept):
 
 def test_the_best_stays_over_a_resume(tmp_path, monkeypatch):
     """The validation loss is lowest after the first epoch."""
-    monkeypatch.setattr(measuring, "evaluate", lambda trainer, *_: {"loss": 1.0 + trainer.epoch})
+    monkeypatch.setattr(evaluation, "evaluate", lambda trainer, *_: {"loss": 1.0 + trainer.epoch})
     for epochs in (2, 5):
         with make() as trainer:
             fit(trainer, epochs, tmp_path, resume=True, keep=2)

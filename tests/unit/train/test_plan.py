@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from networks import Layer
-from untorn.train.run.parameter_layout import ParameterPlan, check_parameters
+from untorn.train.models.checks import check_parameters
+from untorn.train.run.parameter_layout import ParameterPlan
 
 
 def ranges_of(plan):
