@@ -25,7 +25,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 import helpers
 from helpers import descriptors, untorn_mappings
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))
 os.environ["UNTORN_SEED"] = str(SEED)  # one seed for all processes that `pytest -n` starts
@@ -128,7 +128,7 @@ def nothing_is_left(request: pytest.FixtureRequest):
     for _ in range(RETRIES):
         if not left:
             return
-        let_go_of_the_dead()
+        drop_dead_attachments()
         gc.collect()
         time.sleep(0.02)  # the kernel takes a moment with the dead; this waits for nothing that a test does
         left = before.left()

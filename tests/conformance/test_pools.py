@@ -38,7 +38,7 @@ import pytest
 
 import untorn
 from helpers import WATCHDOG_S, Failure, descriptors, start, untorn_mappings
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 WORKERS = 2
 TASKS = 60
@@ -278,7 +278,7 @@ class Program:
 
 def _run_program(pipe, name: str) -> None:
     _serve(pipe, name)
-    let_go_of_the_dead()
+    drop_dead_attachments()
     gc.collect()
     pipe.put(("", {"descriptors": _untorn_descriptors(), "mappings": untorn_mappings()}))
 

@@ -22,7 +22,7 @@ from values import KINDS, TOGETHER, Box, Kind, Pair
 
 import untorn
 from helpers import descriptors, start, untorn_mappings
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 ALL = KINDS | TOGETHER
 NEWER_VERSIONS = 50
@@ -345,7 +345,7 @@ def _home(pipe):
 def _left_behind() -> str | None:
     """What this process still has of channels, though everything is closed."""
     for _ in range(RETRIES):
-        let_go_of_the_dead()
+        drop_dead_attachments()
         gc.collect()
         left = untorn_mappings() + [target for target in descriptors().values() if "untorn" in target]
         if not left:

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 import untorn
 from conftest import SEED
 from helpers import start, untorn_mappings
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 EXAMPLES, SOAK_EXAMPLES = 30, 2_000
 STEPS, SOAK_STEPS = 30, 100
@@ -164,7 +164,7 @@ class Reading:
         """Let go of everything; returns what is mapped all the same."""
         self.subscribers.clear()
         self.kept.clear()
-        let_go_of_the_dead()
+        drop_dead_attachments()
         gc.collect()
         return untorn_mappings()
 

@@ -12,15 +12,21 @@ obstacles.py    what a file system refuses, in words
 versions.py     how a version is made, and what a slot has of it already
 publisher.py    publish, update, patch
 edit.py         edit: the next version in place
-subscriber.py   subscribe, snapshot, wait
+attached.py     this process's reading side of a channel
+snapshot.py     one version, as readers have it
+subscriber.py   snapshot, wait
+subscribing.py  subscribe
 waiting.py      the same for asyncio
 typevars.py     the type of a channel's value, for type checkers
 inspect.py      a channel from outside, for the commands
+lowlevel.py     the door for the other packages: what they need of all this
 """
 
 from untorn.share.frozen_dict import FrozenDict
 from untorn.share.publisher import Publisher, publish
-from untorn.share.subscriber import Snapshot, Subscriber, subscribe
+from untorn.share.snapshot import Snapshot
+from untorn.share.subscriber import Subscriber
+from untorn.share.subscribing import subscribe
 from untorn.share.versions import ReaderInfo
 
 __all__ = ["FrozenDict", "Publisher", "ReaderInfo", "Snapshot", "Subscriber", "publish", "subscribe"]

@@ -26,11 +26,12 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import CapacityError
+from untorn.share.attached import schema_of
 from untorn.share.layout import Decoder
 from untorn.share.obstacles import meaning, shortage
 from untorn.share.publisher import Publisher, publish_tree
+from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address, open_channel
-from untorn.share.subscriber import Snapshot, schema_of
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
 
 __all__ = [

@@ -16,11 +16,12 @@ from typing import Any, Generic, Literal, Self
 from untorn import _core
 from untorn.errors import BusyError, ClosedError
 from untorn.share import storage
+from untorn.share.attached import drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address, Files
-from untorn.share.subscriber import Subscriber, let_go_of_the_dead
+from untorn.share.subscriber import Subscriber
 from untorn.share.typevars import T
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
 
@@ -389,7 +390,7 @@ class Publisher(Generic[T]):
             if versions.name is not None and not forked:
                 versions.name.close()
             self._open_versions = None
-        let_go_of_the_dead()
+        drop_dead_attachments()
 
     def unlink(self) -> None:
         """Remove the files of a named channel; readers that are attached keep it. Does nothing on an anonymous one.
@@ -406,7 +407,7 @@ class Publisher(Generic[T]):
             if taken.id == self._id:
                 self._files.unlink()
             taken.retire()
-            let_go_of_the_dead()
+            drop_dead_attachments()
             return
         if versions.attachment.forked and self._open_versions is not None:
             raise forked_error(self._label)

@@ -1,9 +1,9 @@
-"""Reading: subscribers and snapshots.
+"""Subscribers: snapshots of a channel, and waiting for newer ones.
 
 ::
 
     Subscriber ──┐
-    Subscriber ──┴─> _Attached (one per channel and process) ──> _core.Attachment (a reader row, the mappings)
+    Subscriber ──┴─> Attached (one per channel and process) ──> _core.Attachment (a reader row, the mappings)
     Snapshot ──> _core.Hold (a pinned version) <── base of every array of Snapshot.value
 
 A subscriber that was pickled finds its channel again by its identity; unpickled twice in one process it is one
@@ -13,264 +13,24 @@ views outlive snapshots, subscribers and channels.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
 import time
-import weakref
 from collections.abc import AsyncIterator, Iterator
-from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, overload
+from typing import Any, Generic, Self
 
 from untorn import _core
-from untorn.errors import (
-    BrokenChannelError,
-    CapacityError,
-    ChannelNotFoundError,
-    ClosedError,
-    FormatError,
-    UnsupportedTypeError,
-    UntornError,
-)
-from untorn.share import storage, waiting
-from untorn.share.layout import Decoder
-from untorn.share.naming import signpost_target
-from untorn.share.obstacles import labelled, meaning
+from untorn.errors import BrokenChannelError, ClosedError, UntornError
+from untorn.share import waiting
+from untorn.share.attached import Attached, attached_to, forget, keep
+from untorn.share.obstacles import labelled
+from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address
-from untorn.share.typevars import T, T_co
+from untorn.share.typevars import T_co
 
-if TYPE_CHECKING:
-    from untorn.share.publisher import Publisher
-
-__all__ = ["Snapshot", "Subscriber", "subscribe"]
+__all__ = ["Subscriber"]
 
 #: how often a waiting reader asks the kernel whether its publisher lives
 LIVENESS_INTERVAL_S = 0.1
-_MAX_DECODERS = 64
-
-
-class _Attached:
-    """This process's reading side of one channel, shared by all its subscribers here."""
-
-    def __init__(self, attachment: _core.Attachment, address: Address) -> None:
-        self.attachment = attachment
-        self.address = address
-        self._decoders: dict[int, Decoder] = {}
-
-    def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
-        """The decoder of a pinned version; kept while the schema stays the same."""
-        key = hold.schema_id << 1 | allow_pickle
-        known = self._decoders.get(key)
-        if known is not None and known.slot_nbytes <= hold.nbytes:
-            return known
-        try:
-            decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle)
-        except (FormatError, UnsupportedTypeError, ImportError) as error:
-            raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
-        self._decoders[key] = decoder
-        _drop_oldest(self._decoders, _MAX_DECODERS)
-        return decoder
-
-    def pin(self) -> _core.Hold:
-        label = self.address.label
-        try:
-            return self.attachment.pin()
-        except _core.StatusError as error:
-            if error.args[0] == "no_row" and self.attachment.control_fd < 0:
-                raise CapacityError(
-                    f"channel {label!r}: this process was forked when its parent could open no file for it (ulimit -n, "
-                    "or /proc is not mounted); subscribe again here"
-                ) from None
-            if error.args[0] == "no_row":
-                raise CapacityError(
-                    f"channel {label!r}: this process was forked when every reader row was taken, and none is free "
-                    "now; close some subscribers, or publish with a larger max_readers"
-                ) from None
-            if error.args[0] == "no_slot":
-                raise CapacityError(
-                    f"channel {label!r}: this process holds {self.held} versions, and the slots that are left are "
-                    "reserved for the publisher; let old snapshots and views go, and copy what is to be kept"
-                ) from None
-            raise meaning(error, label) from None
-        except OSError as error:
-            raise labelled(error, label) from None
-
-    @property
-    def held(self) -> int:
-        """The number of versions that this process holds."""
-        rows = self.attachment.rows()
-        return max((held.bit_count() for _, pid, _, held in rows if pid == os.getpid()), default=0)
-
-
-def schema_of(hold: _core.Hold) -> bytes:
-    """Return the schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
-    try:
-        return hold.schema()
-    except _core.StatusError:
-        raise FormatError(
-            f"its schema should be {hold.schema_nbytes:,} bytes of text, and there are zeros in it; the channel's file "
-            "is damaged, or was not written by untorn"
-        ) from None
-
-
-# What follows has no lock. Threads come here, and so do signal handlers, finalizers and forks, between any two
-# instructions of a thread, which could not let a lock go meanwhile. Each step is one operation of a dict, and a file
-# has one _core.Attachment in a process, however many ask for it at the same time (csrc/module_channel.c).
-
-_attached: weakref.WeakValueDictionary[bytes, _Attached] = weakref.WeakValueDictionary()
-
-
-def _attach(address: Address) -> _Attached:
-    known = _attached.get(address.id)
-    if known is not None:
-        return _unless_copied(known, address)
-    attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
-    if attachment.version == 0:
-        attachment, address = _follow(attachment, address)
-    known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
-    if known is not None and known.attachment is attachment:
-        return known
-    attached = _Attached(attachment, Address(attachment.id, address.places, address.label))
-    if known is None:  # another thread may be faster: then there are two objects over one attachment
-        _attached[attachment.id] = attached
-    return attached
-
-
-def _unless_copied(known: _Attached, address: Address) -> _Attached:
-    """Return the channel that is known by this id, unless the address leads to another one with the same: somebody
-    copied the files of one, and both went on."""
-    with contextlib.suppress(UntornError, OSError):  # gone, or another channel has the name now
-        if address.leads_elsewhere(known.attachment):
-            attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
-            if attachment is not known.attachment and attachment.version != 0:
-                return _Attached(attachment, address)
-    return known
-
-
-def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
-    """Follow a channel without a version to the one it is a signpost to, which lost its files. Raises
-    ChannelNotFoundError if it is none: its making or removal was cut short."""
-    target = signpost_target(signpost.control_fd, address.label)
-    if target is not None:
-        with contextlib.suppress(ChannelNotFoundError):
-            attachment = storage.open_channel(target.places, target.label, _core.READER, id=target.id)
-            return attachment, Address(target.id, (*target.places, *address.places), target.label)
-    raise storage.not_found(address.places, address.label)
-
-
-#: attachments of subscribers that came here by pickle, most recent last: a task that is handed a Subscriber would
-#: otherwise attach anew each time
-_kept: dict[bytes, _Attached] = {}
-_MAX_KEPT = 8
-
-
-def _keep(attached: _Attached) -> None:
-    """Keep this attachment for the next task; let go those whose publisher is gone, and the oldest of too many."""
-    _kept.pop(attached.attachment.id, None)
-    _kept[attached.attachment.id] = attached
-    _drop_oldest(_kept, _MAX_KEPT)
-    let_go_of_the_dead()
-
-
-def _drop_oldest(table: dict[Any, Any], most: int) -> None:
-    """Remove all but the newest ``most`` entries."""
-    if len(table) > most:
-        for key in list(table)[:-most]:
-            table.pop(key, None)
-
-
-def let_go_of_the_dead() -> None:
-    """Of the attachments that are kept for the next task, end those to channels that have neither a publisher nor a
-    name."""
-    for attached in list(_kept.values()):
-        with contextlib.suppress(OSError):  # nobody says that its publisher is dead
-            if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
-                _kept.pop(attached.attachment.id, None)
-
-
-class Snapshot(Generic[T_co]):
-    """One published version, whole, for as long as anything refers to it.
-
-    Use it as a context manager, or just let it go. Views into ``value`` keep the version pinned on their own, also
-    after the block.
-
-    Example:
-        >>> import numpy as np, untorn
-        >>> with untorn.publish({"w": np.zeros(3)}) as weights:
-        ...     with weights.subscriber().snapshot() as snap:
-        ...         snap.version, snap.value["w"].sum()
-        (1, np.float64(0.0))
-    """
-
-    __slots__ = ("_allow_pickle", "_attached", "_hold", "_value", "version")
-
-    #: the version's number: 1 for the first, one more for each published
-    version: int
-
-    def __init__(self, attached: _Attached, hold: _core.Hold, allow_pickle: bool = False) -> None:
-        self._attached = attached
-        self._allow_pickle = allow_pickle
-        self._hold: _core.Hold | None = hold
-        self._value: Any = _MISSING
-        self.version = hold.version
-
-    def _held(self) -> _core.Hold:
-        hold = self._hold  # read once, here as below: a signal handler may close this in between
-        if hold is None:
-            raise ClosedError(
-                f"this snapshot of version {self.version} is closed; take a new one, or keep a view into its value"
-            )
-        return hold
-
-    @property
-    def value(self) -> T_co:
-        """The published value. Arrays are read-only views of shared memory (no copy), and so are the values of other
-        libraries where these allow it (docs/values.md); numbers, str, bytes and containers are copies.
-
-        Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version,
-        UnsupportedTypeError for a pickled value without allow_pickle, ImportError if the value's library is missing.
-        """
-        hold, value = self._held(), self._value
-        if value is _MISSING:
-            value = self._attached.decoder(hold, self._allow_pickle).value(hold)
-            if self._hold is not None:
-                self._value = value
-        return value  # type: ignore[no-any-return]  # decoding cannot know the type
-
-    @property
-    def published_at(self) -> float:
-        """When this version was published, in seconds since the epoch (as time.time())."""
-        return self._held().published_ns / 1e9
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of shared memory of this version."""
-        return self._held().nbytes
-
-    def close(self) -> None:
-        """Let this version go; views into it that are still alive keep it. Closing twice is fine."""
-        self._hold = None
-        self._value = None
-
-    def __enter__(self) -> Self:
-        self._held()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hold = None
-        self._value = None
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Snapshot stays in its process; send the Subscriber, or what you need of the value")
-
-    def __repr__(self) -> str:
-        hold = self._hold
-        state = "closed" if hold is None else f"{hold.nbytes:,} bytes"
-        return f"<untorn.Snapshot of {self._attached.address.label!r}, version {self.version}, {state}>"
-
-
-_MISSING = object()
 
 
 class Subscriber(Generic[T_co]):
@@ -282,19 +42,19 @@ class Subscriber(Generic[T_co]):
 
     __slots__ = ("__weakref__", "_address", "_allow_pickle", "_attached_or_none", "_closed")
 
-    def __init__(self, address: Address, attached: _Attached | None = None, *, allow_pickle: bool = False) -> None:
+    def __init__(self, address: Address, attached: Attached | None = None, *, allow_pickle: bool = False) -> None:
         self._address = address
         self._allow_pickle = allow_pickle
         self._attached_or_none = attached
         self._closed = False
 
     @property
-    def _attached(self) -> _Attached:
+    def _attached(self) -> Attached:
         if self._closed:
             raise ClosedError(f"this subscriber of channel {self._address.label!r} is closed; subscribe again")
         attached = self._attached_or_none
         if attached is None:
-            attached = _attach(self._address)
+            attached = attached_to(self._address)
             if not self._closed:
                 self._attached_or_none = attached
         return attached
@@ -370,7 +130,7 @@ class Subscriber(Generic[T_co]):
         attachment = self._waited(newer_than)
         if attachment.version > newer_than:
             return attachment.version
-        deadline = None if timeout_s is None else _deadline(timeout_s)
+        deadline = None if timeout_s is None else waiting.deadline_of(timeout_s)
         while True:
             left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
             if attachment.wait(newer_than, max(0.0, min(left, LIVENESS_INTERVAL_S))):
@@ -394,7 +154,7 @@ class Subscriber(Generic[T_co]):
         import asyncio
 
         attachment = self._waited(newer_than)
-        deadline = None if timeout_s is None else _deadline(timeout_s)
+        deadline = None if timeout_s is None else waiting.deadline_of(timeout_s)
         version = self._verdict(attachment, newer_than, timeout_s, deadline)
         if version is not None:
             await asyncio.sleep(0)
@@ -493,7 +253,7 @@ class Subscriber(Generic[T_co]):
         self._closed = True
         attached, self._attached_or_none = self._attached_or_none, None
         if attached is not None:
-            _kept.pop(attached.attachment.id, None)
+            forget(attached)
 
     def __enter__(self) -> Self:
         return self
@@ -514,84 +274,13 @@ class Subscriber(Generic[T_co]):
         return f"<untorn.Subscriber of {self.name!r}>"
 
 
-def _deadline(timeout_s: float) -> float:
-    """When to give up, on the monotonic clock."""
-    if not isinstance(timeout_s, Real):
-        raise TypeError(f"timeout_s: expected a number of seconds, found {type(timeout_s).__name__}")
-    if math.isnan(timeout_s):
-        raise ValueError("timeout_s: expected a number of seconds, found nan")
-    return time.monotonic() + float(timeout_s)
-
-
 def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str, allow_pickle: bool) -> Subscriber:
     address = Address(id, places, label)
     try:
-        attached = _attach(address)
+        attached = attached_to(address)
     except (UntornError, OSError):
         # Pools unpickle outside the task, where an error ends the worker, and multiprocessing.Pool then waits for ever.
         # So the first use tries again, and raises.
         return Subscriber(address, allow_pickle=allow_pickle)
-    _keep(attached)
+    keep(attached)
     return Subscriber(address, attached, allow_pickle=allow_pickle)
-
-
-@overload
-def subscribe(
-    channel: Publisher[T] | Subscriber[T], *, timeout_s: float = 0, allow_pickle: bool = False
-) -> Subscriber[T]: ...
-@overload
-def subscribe(
-    channel: str | os.PathLike[str], *, timeout_s: float = 0, allow_pickle: bool = False
-) -> Subscriber[Any]: ...
-def subscribe(
-    channel: str | os.PathLike[str] | Subscriber | Publisher,
-    *,
-    timeout_s: float = 0,
-    allow_pickle: bool = False,
-) -> Subscriber:
-    """Attach to a channel for reading.
-
-    Args:
-        channel: a name ("policy"), a path (anything with a slash, or a Path: directory/name), or a Publisher or
-            Subscriber that was handed over.
-        timeout_s: seconds to wait for the channel to appear.
-        allow_pickle: unpickle what the publisher pickled, as in numpy.load(). A pickle can run any code: say so only if
-            you trust whoever publishes. The publisher must have said so too.
-
-    Raises:
-        ChannelNotFoundError: there is none (within timeout_s).
-        FormatError: the file of that name is not a channel.
-        CapacityError: all its reader rows are taken.
-
-    Example:
-        >>> import untorn
-        >>> with untorn.publish([1, 2], name="doc-example") as publisher:
-        ...     untorn.subscribe("doc-example").snapshot().value
-        ...     publisher.unlink()
-        [1, 2]
-    """
-    from untorn.share.publisher import Publisher
-
-    if isinstance(channel, Publisher):
-        return channel.subscriber(allow_pickle=allow_pickle)
-    if isinstance(channel, Subscriber):
-        address, attached = channel._address, channel._attached  # noqa: SLF001 (the new one is of the same class)
-        return Subscriber(address, attached, allow_pickle=allow_pickle)
-    if not isinstance(channel, str | os.PathLike):
-        raise TypeError(
-            f"channel: expected a name, a path, a Publisher or a Subscriber, found {type(channel).__name__}"
-        )
-    text = os.fspath(channel)
-    if "/" in text or not isinstance(channel, str):
-        files = storage.named(os.path.basename(text), os.path.dirname(text) or ".")
-    else:
-        files = storage.named(text)
-    address = Address(b"", ((files.control, files.data),), files.label)
-    deadline = _deadline(timeout_s)
-    while True:
-        try:
-            return Subscriber(address, _attach(address), allow_pickle=allow_pickle)
-        except ChannelNotFoundError:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(0.01)

@@ -21,28 +21,38 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Generic, Self, final
 
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
+from untorn.share.snapshot import Snapshot
 from untorn.share.typevars import T_co
 
 if TYPE_CHECKING:
     import asyncio
 
-    from untorn.share.subscriber import Snapshot
-
-__all__ = ["NewerSnapshots", "changed"]
+__all__ = ["NewerSnapshots", "changed", "deadline_of"]
 
 #: how often the kernel is asked whether the publishers of the channels that are waited for live
 LIVENESS_INTERVAL_S = 0.2
 #: how long the thread stays when nobody waits: coroutines come back between two versions
 IDLE_S = 0.2
+
+
+def deadline_of(timeout_s: float) -> float:
+    """Return when a wait of so many seconds gives up, on the monotonic clock. Raises TypeError or ValueError."""
+    if not isinstance(timeout_s, Real):
+        raise TypeError(f"timeout_s: expected a number of seconds, found {type(timeout_s).__name__}")
+    if math.isnan(timeout_s):
+        raise ValueError("timeout_s: expected a number of seconds, found nan")
+    return time.monotonic() + float(timeout_s)
 
 
 async def changed(

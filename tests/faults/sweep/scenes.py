@@ -24,7 +24,7 @@ import numpy as np
 import untorn
 from helpers import descriptors, untorn_mappings
 from untorn.cli.gc import collect
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 #: elements of a small value; a large one has LARGE
 SMALL, LARGE = 500, 20_000
@@ -75,7 +75,7 @@ class Scene(ABC):
 
     def end(self) -> None:
         """Nothing may be left of all this."""
-        let_go_of_the_dead()
+        drop_dead_attachments()
         gc.collect()
         fds, mappings = set(descriptors()) - self._before[0], len(untorn_mappings()) - self._before[1]
         if fds or mappings > 0:

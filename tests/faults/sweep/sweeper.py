@@ -28,7 +28,7 @@ from sweep.operations import MISTAKES, OPERATIONS, Operation, Stage
 from sweep.tracer import Failure, Plan, Run, Victim, marked, stepped, watched
 from untorn import Publisher, Snapshot, Subscriber, _core
 from untorn.share import storage, waiting
-from untorn.share.subscriber import let_go_of_the_dead
+from untorn.share.attached import drop_dead_attachments
 
 __all__ = ["Sweep", "judged", "mark_extension", "serve", "sweep", "swept"]
 
@@ -230,6 +230,6 @@ def _work(operation: Operation, stage: Stage, state: Any, before: tuple[set[int]
     stage.close()
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         thread.join()
-    let_go_of_the_dead()
+    drop_dead_attachments()
     outcome.look_for_leaks(*before)
     return outcome

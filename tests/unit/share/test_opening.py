@@ -204,7 +204,7 @@ def test_the_data_files_number_is_used_again_between_the_two_steps(monkeypatch):
 
     saved = os.dup(data_fd)
     monkeypatch.setattr(storage, "_open", interrupted)
-    monkeypatch.setattr("untorn.share.subscriber._attached", {})
+    monkeypatch.setattr("untorn.share.attached._attached", {})
     try:
         with pytest.raises(ChannelNotFoundError):
             pickle.loads(text).attach()

@@ -1,0 +1,170 @@
+"""This process's reading side of a channel, which all its subscribers here share.
+
+A channel has one Attached in a process, found by the channel's id, however many subscribers were made or unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from typing import Any
+
+from untorn import _core
+from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
+from untorn.share import storage
+from untorn.share.layout import Decoder
+from untorn.share.naming import signpost_target
+from untorn.share.obstacles import labelled, meaning
+from untorn.share.storage import Address
+
+__all__ = ["Attached", "attached_to", "drop_dead_attachments", "forget", "keep", "schema_of"]
+
+_MAX_DECODERS = 64
+
+
+class Attached:
+    """This process's reading side of one channel, shared by all its subscribers here."""
+
+    def __init__(self, attachment: _core.Attachment, address: Address) -> None:
+        self.attachment = attachment
+        self.address = address
+        self._decoders: dict[int, Decoder] = {}
+
+    def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
+        """The decoder of a pinned version; kept while the schema stays the same."""
+        key = hold.schema_id << 1 | allow_pickle
+        known = self._decoders.get(key)
+        if known is not None and known.slot_nbytes <= hold.nbytes:
+            return known
+        try:
+            decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle)
+        except (FormatError, UnsupportedTypeError, ImportError) as error:
+            raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
+        self._decoders[key] = decoder
+        _drop_oldest(self._decoders, _MAX_DECODERS)
+        return decoder
+
+    def pin(self) -> _core.Hold:
+        """Pin the newest version. Raises CapacityError if there is no row, or no slot, for another one."""
+        label = self.address.label
+        try:
+            return self.attachment.pin()
+        except _core.StatusError as error:
+            if error.args[0] == "no_row" and self.attachment.control_fd < 0:
+                raise CapacityError(
+                    f"channel {label!r}: this process was forked when its parent could open no file for it (ulimit -n, "
+                    "or /proc is not mounted); subscribe again here"
+                ) from None
+            if error.args[0] == "no_row":
+                raise CapacityError(
+                    f"channel {label!r}: this process was forked when every reader row was taken, and none is free "
+                    "now; close some subscribers, or publish with a larger max_readers"
+                ) from None
+            if error.args[0] == "no_slot":
+                raise CapacityError(
+                    f"channel {label!r}: this process holds {self.held} versions, and the slots that are left are "
+                    "reserved for the publisher; let old snapshots and views go, and copy what is to be kept"
+                ) from None
+            raise meaning(error, label) from None
+        except OSError as error:
+            raise labelled(error, label) from None
+
+    @property
+    def held(self) -> int:
+        """The number of versions that this process holds."""
+        rows = self.attachment.rows()
+        return max((held.bit_count() for _, pid, _, held in rows if pid == os.getpid()), default=0)
+
+
+def schema_of(hold: _core.Hold) -> bytes:
+    """Return the schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
+    try:
+        return hold.schema()
+    except _core.StatusError:
+        raise FormatError(
+            f"its schema should be {hold.schema_nbytes:,} bytes of text, and there are zeros in it; the channel's file "
+            "is damaged, or was not written by untorn"
+        ) from None
+
+
+# What follows has no lock. Threads come here, and so do signal handlers, finalizers and forks, between any two
+# instructions of a thread, which could not let a lock go meanwhile. Each step is one operation of a dict, and a file
+# has one _core.Attachment in a process, however many ask for it at the same time (csrc/module_channel.c).
+
+_attached: weakref.WeakValueDictionary[bytes, Attached] = weakref.WeakValueDictionary()
+
+
+def attached_to(address: Address) -> Attached:
+    """Return this process's reading side of the channel at an address, attached now if there is none. Raises
+    ChannelNotFoundError, or what opening its files raises."""
+    known = _attached.get(address.id)
+    if known is not None:
+        return _unless_copied(known, address)
+    attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
+    if attachment.version == 0:
+        attachment, address = _follow(attachment, address)
+    known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
+    if known is not None and known.attachment is attachment:
+        return known
+    attached = Attached(attachment, Address(attachment.id, address.places, address.label))
+    if known is None:  # another thread may be faster: then there are two objects over one attachment
+        _attached[attachment.id] = attached
+    return attached
+
+
+def _unless_copied(known: Attached, address: Address) -> Attached:
+    """Return the channel that is known by this id, unless the address leads to another one with the same: somebody
+    copied the files of one, and both went on."""
+    with contextlib.suppress(UntornError, OSError):  # gone, or another channel has the name now
+        if address.leads_elsewhere(known.attachment):
+            attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
+            if attachment is not known.attachment and attachment.version != 0:
+                return Attached(attachment, address)
+    return known
+
+
+def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
+    """Follow a channel without a version to the one it is a signpost to, which lost its files. Raises
+    ChannelNotFoundError if it is none: its making or removal was cut short."""
+    target = signpost_target(signpost.control_fd, address.label)
+    if target is not None:
+        with contextlib.suppress(ChannelNotFoundError):
+            attachment = storage.open_channel(target.places, target.label, _core.READER, id=target.id)
+            return attachment, Address(target.id, (*target.places, *address.places), target.label)
+    raise storage.not_found(address.places, address.label)
+
+
+#: attachments of subscribers that came here by pickle, most recent last: a task that is handed a Subscriber would
+#: otherwise attach anew each time
+_kept: dict[bytes, Attached] = {}
+_MAX_KEPT = 8
+
+
+def keep(attached: Attached) -> None:
+    """Keep this attachment for the next task; let go those whose publisher is gone, and the oldest of too many."""
+    _kept.pop(attached.attachment.id, None)
+    _kept[attached.attachment.id] = attached
+    _drop_oldest(_kept, _MAX_KEPT)
+    drop_dead_attachments()
+
+
+def forget(attached: Attached) -> None:
+    """Keep this attachment for the next task no longer."""
+    _kept.pop(attached.attachment.id, None)
+
+
+def _drop_oldest(table: dict[Any, Any], most: int) -> None:
+    """Remove all but the newest ``most`` entries."""
+    if len(table) > most:
+        for key in list(table)[:-most]:
+            table.pop(key, None)
+
+
+def drop_dead_attachments() -> None:
+    """Of the attachments that are kept for the next task, end those to channels that have neither a publisher nor a
+    name."""
+    for attached in list(_kept.values()):
+        with contextlib.suppress(OSError):  # nobody says that its publisher is dead
+            if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
+                _kept.pop(attached.attachment.id, None)

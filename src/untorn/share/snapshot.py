@@ -1,0 +1,96 @@
+"""One version of a channel, as its readers have it."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Self
+
+from untorn import _core
+from untorn.errors import ClosedError
+from untorn.share.attached import Attached
+from untorn.share.typevars import T_co
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot(Generic[T_co]):
+    """One published version, whole, for as long as anything refers to it.
+
+    Use it as a context manager, or just let it go. Views into ``value`` keep the version pinned on their own, also
+    after the block.
+
+    Example:
+        >>> import numpy as np, untorn
+        >>> with untorn.publish({"w": np.zeros(3)}) as weights:
+        ...     with weights.subscriber().snapshot() as snap:
+        ...         snap.version, snap.value["w"].sum()
+        (1, np.float64(0.0))
+    """
+
+    __slots__ = ("_allow_pickle", "_attached", "_hold", "_value", "version")
+
+    #: the version's number: 1 for the first, one more for each published
+    version: int
+
+    def __init__(self, attached: Attached, hold: _core.Hold, allow_pickle: bool = False) -> None:
+        self._attached = attached
+        self._allow_pickle = allow_pickle
+        self._hold: _core.Hold | None = hold
+        self._value: Any = _MISSING
+        self.version = hold.version
+
+    def _held(self) -> _core.Hold:
+        hold = self._hold  # read once, here as below: a signal handler may close this in between
+        if hold is None:
+            raise ClosedError(
+                f"this snapshot of version {self.version} is closed; take a new one, or keep a view into its value"
+            )
+        return hold
+
+    @property
+    def value(self) -> T_co:
+        """The published value. Arrays are read-only views of shared memory (no copy), and so are the values of other
+        libraries where these allow it (docs/values.md); numbers, str, bytes and containers are copies.
+
+        Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version,
+        UnsupportedTypeError for a pickled value without allow_pickle, ImportError if the value's library is missing.
+        """
+        hold, value = self._held(), self._value
+        if value is _MISSING:
+            value = self._attached.decoder(hold, self._allow_pickle).value(hold)
+            if self._hold is not None:
+                self._value = value
+        return value  # type: ignore[no-any-return]  # decoding cannot know the type
+
+    @property
+    def published_at(self) -> float:
+        """When this version was published, in seconds since the epoch (as time.time())."""
+        return self._held().published_ns / 1e9
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of shared memory of this version."""
+        return self._held().nbytes
+
+    def close(self) -> None:
+        """Let this version go; views into it that are still alive keep it. Closing twice is fine."""
+        self._hold = None
+        self._value = None
+
+    def __enter__(self) -> Self:
+        self._held()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hold = None
+        self._value = None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Snapshot stays in its process; send the Subscriber, or what you need of the value")
+
+    def __repr__(self) -> str:
+        hold = self._hold
+        state = "closed" if hold is None else f"{hold.nbytes:,} bytes"
+        return f"<untorn.Snapshot of {self._attached.address.label!r}, version {self.version}, {state}>"
+
+
+_MISSING = object()
