@@ -123,7 +123,7 @@ static PyObject *Board_refuse(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *Board_stands(PyObject *self, PyObject *unused)
+static PyObject *Board_still_claimed(PyObject *self, PyObject *unused)
 {
     BoardObject *board = (BoardObject *)self;
     return PyBool_FromLong(board->turn.kind == TURN_GRADIENT && board_stands(&board->board, &board->turn));
@@ -369,7 +369,8 @@ static PyMethodDef Board_methods[] = {
     {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
     {"refuse", Board_refuse, METH_VARARGS,
      "refuse(worker, errno): hand the gradient taken by next() back, for which there is no memory to map."},
-    {"stands", Board_stands, METH_NOARGS, "stands() -> bool: is the task taken by next() still this worker's?"},
+    {"still_claimed", Board_still_claimed, METH_NOARGS,
+     "still_claimed() -> bool: does this worker still hold the task taken by next()?"},
     {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
     {"set_limit", Board_set_limit, METH_O, "set_limit(limit): let steps below `limit` run."},
     {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
@@ -554,6 +555,12 @@ bool module_add_board(PyObject *module)
            PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_RMSPROP", KERNEL_RMSPROP) == 0 &&
            PyModule_AddIntConstant(module, "KERNEL_ADAGRAD", KERNEL_ADAGRAD) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_F32", KERNEL_F32) == 0 &&
+           PyModule_AddIntConstant(module, "KERNEL_F64", KERNEL_F64) == 0 &&
+           PyModule_AddIntConstant(module, "MERGE_STEP", MERGE_STEP) == 0 &&
+           PyModule_AddIntConstant(module, "MERGE_MEAN", MERGE_MEAN) == 0 &&
+           PyModule_AddIntConstant(module, "MERGE_FIRST", MERGE_FIRST) == 0 &&
+           PyModule_AddIntConstant(module, "MERGE_KEEP", MERGE_KEEP) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_METRICS", BOARD_METRICS) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_NAMES_NBYTES", BOARD_NAMES_NBYTES) == 0 &&
            PyModule_AddIntConstant(module, "BOARD_ERROR_NBYTES", BOARD_ERROR_NBYTES) == 0 &&

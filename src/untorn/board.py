@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, final
 
@@ -51,9 +51,10 @@ class KernelSettings(NamedTuple):
 NO_UPDATE: Final = KernelSettings()
 
 
-def pack_ranges(ranges: Sequence[tuple[int, int, int, int]]) -> bytes:
-    """Return the update tasks (offset in a slot, offset in a gradient, elements, dtype | kind << 8) as bytes."""
-    return np.array(ranges, _RANGE).tobytes()
+def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int]]) -> bytes:
+    """Return update tasks as bytes. Each is an offset in a slot, an offset in a gradient's payload, a number of
+    elements, their type (``_core.KERNEL_F32`` or ``KERNEL_F64``) and what to do with them (``_core.MERGE_...``)."""
+    return np.array([(*places, dtype | kind << 8) for *places, dtype, kind in ranges], _RANGE).tobytes()
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class BoardSpec:
     first_version: int = 0
     kernel: KernelSettings = NO_UPDATE
     clip_norm: float = 0.0
-    ranges: bytes = pack_ranges([(0, 0, 0, 0)])
+    ranges: bytes = pack_ranges([(0, 0, 0, 0, 0)])
 
 
 class GradientBuffer(NamedTuple):
@@ -236,7 +237,7 @@ class Board(_core.Board):
             "shard": shard,
             "non_finite": isinstance(error, NonFiniteLossError),
             "summary": f"{type(error).__name__}: {_message_of(error)}"[:500],
-            "traceback": text[-room // 6 :],  # its newest lines; JSON may need six bytes for a character
+            "traceback": text[-room // 6 :],  # its newest lines; JSON needs up to six bytes per character
         }
         _core.copy(self, self._report_at(worker), json.dumps(document).encode() + b"\0")
         self.fail(worker)

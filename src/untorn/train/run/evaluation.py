@@ -411,7 +411,7 @@ class _Measurer:
             else:
                 self._write_measured(buffer_at, answer)
         except Exception as error:
-            if not self.board.stands():
+            if not self.board.still_claimed():
                 return kind
             self._reporter.report(error, chunk, 0)
             return _core.TURN_STOP

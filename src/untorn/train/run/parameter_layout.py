@@ -20,16 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from untorn import _core
 from untorn.board import Board, pack_ranges
 from untorn.share.layout import Layout
 from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
 
 __all__ = ["ParameterPlan"]
 
-_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
-#: what an update does with a range (csrc/board.h): the optimizer's step; the mean over the shards; the value of the
-#: first shard that has examples; nothing new
-_STEP, _MEAN, _FIRST, _KEEP = range(4)
+_DTYPES = {np.dtype(np.float32): _core.KERNEL_F32, np.dtype(np.float64): _core.KERNEL_F64}
 _LINE = 64
 _RANGE_NBYTES = 32 * 1024
 _MAX_RANGES = 16
@@ -95,8 +93,8 @@ class ParameterPlan:
         for offset, end, dtype, kind in self._runs():
             for at in range(offset, end, target):
                 nbytes = min(target, end - at)
-                grad = 0 if kind == _KEEP else at - self.start
-                tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0) | kind << 8))
+                grad = 0 if kind == _core.MERGE_KEEP else at - self.start
+                tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0), kind))
         return pack_ranges(tasks)
 
     def _runs(self) -> list[tuple[int, int, Any, int]]:
@@ -112,14 +110,14 @@ class ParameterPlan:
     def _pieces(self) -> Iterator[tuple[int, int, Any, int]]:
         """(from, to, element, kind) of every array, from the start of a slot."""
         for offset, nbytes in self.kept:
-            yield offset, offset + nbytes, _BYTE, _KEEP
+            yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
             end = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
             if index >= self.buffers:
-                element, kind = dtype, _MEAN if self.sums else _STEP
+                element, kind = dtype, _core.MERGE_MEAN if self.sums else _core.MERGE_STEP
             else:
                 element = _float_of(dtype)
-                kind = _MEAN if element in _DTYPES else _FIRST
+                kind = _core.MERGE_MEAN if element in _DTYPES else _core.MERGE_FIRST
             yield self.start + offset, self.start + end, element, kind
 
     def gradient_places(self, at: int) -> tuple[tuple[int, int, str], ...]:

@@ -121,7 +121,7 @@ class ShardWorker:
             time.sleep(min(wait_s, _RETRY_S))
             return _core.TURN_IDLE
         except Exception as error:
-            if not self.board.stands():  # we were stopped, and the others went on without us
+            if not self.board.still_claimed():  # we were stopped, and the others went on without us
                 return kind
             self._reporter.report(error, step, shard)
             return _core.TURN_STOP
