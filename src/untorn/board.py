@@ -231,7 +231,7 @@ class Board(_core.Board):
 
     def report_failure(self, worker: int, step: int, shard: int, error: Exception, text: str) -> None:
         """Report an error of a worker, with its traceback as ``text``, and wake the server."""
-        room = _core.BOARD_ERROR_NBYTES - 1024
+        room = _core.BOARD_ERROR_NBYTES - 4096  # for what is beside the traceback
         document = {
             "step": step,
             "shard": shard,
