@@ -20,7 +20,7 @@ import numpy as np
 import targets
 
 from untorn import FrozenDict
-from untorn.share.foreign import Parts
+from untorn.adapter_registry import Parts
 from untorn.share.layout import pack
 from untorn.train.checkpoints import checkpoint
 

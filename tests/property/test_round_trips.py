@@ -29,7 +29,7 @@ from helpers import WATCHDOG_S, Failure, start
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.frozen_dict import FrozenDict
 from untorn.share.layout import Decoder, Layout
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 
 #: how many documents were read, and the newest, for the parent to see
 LAST = mmap.mmap(-1, 2**16)

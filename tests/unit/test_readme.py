@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from untorn.share.layout import Layout
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -5,7 +5,7 @@ The table in docs/values.md says which values are shared without a copy.
 
 from __future__ import annotations
 
-from untorn.share.foreign import register_library
+from untorn.adapter_registry import register_library
 
 __all__: list[str] = []
 

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.foreign import Adapter, Parts
-from untorn.share.tree import Deferred
+from untorn.share.specs import Deferred
 
 __all__ = ["ADAPTERS"]
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.adapter_registry import Adapter, Parts
 from untorn.adapters.ml_dtypes import from_bits, to_bits
 from untorn.errors import UnsupportedTypeError
-from untorn.share.foreign import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.share.foreign import Adapter, Parts
+from untorn.adapter_registry import Adapter, Parts
 
 __all__ = ["ADAPTERS", "from_bits", "to_bits"]
 

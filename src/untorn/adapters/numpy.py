@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from untorn.share.foreign import Adapter, Parts
+from untorn.adapter_registry import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 

@@ -29,8 +29,8 @@ from pandas.api.extensions import ExtensionArray
 from pandas.api.types import pandas_dtype
 from pandas.tseries.frequencies import to_offset
 
+from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.foreign import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import polars as pl
 
+from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.foreign import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from untorn.share.foreign import Adapter, Parts
+from untorn.adapter_registry import Adapter, Parts
 
 __all__ = ["ADAPTERS"]
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.foreign import Adapter, Parts
 from untorn.share.quiet import silenced
 
 __all__ = ["ADAPTERS"]

@@ -1,7 +1,6 @@
 """share: one process publishes a value, any number read whole, zero-copy snapshots of it.
 
-tree.py         a value as a tree: spec and leaves
-foreign.py      how values of other libraries come to be in it
+specs.py        what can be shared, as a tree of leaves that are described
 paths.py        places in a tree, as people write them
 layout.py       where leaves lie in a slot, and the schema that readers get
 frozen_dict.py  a dictionary that is looked up where it lies

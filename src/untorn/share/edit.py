@@ -16,8 +16,9 @@ import numpy as np
 from untorn import _core
 from untorn.share.layout import Decoder, Layout
 from untorn.share.paths import leaf_paths
-from untorn.share.tree import Deferred, Spec, flatten
+from untorn.share.specs import Deferred, flatten
 from untorn.share.views import array_over
+from untorn.trees import Spec
 
 __all__ = ["Edit"]
 

@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.adapter_registry import Adapter, Parts, register_library
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import MALFORMED, Decoder, items_of, pack, read_dtype
-from untorn.share.tree import array_spec
+from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, items_of, pack, read_dtype
+from untorn.share.specs import array_spec
 
-__all__ = ["FrozenDict"]
+__all__ = ["ADAPTERS", "FrozenDict"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -275,3 +276,15 @@ class _Others:
             decoder = Decoder(self._schemas[number], nbytes, payload=0, allow_pickle=self._allow_pickle)
             self._decoders[number] = decoder
         return decoder.value(blob[offset : offset + nbytes])
+
+
+ADAPTERS = (
+    Adapter(
+        FROZEN_DICT,
+        lambda cls: cls is FrozenDict,
+        lambda value: Parts(None, value.parts()),
+        lambda _, parts, allow_pickle: FrozenDict.of_parts(parts, allow_pickle=allow_pickle),
+        unpickles=True,
+    ),
+)
+register_library("untorn", __name__)

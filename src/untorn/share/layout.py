@@ -21,7 +21,6 @@ import pickle
 import re
 import reprlib
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -30,24 +29,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.adapter_registry import adapter_named
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.foreign import adapter_named
-from untorn.share.tree import (
-    CONTAINERS,
-    MAX_DEPTH,
-    OPAQUE,
-    Deferred,
-    Spec,
-    class_at,
-    flatten,
-    is_plain,
-    path_of,
-)
+from untorn.share.specs import OPAQUE, Deferred, class_at, flatten, is_plain
 from untorn.share.views import array_over, private_memory
+from untorn.trees import CONTAINERS, MAX_DEPTH, Path, Spec, builder, member_names, path_of
 
-__all__ = ["MALFORMED", "Decoder", "Layout", "count_of", "items_of", "name_of", "pack", "read_dtype"]
+__all__ = ["FROZEN_DICT", "MALFORMED", "Decoder", "Layout", "count_of", "items_of", "name_of", "pack", "read_dtype"]
 
 ALIGNMENT = 64
+#: the name of FrozenDict's adapter: the schema has a kind of its own for it
+FROZEN_DICT = "untorn.FrozenDict"
 _MAX_NBYTES = 2**63 - 1
 #: what taking a document apart raises where it is not of the form that it should be
 MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -101,11 +93,7 @@ class Layout:
         if spec.kind in CONTAINERS or spec.kind in OPAQUE:
             foreign = foreign or spec.kind in OPAQUE
             self.has_foreign |= foreign
-            return [
-                spec.kind,
-                _describe_detail(spec),
-                [self._describe(child, places, foreign) for child in spec.children],
-            ]
+            return [*_describe_node(spec), [self._describe(child, places, foreign) for child in spec.children]]
         if spec.kind == "array" and not foreign:
             self.arrays.append(len(places))
         nbytes, alignment = _leaf_size(spec)
@@ -207,10 +195,16 @@ def _describe_leaf(spec: Spec) -> tuple[Any, ...]:
     return () if spec.detail is None else (spec.detail,)
 
 
-def _describe_detail(spec: Spec) -> Any:
-    if spec.kind in ("dict", "odict"):
-        return [_describe_key(key) for _, key in spec.detail]
-    return spec.detail
+def _describe_node(spec: Spec) -> tuple[str, Any]:
+    kind, detail, _ = spec
+    if kind in ("dict", "odict"):
+        return kind, [_describe_key(key) for _, key in detail]
+    if kind in ("namedtuple", "dataclass"):
+        cls, names = detail
+        return kind, (cls.__module__, cls.__qualname__, names)
+    if kind == "adapter" and detail[0] == FROZEN_DICT:
+        return "frozendict", detail[2]
+    return kind, detail
 
 
 def _describe_key(key: Any) -> Any:
@@ -346,19 +340,22 @@ class Decoder:
             made = self._private[id(exporter)] = private_memory(exporter)
         return made
 
-    def _compile(self, node: Any, path: tuple[str, ...], depth: int = 0) -> _Build:
+    def _compile(self, node: Any, path: Path, depth: int = 0) -> _Build:
         self._at = path
         kind, detail, *rest = items_of(node)
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if kind in CONTAINERS:
             (nodes,) = rest
-            names = _child_names(kind, detail, items_of(nodes))
+            detail = _read_detail(kind, detail, len(items_of(nodes)))
+            names = member_names(kind, detail, len(nodes))
             children = [
                 self._compile(child, (*path, name), depth + 1) for name, child in zip(names, nodes, strict=True)
             ]
             self._at = path
-            return _CONTAINER_COMPILERS[kind](detail, children)
+            return _container_builder(kind, detail, children)
+        if kind == "frozendict":
+            kind, detail = "adapter", [FROZEN_DICT, None, detail]
         if kind in OPAQUE:
             (nodes,) = rest
             return self._compile_opaque(kind, detail, items_of(nodes), path, depth + 1)
@@ -366,7 +363,7 @@ class Decoder:
             return lambda _: None
         return self._compile_leaf(kind, self.payload + count_of(detail), rest)
 
-    def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: tuple[str, ...], depth: int) -> _Build:
+    def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: Path, depth: int) -> _Build:
         if kind == "pickle" and not self.allow_pickle:
             raise UnsupportedTypeError(
                 f"{path_of(path)}: a pickled {detail}, and this reader does not unpickle; pass allow_pickle=True to "
@@ -377,29 +374,18 @@ class Decoder:
             parts = dict(zip(map(name_of, items_of(names)), nodes, strict=True))
             return self._compile_adapter(name_of(name), meta, parts, path, depth)
         children = [self._compile(node, path, depth) for node in nodes]
-        if kind == "pickle":
-            return lambda exporter: _unpickle([build(exporter) for build in children])
-        return self._compile_frozen_dict(dict(zip(map(name_of, items_of(detail)), children, strict=True)))
+        return lambda exporter: _unpickle([build(exporter) for build in children])
 
-    def _compile_frozen_dict(self, children: dict[str, _Build]) -> _Build:
-        from untorn.share.frozen_dict import FrozenDict
-
-        of_parts, allow_pickle = FrozenDict.of_parts, self.allow_pickle
-        return lambda exporter: of_parts(
-            {name: build(exporter) for name, build in children.items()}, allow_pickle=allow_pickle
-        )
-
-    def _compile_adapter(
-        self, name: str, meta: Any, nodes: dict[str, Any], path: tuple[str, ...], depth: int
-    ) -> _Build:
+    def _compile_adapter(self, name: str, meta: Any, nodes: dict[str, Any], path: Path, depth: int) -> _Build:
         adapter = adapter_named(name)
         children = {part: self._compile(node, (*path, part), depth) for part, node in nodes.items()}
+        more = (self.allow_pickle,) if adapter.unpickles else ()
 
         def build(exporter: Any) -> Any:
             memory = self._private_memory(exporter) if adapter.private else exporter
             parts = {part: child(memory) for part, child in children.items()}
             try:
-                return adapter.put_together(meta, parts)
+                return adapter.put_together(meta, parts, *more)
             except Exception as error:  # whatever that library raises for parts that do not fit together
                 raise FormatError(
                     f"{path_of(path)}: a {name} cannot be put together ({type(error).__name__}: {error}); "
@@ -483,13 +469,40 @@ def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
         raise FormatError(f"a pickled value cannot be read here ({type(error).__name__}: {error})") from error
 
 
-def _child_names(kind: str, detail: Any, nodes: list[Any]) -> list[str]:
+def _read_detail(kind: str, detail: Any, count: int) -> Any:
+    """What a Spec of this container has as its detail. Raises FormatError for a class that cannot be found or made."""
     if kind in ("dict", "odict"):
-        return [str(_read_key(key)) for key in items_of(detail)]
-    if kind in ("namedtuple", "dataclass"):
-        _, _, names = items_of(detail)
-        return [name_of(name) for name in items_of(names)]
-    return [str(index) for index in range(len(nodes))]
+        return [(type(key).__name__, key) for key in map(_read_key, items_of(detail))]
+    if kind in ("list", "tuple"):
+        return count
+    module, qualname, names = items_of(detail)
+    cls, names = _find_class(module, qualname), [name_of(name) for name in items_of(names)]
+    if not is_plain(cls) or names != _fields_of(kind, cls):
+        what = "named tuple" if kind == "namedtuple" else kind
+        raise FormatError(f"{module}.{qualname} is not a {what} of the fields {_shown(names)} here")
+    return cls, names
+
+
+def _fields_of(kind: str, cls: type) -> list[str] | None:
+    if kind == "dataclass":
+        return [field.name for field in fields(cls)] if is_dataclass(cls) else None
+    return list(cls._fields) if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
+
+
+def _container_builder(kind: str, detail: Any, children: list[_Build]) -> _Build:
+    if kind not in ("namedtuple", "dataclass"):
+        return builder(kind, detail, children)
+    make = builder(kind, detail, [next] * len(children))
+
+    def build(exporter: Any) -> Any:
+        members = [child(exporter) for child in children]
+        try:
+            return make(iter(members))
+        except (TypeError, AttributeError) as error:  # a class that only C makes, is abstract, or lacks that field
+            cls = detail[0]
+            raise FormatError(f"{cls.__module__}.{cls.__qualname__} cannot be made here ({error})") from error
+
+    return build
 
 
 #: the dtypes that NumPy describes by a text, in the only form in which it writes it
@@ -518,49 +531,6 @@ def _as_field(field: list[Any], depth: int) -> tuple[Any, ...]:
     return (titled, _as_descr(described, depth), *(tuple(map(count_of, items_of(shape))) for shape in shapes))
 
 
-def _compile_dict(detail: Any, children: list[_Build], make: Callable[[Any], Any] | None = None) -> _Build:
-    items = list(zip(map(_read_key, items_of(detail)), children, strict=True))
-    if make is not None:
-        return lambda exporter: make((key, build(exporter)) for key, build in items)
-    return lambda exporter: {key: build(exporter) for key, build in items}
-
-
-def _compile_namedtuple(detail: Any, children: list[_Build]) -> _Build:
-    module, qualname, names = detail
-    cls = _find_class(module, qualname)
-    if not issubclass(cls, tuple) or list(getattr(cls, "_fields", (None,))) != names or not is_plain(cls):
-        raise FormatError(f"{module}.{qualname} is not a named tuple of the fields {_shown(names)} here")
-    make: Any = tuple.__new__
-
-    def build(exporter: Any) -> Any:
-        values = [child(exporter) for child in children]
-        try:
-            return make(cls, values)
-        except TypeError as error:  # a class that only C makes
-            raise FormatError(f"{module}.{qualname} cannot be made here ({error})") from error
-
-    return build
-
-
-def _compile_dataclass(detail: Any, children: list[_Build]) -> _Build:
-    module, qualname, names = detail
-    cls = _find_class(module, qualname)
-    if not is_dataclass(cls) or [field.name for field in fields(cls)] != names or not is_plain(cls):
-        raise FormatError(f"{module}.{qualname} is not a dataclass of the fields {_shown(names)} here")
-
-    def build(exporter: Any) -> Any:
-        values = [child(exporter) for child in children]
-        try:
-            made = object.__new__(cls)  # as copy and pickle do: no __init__, no __post_init__
-            for name, value in zip(names, values, strict=True):
-                object.__setattr__(made, name, value)
-        except (TypeError, AttributeError) as error:  # it is abstract, or has no place for that field
-            raise FormatError(f"{module}.{qualname} cannot be made without its __init__ here ({error})") from error
-        return made
-
-    return build
-
-
 def _find_class(module: Any, qualname: Any) -> type:
     """The class of that name in a module that this process has imported: reading a channel imports nothing, so that it
     runs no code. A child process may know the main module under its second name."""
@@ -573,13 +543,3 @@ def _find_class(module: Any, qualname: Any) -> type:
         f"the value contains a {module}.{qualname}, and this process has not imported that class; "
         f"import {module} before reading, or share a dict"
     )
-
-
-_CONTAINER_COMPILERS: dict[str, Callable[[Any, list[_Build]], _Build]] = {
-    "dict": _compile_dict,
-    "odict": lambda detail, children: _compile_dict(detail, children, OrderedDict),
-    "list": lambda _, children: lambda exporter: [build(exporter) for build in children],
-    "tuple": lambda _, children: lambda exporter: tuple([build(exporter) for build in children]),
-    "namedtuple": _compile_namedtuple,
-    "dataclass": _compile_dataclass,
-}

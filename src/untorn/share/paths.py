@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
-from untorn.share.tree import CONTAINERS, OPAQUE, Spec, member_names, path_of
+from untorn.share.specs import OPAQUE
+from untorn.trees import CONTAINERS, Path, Spec, leaf_specs, names_of, path_of
 
 __all__ = ["Place", "find", "leaf_paths", "replaced"]
 
@@ -48,9 +49,9 @@ def find(root: Spec, path: str) -> Place:
         raise TypeError(f"path: expected a str such as 'head/w', found {type(path).__name__}")
     trail: list[int] = []
     spec, first, rest = root, 0, path.strip("/")
-    done: tuple[str, ...] = ()
+    done: Path = ()
     while rest:
-        names = list(member_names(spec)) if spec.kind in CONTAINERS else []
+        names = list(names_of(spec)) if spec.kind in CONTAINERS else []
         index = _longest_match(names, rest)
         if index < 0:
             raise KeyError(_unknown(path, done, spec, names, rest))
@@ -73,17 +74,7 @@ def replaced(root: Spec, trail: tuple[int, ...], node: Spec) -> Spec:
 
 def leaf_paths(root: Spec) -> list[str]:
     """The path of each leaf, in order; the leaves of a foreign value have the path of that value."""
-    paths: list[str] = []
-
-    def walk(spec: Spec, path: tuple[str, ...]) -> None:
-        if spec.kind not in CONTAINERS:
-            paths.extend([path_of(path)] * leaf_count(spec))
-            return
-        for name, child in zip(member_names(spec), spec.children, strict=True):
-            walk(child, (*path, name))
-
-    walk(root, ())
-    return paths
+    return [path_of(path) for path, spec in leaf_specs(root) for _ in range(leaf_count(spec))]
 
 
 def _longest_match(names: list[str], rest: str) -> int:
@@ -95,7 +86,7 @@ def _longest_match(names: list[str], rest: str) -> int:
     return found
 
 
-def _unknown(path: str, done: tuple[str, ...], spec: Spec, names: list[str], rest: str) -> str:
+def _unknown(path: str, done: Path, spec: Spec, names: list[str], rest: str) -> str:
     where = path_of(done)
     if not names:
         what = spec.detail[0] if spec.kind == "adapter" else spec.kind

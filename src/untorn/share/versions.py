@@ -32,7 +32,8 @@ from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import labelled, meaning, unmappable
 from untorn.share.paths import Place, find, replaced
-from untorn.share.tree import Spec, flatten
+from untorn.share.specs import flatten
+from untorn.trees import Spec
 
 __all__ = ["FREE_SLOT_TIMEOUT_S", "ReaderInfo", "Tree", "Versions", "forked_error", "readers_of"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from untorn.share.tree import CONTAINERS, Spec, flatten
+from untorn.share.specs import flatten
+from untorn.trees import CONTAINERS, Spec
 
 __all__ = ["weights_sha256"]
 
@@ -63,7 +64,10 @@ def _structure(spec: Spec) -> tuple[Any, ...]:
     if spec.kind in CONTAINERS:
         detail = spec.detail
         if spec.kind in ("namedtuple", "dataclass"):
-            detail = detail[1:]  # the same class is __main__.P in one process and model.P in another
+            detail = (
+                detail[0].__qualname__,
+                detail[1],
+            )  # the same class is __main__.P in one process and model.P in another
         return (spec.kind, detail, tuple(_structure(child) for child in spec.children))
     return (spec.kind,)
 

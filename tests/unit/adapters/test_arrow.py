@@ -11,7 +11,7 @@ import pytest
 import untorn
 from helpers import start, untorn_mappings
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share import tree
+from untorn.share import specs
 
 pa = pytest.importorskip("pyarrow")
 arrow = pytest.importorskip("untorn.adapters.arrow")
@@ -262,9 +262,9 @@ def test_patch_and_edit_replace_it():
 def test_sharing_what_was_read_needs_no_new_stream():
     with untorn.publish({"t": TABLE}) as publisher:
         got = read(publisher)
-        _, leaves = tree.flatten({"t": got})
+        _, leaves = specs.flatten({"t": got})
         assert type(leaves[0]) is np.ndarray
-        assert type(tree.flatten({"t": got.select(["a"])})[1][0]) is tree.Deferred
+        assert type(specs.flatten({"t": got.select(["a"])})[1][0]) is specs.Deferred
         with untorn.publish({"t": got}) as other:
             assert read(other).equals(TABLE)
         del got, leaves
@@ -288,7 +288,7 @@ def test_what_arrow_cannot_write(monkeypatch):
 
 
 def test_a_damaged_stream_is_an_error_and_no_crash():
-    stream = tree.flatten(TABLE)[1][0].array()
+    stream = specs.flatten(TABLE)[1][0].array()
     refused = 0
     for position in range(len(stream)):
         damaged = stream.copy()

@@ -13,7 +13,7 @@ import untorn
 from helpers import start, untorn_mappings
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.layout import Decoder, pack
-from untorn.share.tree import Deferred, flatten
+from untorn.share.specs import Deferred, flatten
 
 pd = pytest.importorskip("pandas")
 pa = pytest.importorskip("pyarrow")

@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse
 
 import untorn
+from untorn import adapter_registry
 from untorn.errors import FormatError
-from untorn.share import foreign
 
 FORMATS = ("csr", "csc", "bsr", "coo", "dia", "lil", "dok")
 KINDS = [f"{kind}_{container}" for kind in FORMATS for container in ("array", "matrix")]
@@ -142,24 +142,24 @@ def test_patch_takes_a_whole_matrix():
 
 def test_a_missing_library_is_named(monkeypatch):
     with untorn.publish({"m": matrix("csr_array")}) as publisher:
-        monkeypatch.setitem(foreign._LIBRARIES, "scipy", "untorn.adapters.there_is_none")
+        monkeypatch.setitem(adapter_registry._LIBRARIES, "scipy", "untorn.adapters.there_is_none")
         with pytest.raises(ImportError, match=r"contains a scipy.sparse.csr_array.* cannot be imported here"):
             _ = publisher.subscriber().snapshot().value
 
 
 def test_an_unknown_adapter_is_a_format_error(monkeypatch):
     with untorn.publish({"m": matrix("csr_array")}) as publisher:
-        monkeypatch.setattr(foreign, "_LIBRARIES", {})
+        monkeypatch.setattr(adapter_registry, "_LIBRARIES", {})
         with pytest.raises(FormatError, match="does not know; a newer one may have written it"):
             _ = publisher.subscriber().snapshot().value
 
 
 def test_damaged_parts_are_a_format_error(monkeypatch):
-    real = foreign.adapter_named("scipy.sparse.csr_array")
-    broken = foreign.Adapter(
+    real = adapter_registry.adapter_named("scipy.sparse.csr_array")
+    broken = adapter_registry.Adapter(
         real.name, real.matches, lambda value: real.take_apart(value)._replace(meta=((1,), ())), real.put_together
     )
-    foreign._known[sparse.csr_array] = broken
+    adapter_registry._known[sparse.csr_array] = broken
     try:
         with (
             untorn.publish({"m": matrix("csr_array")}) as publisher,
@@ -167,7 +167,7 @@ def test_damaged_parts_are_a_format_error(monkeypatch):
         ):
             _ = publisher.subscriber().snapshot().value
     finally:
-        del foreign._known[sparse.csr_array]
+        del adapter_registry._known[sparse.csr_array]
 
 
 def test_an_edit_without_a_copy_begins_with_the_newest_matrix():

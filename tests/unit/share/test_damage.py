@@ -14,7 +14,8 @@ from helpers import start
 from untorn import FrozenDict, publish, subscribe
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.layout import Decoder, read_dtype
-from untorn.share.tree import MAX_DEPTH, flatten
+from untorn.share.specs import flatten
+from untorn.trees import MAX_DEPTH
 
 NBYTES = 4096
 LARGEST = 2**63 - 1

@@ -17,7 +17,7 @@ import untorn
 from untorn import _core
 from untorn.errors import FormatError
 from untorn.share.layout import Decoder, Layout
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from untorn.errors import FormatError
 from untorn.share.descriptors import keep, standard_streams
 from untorn.share.layout import MALFORMED, count_of, items_of, name_of, read_dtype
-from untorn.share.tree import CONTAINERS, Spec, flatten, member_names
+from untorn.share.specs import flatten
 from untorn.train.checkpoints import tensorfile
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History
+from untorn.trees import CONTAINERS, Spec, names_of
 
 __all__ = ["Checkpoint", "Progress", "check_installed", "named_arrays", "read", "read_progress", "scratch_of", "write"]
 
@@ -357,7 +358,7 @@ def named_arrays(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
 
 def _names(spec: Spec, path: str) -> Iterator[str]:
     if spec.kind in CONTAINERS or spec.children:
-        for name, child in zip(member_names(spec), spec.children, strict=True):
+        for name, child in zip(names_of(spec), spec.children, strict=True):
             yield from _names(child, f"{path}/{name}")
     else:
         yield path

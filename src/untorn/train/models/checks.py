@@ -10,7 +10,8 @@ import numpy as np
 
 from untorn import _core
 from untorn.errors import NonFiniteLossError
-from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
+from untorn.share.specs import flatten
+from untorn.trees import Spec, leaf_specs, path_of
 
 __all__ = ["check_parameters", "checked_loss", "checked_metrics"]
 
@@ -20,20 +21,14 @@ _TRAINABLE = (np.dtype(np.float32), np.dtype(np.float64))
 def check_parameters(params: Any) -> None:
     """Raise TypeError or ValueError, naming the place, unless params is a tree of float32 and float64 arrays."""
     spec, leaves = flatten(params)
-    _check_node(spec, ())
+    for path, leaf in leaf_specs(spec):
+        if leaf.kind != "array" or leaf.detail[0] not in _TRAINABLE:
+            found, advice = _found(leaf)
+            raise TypeError(
+                f"params: {path_of(path)}: expected an array of float32 or float64, found {found}; {advice}"
+            )
     if sum(leaf.size for leaf in leaves) == 0:
         raise ValueError("params: there is nothing to train; expected a tree with at least one number in its arrays")
-
-
-def _check_node(spec: Spec, path: tuple[str, ...]) -> None:
-    if spec.kind in CONTAINERS:
-        for name, child in zip(member_names(spec), spec.children, strict=True):
-            _check_node(child, (*path, name))
-        return
-    dtype = spec.detail[0] if spec.kind == "array" else None
-    if dtype is None or dtype not in _TRAINABLE:
-        found, advice = _found(spec)
-        raise TypeError(f"params: {path_of(path)}: expected an array of float32 or float64, found {found}; {advice}")
 
 
 def _found(spec: Spec) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from untorn.board import KernelSettings
 from untorn.engines.threads import threads_limited
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.fused import FusedOptimizer
 

@@ -23,7 +23,8 @@ import numpy as np
 from untorn import _core
 from untorn.board import Board, pack_ranges
 from untorn.share.layout import Layout
-from untorn.share.tree import CONTAINERS, Spec, flatten, member_names, path_of
+from untorn.share.specs import flatten
+from untorn.trees import path_of, paths
 
 __all__ = ["ParameterPlan"]
 
@@ -78,7 +79,7 @@ class ParameterPlan:
             nbytes=nbytes,
             state_stride=stride,
             arrays=arrays,
-            names=tuple(path_of(path) for path in _leaf_paths(spec, ()))[kept:],
+            names=tuple(path_of(path) for path in paths(spec))[kept:],
             parameters=sum(leaf.size for leaf in leaves[kept + buffers :]),
             buffers=buffers,
             kept=tuple((first, last - first) for first, last in ends if last > first),
@@ -134,14 +135,6 @@ class ParameterPlan:
             board.payload_array(buffer_at, dtype, shape, offset, strides)
             for offset, dtype, shape, strides in self.arrays
         ]
-
-
-def _leaf_paths(spec: Spec, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if spec.kind not in CONTAINERS:
-        yield path
-        return
-    for name, child in zip(member_names(spec), spec.children, strict=True):
-        yield from _leaf_paths(child, (*path, name))
 
 
 def _float_of(dtype: Any) -> Any:

@@ -21,7 +21,7 @@ from untorn.errors import CapacityError, WorkerError
 from untorn.share import Publisher, lowlevel
 from untorn.share.layout import Decoder, Layout
 from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, meaning, shortage
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.resuming import DataRef, Part
 from untorn.train.checkpoints.saver import Saver

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from untorn.board import Board
 from untorn.share import Publisher, lowlevel
-from untorn.share.tree import flatten
+from untorn.share.specs import flatten
 from untorn.train.optim.server import ServerOptimizer
 
 __all__ = ["ServerSteps"]

@@ -1,9 +1,9 @@
-"""Values of other libraries: taken apart into native ones, and put together again. Nothing is imported in advance.
+"""The registry of adapters: how values that are no trees are taken apart into trees, and put together again.
 
 An *adapter* is two pure functions and a name that stands in the schema. share knows no adapter itself: those of
 ``untorn.adapters`` are registered by the name of the library that they are for, and the module is imported when a value
 of that library is published, or read. So sharing a sparse matrix imports scipy in the processes that have one, and
-reading one never imports anything but the library that this table names.
+reading one never imports anything but the library that this table names. FrozenDict is registered in the same way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """How one kind of foreign value is shared.
+    """How one kind of value is shared.
 
     Attributes:
         name: ``library.kind``, as the schema has it; it never changes.
@@ -43,13 +43,15 @@ class Adapter:
         put_together: (meta, with lists for tuples; children by name) -> value, on the children's memory.
         private: the library may write to the memory that it is given, read-only or not: it gets a private copy-on-write
             mapping instead.
+        unpickles: the value may hold pickles: put_together gets the reader's allow_pickle as a third argument.
     """
 
     name: str
     matches: Callable[[type], bool]
     take_apart: Callable[[Any], Parts]
-    put_together: Callable[[Any, dict[str, Any]], Any]
+    put_together: Callable[..., Any]
     private: bool = False
+    unpickles: bool = False
 
 
 #: library (top-level package) -> module of adapters, which has ADAPTERS

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from untorn.errors import UnsupportedTypeError
-from untorn.share.tree import Spec, array_spec, flatten, path_of
+from untorn.share.specs import array_spec, flatten
+from untorn.trees import Spec, path_of
 
 
 class Pair(NamedTuple):

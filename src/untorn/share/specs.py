@@ -1,0 +1,287 @@
+"""What can be shared, and how each leaf of it is described.
+
+``flatten`` takes a value apart into a *spec* (a hashable description of structure, types, dtypes and shapes: no
+values) and the list of its leaves in order. Two values with equal specs have the same bytes layout, so a publisher
+that publishes the same structure again only copies leaves. ``layout.py`` gives each leaf its place and writes the
+structure down for readers.
+
+What can be shared natively: trees (untorn/trees.py) of NumPy arrays of every dtype but object, NumPy scalars, int,
+float, complex, bool, str, bytes and None. Values of other libraries, and FrozenDict, go through adapters
+(untorn/adapter_registry.py), and become a node whose children are native. Anything else is pickled, if that was asked
+for.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from types import BuiltinFunctionType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import trees
+from untorn.adapter_registry import Adapter, adapter_for
+from untorn.errors import UnsupportedTypeError
+from untorn.trees import Node, Path, Spec, path_of
+
+__all__ = ["OPAQUE", "Deferred", "array_spec", "class_at", "flatten", "is_plain"]
+
+#: nodes with children that only their reader knows
+OPAQUE = frozenset({"adapter", "pickle"})
+
+_INT64 = range(-(2**63), 2**63)
+_KEY_TYPES = (str, int, float, bool, bytes, type(None))
+
+
+class Deferred:
+    """Bytes that are written straight to their place, so that they need not be made elsewhere first: a leaf that reads
+    as a uint8 array.
+
+    Attributes:
+        nbytes: exactly how many.
+        write_into: writes all of them into a writable uint8 array.
+    """
+
+    def __init__(self, nbytes: int, write_into: Callable[[NDArray[np.uint8]], None]) -> None:
+        self.nbytes = nbytes
+        self.write_into = write_into
+
+    def array(self) -> NDArray[np.uint8]:
+        """The bytes, in memory of their own."""
+        made = np.empty(self.nbytes, np.uint8)
+        self.write_into(made)
+        return made
+
+
+def flatten(value: Any, *, allow_pickle: bool = False, at: str = "") -> tuple[Spec, list[Any]]:
+    """Take a value apart: its spec, and its leaves (arrays as they are, scalars as given) in depth-first order.
+
+    Nothing is copied, except what an adapter must, and pickles. Raises UnsupportedTypeError, naming the place, for a
+    type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that is nested more
+    than 200 deep. ``at`` is where the value will be in a larger one.
+    """
+    return trees.flatten(value, partial(_take, allow_pickle), at=(at,) if at else ())
+
+
+def _take(allow_pickle: bool, value: Any, path: Path, leaves: list[Any]) -> Spec | Node:
+    cls = type(value)
+    kind = _LEAF_KINDS.get(cls)
+    if kind is not None:
+        leaves.append(value)
+        return _scalar_spec(kind, value)
+    if cls is np.ndarray:
+        return _take_array(allow_pickle, value, path, leaves)
+    if cls is np.memmap:
+        return _take_array(allow_pickle, value.view(np.ndarray), path, leaves)
+    if isinstance(value, np.generic) and cls.__module__ == "numpy":
+        leaves.append(value)
+        return Spec("numpy", _checked_dtype(value.dtype, path))
+    if cls is Deferred:
+        leaves.append(value)
+        return Spec("array", (_BYTE, (value.nbytes,), None))
+    try:
+        node = _opened(value, path)
+    except UnsupportedTypeError:
+        if allow_pickle:  # a dict with keys that only a pickle has, a class of an odd place
+            return _pickled(allow_pickle, value, path)
+        raise
+    return node or _adapted(allow_pickle, adapter_for(cls), value, path)
+
+
+def _take_array(allow_pickle: bool, array: NDArray[Any], path: Path, leaves: list[Any]) -> Spec | Node:
+    if array.dtype.type.__module__ != "numpy":  # a dtype of another library, such as bfloat16
+        adapter = adapter_for(array.dtype.type)
+        if adapter is not None:
+            return _adapted(allow_pickle, adapter, array, path)
+    if array.dtype.hasobject and allow_pickle:
+        return _pickled(allow_pickle, array, path)
+    spec = array_spec(array, path)
+    leaves.append(array)
+    return spec
+
+
+def _opened(value: Any, path: Path) -> Node | None:
+    """Take a container apart; None for anything else, and for an instance of a subclass that readers would lose."""
+    cls = type(value)
+    if cls is dict or cls is OrderedDict:
+        for key in value:
+            _check_key(key, path)
+    elif trees.is_record(cls):
+        _check_class(cls, path)
+    elif cls is not list and cls is not tuple:
+        return None
+    return trees.opened(value)
+
+
+def _adapted(allow_pickle: bool, adapter: Adapter | None, value: Any, path: Path) -> Node:
+    if adapter is None:
+        return _pickled(allow_pickle, value, path)
+    try:
+        meta, children = adapter.take_apart(value)
+    except UnsupportedTypeError as error:
+        if allow_pickle:
+            return _pickled(allow_pickle, value, path)
+        raise UnsupportedTypeError(f"{path_of(path)}: {error}") from error
+    names = tuple(children)
+    return Node("adapter", (adapter.name, meta, names), list(children.values()), names)
+
+
+def _pickled(allow_pickle: bool, value: Any, path: Path) -> Node:
+    """The stream and its out-of-band buffers, as arrays of bytes."""
+    if not allow_pickle:
+        raise _unsupported(value, path)
+    buffers: list[NDArray[np.uint8]] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            buffers.append(np.frombuffer(buffer.raw(), np.uint8))
+        except BufferError:
+            return True  # not one piece of memory: into the stream
+        return False
+
+    try:
+        stream = pickle.dumps(value, protocol=5, buffer_callback=keep)
+    except Exception as error:  # whatever the object's own methods raise
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: a {_type_name(value)} that cannot be pickled ({type(error).__name__}: {error})"
+        ) from error
+    return Node("pickle", _type_name(value), [np.frombuffer(stream, np.uint8), *buffers])
+
+
+def _check_key(key: Any, path: Path) -> None:
+    if type(key) not in _KEY_TYPES and not (type(key) is tuple and all(type(part) in _KEY_TYPES for part in key)):
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: a dict key of type {type(key).__qualname__}; "
+            "expected str, int, float, bool, bytes, None or a tuple of these; "
+            "with allow_pickle=True on both sides the dict is pickled"
+        )
+
+
+def _check_class(cls: type, path: Path) -> None:
+    """Raise UnsupportedTypeError unless readers can make instances. They find the class by module and name, so it must
+    be there under that name; and they call no code of it."""
+    if class_at(cls.__module__, cls.__qualname__) is not cls:
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: the class {cls.__module__}.{cls.__qualname__} cannot be imported by that name; "
+            "define it at the top of a module that readers can import, or share a dict"
+        )
+    if not is_plain(cls):
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: {_type_name_of(cls)} has a base that is not written in Python, which only its own code "
+            "can make again; share a dict of its fields"
+        )
+
+
+def class_at(module: str, qualname: str) -> type | None:
+    """Return the class of that name in a module that was imported; None if there is none. Runs no code of the module,
+    so that one which imports what it is asked for imports nothing."""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) else None
+
+
+def is_plain(cls: type) -> bool:
+    """Return whether ``object.__new__``, or that of tuple, can make an instance. It cannot where an exception, a dict
+    or os.stat_result is a base: these have a ``__new__`` of their own in C, which alone knows what is in them."""
+    makers = (vars(base).get("__new__") for base in cls.__mro__ if base not in (object, tuple))
+    return not any(isinstance(maker, BuiltinFunctionType) for maker in makers)
+
+
+def _scalar_spec(kind: str, value: Any) -> Spec:
+    if kind == "int" and value not in _INT64:
+        return Spec("bigint", (value.bit_length() + 8) // 8)
+    if kind == "str":
+        return Spec("str", len(value.encode("utf-8", "surrogatepass")))
+    if kind == "bytes":
+        return Spec("bytes", len(value))
+    return _FIXED[kind]
+
+
+def array_spec(array: NDArray[Any], path: Path = ()) -> Spec:
+    """The spec of an array: dtype, shape, and the strides of a compact copy that keeps its axis order."""
+    dtype = _checked_dtype(array.dtype, path)
+    strides = None if array.flags.c_contiguous or array.size == 0 else _compact_strides(array)
+    return Spec("array", (dtype, array.shape, strides))
+
+
+def _compact_strides(array: NDArray[Any]) -> tuple[int, ...] | None:
+    """The strides of a compact copy with the axes in the same order in memory; None for C order. A copy with these
+    strides has them again."""
+    axes = [axis for axis, length in enumerate(array.shape) if length != 1]
+    if any(array.strides[axis] == 0 for axis in axes):
+        return None  # repeated along an axis: that has no place in the order
+    order = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
+    if order == axes:
+        return None
+    strides, step = [array.itemsize] * array.ndim, array.itemsize
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= array.shape[axis]
+    return tuple(strides)
+
+
+def _checked_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
+    """The dtype as readers get it: without metadata."""
+    known = _KNOWN_DTYPES.get(dtype)
+    if known is None:
+        known = _KNOWN_DTYPES[dtype] = _described_dtype(dtype, path)
+    return known
+
+
+def _described_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
+    if dtype.hasobject:
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: an array of dtype {dtype} holds references to Python objects, which mean nothing in "
+            "another process; convert it to a numeric, string or structured dtype"
+        )
+    try:
+        # NumPy warns of what it cannot describe: metadata, and new kinds of dtypes. To silence that for a moment would
+        # silence it for all threads
+        legacy = getattr(type(dtype), "_legacy", True)
+        plain = np.lib.format.drop_metadata(dtype)
+        again = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(plain)) if legacy else None
+    except (TypeError, ValueError):
+        again = None
+    if again != dtype:
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: dtype {dtype!r} has no plain description that another process could read; "
+            "convert the array with .astype() or .view()"
+        )
+    return again
+
+
+def _type_name(value: Any) -> str:
+    return _type_name_of(type(value))
+
+
+def _type_name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _unsupported(value: Any, path: Path) -> UnsupportedTypeError:
+    hint = "share np.asarray(...) of it" if isinstance(value, np.ndarray) else "see docs/values.md"
+    return UnsupportedTypeError(
+        f"{path_of(path)}: cannot share {_type_name(value)}; expected a dict, list, tuple, named tuple "
+        "or dataclass of NumPy arrays, numbers, str, bytes and None, or a value of a library that untorn knows "
+        f"({hint}); with allow_pickle=True on both sides anything that pickles can be shared"
+    )
+
+
+_LEAF_KINDS: dict[type, str] = {
+    int: "int",
+    float: "float",
+    complex: "complex",
+    bool: "bool",
+    str: "str",
+    bytes: "bytes",
+    type(None): "none",
+}
+_FIXED = {kind: Spec(kind) for kind in ("int", "float", "complex", "bool", "none")}
+_BYTE = np.dtype(np.uint8)
+_KNOWN_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {}

@@ -1,0 +1,333 @@
+"""Trees: containers inside containers, down to leaves. Only this module knows how each kind of container is taken
+apart and put together.
+
+::
+
+    value ── flatten ──> spec (structure, no values) + leaves ── unflatten ──> an equal value
+             map, map_with_path: the same tree with other leaves                paths: where each leaf is
+
+The kinds are dict, OrderedDict, list, tuple, named tuple and dataclass; everything else is a leaf. An instance of a
+subclass of dict, list or tuple is taken apart as one of these, and put together as one. A caller chooses which kinds it
+opens: data and batches are opened down to ``BATCH``, since a dataclass among them may be a dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from untorn.errors import UnsupportedTypeError
+
+__all__ = [
+    "BATCH",
+    "CONTAINERS",
+    "LEAF",
+    "MAX_DEPTH",
+    "Collect",
+    "Node",
+    "Path",
+    "Spec",
+    "builder",
+    "collector",
+    "flatten",
+    "is_record",
+    "leaf_specs",
+    "map",
+    "map_with_path",
+    "member_names",
+    "mismatch",
+    "names_of",
+    "opened",
+    "path_of",
+    "paths",
+    "subscripts",
+    "unflatten",
+]
+
+MAX_DEPTH = 200
+CONTAINERS = frozenset({"dict", "odict", "list", "tuple", "namedtuple", "dataclass"})
+#: the kinds that data, batches and outputs are made of
+BATCH = frozenset({"dict", "list", "tuple", "namedtuple"})
+
+_EXACT: dict[type, str] = {dict: "dict", OrderedDict: "odict", list: "list", tuple: "tuple"}
+
+#: the names on the way from the root to a node
+Path = tuple[str, ...]
+
+
+class Spec(NamedTuple):
+    """The structure of a tree, hashable: a node's kind, what distinguishes it from others of its kind, its children.
+
+    The detail of a dict is ((type of the key, key), ...), of a list or tuple its length, and of a named tuple or
+    dataclass (class, names of the fields). Nodes of other kinds belong to whoever made the spec.
+    """
+
+    kind: str
+    detail: Any = None
+    children: tuple[Spec, ...] = ()
+
+
+LEAF = Spec("leaf")
+
+
+class Node(NamedTuple):
+    """A container that was taken apart, one level deep."""
+
+    kind: str
+    detail: Any
+    members: Sequence[Any]
+    #: where it is no container of CONTAINERS
+    names: Sequence[str] | None = None
+
+    def make(self, members: list[Any]) -> Any:
+        """Return a container of the same kind with these members."""
+        return builder(self.kind, self.detail, [next] * len(members))(iter(members))
+
+
+def opened(value: Any, kinds: frozenset[str] = CONTAINERS) -> Node | None:
+    """Take a container of one of these kinds apart; None for a leaf."""
+    cls = type(value)
+    kind = _EXACT.get(cls)
+    if kind not in kinds:
+        kind = _kind_of(cls, kinds)
+    if kind is None:
+        return None
+    if kind in ("list", "tuple"):
+        return Node(kind, len(value), value)
+    if kind == "namedtuple":
+        return Node(kind, (cls, cls._fields), value)
+    if kind == "dataclass":
+        names = tuple(field.name for field in dataclasses.fields(cls))
+        return Node(kind, (cls, names), [getattr(value, name) for name in names])
+    # True == 1 == 1.0: the key's type is part of the structure
+    return Node(kind, tuple([(type(key).__name__, key) for key in value]), list(value.values()))
+
+
+def _kind_of(cls: type, kinds: frozenset[str]) -> str | None:
+    if "namedtuple" in kinds and issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return "namedtuple"
+    if "dataclass" in kinds and dataclasses.is_dataclass(cls):
+        return "dataclass"
+    return next(
+        (base.__name__ for base in (dict, list, tuple) if base.__name__ in kinds and issubclass(cls, base)), None
+    )
+
+
+def is_record(cls: type) -> bool:
+    """Return whether instances are named tuples or dataclasses."""
+    return (issubclass(cls, tuple) and hasattr(cls, "_fields")) or dataclasses.is_dataclass(cls)
+
+
+def builder(kind: str, detail: Any, members: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return a function that makes a container of what these functions, one for each member, make of its argument. Of a
+    named tuple or a dataclass, no code runs: no ``__new__``, no ``__init__``, as with copy and pickle."""
+    if kind in ("dict", "odict"):
+        items = list(zip([key for _, key in detail], members, strict=True))
+        if kind == "dict":
+            return lambda source: {key: build(source) for key, build in items}
+        return lambda source: OrderedDict([(key, build(source)) for key, build in items])
+    if kind == "list":
+        return lambda source: [build(source) for build in members]
+    if kind == "tuple":
+        return lambda source: tuple([build(source) for build in members])
+    make = partial(tuple.__new__ if kind == "namedtuple" else partial(_make_dataclass, detail[1]), detail[0])
+    return lambda source: make([build(source) for build in members])
+
+
+def _make_dataclass(names: tuple[str, ...], cls: type, members: list[Any]) -> Any:
+    made: Any = object.__new__(cls)
+    for name, member in zip(names, members, strict=True):
+        object.__setattr__(made, name, member)
+    return made
+
+
+def member_names(kind: str, detail: Any, count: int) -> Sequence[str]:
+    """The names of a node's members, as paths have them: keys, fields or indices."""
+    if kind in ("dict", "odict"):
+        return [str(key) for _, key in detail]
+    names: tuple[str, ...] = detail[1] if kind in ("namedtuple", "dataclass") else tuple(f"{i}" for i in range(count))
+    return names
+
+
+# -- values
+
+
+def flatten(
+    tree: Any,
+    take: Callable[[Any, Path, list[Any]], Spec | Node] | None = None,
+    *,
+    kinds: frozenset[str] = CONTAINERS,
+    at: Path = (),
+) -> tuple[Spec, list[Any]]:
+    """Take a tree apart: its spec, and its leaves in depth-first order. Copies nothing.
+
+    Args:
+        tree: any value.
+        take: (value, path, leaves) -> a Node to go on into, or the spec of a leaf, which it has appended to leaves. By
+            default, all but containers is a leaf whose spec is LEAF.
+        kinds: the containers that are opened by default.
+        at: the path of the tree in a larger one.
+
+    Raises:
+        UnsupportedTypeError: a tree contains itself, or is nested more than 200 deep; names the place.
+    """
+    leaves: list[Any] = []
+    above: list[int] = []
+
+    def inside(node: Node, value: Any, path: Path) -> Spec:
+        if id(value) in above:
+            raise UnsupportedTypeError(
+                f"{path_of(path)}: the tree contains itself here (a cycle of {type(value).__name__}); "
+                "a shared value must be a finite tree"
+            )
+        if len(above) >= MAX_DEPTH:
+            raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
+        kind, detail, members, names = node
+        above.append(id(value))
+        children = []
+        for name, member in zip(names or member_names(kind, detail, len(members)), members, strict=True):
+            place = (*path, name)
+            found = taken(member, place, leaves)
+            children.append(found if isinstance(found, Spec) else inside(found, member, place))
+        above.pop()
+        return Spec(kind, detail, tuple(children))
+
+    def plain(value: Any, path: Path, leaves: list[Any]) -> Spec | Node:
+        node = opened(value, kinds)
+        if node is None:
+            leaves.append(value)
+        return node or LEAF
+
+    taken = take or plain
+    root = taken(tree, at, leaves)
+    return root if isinstance(root, Spec) else inside(root, tree, at), leaves
+
+
+def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
+    """Put a tree together again, with these leaves. Raises ValueError if there are more or fewer than it has."""
+
+    def build(spec: Spec) -> Callable[[Iterator[Any]], Any]:
+        if spec.kind not in CONTAINERS:
+            return next
+        return builder(spec.kind, spec.detail, [build(child) for child in spec.children])
+
+    wanted = len(paths(spec))
+    if len(leaves) != wanted:
+        raise ValueError(f"a tree of {wanted} leaves: found {len(leaves)}")
+    return build(spec)(iter(leaves))
+
+
+def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[str] = BATCH) -> Any:
+    """The same tree with what the function makes of each leaf; it is also given the leaves of other trees of the same
+    structure."""
+    node = opened(tree, kinds)
+    if node is None:
+        return function(tree, *others)
+    members = [opened(other, kinds).members for other in others]  # type: ignore[union-attr]  # of the same structure
+    return node.make([map(function, *each, kinds=kinds) for each in zip(node.members, *members, strict=True)])
+
+
+def map_with_path(
+    function: Callable[[str, Any], Any], tree: Any, *, at: str = "", kinds: frozenset[str] = BATCH
+) -> Any:
+    """The same tree with what the function makes of each leaf and its place, as Python writes it: ``data[0]['x']`` for
+    a tree ``at`` "data". Leaves come in depth-first order."""
+    node = opened(tree, kinds)
+    if node is None:
+        return function(at, tree)
+    places = subscripts(node)
+    return node.make(
+        [
+            map_with_path(function, member, at=at + place, kinds=kinds)
+            for place, member in zip(places, node.members, strict=True)
+        ]
+    )
+
+
+def subscripts(node: Node) -> list[str]:
+    """What Python writes behind a container for each member: ``['w']``, ``[0]``, ``.w``."""
+    if node.kind in ("dict", "odict"):
+        return [f"[{key!r}]" for _, key in node.detail]
+    if node.kind == "dataclass":
+        return [f".{name}" for name in node.detail[1]]
+    return [f"[{index}]" for index in range(len(node.members))]
+
+
+# -- specs
+
+
+def path_of(path: Path) -> str:
+    """The place of a node as people write it: ``head/w``; the root is ``(the value itself)``."""
+    return "/".join(path) if path else "(the value itself)"
+
+
+def leaf_specs(spec: Spec, path: Path = ()) -> Iterator[tuple[Path, Spec]]:
+    """Yield every node that is no container, with its path."""
+    if spec.kind not in CONTAINERS:
+        yield path, spec
+        return
+    for name, child in zip(names_of(spec), spec.children, strict=True):
+        yield from leaf_specs(child, (*path, name))
+
+
+def names_of(spec: Spec) -> Sequence[str]:
+    """The names of a node's children."""
+    return member_names(spec.kind, spec.detail, len(spec.children))
+
+
+def paths(spec: Spec) -> list[Path]:
+    """The path of each leaf, in order."""
+    return [path for path, _ in leaf_specs(spec)]
+
+
+def mismatch(
+    expected: Spec, found: Spec, same_leaf: Callable[[Spec, Spec], bool], path: Path = ()
+) -> tuple[Path, Spec, Spec] | None:
+    """The first place where two trees differ in structure, apart from the order of names; None if they do not."""
+    if expected.kind not in CONTAINERS and found.kind not in CONTAINERS:
+        return None if same_leaf(expected, found) else (path, expected, found)
+    others = dict(zip(names_of(found), found.children, strict=True))
+    if expected.kind != found.kind or set(names_of(expected)) != others.keys():
+        return path, expected, found
+    pairs = zip(names_of(expected), expected.children, strict=True)
+    differences = (mismatch(mine, others[name], same_leaf, (*path, name)) for name, mine in pairs)
+    return next(filter(None, differences), None)
+
+
+Collect = Callable[[Any, list[Any]], bool]
+
+
+def collector(spec: Spec, leaf: Callable[[Spec], Collect]) -> Collect:
+    """Return a function (tree, leaves) -> bool, which appends the leaves of a tree of this structure in the order of
+    the spec; False if it is another structure. Whatever can be known beforehand is, for a tree that comes often.
+
+    Args:
+        spec: the structure. A dict may have its keys in another order; subclasses count as their kind.
+        leaf: makes such a function for the spec of a leaf.
+    """
+    if spec.kind not in CONTAINERS:
+        return leaf(spec)
+    collects = [collector(child, leaf) for child in spec.children]
+    if spec.kind in ("dict", "odict"):
+        items = list(zip((key for _, key in spec.detail), collects, strict=True))
+        return lambda tree, leaves: (
+            isinstance(tree, dict)
+            and len(tree) == len(items)
+            and all(key in tree and collect(tree[key], leaves) for key, collect in items)
+        )
+    if spec.kind == "dataclass":
+        fields = list(zip(spec.detail[1], collects, strict=True))
+        return lambda tree, leaves: all(
+            hasattr(tree, name) and collect(getattr(tree, name), leaves) for name, collect in fields
+        )
+    cls = list if spec.kind == "list" else tuple
+    names = spec.detail[1] if spec.kind == "namedtuple" else None
+    return lambda tree, leaves: (
+        isinstance(tree, cls)
+        and getattr(tree, "_fields", None) == names
+        and len(tree) == len(collects)
+        and all(collect(part, leaves) for collect, part in zip(collects, tree, strict=True))
+    )
