@@ -33,16 +33,17 @@ from untorn.train.arguments import (
 )
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress, check_installed, read, write
-from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, check_settings, described
+from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, check_settings
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import SampledBatches, Stream, batches_of, sampler, source_of
 from untorn.train.history import History
 from untorn.train.models.base import Parts
 from untorn.train.models.function import as_model
+from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.fused import check_clip_norm
-from untorn.train.optim.learning_rate import Rate, copy_weights
-from untorn.train.optim.server import ServerOptimizer, optimizer_of
+from untorn.train.optim.learning_rate import LearningRate
 from untorn.train.run import evaluation
+from untorn.train.run.copy_weights import copy_weights
 from untorn.train.run.cpus import available_cpus
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE
 from untorn.train.run.loop import run_epochs
@@ -153,8 +154,8 @@ class Trainer:
         self.clip_norm = check_clip_norm(clip_norm)
         self._model = as_model(model)
         self._initial: Parts | None = self._model.parts(params)
-        self._optimizer = optimizer_of(optimizer, self._initial.trained)
-        self._rate = Rate(self._optimizer)
+        self._optimizer = as_optimizer(optimizer, self._initial.trained)
+        self._rate = LearningRate(self._optimizer)
         self.model = self._model.replica(None)
         #: set it to True in a callback to stop after the epoch
         self.stop_training = False
@@ -166,7 +167,7 @@ class Trainer:
         self._team = Team(
             1 if engine == "serial" else count,
             cpus=cpus // self.threads_per_worker,
-            server_works=mode == "async" or isinstance(self._optimizer, ServerOptimizer),
+            server_works=mode == "async" or self._optimizer.server_steps,
             can_change=engine != "serial",
         )
         self._closed = False
@@ -372,7 +373,7 @@ class Trainer:
         """Return the half-done epoch, if fit goes on with it. Raises ValueError if it was loaded and cannot go on."""
         if self._part is None:
             return None
-        part = self._part.with_rate(self._rate.changed)
+        part = self._part.with_rate(self._rate.override)
         if part.data is None:
             part.check_cut(fit.cut)
             return part
@@ -401,7 +402,7 @@ class Trainer:
         with self.snapshot() as snapshot:
             progress, records = self._progress(), NO_RECORDS
             if self._part is not None:
-                progress, records, _ = self._part.with_rate(self._rate.changed)
+                progress, records, _ = self._part.with_rate(self._rate.override)
             write(path, progress, params=snapshot.value, state=lowlevel.extra(snapshot), records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -438,7 +439,7 @@ class Trainer:
         self._running().replace(found.fill)
         progress = found.progress
         self.step, self.epoch = progress.step, progress.epoch
-        self._rate.changed = progress.settings.get("learning_rate")
+        self._rate.override = progress.settings.get("learning_rate")
         self._history = History.from_dict(progress.history)
         cut = ("batch_size", "examples", "shuffle")
         self._cut = {name: progress.settings[name] for name in cut if name in progress.settings}
@@ -452,14 +453,14 @@ class Trainer:
             "mode": self.mode,
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
-            "optimizer": getattr(self._optimizer, "settings", None) or described(self._optimizer),
+            "optimizer": self._optimizer.settings,
         }
 
     def _progress(self, **more: Any) -> Progress:
         return Progress(
             step=self.step,
             epoch=self.epoch,
-            settings=self._settings() | self._cut | {"learning_rate": self._rate.changed},
+            settings=self._settings() | self._cut | {"learning_rate": self._rate.override},
             history=self._history.to_dict(),
             callbacks=callback_states(self._fit.callbacks if self._fit else ()),
             **more,

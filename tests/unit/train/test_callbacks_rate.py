@@ -10,7 +10,7 @@ import pytest
 
 import networks
 from untorn.train import SGD, AdamW, Callback, LearningRateScheduler, ReduceLROnPlateau, Trainer, weights_sha256
-from untorn.train.optim.learning_rate import Rate
+from untorn.train.optim.learning_rate import LearningRate
 
 DATA = networks.data_of(64, 5)  # 4 steps of 16
 
@@ -34,11 +34,11 @@ class Rates(Callback):
         self.epochs.append(logs["learning_rate"])
 
 
-# -- Rate
+# -- LearningRate
 
 
 def test_a_rate_that_is_set_is_that_number():
-    rate = Rate(SGD(0.1))
+    rate = LearningRate(SGD(0.1))
     assert rate.at(7) == 0.1
     rate.set(0.03, step=7)
     assert (rate.at(7), rate.at(1000)) == (0.03, 0.03)
@@ -46,20 +46,20 @@ def test_a_rate_that_is_set_is_that_number():
 
 
 def test_of_a_schedule_all_later_rates_keep_their_ratio():
-    rate = Rate(SGD(lambda step: 0.5 / (step + 1)))
+    rate = LearningRate(SGD(lambda step: 0.5 / (step + 1)))
     assert rate.at(1) == 0.25
     rate.set(0.125, step=1)
     assert [rate.at(step) for step in range(3)] == [0.25, 0.125, 0.25 / 3]
 
 
 def test_setting_what_it_is_already_changes_no_bit():
-    rate = Rate(SGD(lambda step: 0.1 / 3 + step))
+    rate = LearningRate(SGD(lambda step: 0.1 / 3 + step))
     rate.set(rate.at(2), step=2)
-    assert rate.changed is None
+    assert rate.override is None
 
 
 def test_the_other_numbers_of_an_optimizer_follow_the_rate():
-    rate = Rate(AdamW(0.1, weight_decay=0.5))
+    rate = LearningRate(AdamW(0.1, weight_decay=0.5))
     rate.set(0.02, step=0)
     np.testing.assert_array_equal(rate.rates(3, 5), AdamW(0.02, weight_decay=0.5).rates(3, 5))
 

@@ -15,7 +15,8 @@ import torch
 import networks
 from untorn.share.lowlevel import extra
 from untorn.train import SGD, Trainer, weights_sha256
-from untorn.train.optim.server import TorchOptimizer, optimizer_of
+from untorn.train.optim.convert import as_optimizer
+from untorn.train.optim.torch import TorchOptimizer
 from untorn.train.run.parameter_layout import ParameterPlan
 from untorn.train.run.server_steps import _clip
 
@@ -37,7 +38,7 @@ def sgd(lr: float = 0.1, **more):
 
 def test_an_optimizer_of_untorn_stays_what_it_is():
     fused = SGD(0.1)
-    assert optimizer_of(fused, TREE) is fused
+    assert as_optimizer(fused, TREE) is fused
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_groups_keep_their_ratio():
         return torch.optim.SGD(groups, lr=0.25)
 
     made = TorchOptimizer(make, TREE)
-    session = made.session({"w": np.zeros(5), "b": np.zeros(())}, made.state, threads=1)
+    session = made.session({"w": np.zeros(5), "b": np.zeros(())}, made.state_for(TREE), threads=1)
     session.step([np.ones(5), np.ones(())], 0.5)
     w, b, steps = session.values()
     assert (w == -0.5).all()

@@ -11,21 +11,27 @@ of numbers that the kernels need for each step, Adam's bias corrections among th
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.board import KernelSettings
-from untorn.train.optim.schedules import LearningRate, check_learning_rate, rate_at
+from untorn.share.layout import Decoder, Layout
+from untorn.share.specs import flatten
+from untorn.train.checkpoints.resuming import described
+from untorn.train.optim.base import Optimizer
+from untorn.train.optim.schedules import RateOrSchedule, check_learning_rate, rate_at
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
 
 
 @dataclass(frozen=True)
-class FusedOptimizer(ABC):
+class FusedOptimizer(Optimizer):
     """An optimizer whose step is a C kernel. Abstract.
 
     Args:
@@ -33,7 +39,8 @@ class FusedOptimizer(ABC):
             schedules are such functions. The server calls it once per step, when an epoch begins.
     """
 
-    learning_rate: LearningRate
+    server_steps = False
+    learning_rate: RateOrSchedule
 
     def __post_init__(self) -> None:
         check_learning_rate(type(self).__name__, self.learning_rate)
@@ -50,21 +57,24 @@ class FusedOptimizer(ABC):
         return tuple(self.initial_state)
 
     @property
-    @abstractmethod
-    def kernel(self) -> KernelSettings:
-        """The kernel and its numbers that no step changes."""
+    def settings(self) -> Any:
+        """See Optimizer."""
+        return described(self)
 
-    def rates(self, first_step: int, steps: int) -> Any:
-        """The kernels' numbers for these steps: a new float64 array (steps, 3) of the learning rate, what the
-        parameters are multiplied by, and what the root of the second moment is multiplied by.
+    def state_for(self, trained: Any) -> dict[str, Any] | None:
+        """See Optimizer. Each buffer is a tree like the parameters."""
+        layout = Layout(flatten(trained)[0])
+        decoder = Decoder(layout.schema, layout.nbytes)
+        trees = {fill: decoder.value(bytearray(layout.nbytes)) for fill in self.initial_state.values()}
+        for fill, tree in trees.items():
+            for leaf in flatten(tree)[1]:
+                leaf[...] = fill
+        return {name: trees[fill] for name, fill in self.initial_state.items()} or None
 
-        Raises TypeError or ValueError, naming the step, where a schedule gives something else than a finite number
-        of 0 or more.
-        """
-        name = type(self).__name__
-        rows = [
-            self._row(rate_at(name, self.learning_rate, step), step) for step in range(first_step, first_step + steps)
-        ]
+    def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
+        """See Optimizer. The numbers are computed one by one, in double precision."""
+        name, schedule = type(self).__name__, self.learning_rate if rate_of is None else rate_of
+        rows = [self._row(rate_at(name, schedule, step), step) for step in range(first_step, first_step + steps)]
         return np.array(rows, np.float64).reshape(steps, _core.KERNEL_RATES)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
@@ -164,7 +174,7 @@ class Adam(FusedOptimizer):
         (0.9, 0.999)
     """
 
-    learning_rate: LearningRate = 1e-3
+    learning_rate: RateOrSchedule = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     _: KW_ONLY
     eps: float = 1e-8
@@ -257,7 +267,7 @@ class RMSprop(FusedOptimizer):
         ('square_avg', 'grad_avg')
     """
 
-    learning_rate: LearningRate = 1e-2
+    learning_rate: RateOrSchedule = 1e-2
     alpha: float = 0.99
     _: KW_ONLY
     eps: float = 1e-8
@@ -305,7 +315,7 @@ class Adagrad(FusedOptimizer):
         {'sum': 0.5}
     """
 
-    learning_rate: LearningRate = 1e-2
+    learning_rate: RateOrSchedule = 1e-2
     _: KW_ONLY
     lr_decay: float = 0.0
     weight_decay: float = 0.0

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["LearningRate", "TorchSchedule", "check_learning_rate", "rate_at"]
+__all__ = ["RateOrSchedule", "TorchSchedule", "check_learning_rate", "rate_at"]
 
-LearningRate: TypeAlias = float | Callable[[int], float]
+RateOrSchedule: TypeAlias = float | Callable[[int], float]
 
 
 def check_learning_rate(owner: str, learning_rate: Any) -> None:
@@ -32,7 +32,7 @@ def check_learning_rate(owner: str, learning_rate: Any) -> None:
         raise ValueError(f"{owner}: learning_rate must be greater than 0")
 
 
-def rate_at(owner: str, learning_rate: LearningRate, step: int) -> float:
+def rate_at(owner: str, learning_rate: RateOrSchedule, step: int) -> float:
     """The learning rate of one step: finite, 0 or more. Raises TypeError or ValueError naming the step."""
     if not callable(learning_rate):
         return float(learning_rate)

@@ -254,10 +254,10 @@ def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
         logs = {"steps": steps, "examples": 0 if fit.stream else fit.examples, "epochs": fit.epochs}
         callback.on_epoch_begin(trainer.epoch, logs)
         trainer._check_owner()
-    fit.rate = trainer._rate.changed
+    fit.rate = trainer._rate.override
     if progress is not None:
         fit.rate = progress.rate_of_epoch  # what callbacks set now, they had set when the epoch began
-        trainer._rate.changed = progress.settings["learning_rate"]  # set in the first part of it, for the next
+        trainer._rate.override = progress.settings["learning_rate"]  # set in the first part of it, for the next
     return epoch
 
 

@@ -19,17 +19,14 @@ from untorn.control import Control
 from untorn.engines import Death, Engine
 from untorn.errors import CapacityError, WorkerError
 from untorn.share import Publisher, lowlevel
-from untorn.share.layout import Decoder, Layout
 from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, meaning, shortage
-from untorn.share.specs import flatten
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.resuming import DataRef, Part
 from untorn.train.checkpoints.saver import Saver
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.history import History
 from untorn.train.models.base import Parts
-from untorn.train.optim.fused import FusedOptimizer
-from untorn.train.optim.server import ServerOptimizer
+from untorn.train.optim.base import Optimizer
 from untorn.train.run.parameter_layout import ParameterPlan
 from untorn.train.run.server_steps import ServerSteps
 from untorn.train.run.status import JobStatus
@@ -61,7 +58,7 @@ class Fit:
         behind: batches of earlier epochs that an iterator has to be read past first, after resuming.
         inside_epoch: from an epoch's begin until its numbers are in the history.
         stepping: workers make steps.
-        rate: of the epoch that runs, as Rate.changed.
+        rate: of the epoch that runs, as LearningRate.override.
         status: what is told to those who ask from outside.
         held: what is let go when fit ends.
     """
@@ -125,28 +122,24 @@ class Running:
         owner: the process that trains. A forked copy of it may read the weights, and ends nothing.
     """
 
-    def __init__(
-        self, parts: Parts, optimizer: FusedOptimizer | ServerOptimizer, name: str | None, engine: Engine
-    ) -> None:
+    def __init__(self, parts: Parts, optimizer: Optimizer, name: str | None, engine: Engine) -> None:
         self.optimizer = optimizer
         #: examples of a shard, of the job that runs
         self.least = 1
         self.owner = os.getpid()
         self._kept, self._buffers = len(parts.kept), len(parts.buffers)
         params, summed = parts.published, parts.summed
-        if isinstance(optimizer, ServerOptimizer):
+        state = optimizer.state_for(parts.trained)
+        if optimizer.server_steps:
             self.plan = ParameterPlan.of(summed, None, buffers=self._buffers, sums=True)
-            state = optimizer.state
         else:
-            beside = dict.fromkeys(optimizer.initial_state, parts.trained) or None
-            self.plan = ParameterPlan.of(params, beside, kept=self._kept, buffers=self._buffers)
-            state = _filled(parts.trained, optimizer.initial_state)
+            self.plan = ParameterPlan.of(params, state, kept=self._kept, buffers=self._buffers)
         self.weights: Publisher = lowlevel.publish_with_extra(
             params, state, name=name, tolerant=True, sizes=_CHANNEL_SIZES
         )
         lowlevel.attachment_of(self.weights).reserve_slots(_RESERVED_SLOTS)
         self.target = self.weights
-        if isinstance(optimizer, ServerOptimizer):
+        if optimizer.server_steps:
             self.target = lowlevel.publish_with_extra(summed, sizes=_CHANNEL_SIZES)
         self.reader = self.weights.subscriber()
         self.engine = engine
@@ -181,7 +174,7 @@ class Running:
 
     def server_steps(self, clip_norm: float | None, threads: int) -> ServerSteps | None:
         """What makes the steps of a job that begins now; None where the workers do."""
-        if not isinstance(self.optimizer, ServerOptimizer):
+        if not self.optimizer.server_steps:
             return None
         return ServerSteps(
             self.optimizer,
@@ -270,14 +263,3 @@ def how_it_died(death: Death) -> str:
     if death.exitcode is not None and death.exitcode < 0:
         return f"was ended by signal {-death.exitcode}"
     return f"ended with exit code {death.exitcode}"
-
-
-def _filled(params: Any, state: dict[str, float]) -> Any:
-    """For each buffer of state a tree like the parameters, filled with its number; None for none."""
-    layout = Layout(flatten(params)[0])
-    decoder = Decoder(layout.schema, layout.nbytes)
-    trees = {fill: decoder.value(bytearray(layout.nbytes)) for fill in state.values()}
-    for fill, tree in trees.items():
-        for leaf in flatten(tree)[1]:
-            leaf[...] = fill
-    return {name: trees[fill] for name, fill in state.items()} or None

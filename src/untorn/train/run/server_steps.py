@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from untorn.board import Board
 from untorn.share import Publisher, lowlevel
 from untorn.share.specs import flatten
-from untorn.train.optim.server import ServerOptimizer
+from untorn.train.optim.base import Optimizer
 
 __all__ = ["ServerSteps"]
 
@@ -47,7 +47,7 @@ class ServerSteps:
 
     def __init__(
         self,
-        optimizer: ServerOptimizer,
+        optimizer: Optimizer,
         weights: Publisher,
         sums: Publisher,
         *,

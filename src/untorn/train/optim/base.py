@@ -1,0 +1,120 @@
+"""The interface of an optimizer: what a Trainer asks of SGD, of torch.optim and of optax alike.
+
+::
+
+    what the user gave ── as_optimizer ──> Optimizer ── kernel, rates ──> board: the workers make each step
+                                               └─────── session ────────> Session: the server makes each step
+
+An Optimizer is described once; its state is published beside the weights, in every version. If the server makes the
+steps (``server_steps``), the workers sum the gradients, and run/server_steps.py takes the sums from there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn import _core
+from untorn.board import NO_UPDATE, KernelSettings
+from untorn.train.optim.schedules import RateOrSchedule
+
+__all__ = ["Optimizer", "ServerOptimizer", "Session"]
+
+
+class Session(ABC):
+    """An optimizer at work, for one job: it owns a copy of the parameters, and its state. Abstract."""
+
+    @abstractmethod
+    def step(self, gradients: list[NDArray[Any]], rate: float) -> None:
+        """Make one step with these gradients, one per parameter; they may be changed. ``rate`` is the learning rate of
+        all parameters, or of the first group of them; NaN leaves it to the optimizer."""
+
+    @abstractmethod
+    def values(self) -> list[NDArray[Any]]:
+        """Return the parameters, and then the state in the order of Optimizer.state_for: views, valid until the next
+        step."""
+
+
+class Optimizer(ABC):
+    """How weights follow from gradients, as a Trainer uses it. Abstract.
+
+    Attributes:
+        learning_rate: of the first group of parameters, a number or a function of the step; NaN if it is not known.
+    """
+
+    #: whether the server makes the steps, in a session; else the workers do, with the kernel
+    server_steps: ClassVar[bool]
+    learning_rate: RateOrSchedule
+
+    @property
+    @abstractmethod
+    def kernel(self) -> KernelSettings:
+        """The kernel of the workers' updates, and its numbers that no step changes."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Any:
+        """The description of the optimizer in a checkpoint, which going on from it compares."""
+
+    @abstractmethod
+    def state_for(self, trained: Any) -> Any:
+        """Return the state that is published beside these parameters before the first step: a dict, or None."""
+
+    @abstractmethod
+    def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
+        """Return the kernel's numbers for these steps, as a board has them: a new array (steps, 3) of the learning
+        rate, the factor of the parameters, and the factor of the root of the second moment. ``rate_of`` takes the place
+        of ``learning_rate``.
+
+        Raises TypeError or ValueError, naming the step, if a schedule gives anything but a finite number of 0 or more.
+        """
+
+    def session(self, trained: Any, state: dict[str, NDArray[Any]], *, threads: int) -> Session:
+        """Return the optimizer at work, going on from these parameters and this state; both are the session's from now
+        on. ``threads`` are for those libraries whose number of threads can be set. Only if ``server_steps``."""
+        raise TypeError(f"{type(self).__name__}: the workers make its steps")
+
+
+class ServerOptimizer(Optimizer):
+    """An optimizer of another library, whose steps the server makes. Abstract.
+
+    Args:
+        learning_rate: of the first group of parameters; NaN if it is not known.
+        state: published beside the weights before the first step.
+        settings: the description in a checkpoint.
+    """
+
+    server_steps = True
+
+    def __init__(self, learning_rate: float, state: dict[str, NDArray[Any]], settings: Any) -> None:
+        self.learning_rate: float = learning_rate
+        self._state = state
+        self._settings = settings
+
+    @property
+    def kernel(self) -> KernelSettings:
+        """See Optimizer. The workers' updates have no step to make."""
+        return NO_UPDATE
+
+    @property
+    def settings(self) -> Any:
+        """See Optimizer."""
+        return self._settings
+
+    def state_for(self, trained: Any) -> dict[str, NDArray[Any]]:
+        """See Optimizer."""
+        return self._state
+
+    def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
+        """See Optimizer. The rate is the same for all steps."""
+        rows = np.ones((steps, _core.KERNEL_RATES))
+        rows[:, 0] = self.learning_rate if rate_of is None else rate_of(first_step)
+        return rows
+
+    @abstractmethod
+    def session(self, trained: Any, state: dict[str, NDArray[Any]], *, threads: int) -> Session:
+        """See Optimizer."""

@@ -1,0 +1,32 @@
+"""The optimizer that a user gave, as an Optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from untorn.train.optim.base import Optimizer
+from untorn.train.optim.fused import FusedOptimizer
+from untorn.train.optim.optax import OptaxOptimizer
+from untorn.train.optim.torch import TorchOptimizer
+
+__all__ = ["as_optimizer"]
+
+
+def as_optimizer(given: Any, trained: Any) -> Optimizer:
+    """Return the optimizer of a trainer of these parameters: itself, or an adapter of a function that makes one of
+    torch.optim, or of an optax.GradientTransformation. Raises TypeError, naming what was expected, for anything
+    else."""
+    if isinstance(given, Optimizer):
+        return given
+    if isinstance(given, type) and issubclass(given, FusedOptimizer):
+        name = given.__name__
+        raise TypeError(f"optimizer: expected untorn.{name}(...), found the class {name}; make one: {name}(0.1)")
+    if callable(getattr(given, "init", None)) and callable(getattr(given, "update", None)):
+        return OptaxOptimizer(given, trained)
+    if callable(given) and not hasattr(given, "param_groups"):
+        return TorchOptimizer(given, trained)
+    found = type(given).__name__
+    advice = "Adam, AdamW, RMSprop and Adagrad will do as well"
+    if hasattr(given, "param_groups"):
+        advice = f"give what makes one of torch.optim from parameters: functools.partial(torch.optim.{found}, lr=...)"
+    raise TypeError(f"optimizer: expected untorn.SGD(...), found {found}; {advice}")

@@ -1,0 +1,103 @@
+"""Optimizers of optax."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.share.specs import flatten
+from untorn.train.checkpoints.resuming import described
+from untorn.train.optim.base import ServerOptimizer, Session
+
+__all__ = ["OptaxOptimizer"]
+
+_Array = NDArray[Any]
+
+
+class OptaxOptimizer(ServerOptimizer):
+    """An optax.GradientTransformation. It sees the parameters as a pytree: the tree that was given, or a dict by name.
+
+    Args:
+        transformation: a pair of functions, init and update.
+        trained: the tree of parameters.
+    """
+
+    def __init__(self, transformation: Any, trained: Any) -> None:
+        try:
+            jax: Any = import_module("jax")
+            import_module("optax")
+        except ImportError:
+            raise ImportError(
+                "optimizer: what has init and update is taken for optax's, and optax is not installed: "
+                "pip install optax"
+            ) from None
+        self.transformation = transformation
+        leaves = flatten(trained)[1]
+        if sorted(map(id, jax.tree_util.tree_leaves(trained))) != sorted(map(id, leaves)):
+            raise TypeError(
+                "params: with an optimizer of optax they must be a pytree of JAX: dicts, lists, tuples and named "
+                "tuples are; register other classes with jax.tree_util"
+            )
+        self.x64 = any(leaf.dtype == np.float64 for leaf in leaves)
+        with self.computing():
+            found = jax.tree_util.tree_flatten_with_path(transformation.init(jax.tree.map(jax.numpy.array, trained)))
+        self.structure = found[1]
+        state = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in found[0]}
+        super().__init__(math.nan, state, {"name": "optax", "init": described(transformation.init)})
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute on the CPU, with float64 if there are parameters of it."""
+        import jax
+
+        with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
+            yield
+
+    def session(self, trained: Any, state: dict[str, _Array], *, threads: int) -> Session:
+        """See Optimizer. XLA's number of threads is the process's own."""
+        return _OptaxSession(self, trained, state)
+
+
+class _OptaxSession(Session):
+    def __init__(self, owner: OptaxOptimizer, trained: Any, state: dict[str, _Array]) -> None:
+        jax: Any = import_module("jax")
+        self._jax, self._apply = jax, import_module("optax").apply_updates
+        self._owner = owner
+        leaves, self._structure = jax.tree_util.tree_flatten(trained)
+        at = {id(leaf): index for index, leaf in enumerate(leaves)}
+        #: of each parameter, in the order of its channel, its place among JAX's leaves: JAX sorts the keys of a dict
+        self._order = [at[id(leaf)] for leaf in flatten(trained)[1]]
+        with owner.computing():
+            self._params = jax.tree.map(jax.numpy.array, trained)
+            arrays = [jax.numpy.array(state[name]) for name in state]
+        self._state = jax.tree_util.tree_unflatten(owner.structure, arrays)
+        self._step = jax.jit(self._stepped)
+
+    def _stepped(self, gradients: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        updates, new = self._owner.transformation.update(gradients, state, params)
+        # of the same dtypes, and those for certain: going on from a checkpoint is then the same computation
+        convert = self._jax.lax.convert_element_type
+        new = self._jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
+        return self._apply(params, updates), new
+
+    def step(self, gradients: list[_Array], rate: float) -> None:
+        """See Session."""
+        leaves: list[Any] = [None] * len(gradients)
+        for index, gradient in zip(self._order, gradients, strict=True):
+            leaves[index] = gradient
+        tree = self._jax.tree_util.tree_unflatten(self._structure, leaves)
+        with self._owner.computing():
+            made = self._step(tree, self._params, self._state)
+            self._params, self._state = self._jax.block_until_ready(made)  # the gradients' memory is used again
+
+    def values(self) -> list[_Array]:
+        """See Session."""
+        leaves = self._jax.tree_util.tree_leaves(self._params)
+        state = self._jax.tree_util.tree_leaves(self._state)
+        return [np.asarray(leaf) for leaf in [*(leaves[index] for index in self._order), *state]]
