@@ -8,8 +8,6 @@
 
 static const long OVERLAYFS_MAGIC = 0x794c7630;
 
-static PyObject *StatusError;
-
 static const char *const STATUS_NAMES[] = {
     [STATUS_OK] = "ok",           [STATUS_OS] = "os",           [STATUS_FORMAT] = "format",
     [STATUS_DATA] = "data",       [STATUS_MIXED] = "mixed",     [STATUS_OTHER] = "other",
@@ -20,13 +18,13 @@ static const char *const STATUS_NAMES[] = {
     [STATUS_TIMEOUT] = "timeout", [STATUS_INTERRUPTED] = "interrupted",
 };
 
-PyObject *status_raise(enum status status)
+PyObject *status_raise(const struct core *core, enum status status)
 {
     if (status == STATUS_OS)
         return PyErr_SetFromErrno(PyExc_OSError);
     PyObject *args = Py_BuildValue("(si)", STATUS_NAMES[status], errno);
     if (args != NULL) {
-        PyErr_SetObject(StatusError, args);
+        PyErr_SetObject(core->status_error, args);
         Py_DECREF(args);
     }
     return NULL;
@@ -60,7 +58,7 @@ static PyObject *core_format_control(PyObject *module, PyObject *args)
     }
     enum status status = attachment_format(fd, (const uint8_t *)id, max_readers, max_slots, keep_slots);
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of_module(module), status);
     Py_RETURN_NONE;
 }
 
@@ -94,7 +92,7 @@ static PyObject *core_format_data(PyObject *module, PyObject *args)
     }
     enum status status = attachment_format_data(fd, (const uint8_t *)id);
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of_module(module), status);
     Py_RETURN_NONE;
 }
 
@@ -111,7 +109,7 @@ static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
     struct statfs stat;
     if (PyErr_Occurred())
         return NULL;
-    return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC) : status_raise(STATUS_OS);
+    return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC) : PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyMethodDef core_methods[] = {
@@ -128,9 +126,11 @@ static PyMethodDef core_methods[] = {
 
 bool type_add(PyObject *module, PyType_Spec *spec, PyTypeObject **keep)
 {
-    PyObject *type = PyType_FromSpec(spec);
-    if (type == NULL || PyModule_AddType(module, (PyTypeObject *)type) != 0)
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL || PyModule_AddType(module, (PyTypeObject *)type) != 0) {
+        Py_XDECREF(type);
         return false;
+    }
     if (keep != NULL)
         *keep = (PyTypeObject *)type;
     else
@@ -138,32 +138,99 @@ bool type_add(PyObject *module, PyType_Spec *spec, PyTypeObject **keep)
     return true;
 }
 
-static bool module_fill(PyObject *module)
+bool constants_add(PyObject *module, const struct core_constant *constant)
+{
+    for (; constant->name != NULL; constant++)
+        if (PyModule_AddIntConstant(module, constant->name, constant->value) != 0)
+            return false;
+    return true;
+}
+
+static bool error_add(PyObject *module, struct core *core)
 {
     PyObject *errors = PyImport_ImportModule("untorn.errors");
     PyObject *root = errors == NULL ? NULL : PyObject_GetAttrString(errors, "UntornError");
     if (root != NULL)
-        StatusError = PyErr_NewExceptionWithDoc("untorn._core.StatusError", "(code, errno) from the core.", root, NULL);
+        core->status_error =
+            PyErr_NewExceptionWithDoc("untorn._core.StatusError", "(code, errno) from the core.", root, NULL);
     Py_XDECREF(root);
     Py_XDECREF(errors);
-    return StatusError != NULL && PyModule_AddObjectRef(module, "StatusError", StatusError) == 0 &&
-           module_add_channel(module) && module_add_board(module) && module_add_waiting(module) &&
-           module_add_frozen(module) && module_add_block(module) && module_add_copy(module);
+    return core->status_error != NULL && PyModule_AddObjectRef(module, "StatusError", core->status_error) == 0;
 }
 
-static struct PyModuleDef core_module = {
-    PyModuleDef_HEAD_INIT, "untorn._core", "The core of untorn, in C: channels, the board and the kernels.", -1,
-    core_methods, NULL, NULL, NULL, NULL,
+/* -- the module ---------------------------------------------------------------------------------------------------- */
+
+static int core_exec(PyObject *module)
+{
+    const bool done = error_add(module, core_of_module(module)) && module_add_channel(module) &&
+                      module_add_board(module) && module_add_waiting(module) && module_add_frozen(module) &&
+                      module_add_block(module) && module_add_copy(module);
+    return done ? 0 : -1;
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct core *core = core_of_module(module);
+    Py_VISIT(core->status_error);
+    Py_VISIT(core->attachment_type);
+    Py_VISIT(core->hold_type);
+    Py_VISIT(core->private_type);
+    Py_VISIT(core->draft_type);
+    Py_VISIT(core->frozen_iterator_type);
+    Py_VISIT(core->frozen_memory_type);
+    return 0;
+}
+
+static int core_clear(PyObject *module)
+{
+    struct core *core = core_of_module(module);
+    Py_CLEAR(core->status_error);
+    Py_CLEAR(core->attachment_type);
+    Py_CLEAR(core->hold_type);
+    Py_CLEAR(core->private_type);
+    Py_CLEAR(core->draft_type);
+    Py_CLEAR(core->frozen_iterator_type);
+    Py_CLEAR(core->frozen_memory_type);
+    return 0;
+}
+
+static void core_free(void *module) { core_clear(module); }
+
+/* Py_mod_multiple_interpreters is left out. The Limited API of 3.11 does not have it, and what its absence says is right:
+ * interpreters that share a GIL may each import the module. What stays static is the process's: the registries of
+ * fork.c and own.c and their fork handlers, which have locks of their own and know no Python object. */
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
 };
 
-PyMODINIT_FUNC PyInit__core(void)
+static struct PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "untorn._core",
+    .m_doc = "The core of untorn, in C: channels, the board and the kernels.",
+    .m_size = sizeof(struct core),
+    .m_methods = core_methods,
+    .m_slots = core_slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+    .m_free = core_free,
+};
+
+struct core *core_of_module(PyObject *module) { return PyModule_GetState(module); }
+
+struct core *core_of_class(PyTypeObject *type)
 {
-    PyObject *module = PyModule_Create(&core_module);
-    if (module != NULL && !module_fill(module))
-        Py_CLEAR(module);
-#ifdef Py_GIL_DISABLED
-    if (module != NULL && PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) != 0)
-        Py_CLEAR(module);
-#endif
-    return module;
+    for (; type != NULL; type = PyType_GetSlot(type, Py_tp_base)) {
+        PyObject *module = PyType_GetModule(type); /* borrowed; TypeError if the class was made by no module */
+        if (module != NULL && PyModule_GetDef(module) == &core_module)
+            return PyModule_GetState(module);
+        PyErr_Clear();
+    }
+    PyErr_SetString(PyExc_TypeError, "the class is not derived from one of untorn._core");
+    return NULL;
 }
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&core_module); }

@@ -33,7 +33,19 @@ typedef struct attachment_object {
     struct attachment_object **link, *next;
 } AttachmentObject;
 
-extern PyTypeObject *AttachmentType;
+/* The module's state: every Python object that outlives a call and is nobody's own. Nothing of it is static, so each
+ * module object that is made of the extension has types of its own. */
+struct core {
+    PyObject *status_error;
+    PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type, *frozen_iterator_type, *frozen_memory_type;
+    AttachmentObject *readers; /* the first of this process's readers, see module_channel.c */
+};
+
+/* The state, by the module, by an object whose class the module made, or by a class derived from one of the module's;
+ * the last is NULL with an exception set if it is not. */
+struct core *core_of_module(PyObject *module);
+static inline struct core *core_of(PyObject *object) { return PyType_GetModuleState(Py_TYPE(object)); }
+struct core *core_of_class(PyTypeObject *type);
 
 /* Free-threaded builds have no GIL; there this guards what threads change of an object. Elsewhere the GIL does. */
 #ifdef Py_GIL_DISABLED
@@ -45,13 +57,32 @@ extern PyTypeObject *AttachmentType;
 #endif
 
 /* Raise what a status means, and return NULL: OSError by errno for STATUS_OS, StatusError for all else. */
-PyObject *status_raise(enum status status);
+PyObject *status_raise(const struct core *core, enum status status);
 /* tp_dealloc's last step: an object of a heap type owns a reference to it. */
 void object_free(PyObject *self);
 /* Append a new reference, which is taken over; false with an exception set, also if `item` is NULL. */
 bool list_append_new(PyObject *list, PyObject *item);
 /* Make a type and add it to the module; `keep`, if not NULL, gets a reference of its own. */
 bool type_add(PyObject *module, PyType_Spec *spec, PyTypeObject **keep);
+
+struct core_constant {
+    const char *name;
+    long value;
+};
+#define CORE_CONSTANT(name) {#name, (long)(name)}
+/* The array ends with a name that is NULL. */
+bool constants_add(PyObject *module, const struct core_constant *constants);
+
+/* A type's read-only fields are one table: `#define HOLD_FIELDS(FIELD)` has a line FIELD(Hold, name, make, value) for
+ * each, where make(value) is the new object, and `self` the HoldObject. The table, given CORE_GETTER, is the functions;
+ * given CORE_GETSET, the entries of the type's PyGetSetDef. tests/unit/test_core_stub.py compares _core.pyi with them. */
+#define CORE_GETTER(type, name, make, value)                                \
+    static PyObject *type##_get_##name(PyObject *object, void *unused)      \
+    {                                                                       \
+        const type##Object *self = (const type##Object *)object;            \
+        return make(value);                                                 \
+    }
+#define CORE_GETSET(type, name, make, value) {#name, type##_get_##name, NULL, NULL, NULL},
 
 /* Each adds its types, functions and constants. */
 bool module_add_channel(PyObject *module);

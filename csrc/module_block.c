@@ -7,8 +7,6 @@
  */
 #include "module.h"
 
-static PyTypeObject *BlockType;
-
 typedef struct {
     PyObject_HEAD
     PyObject *steps; /* a generator that yields once; NULL when it is over */
@@ -131,4 +129,4 @@ static PyType_Slot Block_slots[] = {
 static PyType_Spec Block_spec = {"untorn._core.Block", sizeof(BlockObject), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, Block_slots};
 
-bool module_add_block(PyObject *module) { return type_add(module, &Block_spec, &BlockType); }
+bool module_add_block(PyObject *module) { return type_add(module, &Block_spec, NULL); }

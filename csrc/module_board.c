@@ -13,6 +13,7 @@
 
 typedef struct {
     PyObject_HEAD
+    struct core *core;         /* here, since the object may be of a derived class */
     struct board board;
     struct own own;            /* the mapping; a forked child's is a copy */
     struct turn turn;
@@ -22,13 +23,14 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     int fd;
     struct stat stat;
-    if (!PyArg_ParseTuple(args, "i", &fd))
+    struct core *core = core_of_class(type);
+    if (core == NULL || !PyArg_ParseTuple(args, "i", &fd))
         return NULL;
     if (fstat(fd, &stat) != 0 || (fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0)
-        return status_raise(STATUS_OS);
+        return status_raise(core, STATUS_OS);
     void *memory = mmap(NULL, (size_t)stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) {
-        status_raise(STATUS_OS);
+        status_raise(core, STATUS_OS);
         close(fd);
         return NULL;
     }
@@ -38,12 +40,13 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (status == STATUS_OK)
         self = (BoardObject *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     else
-        status_raise(status);
+        status_raise(core, status);
     if (self == NULL) {
         munmap(memory, (size_t)stat.st_size);
         close(fd);
         return NULL;
     }
+    self->core = core;
     self->board = board;
     self->own = (struct own){.memory = memory, .nbytes = (uint64_t)stat.st_size, .fd = fd};
     self->turn = (struct turn){.kind = TURN_IDLE};
@@ -76,7 +79,7 @@ static PyObject *Board_next(PyObject *self, PyObject *args)
     unsigned worker;
     int spin;
     double wait_s;
-    if (!PyArg_ParseTuple(args, "O!Ipd", AttachmentType, &weights, &worker, &spin, &wait_s))
+    if (!PyArg_ParseTuple(args, "O!Ipd", board->core->attachment_type, &weights, &worker, &spin, &wait_s))
         return NULL;
     if (worker >= board->board.header->workers) {
         PyErr_Format(PyExc_ValueError, "worker %u: the board has %u", worker, board->board.header->workers);
@@ -279,10 +282,11 @@ static PyObject *Board_inflight_empty(PyObject *self, PyObject *argument)
 static PyObject *Board_inflight_apply(PyObject *self, PyObject *args)
 {
     const struct board *board = &((BoardObject *)self)->board;
+    const struct core *core = ((BoardObject *)self)->core;
     PyObject *weights;
     unsigned lane;
     unsigned long long step, staleness;
-    if (!PyArg_ParseTuple(args, "O!IKK", AttachmentType, &weights, &lane, &step, &staleness) ||
+    if (!PyArg_ParseTuple(args, "O!IKK", core->attachment_type, &weights, &lane, &step, &staleness) ||
         !lane_check_done(board, lane))
         return NULL;
     enum status status;
@@ -290,7 +294,7 @@ static PyObject *Board_inflight_apply(PyObject *self, PyObject *args)
     status = lane_apply(board, ((AttachmentObject *)weights)->attachment, lane, step, staleness);
     Py_END_ALLOW_THREADS
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core, status);
     Py_RETURN_NONE;
 }
 
@@ -318,50 +322,37 @@ static PyObject *Board_wait_server(PyObject *self, PyObject *args)
     return PyLong_FromUnsignedLong(shared_load_acquire(&header->server_bell));
 }
 
-enum board_field {
-    BOARD_STEP, BOARD_NEED_SLOT, BOARD_FAILED, BOARD_LOG_AT, BOARD_RATES_AT,
-    BOARD_ORDER_AT, BOARD_ERRORS_AT, BOARD_NAMES_AT, BOARD_SHARDS, BOARD_WORKERS, BOARD_STEPS, BOARD_EXAMPLES,
-    BOARD_BATCH_SIZE, BOARD_STOPPED, BOARD_ACTIVE, BOARD_IS_ASYNC, BOARD_JOB, BOARD_REFUSED,
-};
-
-static PyObject *Board_field(PyObject *self, void *which)
-{
-    const struct board *board = &((BoardObject *)self)->board;
-    struct board_header *header = board->header;
-    unsigned long long value = 0;
-    switch ((enum board_field)(intptr_t)which) {
-    case BOARD_STEP: value = board_step(board); break;
-    case BOARD_NEED_SLOT: value = shared_load_acquire(&header->need_slot); break;
-    case BOARD_FAILED: value = shared_load_acquire(&header->failed); break;
-    case BOARD_STOPPED: value = shared_load_acquire(&header->stop); break;
-    case BOARD_LOG_AT: value = header->log_at; break;
-    case BOARD_RATES_AT: value = header->rates_at; break;
-    case BOARD_ORDER_AT: value = header->order_at; break;
-    case BOARD_ERRORS_AT: value = header->errors_at; break;
-    case BOARD_NAMES_AT: value = header->names_at; break;
-    case BOARD_ACTIVE: value = shared_load_acquire(&header->active); break;
-    case BOARD_IS_ASYNC: return PyBool_FromLong((long)header->lanes);
-    case BOARD_JOB: value = header->job; break;
-    case BOARD_REFUSED: value = (unsigned long long)board_refused(board); break;
-    case BOARD_SHARDS: value = header->shards; break;
-    case BOARD_WORKERS: value = header->workers; break;
-    case BOARD_STEPS: value = header->steps; break;
-    case BOARD_EXAMPLES: value = header->examples; break;
-    case BOARD_BATCH_SIZE: value = header->batch_size; break;
-    }
-    return PyLong_FromUnsignedLongLong(value);
-}
-
 /* Gradients committed by each worker. */
-static PyObject *Board_commits(PyObject *self, void *unused)
+static PyObject *commits_make(const struct board *board)
 {
-    const struct board *board = &((BoardObject *)self)->board;
     PyObject *list = PyList_New(0);
     for (uint32_t i = 0; list != NULL && i < board->header->workers; i++)
         if (!list_append_new(list, PyLong_FromUnsignedLongLong(shared_load_relaxed(&board->workers[i].commits))))
             Py_CLEAR(list);
     return list;
 }
+
+#define BOARD_FIELDS(FIELD)                                                                                \
+    FIELD(Board, step, PyLong_FromUnsignedLongLong, board_step(&self->board))                              \
+    FIELD(Board, need_slot, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->need_slot))  \
+    FIELD(Board, failed, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->failed))        \
+    FIELD(Board, stopped, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->stop))         \
+    FIELD(Board, active, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->active))        \
+    FIELD(Board, refused, PyLong_FromLong, board_refused(&self->board))                                    \
+    FIELD(Board, commits, commits_make, &self->board)                                                      \
+    FIELD(Board, log_at, PyLong_FromUnsignedLongLong, self->board.header->log_at)                          \
+    FIELD(Board, rates_at, PyLong_FromUnsignedLongLong, self->board.header->rates_at)                      \
+    FIELD(Board, order_at, PyLong_FromUnsignedLongLong, self->board.header->order_at)                      \
+    FIELD(Board, errors_at, PyLong_FromUnsignedLongLong, self->board.header->errors_at)                    \
+    FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                      \
+    FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                              \
+    FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                            \
+    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->lanes)                               \
+    FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                                \
+    FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                            \
+    FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                      \
+    FIELD(Board, batch_size, PyLong_FromUnsignedLongLong, self->board.header->batch_size)
+BOARD_FIELDS(CORE_GETTER)
 
 static PyMethodDef Board_methods[] = {
     {"next", Board_next, METH_VARARGS,
@@ -394,29 +385,7 @@ static PyMethodDef Board_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-#define BOARD_FIELD(name, which) {name, Board_field, NULL, NULL, (void *)(intptr_t)(which)}
-static PyGetSetDef Board_getset[] = {
-    BOARD_FIELD("step", BOARD_STEP),
-    BOARD_FIELD("need_slot", BOARD_NEED_SLOT),
-    BOARD_FIELD("failed", BOARD_FAILED),
-    BOARD_FIELD("stopped", BOARD_STOPPED),
-    BOARD_FIELD("log_at", BOARD_LOG_AT),
-    BOARD_FIELD("rates_at", BOARD_RATES_AT),
-    BOARD_FIELD("order_at", BOARD_ORDER_AT),
-    BOARD_FIELD("errors_at", BOARD_ERRORS_AT),
-    BOARD_FIELD("names_at", BOARD_NAMES_AT),
-    BOARD_FIELD("shards", BOARD_SHARDS),
-    BOARD_FIELD("workers", BOARD_WORKERS),
-    BOARD_FIELD("active", BOARD_ACTIVE),
-    BOARD_FIELD("is_async", BOARD_IS_ASYNC),
-    BOARD_FIELD("job", BOARD_JOB),
-    BOARD_FIELD("refused", BOARD_REFUSED),
-    BOARD_FIELD("steps", BOARD_STEPS),
-    BOARD_FIELD("examples", BOARD_EXAMPLES),
-    BOARD_FIELD("batch_size", BOARD_BATCH_SIZE),
-    {"commits", Board_commits, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef Board_getset[] = {BOARD_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Board_slots[] = {
     {Py_tp_doc, "Board(fd): the board of a training, as format_board laid it out. Exports its bytes, writable."},
@@ -491,7 +460,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
             status = board_create(fd, &config, ranges.buf);
         } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
         if (status != STATUS_INTERRUPTED)
-            result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(status);
+            result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(core_of_module(module), status);
     }
     PyBuffer_Release(&ranges);
     return result;
@@ -540,30 +509,35 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
     return done;
 }
 
+static const struct core_constant board_constants[] = {
+    CORE_CONSTANT(TURN_GRADIENT),
+    CORE_CONSTANT(TURN_IDLE),
+    CORE_CONSTANT(TURN_STOP),
+    CORE_CONSTANT(TURN_NEED_SLOT),
+    CORE_CONSTANT(TURN_LEAVE),
+    CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(TASK_EMPTY),
+    {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
+    CORE_CONSTANT(KERNEL_SGD),
+    CORE_CONSTANT(KERNEL_ADAM),
+    CORE_CONSTANT(KERNEL_RMSPROP),
+    CORE_CONSTANT(KERNEL_ADAGRAD),
+    CORE_CONSTANT(KERNEL_F32),
+    CORE_CONSTANT(KERNEL_F64),
+    CORE_CONSTANT(MERGE_STEP),
+    CORE_CONSTANT(MERGE_MEAN),
+    CORE_CONSTANT(MERGE_FIRST),
+    CORE_CONSTANT(MERGE_KEEP),
+    CORE_CONSTANT(BOARD_METRICS),
+    CORE_CONSTANT(BOARD_NAMES_NBYTES),
+    CORE_CONSTANT(BOARD_ERROR_NBYTES),
+    {NULL, 0},
+};
+
 bool module_add_board(PyObject *module)
 {
     return type_add(module, &Board_spec, NULL) && PyModule_AddFunctions(module, board_functions) == 0 &&
-           PyModule_AddIntConstant(module, "TURN_GRADIENT", TURN_GRADIENT) == 0 &&
-           PyModule_AddIntConstant(module, "TURN_IDLE", TURN_IDLE) == 0 &&
-           PyModule_AddIntConstant(module, "TURN_STOP", TURN_STOP) == 0 &&
-           PyModule_AddIntConstant(module, "TURN_NEED_SLOT", TURN_NEED_SLOT) == 0 &&
-           PyModule_AddIntConstant(module, "TURN_LEAVE", TURN_LEAVE) == 0 &&
-           PyModule_AddIntConstant(module, "TASK_DONE", TASK_DONE) == 0 &&
-           PyModule_AddIntConstant(module, "TASK_EMPTY", TASK_EMPTY) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_SGD", KERNEL_SGD) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_ADAM", KERNEL_ADAM) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_RMSPROP", KERNEL_RMSPROP) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_ADAGRAD", KERNEL_ADAGRAD) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_F32", KERNEL_F32) == 0 &&
-           PyModule_AddIntConstant(module, "KERNEL_F64", KERNEL_F64) == 0 &&
-           PyModule_AddIntConstant(module, "MERGE_STEP", MERGE_STEP) == 0 &&
-           PyModule_AddIntConstant(module, "MERGE_MEAN", MERGE_MEAN) == 0 &&
-           PyModule_AddIntConstant(module, "MERGE_FIRST", MERGE_FIRST) == 0 &&
-           PyModule_AddIntConstant(module, "MERGE_KEEP", MERGE_KEEP) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_METRICS", BOARD_METRICS) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_NAMES_NBYTES", BOARD_NAMES_NBYTES) == 0 &&
-           PyModule_AddIntConstant(module, "BOARD_ERROR_NBYTES", BOARD_ERROR_NBYTES) == 0 &&
+           constants_add(module, board_constants) &&
            layout_add(module, "BOARD_LOG_LAYOUT", log_members, sizeof(struct board_log)) &&
            layout_add(module, "BOARD_BUFFER_LAYOUT", buffer_members, sizeof(struct board_buffer)) &&
            layout_add(module, "BOARD_RANGE_LAYOUT", range_members, sizeof(struct board_range));

@@ -10,25 +10,21 @@
 
 #include "futex.h"
 
-PyTypeObject *AttachmentType;
-static PyTypeObject *HoldType, *PrivateType, *DraftType;
-
 /* -- Attachment ------------------------------------------------------------------------------------------------- */
 
 /* This process's readers. A channel's file has one of them, and so one row, however many threads attach at a time and
  * whatever a signal handler, a finalizer or a fork interrupts: nothing of Python runs between looking here and being
  * here. Guarded by the GIL. In a free-threaded build the last reference could go while another thread looks, so there
  * nobody looks: attaching twice at the very same time then costs a second row. */
-static AttachmentObject *readers;
 
 /* The one with this control file, and this id if one is given; the file may have got another by damage. */
-static AttachmentObject *reader_find(int control_fd, const uint8_t *id)
+static AttachmentObject *reader_find(const struct core *core, int control_fd, const uint8_t *id)
 {
 #ifndef Py_GIL_DISABLED
     struct stat stat;
     if (fstat(control_fd, &stat) != 0)
         return NULL;
-    for (AttachmentObject *reader = readers; reader != NULL; reader = reader->next)
+    for (AttachmentObject *reader = core->readers; reader != NULL; reader = reader->next)
         /* one that lost its descriptor is attached no more: in a fork, or because somebody closed it */
         if (reader->device == stat.st_dev && reader->inode == stat.st_ino &&
             attachment_has_control(reader->attachment) &&
@@ -38,7 +34,7 @@ static AttachmentObject *reader_find(int control_fd, const uint8_t *id)
     return NULL;
 }
 
-static void reader_add(AttachmentObject *reader)
+static void reader_add(struct core *core, AttachmentObject *reader)
 {
 #ifndef Py_GIL_DISABLED
     struct stat stat;
@@ -46,11 +42,11 @@ static void reader_add(AttachmentObject *reader)
         return;
     reader->device = stat.st_dev;
     reader->inode = stat.st_ino;
-    reader->link = &readers;
-    reader->next = readers;
-    if (readers != NULL)
-        readers->link = &reader->next;
-    readers = reader;
+    reader->link = &core->readers;
+    reader->next = core->readers;
+    if (core->readers != NULL)
+        core->readers->link = &reader->next;
+    core->readers = reader;
 #endif
 }
 
@@ -75,7 +71,8 @@ static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kw
         PyErr_Format(PyExc_ValueError, "channel id: expected 16 bytes, found %zd", id_nbytes);
         return NULL;
     }
-    AttachmentObject *self = role == ROLE_READER ? reader_find(control_fd, (const uint8_t *)id) : NULL;
+    struct core *core = PyType_GetModuleState(type);
+    AttachmentObject *self = role == ROLE_READER ? reader_find(core, control_fd, (const uint8_t *)id) : NULL;
     if (self != NULL) {
         close(control_fd);
         close(data_fd);
@@ -92,12 +89,12 @@ static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kw
     enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, (const uint8_t *)id,
                                          &self->attachment);
     if (status != STATUS_OK) {
-        status_raise(status);
+        status_raise(core, status);
         Py_DECREF(self);
         return NULL;
     }
     if (role == ROLE_READER)
-        reader_add(self);
+        reader_add(core, self);
     return (PyObject *)self;
 }
 
@@ -119,14 +116,14 @@ typedef struct {
 
 static PyObject *Attachment_pin(PyObject *self, PyObject *unused)
 {
-    HoldObject *hold = PyObject_New(HoldObject, HoldType);
+    HoldObject *hold = PyObject_New(HoldObject, core_of(self)->hold_type);
     if (hold == NULL)
         return NULL;
     hold->owner = NULL;
     hold->writable = NULL;
     enum status status = attachment_pin(((AttachmentObject *)self)->attachment, &hold->pin);
     if (status != STATUS_OK) {
-        status_raise(status);
+        status_raise(core_of(self), status);
         Py_DECREF(hold);
         return NULL;
     }
@@ -164,7 +161,7 @@ static PyObject *Attachment_pick(PyObject *self, PyObject *argument)
     } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
     if (status == STATUS_INTERRUPTED)
         return NULL;
-    return status == STATUS_OK ? PyLong_FromUnsignedLong(slot) : status_raise(status);
+    return status == STATUS_OK ? PyLong_FromUnsignedLong(slot) : status_raise(core_of(self), status);
 }
 
 static bool slot_parse(PyObject *argument, unsigned *slot)
@@ -189,7 +186,7 @@ static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
     unsigned slot;
     if (!slot_parse(argument, &slot))
         return NULL;
-    DraftObject *draft = PyObject_New(DraftObject, DraftType);
+    DraftObject *draft = PyObject_New(DraftObject, core_of(self)->draft_type);
     if (draft == NULL)
         return NULL;
     draft->owner = NULL;
@@ -197,7 +194,7 @@ static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
     enum status status =
         attachment_lend(((AttachmentObject *)self)->attachment, slot, &draft->address, &draft->nbytes);
     if (status != STATUS_OK) {
-        status_raise(status);
+        status_raise(core_of(self), status);
         Py_DECREF(draft);
         return NULL;
     }
@@ -222,12 +219,12 @@ static PyObject *Attachment_finish(PyObject *self, PyObject *args)
     uint8_t *address;
     uint64_t capacity;
     if (!may_publish(a, slot))
-        return status_raise(STATUS_FORKED);
+        return status_raise(core_of(self), STATUS_FORKED);
     enum status status = attachment_map(a, slot, &address, &capacity);
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of(self), status);
     if (nbytes > capacity || nbytes < sizeof(struct slot_header) || schema_nbytes > nbytes - sizeof(struct slot_header))
-        return status_raise(STATUS_FORMAT);
+        return status_raise(core_of(self), STATUS_FORMAT);
     *(struct slot_header *)address = (struct slot_header){
         .version = version,
         .published_ns = clock_wall_ns(),
@@ -246,7 +243,7 @@ static PyObject *Attachment_publish(PyObject *self, PyObject *args)
         return NULL;
     struct attachment *a = ((AttachmentObject *)self)->attachment;
     if (!may_publish(a, slot))
-        return status_raise(STATUS_FORKED);
+        return status_raise(core_of(self), STATUS_FORKED);
     channel_publish(&a->channel, version, slot);
     Py_RETURN_NONE;
 }
@@ -267,7 +264,7 @@ static PyObject *Attachment_adopt(PyObject *self, PyObject *argument)
         return NULL;
     enum status status = attachment_adopt(((AttachmentObject *)self)->attachment, (int)fd);
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of(self), status);
     Py_RETURN_NONE;
 }
 
@@ -278,7 +275,7 @@ static PyObject *Attachment_set_naming(PyObject *self, PyObject *argument)
         return NULL;
     struct attachment *a = ((AttachmentObject *)self)->attachment;
     if (!may_publish(a, 0))
-        return status_raise(STATUS_FORKED);
+        return status_raise(core_of(self), STATUS_FORKED);
     attachment_set_naming(a, naming);
     Py_RETURN_NONE;
 }
@@ -287,7 +284,7 @@ static PyObject *Attachment_publisher_alive(PyObject *self, PyObject *unused)
 {
     bool alive;
     enum status status = attachment_publisher_alive(((AttachmentObject *)self)->attachment, &alive);
-    return status == STATUS_OK ? PyBool_FromLong(alive) : status_raise(status);
+    return status == STATUS_OK ? PyBool_FromLong(alive) : status_raise(core_of(self), status);
 }
 
 static PyObject *Attachment_reserve_slots(PyObject *self, PyObject *argument)
@@ -336,7 +333,7 @@ static PyObject *Attachment_grow(PyObject *self, PyObject *argument)
     if (status == STATUS_INTERRUPTED)
         return NULL;
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of(self), status);
     Py_RETURN_NONE;
 }
 
@@ -350,7 +347,7 @@ static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
         bool alive = true;
         enum status status = row == a->row ? STATUS_OK : attachment_row_alive(a, row, &alive);
         if (status != STATUS_OK) {
-            status_raise(status);
+            status_raise(core_of(self), status);
             Py_DECREF(list);
             return NULL;
         }
@@ -399,48 +396,48 @@ static PyObject *descriptor_number(int fd, bool has)
     return NULL;
 }
 
-enum attachment_field {
-    FIELD_VERSION, FIELD_LATEST_SLOT, FIELD_CLOSED, FIELD_FORKED, FIELD_CONTROL_FD, FIELD_DATA_FD, FIELD_MAX_READERS,
-    FIELD_MAX_SLOTS, FIELD_ROW, FIELD_PUBLISHER_PID, FIELD_CREATED_NS, FIELD_ROLE, FIELD_NAMING,
-};
-
-static PyObject *Attachment_field(PyObject *self, void *which)
+static PyObject *control_fd_make(const struct attachment *a)
 {
-    const struct attachment *a = ((AttachmentObject *)self)->attachment;
-    struct control *control = a->channel.control;
-    switch ((enum attachment_field)(intptr_t)which) {
-    case FIELD_VERSION: return PyLong_FromUnsignedLongLong(latest_version(channel_latest(&a->channel)));
-    case FIELD_LATEST_SLOT: return PyLong_FromUnsignedLong(latest_slot(channel_latest(&a->channel)));
-    case FIELD_CLOSED: return PyBool_FromLong(shared_load_acquire(&control->state) == CHANNEL_CLOSED);
-    case FIELD_NAMING: return PyBool_FromLong(shared_load_acquire(&control->state) == CHANNEL_NAMING);
-    case FIELD_FORKED: return PyBool_FromLong(a->forked);
-    case FIELD_CONTROL_FD: return descriptor_number(a->control_fd, attachment_has_control(a));
-    case FIELD_DATA_FD: return descriptor_number(a->data_fd, attachment_has_data(a));
-    case FIELD_MAX_READERS: return PyLong_FromUnsignedLong(a->channel.max_readers);
-    case FIELD_MAX_SLOTS: return PyLong_FromUnsignedLong(a->channel.max_slots);
-    case FIELD_ROW: return PyLong_FromUnsignedLong(a->row);
-    case FIELD_PUBLISHER_PID: return PyLong_FromUnsignedLong(shared_load_relaxed(&control->publisher_pid));
-    case FIELD_CREATED_NS: return PyLong_FromLongLong(control->created_ns);
-    case FIELD_ROLE: return PyLong_FromLong(a->role);
-    }
-    Py_RETURN_NONE;
+    return descriptor_number(a->control_fd, attachment_has_control(a));
 }
 
-static PyObject *Attachment_id(PyObject *self, void *unused)
+static PyObject *data_fd_make(const struct attachment *a) { return descriptor_number(a->data_fd, attachment_has_data(a)); }
+
+static PyObject *id_make(const struct control *control)
 {
-    return PyBytes_FromStringAndSize((const char *)((AttachmentObject *)self)->attachment->channel.control->id, 16);
+    return PyBytes_FromStringAndSize((const char *)control->id, sizeof control->id);
 }
+
+static uint64_t latest_of(const AttachmentObject *self) { return channel_latest(&self->attachment->channel); }
+static struct control *control_of(const AttachmentObject *self) { return self->attachment->channel.control; }
+
+#define ATTACHMENT_FIELDS(FIELD)                                                                                     \
+    FIELD(Attachment, version, PyLong_FromUnsignedLongLong, latest_version(latest_of(self)))                         \
+    FIELD(Attachment, latest_slot, PyLong_FromUnsignedLong, latest_slot(latest_of(self)))                            \
+    FIELD(Attachment, closed, PyBool_FromLong, shared_load_acquire(&control_of(self)->state) == CHANNEL_CLOSED)      \
+    FIELD(Attachment, naming, PyBool_FromLong, shared_load_acquire(&control_of(self)->state) == CHANNEL_NAMING)      \
+    FIELD(Attachment, forked, PyBool_FromLong, self->attachment->forked)                                             \
+    FIELD(Attachment, control_fd, control_fd_make, self->attachment)                                                 \
+    FIELD(Attachment, data_fd, data_fd_make, self->attachment)                                                       \
+    FIELD(Attachment, max_readers, PyLong_FromUnsignedLong, self->attachment->channel.max_readers)                   \
+    FIELD(Attachment, max_slots, PyLong_FromUnsignedLong, self->attachment->channel.max_slots)                       \
+    FIELD(Attachment, row, PyLong_FromUnsignedLong, self->attachment->row)                                           \
+    FIELD(Attachment, publisher_pid, PyLong_FromUnsignedLong, shared_load_relaxed(&control_of(self)->publisher_pid)) \
+    FIELD(Attachment, created_ns, PyLong_FromLongLong, control_of(self)->created_ns)                                 \
+    FIELD(Attachment, role, PyLong_FromLong, (long)self->attachment->role)                                           \
+    FIELD(Attachment, id, id_make, control_of(self))
+ATTACHMENT_FIELDS(CORE_GETTER)
 
 static PyObject *Attachment_seal(PyObject *self, PyObject *argument)
 {
-    if (!PyObject_TypeCheck(argument, DraftType) || ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
+    if (!PyObject_TypeCheck(argument, core_of(self)->draft_type) || ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
         PyErr_SetString(PyExc_TypeError, "seal: expected a Draft of this attachment");
         return NULL;
     }
     const DraftObject *draft = (const DraftObject *)argument;
     enum status status = attachment_seal(((AttachmentObject *)self)->attachment, draft->slot, draft->address);
     if (status != STATUS_OK)
-        return status_raise(status);
+        return status_raise(core_of(self), status);
     Py_RETURN_NONE;
 }
 
@@ -470,17 +467,7 @@ static PyMethodDef Attachment_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-#define FIELD(name, which) {name, Attachment_field, NULL, NULL, (void *)(intptr_t)(which)}
-static PyGetSetDef Attachment_getset[] = {
-    FIELD("version", FIELD_VERSION),         FIELD("latest_slot", FIELD_LATEST_SLOT),
-    FIELD("closed", FIELD_CLOSED),           FIELD("forked", FIELD_FORKED),
-    FIELD("control_fd", FIELD_CONTROL_FD),   FIELD("data_fd", FIELD_DATA_FD),
-    FIELD("max_readers", FIELD_MAX_READERS), FIELD("max_slots", FIELD_MAX_SLOTS),
-    FIELD("row", FIELD_ROW),                 FIELD("publisher_pid", FIELD_PUBLISHER_PID),
-    FIELD("created_ns", FIELD_CREATED_NS),   FIELD("role", FIELD_ROLE),
-    FIELD("naming", FIELD_NAMING),
-    {"id", Attachment_id, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef Attachment_getset[] = {ATTACHMENT_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Attachment_slots_[] = {
     {Py_tp_doc, "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
@@ -530,8 +517,8 @@ static PyObject *Hold_private(PyObject *self, PyObject *unused)
         status = attachment_map_private(hold->owner->attachment, &hold->pin, &hold->writable);
     OBJECT_UNLOCK();
     if (status != STATUS_OK)
-        return status_raise(status);
-    PrivateObject *made = PyObject_New(PrivateObject, PrivateType);
+        return status_raise(core_of(self), status);
+    PrivateObject *made = PyObject_New(PrivateObject, core_of(self)->private_type);
     if (made != NULL)
         made->hold = (HoldObject *)Py_NewRef(self);
     return (PyObject *)made;
@@ -565,7 +552,7 @@ static PyObject *Hold_schema(PyObject *self, PyObject *unused)
     const struct pin *pin = &((HoldObject *)self)->pin;
     const char *text = (const char *)pin->address + sizeof(struct slot_header);
     if (memchr(text, 0, pin->schema_nbytes) != NULL)
-        return status_raise(STATUS_FORMAT);
+        return status_raise(core_of(self), STATUS_FORMAT);
     return PyBytes_FromStringAndSize(text, (Py_ssize_t)pin->schema_nbytes);
 }
 
@@ -575,32 +562,16 @@ static PyMethodDef Hold_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-enum hold_field { HOLD_VERSION, HOLD_NBYTES, HOLD_SCHEMA_NBYTES, HOLD_SCHEMA_ID, HOLD_PUBLISHED_NS, HOLD_SLOT };
+#define HOLD_FIELDS(FIELD)                                                            \
+    FIELD(Hold, version, PyLong_FromUnsignedLongLong, self->pin.version)              \
+    FIELD(Hold, nbytes, PyLong_FromUnsignedLongLong, self->pin.nbytes)                \
+    FIELD(Hold, schema_nbytes, PyLong_FromUnsignedLongLong, self->pin.schema_nbytes)  \
+    FIELD(Hold, schema_id, PyLong_FromUnsignedLongLong, self->pin.schema_id)          \
+    FIELD(Hold, published_ns, PyLong_FromLongLong, self->pin.published_ns)            \
+    FIELD(Hold, slot, PyLong_FromUnsignedLong, self->pin.slot)
+HOLD_FIELDS(CORE_GETTER)
 
-static PyObject *Hold_field(PyObject *self, void *which)
-{
-    const struct pin *pin = &((HoldObject *)self)->pin;
-    switch ((enum hold_field)(intptr_t)which) {
-    case HOLD_VERSION: return PyLong_FromUnsignedLongLong(pin->version);
-    case HOLD_NBYTES: return PyLong_FromUnsignedLongLong(pin->nbytes);
-    case HOLD_SCHEMA_NBYTES: return PyLong_FromUnsignedLongLong(pin->schema_nbytes);
-    case HOLD_SCHEMA_ID: return PyLong_FromUnsignedLongLong(pin->schema_id);
-    case HOLD_PUBLISHED_NS: return PyLong_FromLongLong(pin->published_ns);
-    case HOLD_SLOT: return PyLong_FromUnsignedLong(pin->slot);
-    }
-    Py_RETURN_NONE;
-}
-
-#define HOLD_FIELD(name, which) {name, Hold_field, NULL, NULL, (void *)(intptr_t)(which)}
-static PyGetSetDef Hold_getset[] = {
-    HOLD_FIELD("version", HOLD_VERSION),
-    HOLD_FIELD("nbytes", HOLD_NBYTES),
-    HOLD_FIELD("schema_nbytes", HOLD_SCHEMA_NBYTES),
-    HOLD_FIELD("schema_id", HOLD_SCHEMA_ID),
-    HOLD_FIELD("published_ns", HOLD_PUBLISHED_NS),
-    HOLD_FIELD("slot", HOLD_SLOT),
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef Hold_getset[] = {HOLD_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Hold_slots[] = {
     {Py_tp_doc, "One pinned version. Exports its bytes read-only; the pin ends when the last view of it dies."},
@@ -638,15 +609,20 @@ static PyType_Slot Draft_slots[] = {
 static PyType_Spec Draft_spec = {"untorn._core.Draft", sizeof(DraftObject), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Draft_slots};
 
+static const struct core_constant channel_constants[] = {
+    {"READER", ROLE_READER},
+    {"WRITER", ROLE_WRITER},
+    {"PUBLISHER", ROLE_PUBLISHER},
+    {"LAYOUT", CHANNEL_LAYOUT},
+    {"HEADER_NBYTES", sizeof(struct slot_header)},
+    {"DATA_HEADER_NBYTES", sizeof(struct data_header)},
+    {NULL, 0},
+};
+
 bool module_add_channel(PyObject *module)
 {
-    return type_add(module, &Attachment_spec, &AttachmentType) && type_add(module, &Hold_spec, &HoldType) &&
-           type_add(module, &Private_spec, &PrivateType) &&
-           type_add(module, &Draft_spec, &DraftType) &&
-           PyModule_AddIntConstant(module, "READER", ROLE_READER) == 0 &&
-           PyModule_AddIntConstant(module, "WRITER", ROLE_WRITER) == 0 &&
-           PyModule_AddIntConstant(module, "PUBLISHER", ROLE_PUBLISHER) == 0 &&
-           PyModule_AddIntConstant(module, "LAYOUT", CHANNEL_LAYOUT) == 0 &&
-           PyModule_AddIntConstant(module, "HEADER_NBYTES", sizeof(struct slot_header)) == 0 &&
-           PyModule_AddIntConstant(module, "DATA_HEADER_NBYTES", sizeof(struct data_header)) == 0;
+    struct core *core = core_of_module(module);
+    return type_add(module, &Attachment_spec, &core->attachment_type) &&
+           type_add(module, &Hold_spec, &core->hold_type) && type_add(module, &Private_spec, &core->private_type) &&
+           type_add(module, &Draft_spec, &core->draft_type) && constants_add(module, channel_constants);
 }

@@ -10,7 +10,6 @@ typedef struct {
     enum iterated what;
 } FrozenIteratorObject;
 
-static PyTypeObject *FrozenIteratorType;
 static const uint8_t NOTHING[FROZEN_BUCKET * FROZEN_SLOT_NBYTES];
 
 /* -- FrozenTable ------------------------------------------------------------------------------------------------ */
@@ -73,10 +72,16 @@ static Py_ssize_t FrozenTable_length(PyObject *self)
     return (Py_ssize_t)((FrozenTableObject *)self)->table.count;
 }
 
-static PyObject *FrozenTable_iterate(PyObject *self, PyObject *argument)
+/* It asks for the class that defines it, since `self` may be of a derived one, which has no module state. */
+static PyObject *FrozenTable_iterate(PyObject *self, PyTypeObject *defining, PyObject *const *args, Py_ssize_t count,
+                                     PyObject *names)
 {
-    const long what = PyLong_AsLong(argument);
-    FrozenIteratorObject *iterator = PyErr_Occurred() ? NULL : PyObject_New(FrozenIteratorObject, FrozenIteratorType);
+    if (count != 1 || (names != NULL && PyTuple_Size(names) != 0))
+        return PyErr_Format(PyExc_TypeError, "_iterate: expected one number");
+    const long what = PyLong_AsLong(args[0]);
+    const struct core *core = PyType_GetModuleState(defining);
+    FrozenIteratorObject *iterator =
+        PyErr_Occurred() ? NULL : PyObject_New(FrozenIteratorObject, core->frozen_iterator_type);
     if (iterator == NULL)
         return NULL;
     iterator->owner = (FrozenTableObject *)Py_NewRef(self);
@@ -86,11 +91,10 @@ static PyObject *FrozenTable_iterate(PyObject *self, PyObject *argument)
     return (PyObject *)iterator;
 }
 
-static PyObject *FrozenTable_parts(PyObject *self, void *unused)
-{
-    PyObject *parts = ((FrozenTableObject *)self)->parts;
-    return Py_NewRef(parts == NULL ? Py_None : parts);
-}
+static PyObject *parts_make(PyObject *parts) { return Py_NewRef(parts == NULL ? Py_None : parts); }
+
+#define FROZEN_TABLE_FIELDS(FIELD) FIELD(FrozenTable, _parts, parts_make, self->parts)
+FROZEN_TABLE_FIELDS(CORE_GETTER)
 
 static int FrozenTable_traverse(PyObject *object, visitproc visit, void *arg)
 {
@@ -171,15 +175,13 @@ static PyObject *FrozenTable_new(PyTypeObject *type, PyObject *args, PyObject *k
 static PyMethodDef FrozenTable_methods[] = {
     {"get", (PyCFunction)(void (*)(void))FrozenTable_get, METH_FASTCALL | METH_KEYWORDS,
      "get($self, key, /, default=None)\n--\n\nThe value of the key, or the default."},
-    {"_iterate", FrozenTable_iterate, METH_O, "Iterator over the keys (0), the values (1) or the items (2)."},
+    {"_iterate", (PyCFunction)(void (*)(void))FrozenTable_iterate, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
+     "Iterator over the keys (0), the values (1) or the items (2)."},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, "FrozenTable[K, V], for annotations."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyGetSetDef FrozenTable_getset[] = {
-    {"_parts", FrozenTable_parts, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef FrozenTable_getset[] = {FROZEN_TABLE_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot FrozenTable_slots[] = {
     {Py_tp_doc, "FrozenTable((index, entries, blob, ...), count, seed, dtypes, numpy.ndarray, other)."},
@@ -259,6 +261,7 @@ static PyType_Spec FrozenIterator_spec = {"untorn._core.FrozenIterator", sizeof(
 
 bool module_add_frozen(PyObject *module)
 {
-    return type_add(module, &FrozenTable_spec, NULL) && type_add(module, &FrozenIterator_spec, &FrozenIteratorType) &&
+    return type_add(module, &FrozenTable_spec, NULL) &&
+           type_add(module, &FrozenIterator_spec, &core_of_module(module)->frozen_iterator_type) &&
            module_add_frozen_build(module);
 }

@@ -3,8 +3,6 @@
 
 enum { ENTRIES_PER_SIGNAL_CHECK = 1 << 16 };
 
-static PyTypeObject *FrozenMemoryType;
-
 /* -- FrozenMemory ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -13,9 +11,9 @@ typedef struct {
 } FrozenMemoryObject;
 
 /* Takes the buffer over. */
-static PyObject *memory_make(struct frozen_buffer *buffer)
+static PyObject *memory_make(const struct core *core, struct frozen_buffer *buffer)
 {
-    FrozenMemoryObject *memory = PyObject_New(FrozenMemoryObject, FrozenMemoryType);
+    FrozenMemoryObject *memory = PyObject_New(FrozenMemoryObject, core->frozen_memory_type);
     if (memory != NULL) {
         memory->buffer = *buffer;
         *buffer = (struct frozen_buffer){0};
@@ -366,8 +364,9 @@ static PyObject *core_frozen_build(PyObject *module, PyObject *args)
         built = entries_of_pairs(&build, data);
     }
     built = built && (frozen_builder_end(builder) || no_memory());
-    if (built && (index = memory_make(&builder->index)) != NULL &&
-        (entries = memory_make(&builder->entries)) != NULL && (blob = memory_make(&builder->blob)) != NULL)
+    const struct core *core = core_of_module(module);
+    if (built && (index = memory_make(core, &builder->index)) != NULL &&
+        (entries = memory_make(core, &builder->entries)) != NULL && (blob = memory_make(core, &builder->blob)) != NULL)
         result = Py_BuildValue("(OOOKK)", index, entries, blob, (unsigned long long)builder->count,
                                (unsigned long long)builder->seed);
     Py_XDECREF(index);
@@ -383,12 +382,13 @@ static PyMethodDef build_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static const struct core_constant frozen_constants[] = {
+    CORE_CONSTANT(FROZEN_ARRAY), CORE_CONSTANT(FROZEN_SCALAR), CORE_CONSTANT(FROZEN_OTHER), CORE_CONSTANT(FROZEN_LARGE),
+    {NULL, 0},
+};
+
 bool module_add_frozen_build(PyObject *module)
 {
-    return type_add(module, &FrozenMemory_spec, &FrozenMemoryType) &&
-           PyModule_AddFunctions(module, build_functions) == 0 &&
-           PyModule_AddIntConstant(module, "FROZEN_ARRAY", FROZEN_ARRAY) == 0 &&
-           PyModule_AddIntConstant(module, "FROZEN_SCALAR", FROZEN_SCALAR) == 0 &&
-           PyModule_AddIntConstant(module, "FROZEN_OTHER", FROZEN_OTHER) == 0 &&
-           PyModule_AddIntConstant(module, "FROZEN_LARGE", FROZEN_LARGE) == 0;
+    return type_add(module, &FrozenMemory_spec, &core_of_module(module)->frozen_memory_type) &&
+           PyModule_AddFunctions(module, build_functions) == 0 && constants_add(module, frozen_constants);
 }

@@ -49,9 +49,9 @@ static PyObject *Watch_forget(PyObject *self, PyObject *unused)
 }
 
 /* What to wait for at one channel: the low half of its `latest` as it is now, unless its version is newer than `version` already. */
-static bool watched_fill(struct watched *watched, PyObject *attachment, PyObject *version)
+static bool watched_fill(const struct core *core, struct watched *watched, PyObject *attachment, PyObject *version)
 {
-    if (!PyObject_TypeCheck(attachment, AttachmentType)) {
+    if (!PyObject_TypeCheck(attachment, core->attachment_type)) {
         PyErr_SetString(PyExc_TypeError, "wait: expected a dict of {Attachment: version}");
         return false;
     }
@@ -86,7 +86,7 @@ static PyObject *watch_sleep_on(WatchObject *self, PyObject *versions, double ti
         PyErr_NoMemory();
     for (Py_ssize_t i = 0; filled && i < count; i++) {
         PyObject *attachment = PyList_GetItem(self->attachments, i);
-        filled = watched_fill(&words[i], attachment, PyDict_GetItem(versions, attachment));
+        filled = watched_fill(core_of((PyObject *)self), &words[i], attachment, PyDict_GetItem(versions, attachment));
     }
     if (filled) {
         enum futex_result result;
@@ -120,10 +120,9 @@ static PyObject *Watch_wait(PyObject *self, PyObject *args)
     return ready;
 }
 
-static PyObject *Watch_polls(PyObject *self, void *unused)
-{
-    return PyBool_FromLong(shared_load_relaxed(&((WatchObject *)self)->watch.polls) != 0);
-}
+/* polls: whether it looks every few milliseconds, for want of futex_waitv */
+#define WATCH_FIELDS(FIELD) FIELD(Watch, polls, PyBool_FromLong, shared_load_relaxed(&self->watch.polls) != 0)
+WATCH_FIELDS(CORE_GETTER)
 
 static PyMethodDef Watch_methods[] = {
     {"wait", Watch_wait, METH_VARARGS,
@@ -133,10 +132,7 @@ static PyMethodDef Watch_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyGetSetDef Watch_getset[] = {
-    {"polls", Watch_polls, NULL, "Does it look every few milliseconds, for want of futex_waitv?", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
+static PyGetSetDef Watch_getset[] = {WATCH_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Watch_slots[] = {
     {Py_tp_doc, "Watch(polls=False): sleeps until one of several channels has something newer, or somebody rings."},
@@ -148,7 +144,9 @@ static PyType_Slot Watch_slots[] = {
 };
 static PyType_Spec Watch_spec = {"untorn._core.Watch", sizeof(WatchObject), 0, Py_TPFLAGS_DEFAULT, Watch_slots};
 
+static const struct core_constant waiting_constants[] = {CORE_CONSTANT(WATCH_WORDS), {NULL, 0}};
+
 bool module_add_waiting(PyObject *module)
 {
-    return type_add(module, &Watch_spec, NULL) && PyModule_AddIntConstant(module, "WATCH_WORDS", WATCH_WORDS) == 0;
+    return type_add(module, &Watch_spec, NULL) && constants_add(module, waiting_constants);
 }
