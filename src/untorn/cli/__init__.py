@@ -1,7 +1,7 @@
 """The command line: ``untorn COMMAND``, one file per command.
 
-``main`` is the entry point. click and rich come with the extra ``untorn[cli]``; without click it says so in one line,
-so importing this package needs neither. The group and the list of commands are in ``group.py``.
+``main`` is the entry point. click and rich come with the extra ``untorn[cli]``; without them ``main`` exits with a
+message that says so, and importing this package needs neither. ``group.py`` has the list of commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def main() -> None:
     """Run ``untorn`` with this process's arguments, and exit.
 
     Raises:
-        SystemExit: always; 0 done, 1 an error (told on stderr), 2 wrong usage, 130 interrupted.
+        SystemExit: always; 0 for success, 1 for an error (reported on stderr), 2 for wrong usage, 130 if interrupted.
 
     """
     try:

@@ -1,7 +1,6 @@
-"""What ``untorn doctor`` reads off the machine: each check is a function of a Machine, and says what it found.
+"""The checks of ``untorn doctor`` that read files and settings: each is a function of a Machine.
 
-``Machine`` is the one place that reads /proc and /sys, so that a test can put another one there. What has to be tried
-is in trials.py.
+Only ``Machine`` reads /proc and /sys, so that a test can replace it. probes.py has the checks that try a feature.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        status: "ok", "note" (works, but worth knowing) or "problem" (something does not work).
-        found: what is there.
-        advice: what to do about it; empty if nothing.
+        name: what was checked.
+        status: "ok", "note" (works, but worth knowing) or "problem" (does not work).
+        found: what was found.
+        advice: what to do about it; empty if there is nothing to do.
     """
 
     name: str
@@ -51,17 +50,17 @@ class Check:
 
 
 def ok(name: str, found: str) -> Check:
-    """All well."""
+    """Return a check that found nothing wrong."""
     return Check(name, "ok", found)
 
 
 def note(name: str, found: str, advice: str) -> Check:
-    """Works, but worth knowing."""
+    """Return a check that found something worth knowing."""
     return Check(name, "note", found, advice)
 
 
 def problem(name: str, found: str, advice: str) -> Check:
-    """Something does not work."""
+    """Return a check that found something that does not work."""
     return Check(name, "problem", found, advice)
 
 
@@ -79,15 +78,15 @@ def _space(path: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks know of the machine.
+    """The machine as the checks see it.
 
     Attributes:
-        read: a file's text, or None if it cannot be read.
-        link: where a symbolic link leads, or None.
-        space: bytes of a path's file system, in all and free.
-        affinity: processors that this process may run on.
-        open_files: how many descriptors this process may have (RLIMIT_NOFILE).
-        environment: variables.
+        read: returns a file's text, or None if it cannot be read.
+        link: returns the target of a symbolic link, or None.
+        space: returns the size of a path's file system and its free space, in bytes.
+        affinity: the number of processors that this process may run on.
+        open_files: the number of descriptors that this process may have (RLIMIT_NOFILE).
+        environment: the environment variables.
     """
 
     read: Read = read_text
@@ -98,12 +97,12 @@ class Machine:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def number(self, path: str) -> int | None:
-        """The integer in a file, or None."""
+        """Return the integer in a file, or None."""
         text = (self.read(path) or "").strip()
         return int(text) if text.isdecimal() else None
 
     def meminfo(self, key: str) -> int | None:
-        """A line of /proc/meminfo, in bytes."""
+        """Return an entry of /proc/meminfo in bytes, or None."""
         for line in (self.read("/proc/meminfo") or "").splitlines():
             name, _, rest = line.partition(":")
             if name == key and rest.split()[:1] and rest.split()[0].isdecimal():
@@ -111,7 +110,7 @@ class Machine:
         return None
 
     def mount(self, path: str) -> tuple[str, str, str] | None:
-        """(mount point, file system type, options) of the mount that has this path."""
+        """Return (mount point, file system type, options) of the mount that contains this path, or None."""
         best = None
         for line in (self.read("/proc/mounts") or "").splitlines():
             fields = line.split(" ")
@@ -127,7 +126,7 @@ class Machine:
 
 
 def software(machine: Machine) -> list[Check]:
-    """Versions of what untorn stands on."""
+    """Check the platform, and the versions of untorn, Python and NumPy."""
     checks = []
     release = (machine.read("/proc/sys/kernel/osrelease") or platform.release()).strip()
     what = f"Linux {release} on {platform.machine()}"
@@ -137,14 +136,14 @@ def software(machine: Machine) -> list[Check]:
         checks.append(note("platform", what, "untorn is tested on x86_64 and aarch64"))
     python = f"untorn {untorn.__version__}, {platform.python_implementation()} {platform.python_version()}"
     if sys.implementation.name != "cpython":
-        checks.append(problem("versions", python, "use CPython: the core is written for it"))
+        checks.append(problem("versions", python, "use CPython; the core needs its C API"))
     else:
         checks.append(ok("versions", f"{python}, NumPy {np.__version__}"))
     return checks
 
 
 def libraries(machine: Machine) -> list[Check]:
-    """Optional libraries."""
+    """List the installed versions of optional libraries."""
     there, missing = [], []
     for name in _LIBRARIES.split():
         try:
@@ -159,21 +158,21 @@ def libraries(machine: Machine) -> list[Check]:
 
 
 def shared_memory(machine: Machine) -> list[Check]:
-    """/dev/shm: where named channels are."""
+    """Check /dev/shm, which holds named channels."""
     mount = machine.mount("/dev/shm")
     if mount is None or mount[0] != "/dev/shm":
         advice = (
             "mount it (mount -t tmpfs tmpfs /dev/shm), or use directory= or anonymous channels, which do not need it"
         )
-        return [problem("/dev/shm", "not a mount of its own", advice)]
+        return [problem("/dev/shm", "not mounted", advice)]
     total, free = machine.space("/dev/shm")
     found = f"{size(free)} free of {size(total)} ({mount[1]}, {mount[2]})"
     if "ro" in mount[2].split(","):
         return [problem("/dev/shm", f"read-only: {found}", "mount it writable, or use anonymous channels")]
     if 0 < total <= _DOCKER_SHM:
         advice = (
-            "that is docker's default: docker run --shm-size=2g (Kubernetes: an emptyDir of medium Memory), or "
-            "anonymous channels, which are not limited by it"
+            "this is Docker's default; use docker run --shm-size=2g (in Kubernetes, an emptyDir of medium Memory), or "
+            "anonymous channels, which it does not limit"
         )
         return [note("/dev/shm", found, advice)]
     if total and free < total // 10:
@@ -182,7 +181,7 @@ def shared_memory(machine: Machine) -> list[Check]:
 
 
 def memory(machine: Machine) -> list[Check]:
-    """Memory of the machine, and what the cgroup leaves of it. Pages of channels count as this group's."""
+    """Check the machine's memory and the cgroup's limit, towards which channels count."""
     available, total = machine.meminfo("MemAvailable"), machine.meminfo("MemTotal")
     found = f"{size(available or 0)} available of {size(total or 0)}, {size(machine.meminfo('SwapTotal') or 0)} swap"
     limits = [
@@ -192,10 +191,10 @@ def memory(machine: Machine) -> list[Check]:
     ]
     limit = min(limits, default=None)
     if limit is not None and (total is None or limit < total):
-        advice = "channels count towards it, anonymous ones too; a process beyond it is killed"
+        advice = "channels count towards it, anonymous ones too; beyond it the kernel kills processes"
         checks = [note("memory", f"{found}; the cgroup may use {size(limit)}", advice)]
     else:
-        checks = [ok("memory", f"{found}; no cgroup limit below that")]
+        checks = [ok("memory", f"{found}; no lower cgroup limit")]
     if (machine.read("/proc/sys/vm/overcommit_memory") or "").strip() == "2":
         advice = (
             "large publishers may fail to fork; start workers with spawn or forkserver, or raise vm.overcommit_ratio"
@@ -211,17 +210,17 @@ def memory(machine: Machine) -> list[Check]:
 
 
 def limits(machine: Machine) -> list[Check]:
-    """Limits of this process. Nothing is locked in memory, so RLIMIT_MEMLOCK does not matter."""
+    """Check the limits of this process. untorn locks no memory, so RLIMIT_MEMLOCK does not matter."""
     files = machine.open_files
     checks = []
     if 0 <= files < 256:
-        advice = "a channel takes two descriptors in each process, a trainer some more: ulimit -n 4096"
+        advice = "a channel needs two descriptors in each process, a trainer some more; raise it: ulimit -n 4096"
         checks.append(note("open files", f"at most {files}", advice))
     else:
         checks.append(ok("open files", "no limit" if files < 0 else f"at most {files}"))
     maps = machine.number("/proc/sys/vm/max_map_count")
     if maps is not None and maps < 65530:
-        advice = "every slot in use is a mapping: sysctl vm.max_map_count=65530"
+        advice = "every slot in use needs a mapping; raise it: sysctl vm.max_map_count=65530"
         checks.append(note("mappings", f"at most {maps}", advice))
     elif maps is not None:
         checks.append(ok("mappings", f"at most {maps}"))
@@ -232,47 +231,49 @@ def limits(machine: Machine) -> list[Check]:
 
 
 def processors(machine: Machine) -> list[Check]:
-    """How many may be used at once: a trainer's workers default to that."""
+    """Check how many processors this process may use, which is a trainer's default number of workers."""
     online = sum(1 for line in (machine.read("/proc/cpuinfo") or "").splitlines() if line.startswith("processor"))
     online = max(online, machine.affinity)
     quota = min(cpu_quotas(machine.read), default=None)
-    found = f"{online} there, {machine.affinity} in this process's affinity mask"
+    found = f"{online} online, {machine.affinity} in this process's affinity mask"
     if quota is None:
         return [ok("processors", f"{found}, no cgroup quota")]
     usable = max(1, math.ceil(quota))
-    found = f"{found}, a cgroup quota of {quota:g}"
+    found = f"{found}, cgroup quota of {quota:g}"
     if usable >= machine.affinity:
         return [ok("processors", found)]
-    return [note("processors", found, f"more than {count(usable, 'worker')} would be throttled: workers={usable}")]
+    advice = f"the kernel would throttle more than {count(usable, 'worker')}; use workers={usable}"
+    return [note("processors", found, advice)]
 
 
 def threads(machine: Machine) -> list[Check]:
-    """Threads of BLAS and OpenMP, which multiply with the number of processes."""
+    """Check the variables that set the threads of BLAS and OpenMP, which multiply with the number of processes."""
     given = {name: machine.environment[name] for name in _THREAD_VARIABLES if machine.environment.get(name)}
     if not given:
-        return [ok("BLAS threads", "no variable limits them; a trainer gives each worker one (threads_per_worker)")]
+        found = "no environment variable limits them; a trainer gives each worker one (threads_per_worker)"
+        return [ok("BLAS threads", found)]
     found = ", ".join(f"{name}={value}" for name, value in given.items())
     if all(value == "1" for value in given.values()):
         return [ok("BLAS threads", found)]
-    advice = "processes times threads should not exceed the processors; a trainer's workers use threads_per_worker"
+    advice = "processes times threads should not exceed the processors; for a trainer's workers, set threads_per_worker"
     return [note("BLAS threads", found, advice)]
 
 
 def processes(machine: Machine) -> list[Check]:
-    """What one process may see of another; trials.py tries it."""
+    """Check what processes may see of each other; probes.py tries it."""
     checks = []
     namespace = machine.link("/proc/self/ns/pid")
     if namespace is not None and namespace != _INITIAL_PID_NAMESPACE:
         advice = (
-            "anonymous channels reach processes in here alone; to others, channels with a name in a /dev/shm or a "
-            "directory that both share. Pids of others in messages mean nothing here"
+            "anonymous channels only reach processes inside it; for other processes, use named channels in a /dev/shm "
+            "or a directory that both share. Pids of processes outside mean nothing here"
         )
-        checks.append(note("pid namespace", "one of its own, as in a container", advice))
+        checks.append(note("pid namespace", "a separate one, as in a container", advice))
     elif namespace is not None:
-        checks.append(ok("pid namespace", "the machine's"))
+        checks.append(ok("pid namespace", "the initial one"))
     scope = machine.number("/proc/sys/kernel/yama/ptrace_scope")
     if scope is not None:
-        checks.append(ok("ptrace", f"yama's scope is {scope}; it limits debuggers, not channels"))
+        checks.append(ok("ptrace", f"Yama's scope is {scope}; it restricts debuggers, not channels"))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""``untorn doctor``: does this machine have what channels and trainers need, and what to do where it does not?"""
+"""``untorn doctor``: check that this machine has what channels and trainers need, and say what to do if not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from untorn.cli import trials
+from untorn.cli import probes
 from untorn.cli.checks import CHECKS, Check, Machine
-from untorn.cli.failing import reported
+from untorn.cli.errors import reported
 from untorn.cli.tables import count, json_line, plain, say
 
 __all__ = ["doctor", "examine"]
@@ -22,24 +22,25 @@ _SHM = "/dev/shm"
 
 
 def examine(machine: Machine, directories: Sequence[str] = ()) -> list[Check]:
-    """Everything: what can be read off the machine, and what has to be tried."""
+    """Run all checks, and all probes."""
     checks = [check for each in CHECKS for check in each(machine)]
-    checks += trials.kernel()
+    checks += probes.kernel()
     for path in (_SHM, *directories):
-        checks += trials.directory(machine, path)
-    return checks + trials.channels()
+        checks += probes.directory(machine, path)
+    return checks + probes.channels()
 
 
-@click.command(short_help="Check what this machine offers, and say what to do.")
+@click.command(short_help="Check that this machine has what untorn needs.")
 @click.option(
-    "--directory", "directories", metavar="DIRECTORY", multiple=True, help="Channels are to live here as well."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+    "--directory", "directories", metavar="DIRECTORY", multiple=True,
+    help="Also check that channels can be created here; may be repeated.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def doctor(*, directories: tuple[str, ...], as_json: bool, debug: bool) -> None:
-    """Check kernel, memory, processors, limits and channels; exit status 1 if there is a problem.
+    """Check the kernel, memory, processors, limits and channels. The exit status is 1 if there is a problem.
 
-    Kernel features are tried, not looked up. Nothing is changed and nothing is left.
+    Kernel features are tried, not looked up by version. Nothing is changed, and no files are left behind.
     """
     with reported(debug=debug):
         checks = examine(Machine(), directories)

@@ -1,9 +1,9 @@
-"""``untorn gc``: removes the channels that no living process uses, and halves of channels.
+"""``untorn gc``: remove the channels that no living process uses, and halves of channels.
 
-Nothing is decided by a look alone. To remove a channel, gc becomes its publisher first: the kernel gives that lock to
-one process at a time, so no publisher can come in between, and readers are counted again under it. A reader that
-attaches in that very moment keeps what it attached to, as after Publisher.unlink(). Only files that were recognised as
-a channel's are touched.
+Looking at a channel is not enough to remove it. gc becomes its publisher first: the kernel gives that lock to one
+process at a time, so no publisher can come in between, and gc counts the readers again while it holds the lock. A
+reader that attaches in that moment keeps the version it attached to, as after Publisher.unlink(). Only files that are
+recognised as a channel's are touched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from untorn import _core
-from untorn.cli.failing import reported
+from untorn.cli.errors import reported
 from untorn.cli.listing import Found, list_channels
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, FormatError
@@ -28,7 +28,7 @@ __all__ = ["Outcome", "collect", "gc"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one channel: removed, or kept and why."""
+    """What happened to one channel: it was removed, or kept for a reason."""
 
     found: Found
     removed: bool
@@ -37,20 +37,20 @@ class Outcome:
 
 @click.command(short_help="Remove channels that no living process uses.")
 @click.argument("directory", required=False)
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
-@click.option("--yes", is_flag=True, help="Needed for a DIRECTORY: remove what outlived its processes on purpose.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
+@click.option("--yes", is_flag=True, help="Required with DIRECTORY: confirm the removal.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug: bool) -> None:
-    """Remove this user's channels, or those in DIRECTORY, that no living process publishes or reads.
+    """Remove the channels that no living process publishes or reads: this user's, or those in DIRECTORY.
 
-    The kernel says who lives. Other files are never touched. Channels in a DIRECTORY of their own are often meant to
-    outlive their processes, so removing those needs --yes.
+    The kernel tells which processes are alive. Other files are never touched. Channels in a DIRECTORY are often meant
+    to outlive their processes, so removing them requires --yes.
     """
     if directory is not None and not (dry_run or yes):
         raise click.UsageError(
-            f"channels in {directory!r} may be meant to outlive their processes: see what would be removed with "
-            "--dry-run, then remove it with --yes"
+            f"channels in {directory!r} may be meant to outlive their processes: use --dry-run to see what would be "
+            "removed, then --yes to remove it"
         )
     with reported(debug=debug):
         outcomes = collect(directory, dry_run=dry_run)
@@ -61,9 +61,9 @@ def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug:
 
 
 def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = False) -> list[Outcome]:
-    """Look at every channel of the directory and remove what nobody alive uses."""
+    """Look at every channel of the directory and remove those that no living process uses."""
     found = list_channels(directory)
-    # what needs a little room itself comes last
+    # last those whose removal itself takes a little memory
     order = sorted(found, key=lambda entry: entry.status == "data without control")
     return sorted((_collect_one(entry, dry_run=dry_run) for entry in order), key=lambda outcome: outcome.found.name)
 
@@ -71,11 +71,11 @@ def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = 
 def _collect_one(found: Found, *, dry_run: bool) -> Outcome:
     kept = ""
     if found.status == "used":
-        kept = _who_uses(found)
+        kept = _in_use(found)
     elif found.status == "unreadable":
         kept = found.problem
     elif found.status == "temporary":
-        kept = "somebody is making a channel, or this file system cannot tell"
+        kept = "a process may be creating a channel"
     try:
         if found.status == "data without control" and not _is_data(found.files):
             kept = "not recognised as a channel's data"
@@ -88,16 +88,16 @@ def _collect_one(found: Found, *, dry_run: bool) -> Outcome:
 
 
 def _remove(found: Found) -> str:
-    """Returns why not, or nothing."""
+    """Remove it. Returns an empty string, or the reason why it was kept."""
     if found.status == "stale temporary":
-        found.files.unlink()  # nobody opens one by its name: what nobody had open, nobody ever will
+        found.files.unlink()  # no process opens one by name, so if none has it open, none ever will
         return ""
     if found.status == "data without control":
         return _remove_data(found.files)
     return _remove_channel(found.files, was_closed=found.state is not None and found.state.publisher == "closed")
 
 
-def _who_uses(found: Found) -> str:
+def _in_use(found: Found) -> str:
     assert found.state is not None
     parts = [f"publisher pid {found.state.publisher_pid}"] if found.state.publisher == "alive" else []
     if found.state.readers:
@@ -106,32 +106,32 @@ def _who_uses(found: Found) -> str:
 
 
 def _remove_channel(files: Files, *, was_closed: bool) -> str:
-    """Remove a channel as its publisher. Returns why not, or nothing."""
+    """Remove a channel as its publisher. Returns an empty string, or the reason why it was kept."""
     attachment = storage.take_over(files)
-    if attachment is None:  # gone meanwhile, or it was a half, which take_over removes
-        return "" if not files.exists() else "made again just now"
+    if attachment is None:  # it is gone by now, or it was a half, which take_over removes
+        return "" if not files.exists() else "created again just now"
     pids = ", ".join(str(pid) for _, pid, _, _ in attachment.rows())
     if not pids:
         files.unlink()
     if not pids or was_closed:
-        attachment.retire()  # else the lock just goes, and the publisher is as dead as before
+        attachment.retire()  # otherwise only the lock is released, and the publisher counts as dead, as before
     return f"in use by reader pid {pids}" if pids else ""
 
 
 def _remove_data(files: Files) -> str:
-    """Remove a data file that has no control file. The control's name is what publishers compete for, and who has it
-    and its lock may remove the data: so gc takes the name first, with a control file of its own."""
+    """Remove a data file that has no control file. Publishers compete for the control file's name, and the process that
+    has it and its lock may remove the data. So gc first takes the name, with a control file of its own."""
     made = storage.attach(*storage.nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
     if not storage.claim_name(files, made):
-        return "made again just now"
+        return "created again just now"
     files.unlink()
     made.retire()
     return ""
 
 
 def _is_data(files: Files) -> bool:
-    """Return whether this data file is a channel's. In the user's own channel directory it is; elsewhere it must begin
-    as one does. Raises OSError if it cannot be read."""
+    """Return whether this data file belongs to a channel. In the user's own channel directory every one does; elsewhere
+    it must have the header of one. Raises OSError if it cannot be read."""
     try:
         fd = open_file(files.data, files.label)
     except FormatError:
@@ -142,7 +142,7 @@ def _is_data(files: Files) -> bool:
         os.close(fd)
 
 
-# -- what it says
+# -- output
 
 
 def _would_go(outcome: Outcome, *, dry_run: bool) -> bool:

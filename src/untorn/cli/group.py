@@ -19,14 +19,15 @@ COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, gc, do
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Consistent snapshots, and training on top."
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Share consistent snapshots, and train on them.",
 )
 @click.version_option(untorn.__version__, "--version", prog_name="untorn", message="%(prog)s %(version)s")
 def group() -> None:
-    """Consistent shared-memory snapshots, and data-parallel training on top of them."""
+    """Share consistent snapshots between processes, and train models with data parallelism."""
 
 
 for _command in (group, *COMMANDS):
-    _command.help = _command.help or _command.short_help  # python -OO keeps no docstrings
+    _command.help = _command.help or _command.short_help  # python -OO removes docstrings
 for _command in COMMANDS:
     group.add_command(_command)

@@ -1,4 +1,4 @@
-"""``untorn join NAME`` and ``untorn leave NAME``: a running job gets more workers, or gets by with fewer."""
+"""``untorn join NAME`` and ``untorn leave NAME``: change the number of workers of a running job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from untorn.cli.failing import reported
+from untorn.cli.errors import reported
 from untorn.cli.jobs import resize
 from untorn.cli.tables import count, json_line, plain, say
 
@@ -16,16 +16,16 @@ __all__ = ["join", "leave"]
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
-def _options(how_many: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """What both take."""
+def _options(workers_help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options that both commands have."""
     options = [
         click.argument("name"),
-        click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=how_many),
+        click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=workers_help),
         click.option(
             "--timeout", "timeout_s", type=_SECONDS, default=10.0, show_default=True,
             help="Seconds to wait for the job's answer.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ]  # fmt: skip
 
@@ -37,28 +37,28 @@ def _options(how_many: str) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
-@click.command(short_help="Give a running job more workers.")
-@_options("How many join.")
+@click.command(short_help="Add workers to a running job.")
+@_options("The number of workers to add.")
 def join(*, workers: int, **given: Any) -> None:
-    """Add workers to the job NAME, which runs here: Trainer(name=NAME), or untorn train --name NAME.
+    """Add workers to the running job NAME, started with Trainer(name=NAME) or untorn train --name NAME.
 
-    In sync mode the weights that come out are the same bits, however many workers there are.
+    In sync mode, the number of workers does not change a single bit of the resulting weights.
     """
-    _resized(by=workers, **given)
+    _resize(by=workers, **given)
 
 
-@click.command(short_help="Take workers away from a running job.")
-@_options("How many leave.")
+@click.command(short_help="Remove workers from a running job.")
+@_options("The number of workers to remove.")
 def leave(*, workers: int, **given: Any) -> None:
-    """Take workers away from the job NAME, which runs here and goes on with the others. At least one stays.
+    """Remove workers from the running job NAME, which continues with the others. It keeps at least one.
 
-    In sync mode the weights that come out are the same bits, however many workers there are.
+    In sync mode, the number of workers does not change a single bit of the resulting weights.
     """
-    _resized(by=-workers, **given)
+    _resize(by=-workers, **given)
 
 
-def _resized(*, name: str, by: int, timeout_s: float, as_json: bool, debug: bool) -> None:
-    """Ask for so many workers more, or fewer, and say what came of it."""
+def _resize(*, name: str, by: int, timeout_s: float, as_json: bool, debug: bool) -> None:
+    """Ask the job for ``by`` more workers, or fewer if negative, and print its answer."""
     with reported(debug=debug):
         answer = resize(name, by, timeout_s)
         if as_json:

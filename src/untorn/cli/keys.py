@@ -1,4 +1,4 @@
-"""Single keys from a terminal that is given back as it was, however the program ends."""
+"""Read single keys from a terminal, whose settings are restored however the program ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["keys"]
 
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """Keys without Enter and without echo: a function that waits at most so many seconds, and returns "q" if that was
-    pressed. Without a terminal on stdin it just waits.
+    """Read keys without Enter and without echo. Yields a function that waits for the given number of seconds and
+    returns "q" at once if that key is pressed. Without a terminal on stdin it only waits.
 
-    Ctrl-Z is off: it would leave a shell on the alternate screen.
+    Ctrl-Z is disabled, because it would show the shell on the alternate screen.
     """
     with cleaning_up_after_signals():
         if sys.stdin.isatty():
@@ -41,7 +41,7 @@ def _cbreak(fd: int) -> Iterator[int]:
         termios.tcsetattr(fd, termios.TCSANOW, changed)
         yield fd
     finally:
-        with contextlib.suppress(termios.error):  # the terminal itself is gone
+        with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
@@ -49,7 +49,7 @@ def _wait_for_q(fd: int, seconds: float) -> str:
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
         typed = os.read(fd, 64).lower()
-        if b"q" in typed or not typed:  # nothing to read: the terminal is gone
+        if b"q" in typed or not typed:  # an empty read means that the terminal is gone
             return "q"
     return ""
 

@@ -1,4 +1,4 @@
-"""What a directory has of channels, those that nobody uses and pieces of ones included. Looking changes nothing."""
+"""List the channels of a directory, including unused ones and parts of channels, without changing anything."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from untorn.share.guard import is_there
 from untorn.share.inspect import CONTROL_NBYTES, ChannelState, ChannelView, decode_control, default_path, open_file
 from untorn.share.storage import Files
 
-__all__ = ["LEFT_OVER", "Found", "Status", "list_channels", "nobody_has_it_open"]
+__all__ = ["UNUSED", "Found", "Status", "is_open_nowhere", "list_channels"]
 
 Status = Literal[
     "used", "unused", "control without data", "data without control", "temporary", "stale temporary", "unreadable"
 ]
-#: what no living process uses
-LEFT_OVER: frozenset[Status] = frozenset({"unused", "control without data", "data without control", "stale temporary"})
-#: names of new files on a file system that has no nameless ones (storage.py)
+#: the statuses of channels that no living process uses
+UNUSED: frozenset[Status] = frozenset({"unused", "control without data", "data without control", "stale temporary"})
+#: temporary names of new files on a file system without nameless files (storage.py)
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9_].*\.[0-9]+\.[0-9a-f]{16}\.(control|data)")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a directory has under one channel name.
+    """A channel, or a part of one, in a directory.
 
     Attributes:
-        name: the channel's, without its directory; a temporary file's own.
-        files: where it is; of a temporary file, twice that.
-        status: "used" (a living process publishes or reads it), "unused"; "control without data", "data without
-            control": half of one; "temporary": somebody is making one; "stale temporary": nobody is any more;
-            "unreadable".
-        state: of a channel that could be read.
+        name: the channel's name without its directory, or a temporary file's own name.
+        files: its files; for a temporary file, both are that file.
+        status: "used" if a living process publishes or reads it, otherwise "unused"; "control without data" or "data
+            without control" for half of one; "temporary" while a process creates one, "stale temporary" if that process
+            is gone; "unreadable" for anything else.
+        state: the channel's state, if it could be read.
         problem: why it could not be read.
-        file_nbytes: memory, or disk, that its files take.
+        file_nbytes: the memory, or disk space, of its files.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Found:
 
 
 def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found]:
-    """What this user's own directory in /dev/shm, or another directory, has of channels, by name.
+    """Return the channels in this user's directory in /dev/shm, or in another directory, sorted by name.
 
-    Changes nothing. Other files are passed over. Raises FileNotFoundError or NotADirectoryError for a directory that
-    is none, PermissionError for one that is not safe to use or not readable.
+    Ignores other files. Raises FileNotFoundError or NotADirectoryError if there is no such directory, PermissionError
+    if it is not safe to use or not readable.
     """
     if directory is None:
         if not is_there(default_path()):
@@ -74,13 +74,14 @@ def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found
             names[stem] = partial(_look, stem, directory)
     found = []
     for name in sorted(names):
-        with contextlib.suppress(ValueError, FileNotFoundError):  # no channel's name; gone meanwhile
+        with contextlib.suppress(ValueError, FileNotFoundError):  # not a channel's name, or gone by now
             found.append(names[name]())
     return found
 
 
 def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
-    """Raises FileNotFoundError if there is nothing of that name (any more), ValueError if it is no channel's."""
+    """Look at the files of this name. Raises FileNotFoundError if they are gone, ValueError if a channel cannot have
+    this name."""
     files = storage.named(name, directory)
     nbytes = _blocks(files.control) + _blocks(files.data)
     try:
@@ -114,18 +115,17 @@ def _look_at_temporary(name: str, path: str) -> Found:
     except (FormatError, PermissionError) as error:
         return Found(name, files, "unreadable", None, str(error), _blocks(path))
     try:
-        status: Status = "stale temporary" if nobody_has_it_open(fd) else "temporary"
+        status: Status = "stale temporary" if is_open_nowhere(fd) else "temporary"
     finally:
         os.close(fd)
     return Found(name, files, status, None, "", _blocks(path))
 
 
-def nobody_has_it_open(fd: int) -> bool:
-    """Return whether the kernel says that no process has this file open for writing. A process that makes a channel
-    has, from the first moment on. The kernel is asked for a lease, which it gives in that case alone; False where it
-    gives none at all."""
+def is_open_nowhere(fd: int) -> bool:
+    """Return whether no process has this file open for writing. A process that creates a channel does, from the start.
+    The kernel grants a lease only if no process does; False if the file system supports no leases."""
     try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored; the usual one would end this process
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default; the usual signal would end this process
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
@@ -134,8 +134,8 @@ def nobody_has_it_open(fd: int) -> bool:
 
 
 def _is_half_made(files: Files, *, has_data: bool) -> bool:
-    """Return whether this really is a control file, and without its data file. Another channel's may be there: the
-    publisher was killed when it was about to remove that."""
+    """Return whether this is a valid control file whose own data file is missing. A data file of an earlier channel may
+    still exist, if the publisher was killed before it removed that."""
     try:
         fd = open_file(files.control, files.label)
     except FormatError:

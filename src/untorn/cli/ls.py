@@ -1,4 +1,4 @@
-"""``untorn ls``: this user's channels, who publishes and reads them, and what nobody uses any more."""
+"""``untorn ls``: list this user's channels with their publishers and readers, and those that are unused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from untorn.cli.failing import reported
-from untorn.cli.listing import LEFT_OVER, Found, list_channels
+from untorn.cli.errors import reported
+from untorn.cli.listing import UNUSED, Found, list_channels
 from untorn.cli.tables import age, count, grid, json_line, plain, say, size
 from untorn.share.inspect import ChannelState, default_path
 
@@ -21,13 +21,13 @@ _OPTIONAL = ("MEMORY", "AGE", "SIZE", "VERSION")
 
 @click.command(short_help="List channels: versions, sizes, readers, publishers.")
 @click.argument("directory", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, in bytes and seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes and seconds.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def ls(*, directory: str | None, as_json: bool, debug: bool) -> None:
-    """List this user's named channels, or those with files in DIRECTORY.
+    """List this user's named channels, or the channels in DIRECTORY.
 
-    SIZE and AGE are the newest version's, MEMORY is what the channel's files take. Looking takes no reader row and
-    disturbs nobody. Anonymous channels have no name to be listed under.
+    SIZE and AGE describe the newest version; MEMORY is the memory used by all slots. Listing takes no reader row and
+    disturbs no process. Anonymous channels have no name and are not listed.
     """
     with reported(debug=debug):
         found = list_channels(directory)
@@ -42,11 +42,11 @@ def ls(*, directory: str | None, as_json: bool, debug: bool) -> None:
         for entry in found:
             if entry.status == "unreadable":
                 say(Text(f"{plain(entry.name)}: {plain(entry.problem)}"))
-        idle = [entry for entry in found if entry.status in LEFT_OVER]
-        if idle:
-            freed = size(sum(entry.file_nbytes for entry in idle))
-            which = "untorn gc" if directory is None else f"untorn gc {plain(directory)} --yes"
-            say("", Text(f"{count(len(idle), 'channel')} that nobody uses, {freed}; to remove: {which}"))
+        unused = [entry for entry in found if entry.status in UNUSED]
+        if unused:
+            freed = size(sum(entry.file_nbytes for entry in unused))
+            command = "untorn gc" if directory is None else f"untorn gc {plain(directory)} --yes"
+            say("", Text(f"{count(len(unused), 'unused channel')}, {freed}; to remove: {command}"))
 
 
 def _row(entry: Found) -> tuple[str, ...]:
@@ -70,12 +70,12 @@ def _row(entry: Found) -> tuple[str, ...]:
 
 
 def publisher_of(state: ChannelState) -> str:
-    """The living publisher's pid, or "closed", or "dead"."""
+    """Return the living publisher's pid as text, or "closed", or "dead"."""
     return str(state.publisher_pid) if state.publisher == "alive" else state.publisher
 
 
 def found_json(entry: Found) -> dict[str, Any]:
-    """What scripts get for each channel; everything about its state is null where it could not be read."""
+    """Return a channel as a JSON object; everything about its state is null if it could not be read."""
     state = entry.state
     return {
         "name": entry.name,

@@ -1,7 +1,7 @@
-"""The structure of a version, for people: one line per node, from the schema alone.
+"""The structure of a version for display, one line per node, derived from the schema only.
 
-Whatever the schema says gets a line. A kind that is not known here, or that only its own library can look into, is one
-line with its name and the bytes of its parts: a channel may be written by a newer untorn.
+Every node gets a line. A kind that is unknown here, since a newer untorn may have written the channel, or that only its
+own library can look into, is one line with its name and the bytes of its parts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Node:
     """One node of a value's tree.
 
     Attributes:
-        path: "head/w"; empty for the value itself.
-        kind: as the schema calls it.
-        type: for people: the class, or the dtype.
-        shape: of an array; of everything else None.
-        dtype: of an array or a NumPy scalar; of everything else None.
-        nbytes: of its leaves, without padding.
-        children: of a container.
+        path: its path, such as "head/w"; empty for the value itself.
+        kind: its kind in the schema.
+        type: its class or dtype, for display.
+        shape: the shape of an array; None for anything else.
+        dtype: the dtype of an array or a NumPy scalar; None for anything else.
+        nbytes: the bytes of its leaves, without padding.
+        children: the parts of a container.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Node:
 
 
 def outline(node: Any, path: str = "") -> Node:
-    """The tree of a schema's node. Raises FormatError for one that is not even a list with a kind."""
+    """Return the tree of a schema's node. Raises FormatError if it is not even a list with a kind."""
     try:
         return _outline(node, path)
     except MALFORMED as error:
@@ -55,7 +55,7 @@ def outline(node: Any, path: str = "") -> Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """A node and all below it, in the order of the tree."""
+    """Yield a node and all nodes below it, in the order of the tree."""
     yield node
     for child in node.children:
         yield from walk(child)
@@ -86,7 +86,7 @@ def _child_names(kind: str, detail: Any, count: int) -> list[str]:
 
 
 def _key_name(key: Any) -> str:
-    """A key as untorn's messages write it: str() of what it is."""
+    """Return a key as untorn's messages write it: its str()."""
     if isinstance(key, str):
         return key
     kind, text = key
@@ -120,7 +120,7 @@ def _container_type(kind: str, detail: Any) -> str:
 
 
 def _opaque_type(kind: str, rest: list[Any]) -> str:
-    """An adapter's or a pickle's own name where it stands at the front, else the kind."""
+    """Return the name of the adapter or the pickled class if the node begins with it, else the kind."""
     detail = rest[0] if rest else None
     while isinstance(detail, list) and detail:
         detail = detail[0]
@@ -131,7 +131,7 @@ def _opaque_type(kind: str, rest: list[Any]) -> str:
 
 
 def _leaf_nbytes(node: Any) -> int | None:
-    """Bytes of a leaf of a known kind; None for anything else."""
+    """Return the bytes of a leaf of a known kind; None for anything else."""
     match node:
         case ["array", int(), descr, [*shape], _]:
             return _itemsize(descr) * math.prod(map(int, shape))
@@ -145,7 +145,7 @@ def _leaf_nbytes(node: Any) -> int | None:
 
 
 def _parts_nbytes(part: Any) -> int:
-    """Bytes of all leaves that can be made out in a node of another kind."""
+    """Return the bytes of all leaves that can be recognised in a node of another kind."""
     nbytes = _leaf_nbytes(part)
     if nbytes is not None:
         return nbytes
@@ -158,7 +158,7 @@ def _itemsize(descr: Any) -> int:
     try:
         return read_dtype(descr).itemsize
     except (TypeError, ValueError, AttributeError):
-        return 0  # a dtype that this NumPy does not know: show the rest
+        return 0  # this NumPy does not know the dtype, but the rest can be shown
 
 
 def _dtype_name(descr: Any) -> str:

@@ -1,4 +1,4 @@
-"""``untorn show CHANNEL``: one channel in full: structure, slots, who holds what. Values only when asked for."""
+"""``untorn show CHANNEL``: show a channel's structure, slots and readers, and values if asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from untorn.cli.failing import reported
+from untorn.cli.errors import reported
 from untorn.cli.ls import publisher_of
 from untorn.cli.outline import Node, outline, walk
 from untorn.cli.tables import age, facts, grid, json_line, plain, say, size
@@ -27,18 +27,16 @@ __all__ = ["show"]
     "paths",
     metavar="PATH",
     multiple=True,
-    help='Print the value at this place of the newest version, such as head/w or layers/0/w ("" is all of it); may be '
-    "repeated. This reads the channel as a subscriber does.",
+    help='Print the value at this path of the newest version, such as head/w or layers/0/w ("" for all of it); may be '
+    "repeated. Attaches to the channel as a subscriber.",
 )
-@click.option(
-    "--allow-pickle", is_flag=True, help="With --value: unpickle what was pickled. A pickle can run any code."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, in bytes and seconds.")
+@click.option("--allow-pickle", is_flag=True, help="With --value, allow unpickling. A pickle can run arbitrary code.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes and seconds.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: bool, debug: bool) -> None:
-    """Show what CHANNEL has: a name, or a path (anything with a slash in it).
+    """Show CHANNEL, given by its name or by its path (anything with a slash).
 
-    Without --value, looking takes no reader row and disturbs nobody.
+    Without --value, this takes no reader row and disturbs no process.
     """
     with reported(debug=debug):
         if paths and not as_json:
@@ -62,7 +60,8 @@ def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: b
 
 
 def _trees(view: ChannelView) -> tuple[str | None, int | None, dict[str, Node]]:
-    """What the schema has: "value", and "extra" of a trainer. A damaged one hides nothing else of the channel."""
+    """Return an error message or None, the version, and the trees of the schema: "value", and "extra" if a trainer
+    publishes. Even if the schema is damaged, the rest of the channel can be shown."""
     try:
         version, document = view.schema()
         return None, version, {name: outline(document[name]) for name in ("value", "extra") if name in document}
@@ -81,7 +80,7 @@ def _node_json(node: Node) -> dict[str, Any]:
     }
 
 
-# -- for people
+# -- for display
 
 
 def _print(state: ChannelState, trees: dict[str, Node], problem: str | None) -> None:
@@ -89,8 +88,7 @@ def _print(state: ChannelState, trees: dict[str, Node], problem: str | None) -> 
     if problem is not None:
         say("", Text(f"structure: {plain(problem)}", style="red"))
     for name, tree in trees.items():
-        title = {"value": "VALUE", "extra": "BESIDE IT"}[name]
-        say("", grid((title, "TYPE", "SHAPE", "SIZE"), map(_node_row, walk(tree)), right=("SIZE",)))
+        say("", grid((name.upper(), "TYPE", "SHAPE", "SIZE"), map(_node_row, walk(tree)), right=("SIZE",)))
     say("", grid(("SLOT", "VERSION", "CAPACITY", "HELD BY"), _slot_rows(state), right=("SLOT", "VERSION", "CAPACITY")))
     if state.readers:
         columns = ("READER", "HOLDS", "BEHIND", "OLDEST", "ATTACHED")
@@ -101,7 +99,7 @@ def _facts(state: ChannelState) -> list[tuple[str, str]]:
     publisher = f"pid {publisher_of(state)}" if state.publisher == "alive" else state.publisher
     readers = f"{len(state.readers)} of at most {state.max_readers}"
     if state.dead_rows:
-        readers += f"; {state.dead_rows} died holding a version, which the publisher takes back when it needs it"
+        readers += f"; {state.dead_rows} died holding a version, which the publisher reclaims when it needs the slot"
     return [
         ("channel", plain(state.label)),
         ("version", f"{state.version}, published {age(state.age_s)} ago" if state.version else "none yet"),
@@ -114,7 +112,7 @@ def _facts(state: ChannelState) -> list[tuple[str, str]]:
 
 
 def _node_row(node: Node) -> tuple[str, str, str, str]:
-    """The path ends with the node's own name, so that lines can be copied to --value."""
+    """Return a node's cells. They begin with its whole path, so that it can be copied to --value."""
     shape = "" if node.shape is None else " x ".join(map(str, node.shape)) or "()"
     return plain(node.path) or "(all)", plain(node.type), shape, size(node.nbytes)
 

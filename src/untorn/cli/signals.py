@@ -1,4 +1,4 @@
-"""Signals that end a program: here it cleans up before."""
+"""Turn the signals that end a program into an exception, so that it cleans up first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Ended", "cleaning_up_after_signals"]
 
 
 class Ended(SystemExit):
-    """The program ends because of this signal, with the exit status that shells give for it."""
+    """Ends the program because of a signal, with the exit status that shells use for it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -20,7 +20,8 @@ class Ended(SystemExit):
 
 @contextmanager
 def cleaning_up_after_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP (the terminal is gone) raise Ended. One that is ignored, as under nohup, stays so."""
+    """Have SIGTERM and SIGHUP (the terminal is gone) raise Ended in the block. A signal that is ignored, as under
+    nohup, stays ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in caught:

@@ -1,7 +1,7 @@
-"""How commands write: sizes and ages for people, tables that fit, JSON for scripts, and a stdout that may go away.
+"""Output of the commands: readable sizes and ages, tables, JSON, and a stdout that may be closed.
 
-On a terminal a table takes its width and colors; into a pipe it goes whole and plain. What comes from a channel (names,
-keys, messages) is shown with ``plain``, so that no byte of it can steer the terminal.
+On a terminal a table fits its width and has colors; in a pipe it is complete and without colors. Text that comes from a
+channel (names, keys, messages) passes through ``plain``, so that it cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.text import Text
 
 __all__ = ["age", "count", "facts", "grid", "json_line", "plain", "say", "size"]
 
-#: of a table that goes into a pipe: lines are as long as they are
+#: the width of a table in a pipe, where lines may be of any length
 _UNBOUNDED = 100_000
 _GAP = 2
 _LEAST_FIRST = 22
@@ -29,7 +29,7 @@ _CLOSED_STDOUT = 128 + signal.SIGPIPE
 
 
 def size(nbytes: float) -> str:
-    """``512 B``, ``1.2 kB``, ``40.0 MB``: powers of ten."""
+    """Return a size with its unit, in powers of ten: ``512 B``, ``1.2 kB``, ``40.0 MB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if nbytes < 999.95 or unit == "TB":
             return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
@@ -38,7 +38,7 @@ def size(nbytes: float) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """``3 s``, ``5 min``, ``2 h``, ``4 d``; a dash for None."""
+    """Return a duration with its unit: ``3 s``, ``5 min``, ``2 h``, ``4 d``; a dash for None."""
     if seconds is None:
         return "-"
     for unit, length, below in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
@@ -48,12 +48,12 @@ def age(seconds: float | None) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """``1 channel``, ``2 channels``."""
+    """Return a number with its noun: ``1 channel``, ``2 channels``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def plain(text: object) -> str:
-    """One line without control characters: what is not printable is written as Python would."""
+    """Return the text on one line, with unprintable characters escaped as in Python."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
@@ -65,19 +65,19 @@ def grid(
     optional: Iterable[str] = (),
     width: int | None = None,
 ) -> Table:
-    """A table without lines.
+    """Return a table without lines.
 
     Args:
-        columns: their headings.
-        rows: a cell per column.
-        right: columns of numbers.
-        optional: what goes, in this order, where it is narrow. What then still does not fit is wrapped.
-        width: in characters; by default that of the terminal, and as wide as it gets into a pipe.
+        columns: the headings.
+        rows: the rows, each with a cell per column.
+        right: the columns that are aligned right, as numbers are.
+        optional: the columns to leave out, in this order, if the table is too wide. If it still is, text is wrapped.
+        width: in characters; by default the terminal's width, or unlimited in a pipe.
     """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     numbers, room = set(right), width_of_stdout() if width is None else width
     widths = [max([len(name), *(row[at].cell_len for row in cells)]) + _GAP for at, name in enumerate(columns)]
-    widths[0] = min(widths[0], max(_LEAST_FIRST, room // 3))  # a long name is wrapped rather than costing a column
+    widths[0] = min(widths[0], max(_LEAST_FIRST, room // 3))  # rather wrap a long name than leave out a column
     shown = list(range(len(columns)))
     for name in optional:
         if sum(widths[at] for at in shown) - _GAP > room:
@@ -92,20 +92,20 @@ def grid(
 
 
 def width_of_stdout() -> int:
-    """Characters in a line."""
+    """Return the number of characters in a line."""
     out = _stdout()
     return Console(file=out).width if out.isatty() else _UNBOUNDED
 
 
 def _stdout() -> TextIO:
-    """Raises OSError where the shell closed it (``>&-``), as writing to it would."""
+    """Return stdout. Raises OSError if the shell closed it (``>&-``), as writing to it would."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, "stdout is closed")
     return sys.stdout
 
 
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
-    """A name and what it is, a line each."""
+    """Return a table with one line per pair of name and value."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, what in pairs:
         table.add_row(Text(name, style="bold"), Text(what) if isinstance(what, str) else what)
@@ -113,8 +113,8 @@ def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
 
 
 def say(*parts: RenderableType) -> None:
-    """Write to stdout: a str as it is, anything else so that it fits the terminal. If nobody reads it any more, end
-    quietly, as programs do that get SIGPIPE."""
+    """Write to stdout: a str unchanged, anything else formatted for the terminal. If the reader of a pipe is gone, exit
+    without a message, as programs do on SIGPIPE."""
     out = _stdout()
     if out.isatty():
         console, buffer = Console(file=out, highlight=False), None
@@ -128,10 +128,10 @@ def say(*parts: RenderableType) -> None:
             out.write("".join(line.rstrip() + "\n" for line in buffer.getvalue().removesuffix("\n").split("\n")))
         out.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # or Python's own last flush would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # otherwise Python's flush at exit would fail
         raise SystemExit(_CLOSED_STDOUT) from None
 
 
 def json_line(document: Any, *, indent: int | None = None) -> str:
-    """A JSON document; ASCII alone, so that it goes through every pipe."""
+    """Return a JSON document in ASCII only, so that it passes through every pipe."""
     return json.dumps(document, indent=indent, allow_nan=False)

@@ -1,12 +1,12 @@
-"""``untorn top``: what channels do right now: versions and bytes per second, and how far behind their readers are. Of
-a job that runs, jobs.py has the picture.
+"""``untorn top``: watch channels: versions and bytes per second, and how far their readers are behind. jobs.py has the
+view of a running job.
 
 ::
 
-    look() ──> Sample ──┐                       terminal: rich.live on the alternate screen, q ends
+    look() ──> Sample ──┐                       terminal: rich.live on the alternate screen, q quits
     look() ──> Sample ──┴── rates() ──> Line ──> pipe: a table or a JSON line per refresh
 
-Each look opens the files anew, so channels may come and go.
+Each look opens the files again, so channels may come and go.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from untorn.cli.failing import reported
+from untorn.cli.errors import reported
 from untorn.cli.jobs import job_views
 from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
@@ -38,20 +38,20 @@ __all__ = ["Line", "Sample", "look", "rates", "top"]
 _COLUMNS = ("CHANNEL", "VERSION", "VERSIONS/S", "BYTES/S", "SIZE", "READERS", "PUBLISHER", "AGE")
 _NUMBERS = frozenset({"VERSION", "VERSIONS/S", "BYTES/S", "SIZE", "READERS", "AGE"})
 _OPTIONAL = ("AGE", "SIZE", "PUBLISHER", "BYTES/S", "READERS", "VERSION")
-#: readers that are shown below their channel
-_MOST_READERS = 4
+#: the number of readers shown below their channel
+_MAX_READERS = 4
 _ASCII_LINES = str.maketrans("│┤─", "||-")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one look saw.
+    """The state of channels at one time.
 
     Attributes:
-        at: by the monotonic clock, in seconds.
-        states: by the name that the channel was asked for.
-        problems: of names that were asked for and could not be looked at.
-        jobs: the names of those that run; only where all channels were asked for.
+        at: the time by the monotonic clock, in seconds.
+        states: the state of each channel, by its requested name.
+        problems: for each requested name that could not be read, the reason.
+        jobs: the names of the running jobs; empty unless all channels were requested.
     """
 
     at: float
@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Line:
-    """One channel between two looks; the rates are None at the first look at it."""
+    """One channel between two samples; the rates are None in its first one."""
 
     name: str
     state: ChannelState
@@ -71,7 +71,7 @@ class Line:
 
 
 def look(channels: Sequence[str]) -> Sample:
-    """Look once: at these channels, or at all of this user's."""
+    """Sample these channels, or all of this user's channels."""
     states, problems = {}, {}
     for name in channels:
         try:
@@ -85,11 +85,11 @@ def look(channels: Sequence[str]) -> Sample:
 
 
 def rates(before: Sample | None, now: Sample) -> list[Line]:
-    """What changed from one look to the next. Bytes count as if all versions were as large as the newest."""
+    """Return the rates between two samples. Bytes count as if all versions were as large as the newest."""
     lines = []
     for name, state in now.states.items():
         known = before.states.get(name) if before is not None else None
-        if known is None or before is None or known.id != state.id:  # new, or made anew under its old name
+        if known is None or before is None or known.id != state.id:  # new, or created again under its old name
             lines.append(Line(name, state, None, None))
             continue
         per_s = max(0, state.version - known.version) / max(now.at - before.at, 1e-9)
@@ -97,7 +97,7 @@ def rates(before: Sample | None, now: Sample) -> list[Line]:
     return lines
 
 
-@click.command(short_help="Watch channels, or a running job: rates, losses, workers.")
+@click.command(short_help="Watch channels or a running job.")
 @click.argument("channels", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--interval",
@@ -105,19 +105,19 @@ def rates(before: Sample | None, now: Sample) -> list[Line]:
     type=click.FloatRange(min=0.01),
     default=1.0,
     show_default=True,
-    help="Seconds between looks.",
+    help="Seconds between refreshes.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="End after so many refreshes.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON per refresh.")
+@click.option("--count", type=click.IntRange(min=1), help="Exit after this number of refreshes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per refresh.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def top(*, channels: tuple[str, ...], interval_s: float, count: int | None, as_json: bool, debug: bool) -> None:
-    """Watch the job NAME if one runs here, or the channels of these names, or all of this user's. q ends it.
+    """Watch the running job NAME, the channels with these names, or all of this user's channels. Press q to quit.
 
-    Of a job (Trainer(name=NAME), or untorn train --name NAME) it shows how far it is, its losses and its workers.
+    For a job, started with Trainer(name=NAME) or untorn train --name NAME, show its progress, losses and workers.
 
-    Of channels: BYTES/S is VERSIONS/S times the newest version's size. Below each channel are its readers, those
-    furthest behind first: the versions between what they hold and the newest. Looking takes no reader row and disturbs
-    nobody.
+    For channels, BYTES/S is VERSIONS/S times the size of the newest version. Below each channel are its readers, those
+    furthest behind first, with the number of versions between the one they hold and the newest. Watching takes no
+    reader row and disturbs no process.
     """
     with reported(debug=debug):
         is_job = len(channels) == 1 and is_running(channels[0])
@@ -129,38 +129,38 @@ def top(*, channels: tuple[str, ...], interval_s: float, count: int | None, as_j
 
 
 class View(Protocol):
-    """One refresh, in the forms that it is shown in."""
+    """One refresh, in each of the forms of output."""
 
     def document(self) -> dict[str, Any]:
-        """What scripts get."""
+        """Return the JSON document."""
         ...
 
     def printed(self, *, first: bool) -> Sequence[RenderableType]:
-        """What people get from a pipe."""
+        """Return the text for a pipe."""
         ...
 
     def picture(self, width: int, height: int) -> Sequence[RenderableType]:
-        """What a terminal of so many characters and lines shows."""
+        """Return the view for a terminal of this many characters and lines."""
         ...
 
 
 @dataclass(frozen=True)
 class ChannelsView:
-    """Channels between two looks."""
+    """Channels between two samples."""
 
     lines: Sequence[Line]
     sample: Sample
 
     def document(self) -> dict[str, Any]:
-        """Rates in versions and bytes per second; the state of each channel and its readers."""
+        """Return the rates, in versions and bytes per second, and the state of each channel and its readers."""
         return _json(self.lines, self.sample)
 
     def printed(self, *, first: bool) -> list[RenderableType]:
-        """The whole table, with an empty line before the next."""
+        """Return the whole table, after an empty line unless it is the first."""
         return [*([] if first else [""]), *_parts(self.lines, self.sample)]
 
     def picture(self, width: int, height: int) -> list[RenderableType]:
-        """The whole table; grid() knows the width."""
+        """Return the whole table; grid() finds out the width itself."""
         return [*_parts(self.lines, self.sample)]
 
 
@@ -177,7 +177,7 @@ def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
 
 
 def _print_lines(views: Iterator[View], interval_s: float, count: int | None, *, as_json: bool) -> None:
-    """The first look comes without rates, so it is not shown: one interval later there is something to say."""
+    """Print a view per interval, except the first, which has no rates yet."""
     next(views)
     shown = 0
     while count is None or shown < count:
@@ -200,7 +200,7 @@ def _show_live(views: Iterator[View], interval_s: float, count: int | None) -> N
                 return
 
 
-# -- what it looks like
+# -- formatting
 
 
 def _parts(lines: Sequence[Line], sample: Sample) -> list[Table | Text]:
@@ -212,7 +212,7 @@ def _parts(lines: Sequence[Line], sample: Sample) -> list[Table | Text]:
         rows = [row for line in lines for row in _rows(line)]
         parts.append(grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL))
     elif not sample.problems:
-        parts.append(Text("no channels; they show up here when they are published"))
+        parts.append(Text("no channels; they appear here once they are published"))
     return parts + [Text(f"{plain(name)}: {plain(problem)}") for name, problem in sample.problems.items()]
 
 
@@ -230,11 +230,11 @@ def _rows(line: Line) -> Iterator[list[str | Text]]:
     ]
     yield cells
     readers = sorted(state.readers, key=lambda reader: -1 if reader.behind is None else reader.behind, reverse=True)
-    for reader in readers[:_MOST_READERS]:
-        far = "holds nothing" if reader.behind is None else f"{reader.behind} behind"
-        yield _below(f"  pid {reader.pid}  {far}")
-    if len(readers) > _MOST_READERS:
-        yield _below(f"  and {len(readers) - _MOST_READERS} more")
+    for reader in readers[:_MAX_READERS]:
+        lag = "holds nothing" if reader.behind is None else f"{reader.behind} behind"
+        yield _below(f"  pid {reader.pid}  {lag}")
+    if len(readers) > _MAX_READERS:
+        yield _below(f"  and {len(readers) - _MAX_READERS} more")
 
 
 def _below(text: str) -> list[str | Text]:
@@ -242,26 +242,26 @@ def _below(text: str) -> list[str | Text]:
 
 
 def _room(console: Console) -> int:
-    """Lines above the last two, of which one says how to end, where there is room for it."""
+    """Return the number of lines for the view. The last two are the footer's, unless there is no room for it."""
     return console.height - 2 if console.height > 3 else console.height
 
 
 def _fitted(parts: Sequence[RenderableType], console: Console, interval_s: float) -> Group:
-    """As many lines as the terminal has, and how to end."""
+    """Return the view cut to the terminal's height, with the footer."""
     room = _room(console)
     lines = [line for part in parts for line in console.render_lines(part)]
-    told = _in_ascii if console.options.ascii_only else str
-    texts = [Text.assemble(*((told(s.text), s.style or "") for s in line)) for line in lines]
+    converted = _in_ascii if console.options.ascii_only else str
+    texts = [Text.assemble(*((converted(s.text), s.style or "") for s in line)) for line in lines]
     if len(texts) > room:
         texts = [*texts[: room - 1], Text(f"... {len(texts) - room + 1} more lines")]
     if room < console.height:
-        foot = f"q ends  {time.strftime('%H:%M:%S')}  every {interval_s:g} s"
+        foot = f"q quits  {time.strftime('%H:%M:%S')}  every {interval_s:g} s"
         texts += [Text(), Text(foot, style="dim", no_wrap=True, overflow="crop")]
     return Group(*texts)
 
 
 def _in_ascii(text: str) -> str:
-    """For a terminal without Unicode, where a curve is made of stars."""
+    """Replace Unicode characters for a terminal without them; a curve then consists of stars."""
     return "".join(each if each.isascii() else "*" for each in text.translate(_ASCII_LINES))
 
 

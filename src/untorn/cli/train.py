@@ -1,7 +1,7 @@
-"""``untorn train JOB``: run a job, show how it goes, and say what came out.
+"""``untorn train RECIPE``: train a model, show the progress, and print the results.
 
-Progress goes to stderr. Results go to stdout, a line each of a key, two spaces and a value, so that ``grep``
-and ``awk -F '  '`` can read them; keys and their order stay as they are::
+Progress goes to stderr. Results go to stdout, one per line as a key, two spaces and a value, so that ``grep`` and
+``awk -F '  '`` can read them. The keys and their order are stable::
 
     test accuracy  0.9778
     test loss  0.0881
@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 
-from untorn.cli.failing import INTERRUPTED, reported
+from untorn.cli.errors import INTERRUPTED, reported
 from untorn.cli.signals import Ended, cleaning_up_after_signals
-from untorn.jobs import Job, load_job
+from untorn.jobs import Recipe, load_recipe
 from untorn.train import Callback, History, ProgressBar, TensorBoard, Trainer, weights_sha256
 from untorn.train.callbacks import Logs
 
@@ -30,7 +30,7 @@ __all__ = ["train"]
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
-class _Workers(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks alone
+class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer versions of click make it generic
     """A number of at least 1, or "auto"."""
 
     name = "workers"
@@ -40,13 +40,13 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
         return "auto" if value == "auto" else int(_AT_LEAST_1.convert(value, param, ctx))
 
 
-@click.command(short_help="Train a network: a job by name, or FILE.py:NAME.")
-@click.argument("job", metavar="JOB")
+@click.command(short_help="Train a model by a recipe.")
+@click.argument("recipe", metavar="RECIPE")
 @click.option(
     "--workers",
     type=_Workers(),
     metavar="N|auto",
-    help="Worker processes; auto measures and picks the fastest number.  [default: the processors there are]",
+    help="Number of worker processes; auto finds the fastest.  [default: the number of processors]",
 )
 @click.option(
     "--engine",
@@ -55,45 +55,50 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
     show_default=True,
     help="Where gradients are computed: in this process, or in worker processes.",
 )
-@click.option("--epochs", type=_AT_LEAST_1, help="Passes over the data.  [default: the job's]")
+@click.option("--epochs", type=_AT_LEAST_1, help="Passes over the data.  [default: the recipe's]")
 @click.option(
-    "--batch-size", type=_AT_LEAST_1, help="Examples per step, of all workers together.  [default: the job's]"
+    "--batch-size", type=_AT_LEAST_1, help="Examples per step, for all workers together.  [default: the recipe's]"
 )
 @click.option(
     "--mode",
     type=click.Choice(["sync", "async"]),
     default="sync",
     show_default=True,
-    help="async: each worker takes whole batches, and gradients are applied as they come.",
+    help="async: each worker computes whole batches, and gradients are applied as they arrive.",
 )
 @click.option(
     "--max-staleness",
     type=click.IntRange(min=0),
     metavar="K",
-    help="async: weights may change this often between a gradient's computation and its use.  [default: --workers]",
+    help="async: how often the weights may change between the computation of a gradient and its use.  "
+    "[default: --workers]",
 )
 @click.option(
-    "--shards", type=_AT_LEAST_1, help="Parts of a batch; decides the result.  [default: the job's, or --workers]"
+    "--shards",
+    type=_AT_LEAST_1,
+    help="Number of parts of a batch, on which the result depends.  [default: the recipe's, or --workers]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
 @click.option(
-    "--name", metavar="NAME", help="Publish the weights under this name, for untorn.subscribe, top, join and leave."
+    "--name",
+    metavar="NAME",
+    help="Publish the weights under this name, which untorn.subscribe, top, join and leave take.",
 )
 @click.option(
     "--checkpoint-dir",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Write checkpoints here while training goes on: after each epoch, and every five minutes.",
+    help="Write checkpoints here, after each epoch and every five minutes.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --checkpoint-dir, if there is one.")
+@click.option("--resume", is_flag=True, help="Resume from the newest checkpoint in --checkpoint-dir, if there is one.")
 @click.option(
     "--tensorboard", metavar="DIR", type=click.Path(file_okay=False), help="Write events for TensorBoard here."
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def train(
     *,
-    job: str,
+    recipe: str,
     workers: int | str | None,
     engine: str,
     mode: str,
@@ -109,22 +114,23 @@ def train(
     tensorboard: str | None,
     debug: bool,
 ) -> None:
-    """Train JOB and print its test accuracy, its speed and the SHA-256 of its weights.
+    """Train by RECIPE and print the test accuracy, the speed and the SHA-256 of the weights.
 
-    JOB is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Job, or a function that returns one, in a file of
-    your own. Equal --seed and --shards give equal weights, whatever the number of workers and the engine, and however
-    often training was stopped and went on with --resume; with --mode async they depend on who was faster.
+    RECIPE is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Recipe, or a function that returns one, in a
+    file of your own. Equal --seed and --shards give equal weights, whatever the engine and the number of workers, and
+    however often training was stopped and resumed with --resume. With --mode async the weights also depend on the
+    workers' timing.
     """
     if max_staleness is not None and mode == "sync":
         raise click.UsageError("--max-staleness needs --mode async: in sync mode no gradient is stale")
     if shards is not None and mode == "async":
         raise click.UsageError("--shards needs --mode sync: in async mode a batch is computed in one piece")
     if resume and checkpoint_dir is None:
-        raise click.UsageError("--resume needs --checkpoint-dir DIR: where to go on from")
+        raise click.UsageError("--resume needs --checkpoint-dir DIR, which has the checkpoints")
     with reported(debug=debug):
         if plot is not None:
             _check_plot(plot)
-        loaded = load_job(job, seed=seed)
+        loaded = load_recipe(recipe, seed=seed)
         trainer = Trainer(
             loaded.model,
             loaded.initial_params(seed),
@@ -151,7 +157,7 @@ def train(
 
 
 def _run(
-    job: Job,
+    recipe: Recipe,
     trainer: Trainer,
     *,
     epochs: int,
@@ -162,26 +168,26 @@ def _run(
     resume: bool,
     more: list[Callback],
 ) -> None:
-    """Train and print; Ctrl-C ends it with exit status 130, SIGTERM with 143, and a terminal that closes with 129."""
-    where = _Where(checkpoint_dir if resume else None)
+    """Train and print the results. The exit status is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    progress = _Progress(checkpoint_dir if resume else None)
     bar = ProgressBar()
     started = time.perf_counter()
     try:
         with cleaning_up_after_signals(), trainer, contextlib.closing(bar):
-            _say(f"{job.name}: {job.description}" if job.description else job.name)
+            _say(f"{recipe.name}: {recipe.description}" if recipe.description else recipe.name)
             if name is not None:
-                _say(f'from elsewhere: untorn top {name}, untorn join {name}; the weights: untorn.subscribe("{name}")')
-            held_out = job.load_validation_data()
+                _say(f'from other processes: untorn top {name}, untorn join {name}, untorn.subscribe("{name}")')
+            held_out = recipe.load_validation_data()
             history = trainer.fit(
-                job.load_data(),
+                recipe.load_data(),
                 epochs=epochs,
                 batch_size=batch_size,
                 validation_data=held_out,
-                callbacks=[where, bar, *more],
+                callbacks=[progress, bar, *more],
                 checkpoint_dir=checkpoint_dir,
                 resume=resume,
             )
-            where.finished = True
+            progress.finished = True
             if trainer.tuner is not None:
                 _say(f"--workers auto: {trainer.tuner}")
             seconds = time.perf_counter() - started
@@ -190,10 +196,10 @@ def _run(
         if plot is not None:
             history.plot(plot)
     except KeyboardInterrupt:
-        _say(f"interrupted {where}")
+        _say(f"interrupted {progress}")
         raise SystemExit(INTERRUPTED) from None
     except Ended as ended:
-        _say(f"ended by {ended.signal.name} {where}")
+        _say(f"ended by {ended.signal.name} {progress}")
         raise
     _print_results(tested, history, seconds=seconds, digest=digest, plot=plot)
 
@@ -215,7 +221,7 @@ def _print_results(
 
 
 def _check_plot(plot: str) -> None:
-    """Find out before the training, not after it, that the picture cannot be drawn or written."""
+    """Check before training that the plot can be drawn and written. Raises an error if not."""
     from pathlib import Path
 
     folder = Path(plot).absolute().parent
@@ -232,24 +238,24 @@ def _check_plot(plot: str) -> None:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens: no reason not to train
+    with contextlib.suppress(OSError):  # a closed stderr is no reason to stop training
         click.echo(line, err=True)
 
 
-class _Where(Callback):
-    """Remembers how far training has come, for the line that Ctrl-C leaves; says where it goes on, if it resumes."""
+class _Progress(Callback):
+    """Remembers how far training has come, for the message after Ctrl-C, and says where it resumes."""
 
     def __init__(self, resumed: str | None) -> None:
         self._resumed = resumed
         self._epoch: int | None = None
         self._epochs = 0
-        #: fit has returned; on_train_end is no sign of that, for it runs after Ctrl-C too
+        #: whether fit has returned; on_train_end does not tell, since it is also called after Ctrl-C
         self.finished = False
 
     def on_train_begin(self, logs: Logs) -> None:
         if self._resumed is not None:
             step = self.trainer.step
-            _say(f"going on at step {step:,}" if step else f"no checkpoint in {self._resumed} yet: training begins")
+            _say(f"resuming at step {step:,}" if step else f"no checkpoint in {self._resumed} yet; training begins")
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch, self._epochs = epoch, int(logs["epochs"])

@@ -1,4 +1,4 @@
-"""Values of a channel's newest version, by path, as text for people."""
+"""Values of a channel's newest version, by path, as text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from untorn.share import subscribe
 __all__ = ["member", "values_at"]
 
 _MAX_TEXT = 4000
-#: arrays of more elements than this are shown by their edges
+#: for arrays of more elements than this, only the edges are shown
 _SUMMARY = 100
 
 
 def values_at(channel: str, paths: Iterable[str], *, allow_pickle: bool = False) -> dict[str, str]:
-    """The text of each place, all of one version. Attaches as a reader for that long.
+    """Return the text of the value at each path, all from one version. Attaches as a reader meanwhile.
 
-    Raises ValueError, naming the near ones, for a path that leads nowhere; else as untorn.subscribe.
+    Raises ValueError, which names similar paths, if there is no value at a path, and the errors of untorn.subscribe.
     """
     with subscribe(channel, allow_pickle=allow_pickle) as subscriber, subscriber.snapshot() as snapshot:
         value = snapshot.value
@@ -29,19 +29,20 @@ def values_at(channel: str, paths: Iterable[str], *, allow_pickle: bool = False)
 
 
 def member(value: Any, path: str) -> Any:
-    """What is at ``head/w`` or ``layers/0/w`` of a tree; at ``""`` the tree itself."""
+    """Return the value at a path of a tree, such as ``head/w`` or ``layers/0/w``; the tree itself for ``""``."""
     found = list(_find(value, path)) if path else [value]
     if found:
         return found[0]
     known = list(_paths(value))
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.5) or known[:5]
     raise ValueError(
-        f"no value at {path!r}; " + (f"near it: {', '.join(map(repr, near))}" if near else "the value has no parts")
+        f"no value at {path!r}; "
+        + (f"similar paths: {', '.join(map(repr, near))}" if near else "the value has no parts")
     )
 
 
 def _members(value: Any) -> dict[str, Any]:
-    """The parts of a container by name; empty for a leaf."""
+    """Return the parts of a container by name; empty for a leaf."""
     if isinstance(value, Mapping):
         return {str(key): part for key, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -54,7 +55,7 @@ def _members(value: Any) -> dict[str, Any]:
 
 
 def _find(value: Any, path: str) -> Iterable[Any]:
-    """All readings of a path: a key may have slashes itself."""
+    """Yield the values at a path. There may be several, since a key may itself contain slashes."""
     for name, part in _members(value).items():
         if name == path:
             yield part

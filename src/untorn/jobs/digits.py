@@ -1,14 +1,14 @@
 """Handwritten digits: a multi-layer perceptron in NumPy, with its own backward pass.
 
-The data is scikit-learn's bundled digits set (1,797 scans of 8 x 8 pixels, ten classes, after UCI's "Optical
-Recognition of Handwritten Digits"); nothing is downloaded. 80 % is trained on, each image also moved by one pixel up,
-down, left and right, since a perceptron does not know that a moved digit is the same digit. The other 20 %, as it is,
-is held out::
+The data is scikit-learn's bundled digits set (1,797 scans of 8 x 8 pixels, ten classes, from UCI's "Optical
+Recognition of Handwritten Digits"); nothing is downloaded. 80 % is for training, with copies of each image moved by one
+pixel up, down, left and right, since a perceptron does not know that a moved digit is the same digit. The other 20 % is
+held out unchanged::
 
     x (n, 64) ── w0, b0 ── relu ── w1, b1 ── relu ── w2, b2 ── softmax ── cross entropy with y (n,)
 
-A model function as every job has it: ``loss_and_grad(params, batch)`` knows nothing of processes or shared memory. It
-works in whatever float type the parameters have, so its gradient can be checked in float64.
+As in every recipe, the model function ``loss_and_grad(params, batch)`` does not depend on processes or shared memory.
+It computes in the float type of the parameters, so its gradient can be checked in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.jobs import Job
+from untorn.jobs import Recipe
 
 __all__ = ["init_params", "job", "load_data", "loss_and_grad", "predict", "with_shifts"]
 
@@ -34,7 +34,7 @@ _PIXEL_MAX = 16.0
 
 
 def init_params(seed: int, *, dtype: Any = np.float32) -> Params:
-    """Fresh parameters: weights after He et al. (2015), biases 0.
+    """Return initial parameters: weights as in He et al. (2015), biases 0.
 
     Args:
         seed: equal seeds give equal bits.
@@ -54,7 +54,7 @@ def init_params(seed: int, *, dtype: Any = np.float32) -> Params:
 
 
 def load_data(seed: int) -> tuple[Pair, Pair]:
-    """The digits, split into 80 % for training and 20 % for testing, shuffled, each class in the same proportion.
+    """Return the digits, shuffled, split into 80 % for training and 20 % for testing with each class in proportion.
 
     Args:
         seed: equal seeds give the same split.
@@ -70,7 +70,7 @@ def load_data(seed: int) -> tuple[Pair, Pair]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "the digits job takes its data from scikit-learn, which is not installed; pip install 'untorn[digits]'"
+            "the digits recipe takes its data from scikit-learn, which is not installed; pip install 'untorn[digits]'"
         ) from error
 
     bunch = load_digits()
@@ -81,7 +81,7 @@ def load_data(seed: int) -> tuple[Pair, Pair]:
 
 
 def _stratified_split(y: Array, seed: int) -> tuple[Array, Array]:
-    """Indices of the training and of the test examples, each in random order."""
+    """Return the indices of the training examples and of the test examples, each in random order."""
     rng = np.random.default_rng([seed, 1])
     train, test = [], []
     for label in np.unique(y):
@@ -93,14 +93,14 @@ def _stratified_split(y: Array, seed: int) -> tuple[Array, Array]:
 
 
 def with_shifts(x: Array, y: Array) -> Pair:
-    """The examples, and each of them moved by one pixel up, down, left and right; what comes in is empty.
+    """Return the examples with copies moved by one pixel up, down, left and right; new pixels are 0.
 
     Args:
         x: images, of shape (n, 64).
         y: their digits, of shape (n,).
 
     Returns:
-        ``(x, y)`` of 5 n examples, copies.
+        ``(x, y)`` with 5 n examples, copies.
 
     """
     padded = np.pad(x.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
@@ -110,14 +110,14 @@ def with_shifts(x: Array, y: Array) -> Pair:
 
 
 def loss_and_grad(params: Params, batch: Pair) -> tuple[float, Params, dict[str, float]]:
-    """Forward and backward: the mean cross entropy over the batch, its gradient, and the accuracy.
+    """Compute the mean cross entropy over the batch, its gradient, and the accuracy.
 
     Args:
         params: as ``init_params`` makes them; they are only read.
         batch: ``(x, y)`` of shapes (n, 64) and (n,), n at least 1.
 
     Returns:
-        ``(loss, grads, {"accuracy": ...})``; grads is a tree like params, of fresh arrays.
+        ``(loss, grads, {"accuracy": ...})``; grads is a tree like params, of new arrays.
 
     """
     x, y = batch
@@ -125,14 +125,14 @@ def loss_and_grad(params: Params, batch: Pair) -> tuple[float, Params, dict[str,
     rows = np.arange(n)
     inputs, scores = _forward(params, x)
 
-    # log softmax with the largest score taken out first: exp never overflows
+    # log softmax, with the largest score subtracted first so that exp never overflows
     shifted = scores - scores.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     totals = exponentials.sum(axis=1, keepdims=True)
     loss = float(np.mean(np.log(totals[:, 0]) - shifted[rows, y]))
     accuracy = float(np.mean(scores.argmax(axis=1) == y))
 
-    delta = exponentials / totals  # d loss / d scores, up to the mean
+    delta = exponentials / totals  # d loss / d scores, before averaging
     delta[rows, y] -= 1
     delta /= n
     grads: Params = {}
@@ -145,7 +145,7 @@ def loss_and_grad(params: Params, batch: Pair) -> tuple[float, Params, dict[str,
 
 
 def predict(params: Params, x: Array) -> Array:
-    """The most likely digit of each image.
+    """Return the most likely digit of each image.
 
     Args:
         params: as ``init_params`` makes them.
@@ -161,7 +161,7 @@ def predict(params: Params, x: Array) -> Array:
 
 
 def _forward(params: Params, x: Array) -> tuple[list[Array], Array]:
-    """The input of every layer, and the scores that the last one gives."""
+    """Return the input of every layer, and the scores from the last one."""
     depth = len(params) // 2
     inputs = [x]
     for layer in range(depth - 1):
@@ -169,12 +169,12 @@ def _forward(params: Params, x: Array) -> tuple[list[Array], Array]:
     return inputs, inputs[-1] @ params[f"w{depth - 1}"] + params[f"b{depth - 1}"]
 
 
-def job(seed: int) -> Job:
-    """The job that ``untorn train digits`` runs."""
+def job(seed: int) -> Recipe:
+    """Return the recipe that ``untorn train digits`` runs."""
     from untorn.train.optim.fused import SGD
 
     data, validation_data = load_data(seed)
-    return Job(
+    return Recipe(
         name="digits",
         model=loss_and_grad,
         params=init_params,
@@ -183,6 +183,6 @@ def job(seed: int) -> Job:
         optimizer=SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-4),
         epochs=30,
         batch_size=64,
-        shards=4,  # one result, whatever the number of workers
+        shards=4,  # fixed, so that the result does not depend on the number of workers
         description="handwritten digits (scikit-learn), a perceptron of 64-256-128-10 in NumPy",
     )

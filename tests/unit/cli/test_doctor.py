@@ -14,7 +14,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner, Result
 
 import untorn
-from untorn.cli import checks, listing, trials
+from untorn.cli import checks, listing, probes
 from untorn.cli import doctor as doctor_module
 from untorn.cli.checks import CHECKS, Check, Machine, problem
 from untorn.cli.group import group
@@ -56,7 +56,7 @@ def test_a_sound_machine_is_all_ok():
     assert found["/dev/shm"].found == "7.0 GB free of 8.0 GB (tmpfs, rw,nosuid)"
     assert found["memory"].found.startswith("8.2 GB available of 16.4 GB, 0 B swap")
     assert found["huge pages"].found.endswith("never")
-    assert found["processors"].found.startswith("4 there, 4 in this process's affinity mask")
+    assert found["processors"].found.startswith("4 online, 4 in this process's affinity mask")
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_a_problem_is_exit_status_1(monkeypatch):
 
 def test_directories_that_will_not_do(tmp_path):
     for path in ("/proc", str(tmp_path / "none")):
-        (check,) = trials.directory(machine(), path)
-        assert (check.status, "no channel can be made" in check.found) == ("problem", True)
+        (check,) = probes.directory(machine(), path)
+        assert (check.status, "no channel can be created" in check.found) == ("problem", True)
     remote = machine({"/proc/mounts": "srv:/x / nfs4 rw 0 0\n"})
-    (check,) = trials.directory(remote, str(tmp_path))
+    (check,) = probes.directory(remote, str(tmp_path))
     assert (check.status, check.found) == ("problem", "on nfs4")
 
 
@@ -180,8 +180,8 @@ def test_a_directory_without_nameless_files(tmp_path, monkeypatch):
             raise OSError(errno.EOPNOTSUPP, "no such thing")
         return opened(path, flags, *mode)
 
-    monkeypatch.setattr(trials.os, "open", open_no_tmpfile)
-    (check,) = trials.directory(machine(), str(tmp_path))
+    monkeypatch.setattr(probes.os, "open", open_no_tmpfile)
+    (check,) = probes.directory(machine(), str(tmp_path))
     assert (check.status, "O_TMPFILE" in check.found) == ("note", True)
     assert os.listdir(tmp_path) == []
 
@@ -190,19 +190,19 @@ def test_a_feature_that_fails_is_a_problem(monkeypatch):
     def fail():
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(trials, "_try_locks", fail)
-    found = {check.name: check for check in trials.kernel()}
+    monkeypatch.setattr(probes, "_try_locks", fail)
+    found = {check.name: check for check in probes.kernel()}
     assert (found["OFD locks"].status, found["memfd_create"].status) == ("problem", "ok")
     assert "Function not implemented" in found["OFD locks"].found
 
 
 def test_channels_left_over_are_noted(tmp_path, monkeypatch):
     own = listing.list_channels
-    monkeypatch.setattr(trials, "list_channels", lambda: own(tmp_path))
-    assert trials.channels() == [checks.ok("channels", "0 in use, none left over")]
+    monkeypatch.setattr(probes, "list_channels", lambda: own(tmp_path))
+    assert probes.channels() == [checks.ok("channels", "0 in use, none unused")]
     untorn.publish(1, name="a", directory=tmp_path).close()
     (tmp_path / "b.control").write_bytes(b"?")
     with untorn.publish(1, name="c", directory=tmp_path):
-        idle, strange = trials.channels()
+        idle, strange = probes.channels()
     assert (idle.status, "untorn gc" in idle.advice) == ("note", True)
     assert strange.found == "unreadable: b"

@@ -239,7 +239,7 @@ def test_a_half_that_became_whole_since_stays(tmp_path, monkeypatch, gone):
     with helpers.start(publish, tmp_path, "c") as child:
         child.get()
         reason = collect_stale(monkeypatch, tmp_path, found)["c"]
-        assert "living publisher" in reason or reason == "made again just now"
+        assert "living publisher" in reason or reason == "created again just now"
         child.put("update")
         assert child.get() == 2
         with untorn.subscribe(f"{tmp_path}/c") as reader:

@@ -87,7 +87,7 @@ def test_the_table(zoo):
     assert lines["half"].endswith("control without data")
     assert lines["mad"].endswith("unreadable")
     assert "not an untorn channel" in lines["mad:"]
-    assert result.stdout.splitlines()[-1].startswith("4 channels that nobody uses")
+    assert result.stdout.splitlines()[-1].startswith("4 unused channels")
     assert not any(line.endswith(" ") for line in result.stdout.splitlines())
 
 

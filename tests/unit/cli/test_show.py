@@ -130,7 +130,7 @@ def test_looking_needs_no_reader_row_and_a_value_does(tmp_path):
 def test_a_trainers_extra_is_shown_beside_the_value(channel, monkeypatch):
     document = {"value": ["dict", ["w"], [["int", 0]]], "extra": ["dict", ["momentum"], [["float", 8]]]}
     monkeypatch.setattr(ChannelView, "schema", lambda self: (1, document))
-    assert "BESIDE IT" in run(channel).stdout
+    assert "EXTRA" in run(channel).stdout
     assert [node["path"] for node in json.loads(run(channel, "--json").stdout)["extra"]] == ["", "momentum"]
 
 

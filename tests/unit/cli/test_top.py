@@ -205,10 +205,10 @@ def assert_given_back(terminal: Terminal) -> None:
 def test_q_ends_it_with_0(tmp_path):
     with helpers.start(publish, tmp_path) as child, Terminal(f"{tmp_path}/c") as terminal:
         child.get()
-        terminal.read_until("q ends", terminal.read_until(str(child.pid)))
+        terminal.read_until("q quits", terminal.read_until(str(child.pid)))
         assert not terminal.settings_now()[3] & termios.ICANON
         child.kill()
-        terminal.read_until("q ends", terminal.read_until("dead"))
+        terminal.read_until("q quits", terminal.read_until("dead"))
         terminal.type("xyQ")
         assert terminal.end() == 0
         assert_given_back(terminal)
@@ -219,7 +219,7 @@ def test_q_ends_it_with_0(tmp_path):
 )
 def test_a_signal_gives_the_terminal_back(tmp_path, number, status):
     with Terminal(f"{tmp_path}/c") as terminal:
-        terminal.read_until("q ends")
+        terminal.read_until("q quits")
         terminal.process.send_signal(number)
         assert terminal.end() == status
         assert_given_back(terminal)

@@ -24,7 +24,8 @@ import helpers
 import untorn
 from untorn.cli import jobs
 from untorn.cli.group import group
-from untorn.cli.jobs import JobView, Look, Pace, curve, look, paces
+from untorn.cli.curve import curve
+from untorn.cli.jobs import JobView, Look, Pace, look, paces
 from untorn.control import Control
 
 FAST = ("--interval", "0.01")
@@ -364,7 +365,7 @@ def test_on_a_terminal(child, name, encoding):
                     output += os.read(master, 65536)
 
         read_until("GRADIENTS/S")
-        read_until("q ends")
+        read_until("q quits")
         assert ("⠉" in output.decode()) == (encoding == "utf-8")
         child.put("be busy")
         child.get()

@@ -116,12 +116,12 @@ def test_resuming_gives_the_same_weights(file, tmp_path):
     options = ["--shards", 2, "--checkpoint-dir", folder, "--resume"]
     first = run("train", f"{file}:job", "--engine", "serial", "--epochs", 1, *options)
     assert first.exit_code == 0, first.output
-    assert f"no checkpoint in {folder} yet: training begins" in first.stderr
+    assert f"no checkpoint in {folder} yet; training begins" in first.stderr
     second = run("train", f"{file}:job", "--workers", 1, *options)
-    assert "going on at step 3\n" in second.stderr
+    assert "resuming at step 3\n" in second.stderr
     assert len(re.findall(r"^epoch [23]/3 ", second.stderr, re.MULTILINE)) == 2
     again = run("train", f"{file}:job", "--engine", "serial", *options)
-    assert "going on at step 9\n" in again.stderr
+    assert "resuming at step 9\n" in again.stderr
     for result in (second, again):
         assert result.exit_code == 0, result.output
         for key in ("test accuracy", "test loss", "sha256"):
@@ -149,7 +149,7 @@ def test_plot_and_name(file, tmp_path, name):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["nothing"], "no job named 'nothing'"),
+        (["nothing"], "no recipe is named 'nothing'"),
         (["missing.py:job"], "no file 'missing.py'"),
         (["FILE:other"], "no 'other'"),
         (["FILE:model"], "missing|should|positional"),

@@ -9,7 +9,7 @@ import pytest
 import helpers
 import untorn
 
-pytest.importorskip("sklearn", reason="the digits job takes its data from scikit-learn")
+pytest.importorskip("sklearn", reason="the digits recipe takes its data from scikit-learn")
 
 
 def command(*arguments: str, **options) -> subprocess.Popen[str]:

@@ -108,12 +108,12 @@ def test_job_is_frozen():
 @pytest.mark.parametrize(
     ("spec", "error", "words"),
     [
-        ("digit", ValueError, r"no job named 'digit'; known are digits, and FILE.py:NAME"),
+        ("digit", ValueError, r"no recipe is named 'digit'; expected one of digits, or FILE.py:NAME"),
         ("job_of_mine.py", ValueError, r"expected job_of_mine.py:NAME"),
         ("missing.py:job", FileNotFoundError, r"no file 'missing.py'"),
         ("notes.txt:job", ValueError, "FILE.py:NAME"),
         ("job_of_mine.py:", ValueError, "FILE.py:NAME"),
-        ("", ValueError, "no job named"),
+        ("", ValueError, "no recipe is named"),
     ],
 )
 def test_bad_specs(file, monkeypatch, spec, error, words):
@@ -123,13 +123,13 @@ def test_bad_specs(file, monkeypatch, spec, error, words):
 
 
 def test_a_missing_name_lists_those_there_are(file):
-    with pytest.raises(ValueError, match=r"no 'other'.*jobs: value; its functions: model, start, make, plain"):
+    with pytest.raises(ValueError, match=r"no 'other'.*recipes: value; its functions: model, start, make, plain"):
         load_job(f"{file}:other")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("number", "found a int|found an int"), ("not_a_job", "gave"), ("Job", "found the class Job")],
+    [("number", "found a int|found an int"), ("not_a_job", "returned"), ("Job", "found the class Recipe")],
 )
 def test_wrong_types(file, name, words):
     with pytest.raises(TypeError, match=words):
@@ -148,7 +148,7 @@ def test_a_name_that_is_taken(file, stem):
 def test_a_name_that_is_no_name(file):
     odd = file.with_name("my-job.py")
     odd.write_text(SOURCE)
-    with pytest.raises(ValueError, match="'my-job' is no module name"):
+    with pytest.raises(ValueError, match="'my-job' is not a valid module name"):
         load_job(f"{odd}:value")
 
 

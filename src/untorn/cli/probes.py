@@ -1,6 +1,6 @@
-"""What ``untorn doctor`` tries out: the kernel's features that channels stand on, each by using it once.
+"""The probes of ``untorn doctor``: each uses a kernel feature that channels need, once.
 
-Nothing is left: files have no name or lose it at once, descriptors are closed, the channel that is made is anonymous.
+They leave nothing behind: files have no name or lose it at once, descriptors are closed, and the channel is anonymous.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import untorn
 from untorn.cli.checks import Check, Machine, note, ok, problem
-from untorn.cli.listing import LEFT_OVER, list_channels
+from untorn.cli.listing import UNUSED, list_channels
 from untorn.cli.tables import count, plain, size
 from untorn.share.inspect import default_path
 
@@ -29,18 +29,18 @@ _FUTEX_WAITV = 449
 _FUTEX_WAKE = 1
 _PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _FLOCK = struct.Struct("hhqqi4x")
-#: file systems whose memory is not one with that of other machines, or whose locks are not
+#: file systems on which mapped memory or locks may not be shared as on a local one
 _REMOTE = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
 
 
 def kernel() -> list[Check]:
-    """System calls. A sandbox (gVisor, an old seccomp profile) may lack what the kernel's version promises."""
-    advice = "this kernel, or the sandbox around this process, lacks it, and channels do not work without: allow it"
+    """Try system calls. A sandbox (gVisor, an old seccomp profile) may lack calls that the kernel's version has."""
+    advice = "this kernel, or the sandbox around this process, lacks it, and channels need it; allow it"
     tried = [
-        ("memfd_create", _try_memfd, "anonymous memory that can be sealed"),
-        ("OFD locks", _try_locks, "who lives is what they say"),
-        ("futex", _try_futex, "readers can sleep until there is a version"),
-        ("anonymous channel", _try_anonymous, "another process could open it, and saw its version"),
+        ("memfd_create", _try_memfd, "anonymous memory can be sealed"),
+        ("OFD locks", _try_locks, "they tell which processes are alive"),
+        ("futex", _try_futex, "readers can sleep until a version is published"),
+        ("anonymous channel", _try_anonymous, "another process can open it"),
     ]
     checks = []
     for name, attempt, found in tried:
@@ -49,8 +49,8 @@ def kernel() -> list[Check]:
             checks.append(ok(name, f"works: {found}"))
         except (OSError, RuntimeError, untorn.UntornError, subprocess.SubprocessError) as error:
             checks.append(problem(name, f"failed: {plain(error)}", advice))
-    there = _has_futex_waitv()
-    checks.append(ok("futex_waitv", "there" if there else "not there (Linux 5.16 has it); nothing needs it"))
+    found = "available" if _has_futex_waitv() else "not available (new in Linux 5.16); untorn does not need it"
+    checks.append(ok("futex_waitv", found))
     return checks
 
 
@@ -75,7 +75,7 @@ def _try_memfd() -> None:
 
 
 def _try_locks() -> None:
-    """One description locks, another sees it."""
+    """Check that a lock of one file description is seen through another."""
     lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 3, 1, 0)
     with _memfd() as fd:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
@@ -85,7 +85,7 @@ def _try_locks() -> None:
         finally:
             os.close(other)
     if _FLOCK.unpack(seen)[0] == fcntl.F_UNLCK:
-        raise RuntimeError("a lock was not seen through another descriptor")
+        raise RuntimeError("a lock was not visible through another descriptor")
 
 
 def _syscall(number: int, *arguments: object) -> None:
@@ -102,7 +102,7 @@ def _try_futex() -> None:
 
 
 def _has_futex_waitv() -> bool:
-    """Waiting for no futex at all is an invalid argument where the call exists."""
+    """Return whether the call exists. If it does, waiting for zero futexes fails with EINVAL."""
     try:
         _syscall(_FUTEX_WAITV, None, 0, 0, None, 0)
     except OSError as error:
@@ -114,7 +114,7 @@ _READER = "import os, sys; os.pread(os.open(sys.argv[1], os.O_RDWR), 8, 0) == b'
 
 
 def _try_anonymous() -> None:
-    """Another process opens the control file through /proc, as subscribers do; this one reads a version."""
+    """Read a version here, and open the control file through /proc in another process, as subscribers do."""
     with untorn.publish(1) as publisher, publisher.subscriber() as subscriber:
         publisher.update(2)
         with subscriber.snapshot(newer_than=1, timeout_s=10) as snapshot:
@@ -132,24 +132,24 @@ def _try_anonymous() -> None:
 
 
 def directory(machine: Machine, path: str) -> list[Check]:
-    """Can channels live in this directory?"""
+    """Try what channels need in this directory."""
     name, checks = f"files in {path}", []
     mount = machine.mount(os.path.realpath(path))
     if mount is not None and mount[1].startswith(_REMOTE):
-        advice = "channels need a file system of this machine: other machines see neither its memory nor its locks"
+        advice = "choose a local file system; over a network, neither memory nor locks are shared"
         checks.append(problem(name, f"on {mount[1]}", advice))
     attempts: tuple[tuple[str, Callable[[int], None]], ...] = (
         ("reserving space (fallocate)", lambda fd: os.posix_fallocate(fd, 0, 16384)),
-        ("giving it back (holes)", _punch),
+        ("releasing it (holes)", _punch),
     )
     try:
         fd, has_nameless = _new_file(path)
     except OSError as error:
-        what = f"no channel can be made there: {error.strerror}"
+        what = f"no channel can be created there: {error.strerror}"
         return [*checks, problem(name, what, "choose a writable directory on tmpfs, ext4, xfs or btrfs")]
     if not has_nameless:
-        advice = "a publisher that is killed in its very first moment can leave files; untorn gc removes them"
-        checks.append(note(name, "no files without a name (O_TMPFILE)", advice))
+        advice = "a publisher that is killed while it creates a channel can leave files; untorn gc removes them"
+        checks.append(note(name, "nameless files (O_TMPFILE) are not supported", advice))
     try:
         for what, attempt in attempts:
             try:
@@ -160,11 +160,11 @@ def directory(machine: Machine, path: str) -> list[Check]:
     finally:
         os.close(fd)
     kind = f" on {mount[1]}" if mount is not None else ""
-    return checks or [ok(name, f"files without a name, reserved space and holes work{kind}")]
+    return checks or [ok(name, f"nameless files, reserved space and holes work{kind}")]
 
 
 def _new_file(folder: str) -> tuple[int, bool]:
-    """A file that has no name (any more), and whether the file system has files without one."""
+    """Return a file without a name, and whether the file system can create nameless files."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(folder, flags | os.O_TMPFILE, 0o600), True
@@ -185,19 +185,19 @@ def _punch(fd: int) -> None:
 
 
 def channels() -> list[Check]:
-    """This user's channels in /dev/shm."""
+    """Check for unused and unreadable channels of this user in /dev/shm."""
     try:
         found = list_channels()
     except OSError as error:
-        return [problem("channels", str(error), "see the line itself")]
+        return [problem("channels", str(error), "correct what the error says")]
     used = sum(entry.status == "used" for entry in found)
-    idle = [entry for entry in found if entry.status in LEFT_OVER]
-    strange = [entry.name for entry in found if entry.status == "unreadable"]
+    unused = [entry for entry in found if entry.status in UNUSED]
+    unreadable = [entry.name for entry in found if entry.status == "unreadable"]
     checks = []
-    if idle:
-        what = f"{count(len(idle), 'channel')} that nobody uses, {size(sum(entry.file_nbytes for entry in idle))}"
-        checks.append(note("channels", what, "untorn gc removes what no living process uses"))
-    if strange:
-        names = ", ".join(map(plain, strange))
+    if unused:
+        what = f"{count(len(unused), 'unused channel')}, {size(sum(entry.file_nbytes for entry in unused))}"
+        checks.append(note("channels", what, "untorn gc removes channels that no living process uses"))
+    if unreadable:
+        names = ", ".join(map(plain, unreadable))
         checks.append(note("channels", f"unreadable: {names}", f"untorn ls says why; they are in {default_path()}"))
-    return checks or [ok("channels", f"{used} in use, none left over")]
+    return checks or [ok("channels", f"{used} in use, none unused")]

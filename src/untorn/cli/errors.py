@@ -1,11 +1,11 @@
-"""How a command fails: one line on stderr, an exit status, and a traceback only for who asks for it.
+"""Report a command's errors: one line on stderr and an exit status, and a traceback only with ``--debug``.
 
 ======  ======================================================================
 status  meaning
 ======  ======================================================================
-0       done
-1       an error that the input or the machine explains: ``error: ...``
-2       wrong usage (click's)
+0       success
+1       an error caused by the input or the machine: ``error: ...``
+2       wrong usage (reported by click)
 130     interrupted by Ctrl-C (128 + SIGINT)
 ======  ======================================================================
 """
@@ -27,13 +27,13 @@ _EXPLAINED = (UntornError, ValueError, TypeError, OSError, ImportError, NotImple
 
 @contextlib.contextmanager
 def reported(*, debug: bool) -> Iterator[None]:
-    """Turn an error that the input explains into a line on stderr and exit status 1.
+    """Turn an error that the input or the machine caused into a line on stderr and exit status 1.
 
     Args:
-        debug: let it through, so that Python prints the traceback.
+        debug: raise the error itself, so that Python prints the traceback.
 
     Raises:
-        SystemExit: 1, or 130 after Ctrl-C, when the line is written.
+        SystemExit: 1, or 130 after Ctrl-C, once the line is written.
 
     """
     try:
