@@ -1,0 +1,118 @@
+"""The loss and the metrics of a batch, as the user's functions give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from untorn.torch.tensors import tensor_of
+from untorn.train.models.checks import checked_metrics
+from untorn.train.models.function import takes_rng
+from untorn.train.models.trees import mapped
+
+__all__ = ["Loss"]
+
+_NO_OUTPUTS = object()
+
+
+class Loss:
+    """The user's functions: see TorchModel.
+
+    Attributes:
+        takes_rng: whether the function that computes the loss takes random numbers.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any] | None,
+        metrics: Mapping[str, Callable[[Any, Any], Any]],
+        forward: Callable[..., Any] | None,
+        *,
+        sample_weight: bool,
+    ) -> None:
+        self._loss = loss
+        self._metrics = metrics
+        self._forward = forward
+        self._sample_weight = sample_weight
+        function = loss if forward is None else forward
+        self.takes_rng = function is not None and takes_rng(function)
+
+    def __call__(self, module: nn.Module, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
+        """Return the loss of a batch, the outputs (or _NO_OUTPUTS), and the batch as tensors, without weights."""
+        tensors = mapped(batch, tensor_of)
+        outputs: Any = _NO_OUTPUTS
+        if self._forward is not None:
+            answer = self._forward(module, tensors, *((rng,) if self.takes_rng else ()))
+            loss, outputs = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, _NO_OUTPUTS)
+            name = "forward"
+        else:
+            weight: torch.Tensor | None = None
+            if self._sample_weight:
+                tensors, weight = _without_weight(tensors)
+            inputs, named, target = _split(tensors)
+            outputs = module(*inputs, **named)
+            assert self._loss is not None
+            loss = self._loss(outputs, target, *((rng,) if self.takes_rng else ()))
+            if weight is not None:
+                loss = _weighted(loss, weight)
+            name = "the loss function"
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TypeError(
+                f"{name}: expected a tensor with one number, the mean over the batch, found {what}; "
+                "losses of torch.nn give it with reduction='mean'"
+            )
+        return loss, outputs, tensors
+
+    def metrics_of(self, outputs: Any, tensors: Any) -> dict[str, float]:
+        """Return the metrics of what the call returned."""
+        if not self._metrics:
+            return {}
+        if outputs is _NO_OUTPUTS:
+            raise TypeError("forward: expected (loss, outputs), for there are metrics; found the loss alone")
+        target = _split(tensors)[2]
+        with torch.no_grad():
+            return checked_metrics({name: metric(outputs, target) for name, metric in self._metrics.items()})
+
+
+def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Return the positional inputs, the named inputs and the target of a batch."""
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return tuple(batch[:-1]), {}, batch[-1]
+    if isinstance(batch, Mapping) and len(batch) > 1:
+        key = "target" if "target" in batch else list(batch)[-1]
+        return (), {name: part for name, part in batch.items() if name != key}, batch[key]
+    found = f"{type(batch).__name__}{f' of length {len(batch)}' if isinstance(batch, tuple | list | Mapping) else ''}"
+    raise TypeError(
+        f"data: expected inputs and a target, such as (x, y) or {{'x': x, 'target': y}}, found a {found}; "
+        "forward= takes other data"
+    )
+
+
+def _without_weight(batch: Any) -> tuple[Any, torch.Tensor]:
+    """Return inputs and target, and the weights, of a batch."""
+    if isinstance(batch, Mapping) and "sample_weight" in batch:
+        return {name: part for name, part in batch.items() if name != "sample_weight"}, batch["sample_weight"]
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        return batch[:-1], batch[-1]
+    what = "a dict without it" if isinstance(batch, Mapping) else f"a {type(batch).__name__} of {len(batch)} parts"
+    raise TypeError(
+        "data: with sample_weight=True expected inputs, a target and weights, such as (x, y, w) or {'x': x, 'target': "
+        f"y, 'sample_weight': w}}, found {what}; validation data has weights too (ones, for none)"
+    )
+
+
+def _weighted(losses: Any, weight: torch.Tensor) -> torch.Tensor:
+    """Return the mean of an example's losses times its weight, over the examples."""
+    if not isinstance(losses, torch.Tensor) or weight.ndim != 1 or losses.shape[:1] != weight.shape:
+        found = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise TypeError(
+            "the loss function: with sample_weight=True expected a loss for each example, as losses of torch.nn give "
+            f"with reduction='none', and a weight for each; found {found}, and weights of shape {tuple(weight.shape)}"
+        )
+    each = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    return (each * weight.to(each.dtype)).mean()

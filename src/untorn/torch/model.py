@@ -1,0 +1,180 @@
+"""TorchModel: a module, its loss, and how both get to the processes that compute with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from untorn.torch.aliases import Alias, move
+from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
+from untorn.torch.loss import Loss
+from untorn.torch.replica import TorchReplica
+from untorn.torch.tensors import TRAINABLE, array_of, check_apart
+from untorn.train.models.base import Model, Parts, Replica, check_no_params
+from untorn.train.models.trees import mapped
+
+__all__ = ["TorchModel"]
+
+
+class TorchModel(Model):
+    """A torch.nn.Module and its loss, as a Trainer takes them.
+
+    Data are NumPy arrays or tensors in CPU memory, one example per row. Of a tuple or list, the last part is the target
+    and the others are the module's inputs: ``loss(module(*inputs), target)``. Of a dict, the target is the part named
+    "target", or else the last one, and the others are keyword arguments: ``loss(module(**inputs), target)``.
+
+    In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
+    without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard), and the state of its
+    generator in this process stays as it is. Parameters without requires_grad are not trained;
+    those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
+    BatchNorm wants two examples at least: a last batch with fewer for each shard is cut into fewer shards, and a single
+    example is refused before training begins.
+
+    Args:
+        module: float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() gives the trained one.
+        loss: ``loss(outputs, target[, rng])``, a tensor with one number: the mean over the batch. rng is a NumPy
+            generator. May be None if there is forward.
+        metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
+        forward: ``forward(module, batch[, rng]) -> loss`` or ``(loss, outputs)`` in place of the above; batch is the
+            data's tree, of tensors. Metrics need the outputs.
+        sample_weight: the data has one more part, a number per example: the last of a tuple or list, the part named
+            "sample_weight" of a dict. ``loss`` then gives a number per example (reduction="none"), and trained is
+            ``(sample_weight * losses).mean()``: divided by the number of examples, as Keras does. Metrics are not
+            weighted.
+
+    Raises:
+        TypeError: the module, or one of these functions, is none.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from untorn import SGD, Trainer
+        >>> from untorn.torch import TorchModel
+        >>> x = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+        >>> y = x @ np.float32([[1.0], [-2.0]])
+        >>> model = TorchModel(torch.nn.Linear(2, 1), torch.nn.MSELoss())
+        >>> with Trainer(model, optimizer=SGD(0.1), engine="serial") as trainer:
+        ...     history = trainer.fit((x, y), epochs=10, batch_size=32)
+        ...     trainer.module().weight.detach().numpy().round(2)
+        array([[ 1., -2.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[..., Any] | None,
+        *,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        forward: Callable[..., Any] | None = None,
+        sample_weight: bool = False,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+        for path, each in module.named_modules():
+            if isinstance(each, nn.parallel.DistributedDataParallel):
+                raise TypeError(
+                    f"module{f'.{path}' if path else ''}: a DistributedDataParallel, which sums gradients itself, over "
+                    "processes of its own; give its .module"
+                )
+        if isinstance(loss, type):
+            raise TypeError(
+                "loss: expected a function (outputs, target) -> loss, found the class "
+                f"{loss.__name__}; make one: {loss.__name__}()"
+            )
+        if not callable(loss) and (loss is not None or forward is None):
+            raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
+        if forward is not None and sample_weight:
+            raise TypeError(
+                "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
+            )
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise TypeError(f"metrics: expected a dict of functions by name, found {type(metrics).__name__}")
+        for name, metric in (metrics or {}).items():
+            if not callable(metric):
+                raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
+        self._module = module
+        self.loss = loss
+        self.metrics = dict(metrics or {})
+        self.forward = forward
+        self.sample_weight = sample_weight
+        self._stale: list[Stale] = []
+        self._aliases: list[Alias] = []
+
+    def parts(self, params: Any = None) -> Parts:
+        """See Model. Views of the parameters, copies of the buffers."""
+        check_no_params(self, params)
+        kept, trained = {}, {}
+        for name, parameter in self._module.named_parameters():
+            array = array_of(f"parameter {name!r}", parameter)
+            if not parameter.requires_grad:
+                kept[name] = array
+            elif parameter.dtype not in TRAINABLE:
+                way = (
+                    "keep it as real numbers (torch.view_as_real) and compute the complex ones in forward "
+                    "(torch.view_as_complex)"
+                    if parameter.is_complex()
+                    else "convert the module with .float()"
+                )
+                raise TypeError(
+                    f"parameter {name!r}: expected float32 or float64, found {parameter.dtype}; {way}, or freeze it "
+                    "with requires_grad_(False)"
+                )
+            else:
+                trained[name] = array
+        if not any(array.size for array in trained.values()):
+            raise ValueError("module: there is nothing to train; expected at least one parameter with requires_grad")
+        # copies: a tensor whose memory NumPy has had can never be resized again, as a forward may do with its buffers
+        buffers = {
+            name: array_of(f"buffer {name!r}", buffer, copied=True) for name, buffer in self._module.named_buffers()
+        }
+        views = {
+            name: np.from_dlpack(b.detach().resolve_conj().resolve_neg()) for name, b in self._module.named_buffers()
+        }
+        check_apart(trained, kept | views)
+        return Parts(kept, buffers, trained)
+
+    def arrays(self, data: Any) -> Any:
+        """See Model."""
+        return mapped(data, lambda leaf: array_of("data", leaf) if isinstance(leaf, torch.Tensor) else leaf)
+
+    def for_workers(self) -> Self:
+        """See Model."""
+        functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
+        model = object.__new__(type(self))
+        made = copied(self._module, functions, self._stale, self._aliases, values=False)
+        inside = {"_module": made.module, "_stale": made.stale, "_aliases": made.aliases}
+        model.__dict__.update(self.__dict__ | made.functions | inside)
+        return model
+
+    def pickler(self, base: Any) -> Any:
+        """See Model."""
+        return pickler_of(base, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"hooks": hooks_of(self._module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register_hooks(state.pop("hooks"))
+        self.__dict__.update(state)
+
+    def replica(self, threads: int | None) -> Replica:
+        """See Model."""
+        model: TorchModel = self.for_workers()
+        loss = Loss(model.loss, model.metrics, model.forward, sample_weight=model.sample_weight)
+        return TorchReplica(loss, model._module, model._stale, model._aliases)
+
+    def module(self, params: Any) -> nn.Module:
+        """See Model."""
+        made = copied(self._module, {}, [], [], values=True)
+        module, tensors = made.module, dict([*made.module.named_parameters(), *made.module.named_buffers()])
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(torch.from_numpy(params[name]))
+        move(made.aliases, tensors)
+        recompute(module)
+        return module

@@ -1,0 +1,277 @@
+"""A module as one process computes with it: gradients, losses and outputs of batches."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untorn.share.quiet import silenced
+from untorn.torch.aliases import Alias, move
+from untorn.torch.buffers import Buffer
+from untorn.torch.copies import Stale
+from untorn.torch.loss import Loss
+from untorn.torch.outputs import predicted
+from untorn.torch.random import SeededRandom, generators_of, seed_generators
+from untorn.torch.tensors import TRAINABLE, tensor_of
+from untorn.train.models.base import Gradient, Replica
+from untorn.train.models.checks import checked_loss
+from untorn.train.models.trees import mapped
+
+__all__ = ["TorchReplica"]
+
+_T = TypeVar("_T")
+
+
+class TorchReplica(Replica):
+    """A module whose parameters are moved to a version's memory for each batch, and away again."""
+
+    def __init__(self, loss: Loss, module: nn.Module, stale: list[Stale], aliases: list[Alias]) -> None:
+        self._loss = loss
+        self._module = module
+        self._stale = stale
+        self._aliases = aliases
+        self._modules = list(module.modules())
+        self._modes: list[bool] = []
+        self._parameters = dict(module.named_parameters())
+        self._trained = [p for p in self._parameters.values() if p.requires_grad]
+        self._buffers = {name: Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
+        self._aliases_of_parameters = [alias.tensor for alias in aliases if alias.name in self._parameters]
+        self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
+        self._written_to_untested = True
+        self.free()
+        _replicas.add(self)
+        self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
+        self._random_in_prediction = SeededRandom()
+        self._generators = generators_of(self._modules)
+        self.takes_rng = True
+        self.needs_several = any(map(_is_batch_norm, self._modules))
+
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+        compute = self._test_written_to if self._written_to_untested else self._gradient
+        with self._in_use:
+            try:
+                with _unoptimized():
+                    return self._random(*self._seeded(rng, lambda: compute(params, batch, rng)))
+            finally:
+                self._move_away()
+
+    def free(self) -> None:
+        """Let any thread compute with the module, which has one version's values at a time."""
+        self._in_use = threading.RLock()
+
+    def _seeded(
+        self, rng: np.random.Generator | None, compute: Callable[[], _T]
+    ) -> tuple[int, Callable[[], _T], Callable[[], None]]:
+        """Torch's seed, rng.integers(2**63), which takes longer; what to call; and what to do before the next call."""
+        assert rng is not None
+        numbers = rng.bit_generator
+        seed = numbers.random_raw() >> 1
+        state = numbers.state if self._loss.takes_rng else None
+        seed_generators(self._generators, seed)
+
+        def start_again() -> None:
+            self._move_away()
+            seed_generators(self._generators, seed)
+            if state is not None:
+                numbers.state = state
+
+        return seed, compute, start_again
+
+    def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        self._move_to(params)
+        self._train()
+        versions, addresses = self._traces()
+        loss, outputs, tensors = self._loss(self._module, batch, rng)
+        metrics = self._loss.metrics_of(outputs, tensors)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on any parameter that is trained; look for a .detach(), an .item() or a "
+                "torch.no_grad() between them"
+            )
+        number = checked_loss(loss.item())
+        _backward(loss)
+        del loss, outputs
+        if (versions, addresses) != self._traces():
+            raise self._written_to()
+        self._check_not_stale()
+        leaves = [buffer.taken() for buffer in self._buffers.values()]
+        leaves += [self._gradient_of(parameter) for parameter in self._trained]
+        return Gradient(number, leaves, metrics)
+
+    def _train(self) -> None:
+        """Be in training mode: as train() leaves it, which takes longer than looking."""
+        if self._modes != [module.training for module in self._modules]:
+            self._module.train()
+            self._modes = [module.training for module in self._modules]
+
+    def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any]:
+        gradient = parameter.grad
+        if gradient is None:  # the loss of this batch does not depend on it
+            return torch.zeros_like(parameter).detach().numpy()
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        array: NDArray[Any] = (gradient.detach() if gradient.requires_grad else gradient).numpy()
+        return array
+
+    def _traces(self) -> tuple[list[int], list[int]]:
+        """What in-place operations, and assigning to .data, leave behind."""
+        parameters = [*self._parameters.values(), *self._aliases_of_parameters]
+        return [p._version for p in parameters], [p.data_ptr() for p in parameters]  # noqa: SLF001 (documented)
+
+    def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """The first gradient of a job is computed on a copy: writes through .data leave no trace but what they did."""
+        copies = {name: params[name].copy(order="K") for name in self._parameters}
+        gradient = self._gradient(params | copies, batch, rng)
+        if any(copies[name].tobytes() != params[name].tobytes() for name in self._parameters):
+            raise self._written_to()
+        now = dict(self._module.named_parameters())
+        for name, parameter in self._parameters.items():
+            if now.get(name) is not parameter:
+                raise RuntimeError(
+                    f"the module puts another parameter in the place of {name!r} in forward or backward; expected the "
+                    "one that is trained to stay. Compute from it what forward uses, as torch.nn.utils.parametrize does"
+                )
+        self._written_to_untested = False
+        return gradient
+
+    def _written_to(self) -> Exception:
+        return RuntimeError(
+            "the module writes to its own parameters in forward or backward; expected parameters that only the "
+            "optimizer changes, for every worker reads the same memory. Compute from a parameter what forward uses (as "
+            "torch.nn.utils.parametrize does), or make it a buffer"
+        )
+
+    def _check_not_stale(self) -> None:
+        for path, tensor in self._stale:
+            if tensor.grad is not None:
+                raise RuntimeError(
+                    f"module{path}: it was computed from parameters before training, and forward uses it without "
+                    "computing it anew, so that they would get no gradient of it; compute it in forward, or in a "
+                    "forward pre-hook"
+                )
+
+    def _move_to(self, params: Any) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data = torch.from_numpy(params[name])
+        for name, buffer in self._buffers.items():
+            buffer.start_from(params[name])
+        if self._aliases:
+            move(self._aliases, self._parameters | dict(self._module.named_buffers()))
+
+    def _move_away(self) -> None:
+        """Let the version go, so that its memory can be used for a new one."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+            parameter.data = self._away[parameter.dtype]
+        for tensor in self._aliases_of_parameters:
+            tensor.grad = None
+            tensor.data = self._away[tensor.dtype]
+
+    def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
+        """See Replica."""
+
+        def compute() -> None:
+            with torch.no_grad(), _unoptimized():
+                self._move_to(params)
+                self._train()
+                self._loss(self._module, batch, rng)
+
+        with self._in_use:
+            try:
+                SeededRandom()(*self._seeded(rng, compute))
+            except Exception as error:
+                return error
+            finally:
+                self._move_away()
+        return None
+
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+
+        def compute() -> Gradient:
+            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+                loss, outputs, tensors = self._loss(self._module, batch, rng)
+                return Gradient(checked_loss(loss.item()), [], self._loss.metrics_of(outputs, tensors))
+
+        with self._in_use:
+            return self._random_in_evaluation(*self._seeded(rng, compute))
+
+    def predict(self, params: Any, x: Any) -> Any:
+        """See Replica. Returns what the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
+        inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), tensor_of)
+
+        def compute() -> Any:
+            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+                seed_generators(self._generators, 0)
+                outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
+                return predicted(outputs, "")
+
+        with self._in_use:
+            return self._random_in_prediction(0, compute, lambda: None)
+
+    @contextmanager
+    def _evaluating(self, params: Any) -> Iterator[None]:
+        try:
+            self._move_to(params)
+            self._module.eval()
+            yield
+        finally:
+            self._move_away()
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Return whether it is a batch norm: one of torch's, of another library, or a scripted one."""
+    names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
+    return any("batchnorm" in name.lower() for name in names)
+
+
+_replicas: weakref.WeakSet[TorchReplica] = weakref.WeakSet()
+
+
+def _free_replicas() -> None:
+    """Free the replicas in a child that was just forked: the threads that used them may not be there."""
+    for replica in list(_replicas):
+        replica.free()
+
+
+os.register_at_fork(after_in_child=_free_replicas)
+
+#: code of torch.jit is optimized when it has run a few times, and then gives other bits
+_unoptimized = partial(torch.jit.optimized_execution, False)  # type: ignore[attr-defined]  # it is documented
+
+_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in TRAINABLE}
+_run_backward: Any = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+
+
+def _backward(loss: torch.Tensor) -> None:
+    """torch.autograd.backward([loss]). What that does in Python before it calls torch's engine, for losses of other
+    kinds than the usual one, takes a sixth of a small step; so the usual one goes there directly."""
+    if _run_backward is None or type(loss) is not torch.Tensor or loss.dim() != 0 or loss.dtype not in _ONE:
+        torch.autograd.backward([loss])
+        return
+    keep_graph = create_graph = False
+    _run_backward(
+        (loss,), (_ONE[loss.dtype],), keep_graph, create_graph, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
+def _spend_the_warning_of_read_only_memory() -> None:
+    """It comes once per process: torch knows no read-only memory. _traces and _test_written_to see to that instead."""
+    array = np.zeros(1)
+    array.flags.writeable = False
+    with silenced():
+        torch.from_numpy(array)
+
+
+_spend_the_warning_of_read_only_memory()  # here, where no trainer runs yet: the filters are the whole process's
