@@ -206,7 +206,8 @@ class Board(_core.Board):
 
     def in_flight(self, index: int) -> InFlight:
         """Return the state of an in-flight batch."""
-        return InFlight._make(super().in_flight(index))
+        # the server polls, so neither super() nor _make()
+        return tuple.__new__(InFlight, _core.Board.in_flight(self, index))
 
     @property
     def metric_names(self) -> list[str]:
