@@ -9,36 +9,22 @@
 #ifndef UNTORN_BOARD_TASKS_H
 #define UNTORN_BOARD_TASKS_H
 
-#include "board.h"
+#include "board_layout.h"
 
-static inline uint64_t task_make(uint64_t step, enum task_state state, uint32_t worker, uint32_t buffer)
-{
-    return step << 32 | (uint64_t)state << 30 | (uint64_t)worker << 16 | buffer;
-}
-static inline uint64_t task_step(uint64_t task) { return task >> 32; }
-static inline enum task_state task_state(uint64_t task) { return (enum task_state)(task >> 30 & 3); }
-static inline uint32_t task_worker(uint64_t task) { return (uint32_t)(task >> 16 & 0x3fff); }
-static inline uint32_t task_buffer(uint64_t task) { return (uint32_t)(task & 0xffff); }
-static inline bool task_is(uint64_t task, uint64_t step, enum task_state state)
-{
-    return task_step(task) == step && task_state(task) == state;
-}
+enum turn_kind { TURN_GRADIENT = 0, TURN_IDLE = 1, TURN_STOP = 2, TURN_NEED_SLOT = 3, TURN_LEAVE = 4 };
 
-_Static_assert(BOARD_MAX_WORKERS <= 1 << 14, "a task's word has room for a worker");
+/* What to do next, and what it takes to commit it. Private to one worker. */
+struct turn {
+    enum turn_kind kind;
+    uint32_t shard, buffer;
+    uint64_t step;
+    uint64_t claim;            /* the task word as claimed */
+};
 
-/* What a worker's record says: which buffer is its own, or that it is one of two. Settled: scratch and other are the
- * same, which no intent's are. */
-static inline uint64_t record_intent(uint64_t step, uint32_t shard, uint32_t scratch, uint32_t other)
-{
-    return step << 32 | (uint64_t)shard << 22 | (uint64_t)scratch << 11 | other;
-}
-_Static_assert(BOARD_MAX_SHARDS <= 1 << 10 && BOARD_MAX_SHARDS + BOARD_MAX_WORKERS <= 1 << 11,
-               "a record has room for a shard and two buffers");
-static inline uint64_t record_settled(uint32_t buffer) { return record_intent(0, 0, buffer, buffer); }
-static inline uint32_t record_shard(uint64_t record) { return (uint32_t)(record >> 22 & 0x3ff); }
-static inline uint32_t record_scratch(uint64_t record) { return (uint32_t)(record >> 11 & 0x7ff); }
-static inline uint32_t record_other(uint64_t record) { return (uint32_t)(record & 0x7ff); }
-
+/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */
+bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn);
+/* Is the task still the worker's? */
+bool board_stands(const struct board *board, const struct turn *turn);
 /* Claim the first shard of this step that nobody has; false if there is none. *done: is every task done? */
 bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct turn *turn, bool *done);
 /* Claim the lane whose batch has waited longest for a gradient; false if none waits. */
@@ -50,5 +36,12 @@ void range_commit(struct board_task *task, uint64_t claim);
 void range_give_back(struct board_task *task, uint64_t claim);
 /* The task's word is about to lose what it names: if that is somebody's last commit, settle that record. */
 void commit_bury(const struct board *board, uint32_t shard, uint64_t task);
+
+/* Settle the affairs of a worker that is dead; which shard's gradient it had claimed, or -1. */
+int64_t board_recover(const struct board *board, uint32_t worker);
+/* Give the gradient task of a worker that is stopped to others; which shard's, or -1. */
+int64_t board_give_up(const struct board *board, uint32_t worker);
+/* Does it hold a norm or update task, which only its death can free? */
+bool board_holds_range(const struct board *board, uint32_t worker);
 
 #endif

@@ -2,7 +2,8 @@
 #ifndef UNTORN_BOARD_UPDATE_H
 #define UNTORN_BOARD_UPDATE_H
 
-#include "board.h"
+#include "attachment.h"
+#include "board_layout.h"
 
 /* Do every norm task of this step that nobody has; true if all are done. */
 bool norms_run(const struct board *board, uint32_t worker, uint64_t step);

@@ -4,6 +4,7 @@
 #include "hooks.h"
 
 #include "board.c"
+#include "board_layout.c"
 #include "board_tasks.c"
 #include "board_update.c"
 

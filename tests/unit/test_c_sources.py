@@ -23,3 +23,16 @@ def test_shared_words_are_touched_through_atomics_only() -> None:
         if direct.search(line)
     ]
     assert not found
+
+
+#: the board's files, each above those before it
+BOARD = ("board_layout", "board_tasks", "board_update", "board", "module_board")
+
+
+def test_files_of_the_board_include_those_below_them_only() -> None:
+    for height, name in enumerate(BOARD):
+        for path in SOURCES:
+            if path.stem == name:
+                included = re.findall(r'#include "(\w+)\.h"', path.read_text())
+                above = set(included) & set(BOARD[height + 1 :])
+                assert not above, f"{path.name} includes {above}"

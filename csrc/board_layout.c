@@ -1,0 +1,157 @@
+/* The board's memory: see board_layout.h. */
+#include "board_layout.h"
+
+#include <string.h>
+
+#include "futex.h"
+
+#define BOARD_MAGIC "untornB4"
+
+/* -- layout ----------------------------------------------------------------------------------------------------- */
+
+#define SECTIONS_NBYTES (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
+_Static_assert(SECTIONS_NBYTES == 13 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+
+static uint64_t round_up(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
+
+static uint64_t section(uint64_t *end, uint64_t nbytes)
+{
+    uint64_t start = *end;
+    *end = round_up(start + nbytes, 64);
+    return start;
+}
+
+static void sections_place(struct board_header *header, const struct board_config *config)
+{
+    uint64_t end = 4096;
+    header->workers_at = section(&end, config->workers * sizeof(struct board_worker));
+    header->shard_tasks_at = section(&end, config->shards * sizeof(struct board_task));
+    header->range_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
+    header->norm_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
+    header->squares_at = section(&end, config->ranges * sizeof(double));
+    header->ranges_at = section(&end, config->ranges * sizeof(struct board_range));
+    header->log_at = section(&end, config->steps * sizeof(struct board_log));
+    header->rates_at = section(&end, config->steps * sizeof(struct kernel_rates));
+    header->order_at = section(&end, config->examples * sizeof(int64_t));
+    header->names_at = section(&end, BOARD_NAMES_NBYTES);
+    header->buffer_stride = round_up(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
+    end = round_up(end, 4096);
+    header->buffers_at = section(&end, (config->shards + config->workers) * header->buffer_stride);
+    header->errors_at = section(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
+    header->nbytes = end;
+}
+
+uint64_t board_nbytes(const struct board_config *config)
+{
+    struct board_header header;
+    sections_place(&header, config);
+    return header.nbytes;
+}
+
+uint64_t board_nbytes_needed(const struct board_config *config)
+{
+    struct board_header header;
+    sections_place(&header, config);
+    header.shards = config->shards;
+    return board_nbytes_used(&header, config->active);
+}
+
+uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers)
+{
+    return header->buffers_at + (header->shards + workers) * header->buffer_stride;
+}
+
+static void board_find(struct board *board, void *memory)
+{
+    struct board_header *header = memory;
+    uint8_t *base = memory;
+    *board = (struct board){
+        .header = header,
+        .workers = (struct board_worker *)(base + header->workers_at),
+        .shard_tasks = (struct board_task *)(base + header->shard_tasks_at),
+        .range_tasks = (struct board_task *)(base + header->range_tasks_at),
+        .norm_tasks = (struct board_task *)(base + header->norm_tasks_at),
+        .ranges = (struct board_range *)(base + header->ranges_at),
+        .squares = (double *)(base + header->squares_at),
+        .log = (struct board_log *)(base + header->log_at),
+        .rates = (struct kernel_rates *)(base + header->rates_at),
+    };
+}
+
+void board_format(struct board *board, void *memory, const struct board_config *config,
+                  const struct board_range *ranges)
+{
+    struct board_header *header = memory;
+    sections_place(header, config);
+    header->shards = config->shards;
+    header->ranges = config->ranges;
+    header->workers = config->workers;
+    header->optimizer = config->optimizer;
+    header->steps = config->steps;
+    header->examples = config->examples;
+    header->batch_size = config->batch_size;
+    header->buffer_nbytes = config->buffer_nbytes;
+    header->state_stride = config->state_stride;
+    header->base_version = config->base_version;
+    header->job = config->job;
+    header->clip_norm = config->clip_norm;
+    header->lanes = config->lanes;
+    header->hyper = config->hyper;
+    shared_store_relaxed(&header->active, config->active);
+    board_find(board, memory);
+    memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
+    for (uint32_t shard = 0; shard < config->shards; shard++) /* lanes wait for the server to open them */
+        shared_store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->lanes ? TASK_EMPTY : TASK_FREE, 0, shard));
+    for (uint32_t worker = 0; worker < config->workers; worker++) {
+        shared_store_relaxed(&board->workers[worker].scratch, config->shards + worker);
+        shared_store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));
+    }
+    memcpy(header->magic, BOARD_MAGIC, sizeof header->magic);
+}
+
+/* Return whether it is laid out as board_format() does it, within these bytes. Then every part lies inside. */
+static bool board_fits(const struct board_header *header, uint64_t nbytes)
+{
+    struct board_header placed;
+    const struct board_config config = {
+        .shards = header->shards, .ranges = header->ranges, .workers = header->workers, .steps = header->steps,
+        .examples = header->examples, .buffer_nbytes = header->buffer_nbytes,
+    };
+    if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
+        config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
+        config.examples > nbytes / sizeof(int64_t) || config.buffer_nbytes > nbytes / (config.shards + config.workers))
+        return false; /* what follows would overflow */
+    sections_place(&placed, &config);
+    return placed.nbytes <= nbytes && placed.nbytes == header->nbytes &&
+           memcmp(&placed.workers_at, &header->workers_at, SECTIONS_NBYTES) == 0;
+}
+
+enum status board_attach(struct board *board, void *memory, uint64_t nbytes)
+{
+    const struct board_header *header = memory;
+    if (nbytes < sizeof *header || memcmp(header->magic, BOARD_MAGIC, sizeof header->magic) != 0 ||
+        !board_fits(header, nbytes))
+        return STATUS_FORMAT;
+    board_find(board, memory);
+    return STATUS_OK;
+}
+
+struct board_buffer *board_buffer_at(const struct board *board, uint32_t buffer)
+{
+    const struct board_header *header = board->header;
+    return (struct board_buffer *)((uint8_t *)header + header->buffers_at + buffer * header->buffer_stride);
+}
+
+/* -- bells ------------------------------------------------------------------------------------------------------ */
+
+void board_ring(const struct board *board)
+{
+    shared_add(&board->header->bell, 1); /* pairs with the shared_load_acquire in board_next */
+    futex_wake(&board->header->sleepers);
+}
+
+void board_ring_server(const struct board *board)
+{
+    shared_add(&board->header->server_bell, 1);
+    futex_wake(&board->header->server_sleepers);
+}
