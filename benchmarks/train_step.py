@@ -47,7 +47,7 @@ def examples(count: int) -> tuple[Any, Any]:
 def gradient_loop(width: int, share: int, steps: int, barrier: Any, seconds: Any) -> None:
     """One of the two processes of the limit: gradients of its half, applied to nothing."""
     from untorn.jobs.digits import loss_and_grad
-    from untorn.train.models.trees import take_examples
+    from untorn.train.data.arrays import take_examples
 
     params, data = init(width), examples(2 * share * steps)
     order = np.random.default_rng(2).permutation(2 * share * steps)

@@ -79,8 +79,13 @@ class Node(NamedTuple):
     kind: str
     detail: Any
     members: Sequence[Any]
-    #: where it is no container of CONTAINERS
-    names: Sequence[str] | None = None
+    #: of the members, for a kind that is not in CONTAINERS
+    own_names: Sequence[str] | None = None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the members, as paths have them."""
+        return self.own_names or member_names(self.kind, self.detail, len(self.members))
 
     def make(self, members: list[Any]) -> Any:
         """Return a container of the same kind with these members."""
@@ -185,15 +190,14 @@ def flatten(
             )
         if len(above) >= MAX_DEPTH:
             raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
-        kind, detail, members, names = node
         above.append(id(value))
         children = []
-        for name, member in zip(names or member_names(kind, detail, len(members)), members, strict=True):
+        for name, member in zip(node.names, node.members, strict=True):
             place = (*path, name)
             found = taken(member, place, leaves)
             children.append(found if isinstance(found, Spec) else inside(found, member, place))
         above.pop()
-        return Spec(kind, detail, tuple(children))
+        return Spec(node.kind, node.detail, tuple(children))
 
     def plain(value: Any, path: Path, leaves: list[Any]) -> Spec | Node:
         node = opened(value, kinds)
@@ -264,13 +268,14 @@ def path_of(path: Path) -> str:
     return "/".join(path) if path else "(the value itself)"
 
 
-def leaf_specs(spec: Spec, path: Path = ()) -> Iterator[tuple[Path, Spec]]:
-    """Yield every node that is no container, with its path."""
-    if spec.kind not in CONTAINERS:
+def leaf_specs(spec: Spec, path: Path = (), *, through: bool = False) -> Iterator[tuple[Path, Spec]]:
+    """Yield every node that is no container, with its path; ``through`` those that have children, their leaves instead,
+    by index."""
+    if spec.kind not in CONTAINERS and not (through and spec.children):
         yield path, spec
         return
     for name, child in zip(names_of(spec), spec.children, strict=True):
-        yield from leaf_specs(child, (*path, name))
+        yield from leaf_specs(child, (*path, name), through=through)
 
 
 def names_of(spec: Spec) -> Sequence[str]:
@@ -278,9 +283,9 @@ def names_of(spec: Spec) -> Sequence[str]:
     return member_names(spec.kind, spec.detail, len(spec.children))
 
 
-def paths(spec: Spec) -> list[Path]:
-    """The path of each leaf, in order."""
-    return [path for path, _ in leaf_specs(spec)]
+def paths(spec: Spec, *, through: bool = False) -> list[Path]:
+    """Return the path of each node that leaf_specs() yields."""
+    return [path for path, _ in leaf_specs(spec, through=through)]
 
 
 def mismatch(

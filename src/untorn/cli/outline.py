@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from untorn.errors import FormatError
-from untorn.share.layout import MALFORMED, read_dtype
+from untorn.share.layout import MALFORMED, read_dtype, read_key
+from untorn.trees import CONTAINERS
 
 __all__ = ["Node", "outline", "walk"]
 
-_CONTAINERS = frozenset({"dict", "odict", "list", "tuple", "namedtuple", "dataclass"})
 _OPAQUE = {"frozendict": "FrozenDict", "pickle": "pickle", "adapter": "adapter"}
 _FIXED = {"int": 8, "float": 8, "complex": 16, "bool": 1, "none": 0}
 _SIZED = frozenset({"str", "bytes", "bigint"})
@@ -63,7 +63,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 def _outline(node: Any, path: str) -> Node:
     kind = str(node[0])
-    if kind in _CONTAINERS:
+    if kind in CONTAINERS:
         names = _child_names(kind, node[1], len(node[2]))
         children = tuple(
             _outline(child, f"{path}/{name}" if path else name) for name, child in zip(names, node[2], strict=True)
@@ -87,30 +87,10 @@ def _child_names(kind: str, detail: Any, count: int) -> list[str]:
 
 def _key_name(key: Any) -> str:
     """Return a key as untorn's messages write it: its str()."""
-    if isinstance(key, str):
-        return key
-    kind, text = key
-    if kind == "tuple":
-        return str(tuple(_key_value(part) for part in text))
-    return str(_key_value(key))
-
-
-def _key_value(key: Any) -> Any:
-    if isinstance(key, str):
-        return key
-    kind, text = key
-    match kind:
-        case "int":
-            return int(text)
-        case "float":
-            return float.fromhex(text)
-        case "bytes":
-            return bytes.fromhex(text)
-        case "bool":
-            return text == "True"
-        case "NoneType":
-            return None
-    return str(text)
+    try:
+        return str(read_key(key))
+    except LookupError:  # of a kind that a newer untorn has
+        return str(key[1])
 
 
 def _container_type(kind: str, detail: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from untorn import trees
 from untorn.share import subscribe
 
 __all__ = ["member", "values_at"]
@@ -45,13 +45,8 @@ def _members(value: Any) -> dict[str, Any]:
     """Return the parts of a container by name; empty for a leaf."""
     if isinstance(value, Mapping):
         return {str(key): part for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return dict(zip(value._fields, value, strict=True))
-    if isinstance(value, list | tuple):
-        return {str(index): part for index, part in enumerate(value)}
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {}
+    node = trees.opened(value)
+    return {} if node is None else dict(zip(node.names, node.members, strict=True))
 
 
 def _find(value: Any, path: str) -> Iterable[Any]:

@@ -44,7 +44,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from untorn import errors
+from untorn import errors, trees
 from untorn.errors import BrokenChannelError, ChannelNotFoundError, FormatError, UntornError
 from untorn.share.descriptors import keep_socket
 
@@ -335,16 +335,12 @@ def _line(answer: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(answer, allow_nan=False)
     except ValueError:
-        text = json.dumps(_without_nan(answer), allow_nan=False)
+        text = json.dumps(trees.map(_finite, answer), allow_nan=False)
     return text.encode() + b"\n"
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -35,7 +35,18 @@ from untorn.share.specs import OPAQUE, Deferred, class_at, flatten, is_plain
 from untorn.share.views import array_over, private_memory
 from untorn.trees import CONTAINERS, MAX_DEPTH, Path, Spec, builder, member_names, path_of
 
-__all__ = ["FROZEN_DICT", "MALFORMED", "Decoder", "Layout", "count_of", "items_of", "name_of", "pack", "read_dtype"]
+__all__ = [
+    "FROZEN_DICT",
+    "MALFORMED",
+    "Decoder",
+    "Layout",
+    "count_of",
+    "items_of",
+    "name_of",
+    "pack",
+    "read_dtype",
+    "read_key",
+]
 
 ALIGNMENT = 64
 #: the name of FrozenDict's adapter: the schema has a kind of its own for it
@@ -229,7 +240,8 @@ _KEY_READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _read_key(described: Any) -> Any:
+def read_key(described: Any) -> Any:
+    """Return the key that a schema describes. Raises TypeError, ValueError or LookupError if there is none."""
     if isinstance(described, str):
         return described
     kind, text = items_of(described)
@@ -472,7 +484,7 @@ def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
 def _read_detail(kind: str, detail: Any, count: int) -> Any:
     """What a Spec of this container has as its detail. Raises FormatError for a class that cannot be found or made."""
     if kind in ("dict", "odict"):
-        return [(type(key).__name__, key) for key in map(_read_key, items_of(detail))]
+        return [(type(key).__name__, key) for key in map(read_key, items_of(detail))]
     if kind in ("list", "tuple"):
         return count
     module, qualname, names = items_of(detail)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from untorn import trees
 from untorn.torch.tensors import tensor_of
 from untorn.train.models.checks import checked_metrics
 from untorn.train.models.function import takes_rng
-from untorn.train.models.trees import mapped
 
 __all__ = ["Loss"]
 
@@ -43,7 +43,7 @@ class Loss:
 
     def __call__(self, module: nn.Module, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
         """Return the loss of a batch, the outputs (or _NO_OUTPUTS), and the batch as tensors, without weights."""
-        tensors = mapped(batch, tensor_of)
+        tensors = trees.map(tensor_of, batch)
         outputs: Any = _NO_OUTPUTS
         if self._forward is not None:
             answer = self._forward(module, tensors, *((rng,) if self.takes_rng else ()))

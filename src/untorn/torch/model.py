@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from untorn import trees
 from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch.loss import Loss
 from untorn.torch.replica import TorchReplica
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
-from untorn.train.models.trees import mapped
 
 __all__ = ["TorchModel"]
 
@@ -140,7 +140,7 @@ class TorchModel(Model):
 
     def arrays(self, data: Any) -> Any:
         """See Model."""
-        return mapped(data, lambda leaf: array_of("data", leaf) if isinstance(leaf, torch.Tensor) else leaf)
+        return trees.map(lambda leaf: array_of("data", leaf) if isinstance(leaf, torch.Tensor) else leaf, data)
 
     def for_workers(self) -> Self:
         """See Model."""

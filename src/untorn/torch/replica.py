@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from untorn import trees
 from untorn.share.quiet import silenced
 from untorn.torch.aliases import Alias, move
 from untorn.torch.buffers import Buffer
@@ -25,7 +26,6 @@ from untorn.torch.random import SeededRandom, generators_of, seed_generators
 from untorn.torch.tensors import TRAINABLE, tensor_of
 from untorn.train.models.base import Gradient, Replica
 from untorn.train.models.checks import checked_loss
-from untorn.train.models.trees import mapped
 
 __all__ = ["TorchReplica"]
 
@@ -209,7 +209,7 @@ class TorchReplica(Replica):
 
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. Returns what the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
-        inputs = mapped(x if isinstance(x, tuple | list | dict) else (x,), tensor_of)
+        inputs = trees.map(tensor_of, x if isinstance(x, tuple | list | dict) else (x,))
 
         def compute() -> Any:
             with torch.no_grad(), _unoptimized(), self._evaluating(params):

@@ -23,6 +23,7 @@ from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.engines import SerialEngine
 from untorn.share.lowlevel import extra
 from untorn.train import Callback, EarlyStopping, weights_sha256
+from untorn.train.checkpoints.resuming import DataRef
 from untorn.train.run import evaluation
 
 pytest.importorskip("safetensors")
@@ -443,3 +444,11 @@ class Slow:
             with open(self.gate) as gate:
                 gate.read()
         return count(params, batch)
+
+
+def test_the_arrays_of_nested_data_are_known_again():
+    x, y = np.zeros(3), np.ones(3)
+    data = DataRef({"inputs": (x, [y]), "target": x})
+    assert data.is_of({"inputs": (x, [y]), "target": x})
+    assert not data.is_of({"inputs": (x, [y.copy()]), "target": x})
+    assert not data.is_of({"inputs": (x,), "target": x})

@@ -40,7 +40,7 @@ from untorn.share.specs import flatten
 from untorn.train.checkpoints import tensorfile
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History
-from untorn.trees import CONTAINERS, Spec, names_of
+from untorn.trees import paths
 
 __all__ = ["Checkpoint", "Progress", "check_installed", "named_arrays", "read", "read_progress", "scratch_of", "write"]
 
@@ -350,15 +350,7 @@ def named_arrays(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
     if tree is None:
         return {}
     spec, leaves = flatten(tree)
-    names = list(_names(spec, prefix))
+    names = ["/".join((prefix, *path)) for path in paths(spec, through=True)]
     if len(set(names)) < len(names):  # such as {1: ..., "1": ...}
         names = [f"{name}#{index}" for index, name in enumerate(names)]
     return dict(zip(names, leaves, strict=True))
-
-
-def _names(spec: Spec, path: str) -> Iterator[str]:
-    if spec.kind in CONTAINERS or spec.children:
-        for name, child in zip(names_of(spec), spec.children, strict=True):
-            yield from _names(child, f"{path}/{name}")
-    else:
-        yield path

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
+from untorn.trees import BATCH, flatten
 
 __all__ = ["DataRef", "Part", "callback_states", "check_settings", "described", "give_states_back", "rest_of"]
 
@@ -62,24 +63,16 @@ class Part(NamedTuple):
 
 
 class DataRef:
-    """Knows data again, without keeping it: the very arrays or tensors of a tuple or dict, or else the object."""
+    """Knows data again, without keeping it: the very arrays or tensors of a tree, or else the object."""
 
     def __init__(self, data: Any) -> None:
-        self._refs = [_reference(leaf) for leaf in _leaves(data)]
+        self._refs = [_reference(leaf) for leaf in flatten(data, kinds=BATCH)[1]]
 
     def is_of(self, data: Any) -> bool:
         """Return whether it is this data."""
-        leaves = _leaves(data)
+        leaves = flatten(data, kinds=BATCH)[1]
         same = [ref() is leaf for ref, leaf in zip(self._refs, leaves, strict=False)]
         return len(leaves) == len(self._refs) and all(same)
-
-
-def _leaves(data: Any) -> list[Any]:
-    if isinstance(data, dict):
-        data = list(data.values())
-    if isinstance(data, tuple | list) and data and not isinstance(data[0], tuple | list | dict):
-        return list(data)
-    return [data]
 
 
 def _reference(leaf: Any) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn import trees
 from untorn.errors import UnsupportedTypeError
 from untorn.share import Snapshot, publish
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.files import MappedFile, mapped_file
-from untorn.train.models.trees import take_examples
 
-__all__ = ["ArraySource", "as_array", "is_array", "type_name"]
+__all__ = ["ArraySource", "as_array", "is_array", "take_examples", "type_name"]
+
+
+def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
+    """Return the examples of these indices from every array of a tree of arrays; copies."""
+    return trees.map(lambda array: array.take(indices, axis=0), data)
 
 
 class ArraySource(Source):
     """A tree of arrays. Raises TypeError or ValueError saying which part does not fit."""
 
     def __init__(self, what: str, data: Any) -> None:
-        self._tree = _mapped(what, data, _checked)
-        arrays = list(_leaves(what, self._tree))
+        arrays: list[tuple[str, NDArray[Any]]] = []
+
+        def check(path: str, leaf: Any) -> NDArray[Any]:
+            arrays.append((path, _checked(path, leaf)))
+            return arrays[-1][1]
+
+        self._tree = trees.map_with_path(check, data, at=what)
         if not arrays:
             raise ValueError(f"{what}: no arrays in it; expected arrays with one example per row, such as (x, y)")
         first, rows = arrays[0]
@@ -42,9 +52,13 @@ class ArraySource(Source):
     @contextmanager
     def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
         """See Source."""
-        files = [mapped_file(array) for _, array in _leaves("", self._tree)]
-        remaining = iter(files)
-        tree = _mapped("", self._tree, lambda _, array: array if next(remaining) is None else None)
+        files: list[MappedFile | None] = []
+
+        def unmapped(array: NDArray[Any]) -> NDArray[Any] | None:
+            files.append(mapped_file(array))
+            return array if files[-1] is None else None
+
+        tree = trees.map(unmapped, self._tree)
         with publish(tree, max_slots=2, slots=1, max_readers=max_readers) as publisher:
             yield SharedData(publisher.subscriber(), _ReadArrays(tuple(file for file in files if file)))
 
@@ -57,7 +71,7 @@ class _ReadArrays:
 
     def __call__(self, snapshot: Snapshot) -> Reader:
         files = iter(self.files)
-        return _ArrayReader(_mapped("", snapshot.value, lambda _, leaf: next(files).open() if leaf is None else leaf))
+        return _ArrayReader(trees.map(lambda leaf: next(files).open() if leaf is None else leaf, snapshot.value))
 
 
 class _ArrayReader(Reader):
@@ -69,29 +83,6 @@ class _ArrayReader(Reader):
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
         return take_examples(self._tree, indices)
-
-
-def _mapped(path: str, tree: Any, function: Callable[[str, Any], Any]) -> Any:
-    """The same tree with this done to every leaf, in order."""
-    if isinstance(tree, dict):
-        return {key: _mapped(f"{path}[{key!r}]", part, function) for key, part in tree.items()}
-    if isinstance(tree, tuple | list):
-        parts = [_mapped(f"{path}[{index}]", part, function) for index, part in enumerate(tree)]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*parts)
-        return tuple(parts) if isinstance(tree, tuple) else parts
-    return function(path, tree)
-
-
-def _leaves(path: str, tree: Any) -> Iterator[tuple[str, NDArray[Any]]]:
-    if isinstance(tree, dict):
-        for key, part in tree.items():
-            yield from _leaves(f"{path}[{key!r}]", part)
-    elif isinstance(tree, tuple | list):
-        for index, part in enumerate(tree):
-            yield from _leaves(f"{path}[{index}]", part)
-    else:
-        yield path, tree
 
 
 def is_array(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn import trees
 from untorn.train.data.arrays import as_array, is_array, type_name
 
 __all__ = ["as_batch", "collate"]
@@ -21,32 +22,17 @@ _NUMBERS = (bool, int, float, complex, np.generic)
 def collate(items: list[Any], names: list[str]) -> Any:
     """One batch of these items, at least one; ``names`` of each for errors. Raises TypeError or ValueError naming the
     items that do not fit together."""
-    first = items[0]
-    if isinstance(first, dict):
-        _check_alike(items, names, lambda item: sorted(map(repr, item)) if isinstance(item, dict) else None)
-        return {key: collate([item[key] for item in items], [f"{name}[{key!r}]" for name in names]) for key in first}
-    if isinstance(first, tuple | list) and not _is_row(first):
-        kind = list if isinstance(first, list) else tuple
-        _check_alike(items, names, lambda item: len(item) if isinstance(item, kind) else None)
-        parts = [
-            collate([item[part] for item in items], [f"{name}[{part}]" for name in names]) for part in range(len(first))
-        ]
-        if hasattr(first, "_fields"):
-            return type(first)(*parts)
-        return parts if isinstance(first, list) else tuple(parts)
-    return _stacked(items, names)
+    node = trees.opened(items[0], trees.BATCH)
+    if node is None or _is_row(items[0]):
+        return _stacked(items, names)
+    _check_alike(items, names)
+    keys = [key for _, key in node.detail] if node.kind == "dict" else range(len(node.members))
+    return node.make([collate([item[key] for item in items], [f"{name}[{key!r}]" for name in names]) for key in keys])
 
 
 def as_batch(path: str, tree: Any) -> Any:
     """What a collate_fn returned, with NumPy arrays for tensors; what is no array is left as it is."""
-    if isinstance(tree, dict):
-        return {key: as_batch(f"{path}[{key!r}]", part) for key, part in tree.items()}
-    if isinstance(tree, tuple | list):
-        parts = [as_batch(f"{path}[{index}]", part) for index, part in enumerate(tree)]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*parts)
-        return tuple(parts) if isinstance(tree, tuple) else parts
-    return as_array(path, tree) if is_array(tree) else tree
+    return trees.map_with_path(lambda path, leaf: as_array(path, leaf) if is_array(leaf) else leaf, tree, at=path)
 
 
 def _is_row(value: Any) -> bool:
@@ -86,13 +72,19 @@ def _row(item: Any, name: str) -> NDArray[Any]:
     return row
 
 
-def _check_alike(items: list[Any], names: list[str], structure: Any) -> None:
-    expected = structure(items[0])
+def _check_alike(items: list[Any], names: list[str]) -> None:
+    expected = _structure(items[0])
     for item, name in zip(items, names, strict=True):
-        if structure(item) != expected:
+        if _structure(item) != expected:
             raise ValueError(
                 f"{name} is {_outline(item)}, and {names[0]} is {_outline(items[0])}; expected items of one structure"
             )
+
+
+def _structure(item: Any) -> Any:
+    if isinstance(item, dict):
+        return sorted(map(repr, item))
+    return (isinstance(item, list), len(item)) if isinstance(item, tuple | list) else None
 
 
 def _outline(item: Any) -> str:

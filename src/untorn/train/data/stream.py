@@ -16,10 +16,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from untorn.train.data.arrays import ArraySource, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.collate import as_batch
+from untorn.trees import BATCH, Spec, flatten, unflatten
 
 __all__ = ["Stream", "Window"]
 
@@ -36,9 +38,17 @@ class Window(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    tree: Any
+    spec: Spec
+    leaves: list[NDArray[Any]]
     examples: int
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in self.leaves)
+
+    def kind(self) -> Any:
+        """Its structure, and what its rows are like."""
+        return self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves]
 
 
 class Stream:
@@ -94,19 +104,19 @@ class Stream:
             )
 
     def _checked(self, where: str, tree: Any) -> _Batch:
-        tree = as_batch(where, tree)
-        try:
-            leaves = _leaves(tree)
-            counts = {len(leaf) for leaf in leaves}
-        except TypeError:
-            raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them") from None
+        spec, leaves = flatten(as_batch(where, tree), kinds=BATCH)
+        if not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
+            raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them")
+        counts = {len(leaf) for leaf in leaves}
         if len(counts) != 1 or counts == {0}:
             raise ValueError(f"{where}: expected arrays with one example per row, found {sorted(counts)} rows")
-        return _Batch(tree, counts.pop(), sum(leaf.nbytes for leaf in leaves))
+        return _Batch(spec, leaves, counts.pop())
 
     def _window(self, batches: list[_Batch]) -> Window:
-        trees = [batch.tree for batch in batches]
-        return Window(ArraySource(self.what, _joined(trees)), batches[0].examples)
+        first, *others = batches
+        parts = zip(*(batch.leaves for batch in batches), strict=True)
+        leaves = [np.concatenate(part) for part in parts] if others else first.leaves
+        return Window(ArraySource(self.what, unflatten(first.spec, leaves)), first.examples)
 
 
 class _ReadAhead:
@@ -167,40 +177,8 @@ class _ReadAhead:
 def _fitting(batches: list[_Batch]) -> int:
     """How many are of one kind and size; the last of them may be smaller."""
     for index, batch in enumerate(batches):
-        if _kind(batch.tree) != _kind(batches[0].tree) or batch.examples > batches[0].examples:
+        if batch.kind() != batches[0].kind() or batch.examples > batches[0].examples:
             return index
         if batch.examples < batches[0].examples:
             return index + 1
     return len(batches)
-
-
-def _kind(tree: Any) -> Any:
-    """Its structure, and what its rows are like."""
-    if isinstance(tree, dict):
-        return "dict", [(key, _kind(part)) for key, part in tree.items()]
-    if isinstance(tree, tuple | list):
-        return type(tree), [_kind(part) for part in tree]
-    return tree.dtype, tree.shape[1:]
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in _leaves(part)]
-    if isinstance(tree, tuple | list):
-        return [leaf for part in tree for leaf in _leaves(part)]
-    if not isinstance(tree, np.ndarray):
-        raise TypeError
-    return [tree]
-
-
-def _joined(trees: list[Any]) -> Any:
-    """The same tree with the rows of all."""
-    first = trees[0]
-    if isinstance(first, dict):
-        return {key: _joined([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple | list):
-        parts = [_joined([tree[index] for tree in trees]) for index in range(len(first))]
-        if hasattr(first, "_fields"):
-            return type(first)(*parts)
-        return type(first)(parts)
-    return first if len(trees) == 1 else np.concatenate(trees)

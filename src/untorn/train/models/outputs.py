@@ -6,34 +6,33 @@ chunk one behind the other into its buffer, each begins where it would for a chu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn import trees
+
 __all__ = ["Form", "flattened"]
 
 _ALIGNMENT = 64
+#: what is opened: a list is an array
+_KINDS = trees.BATCH - {"list"}
 
 
 def flattened(answer: Any) -> tuple[list[tuple[str, Any]], Any]:
     """(the parts of an answer with their names, the same tree of their numbers). None is no part."""
     parts: list[tuple[str, Any]] = []
 
-    def walk(tree: Any, name: str) -> Any:
-        if isinstance(tree, dict):
-            return {key: walk(part, f"{name}[{key!r}]") for key, part in tree.items()}
-        if isinstance(tree, tuple):
-            inner = [walk(part, f"{name}[{index}]") for index, part in enumerate(tree)]
-            return type(tree)(*inner) if hasattr(tree, "_fields") else tuple(inner)
-        if tree is None and name:
+    def number(name: str, part: Any) -> int | None:
+        if part is None and name:
             return None
-        parts.append((name, tree))
+        parts.append((name, part))
         return len(parts) - 1
 
-    form = walk(answer, "")
+    form = trees.map_with_path(number, answer, kinds=_KINDS)
     return parts, form
 
 
@@ -85,17 +84,8 @@ class Form:
 
     def built(self, parts: list[Any]) -> Any:
         """Return the answer that has these parts."""
-        return _built(self.tree, parts.__getitem__)
+        return trees.map(lambda number: None if number is None else parts[number], self.tree, kinds=_KINDS)
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(name or "an array" for name in names) or "nothing"
-
-
-def _built(tree: Any, part: Callable[[int], Any]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _built(inner, part) for key, inner in tree.items()}
-    if isinstance(tree, tuple):
-        inner = [_built(each, part) for each in tree]
-        return type(tree)(*inner) if hasattr(tree, "_fields") else tuple(inner)
-    return None if tree is None else part(tree)

@@ -61,7 +61,7 @@ class ServerSteps:
         self._clip_norm = clip_norm
         with weights.subscriber() as reader, reader.snapshot() as newest:
             params, state = lowlevel.copy_with_extra(newest)
-        leaves = _leaves(params)
+        leaves = flatten(params)[1]
         kept = untrained - buffers
         self._changed = range(kept, len(leaves) + len(state))
         self._buffers = leaves[kept:untrained]
@@ -89,7 +89,7 @@ class ServerSteps:
 
     def _read(self) -> None:
         with self._reader.snapshot() as newest:
-            for target, leaf in zip(self._buffers + self._gradients, _leaves(newest.value), strict=True):
+            for target, leaf in zip(self._buffers + self._gradients, flatten(newest.value)[1], strict=True):
                 np.copyto(target, leaf)
 
     def _publish(self) -> None:
@@ -111,7 +111,3 @@ def _clip(gradients: list[_Array], clip_norm: float) -> float:
         for gradient in gradients:
             np.multiply(gradient, gradient.dtype.type(scale), out=gradient)
     return norm
-
-
-def _leaves(tree: Any) -> list[_Array]:
-    return flatten(tree)[1]
