@@ -1,6 +1,6 @@
 """Run the benchmarks: ``python -m benchmarks [NAME ...] [--json FILE]``; without a name, all of them.
 
-A benchmark is a module of this folder with NAME, QUESTION and run() -> list[Row]; what has these is found.
+A benchmark is a module of this folder that defines NAME, QUESTION and run() -> list[Row].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def registry() -> dict[str, ModuleType]:
 
 
 def machine() -> str:
-    """One line: what the numbers come from."""
+    """Describe the machine in one line."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -56,7 +56,7 @@ def main() -> None:
     known = registry()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(known)} (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in known]
     if unknown:

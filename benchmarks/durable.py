@@ -1,8 +1,8 @@
-"""What does durable=True cost?
+"""Measure the cost of durable=True.
 
-A version of 1 KB, 1 MB and 16 MB, and a patch of one number, in a channel on a disk, with and without durable; against
-the flush of one changed byte alone. The disk is that of the temporary directory: TMPDIR chooses another. On a tmpfs a
-flush does nothing.
+The benchmark publishes versions of 1 KB, 1 MB and 16 MB, and a patch of one number, in a channel on a disk, with and
+without durable, and compares them with the flush of one changed byte. The disk is that of the temporary directory;
+TMPDIR selects another. On a tmpfs a flush does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import untorn
 from benchmarks.measure import Row, interleaved, row, seconds
 
 NAME = "durable"
-QUESTION = "What does it cost to have each version on the disk?"
+QUESTION = "What does it cost to flush each version to the disk?"
 
 TURNS = 50
 WARM_UP = 6

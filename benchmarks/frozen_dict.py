@@ -1,9 +1,10 @@
-"""How do FrozenDict, dict, shelve and Manager().dict() compare, with a million entries?
+"""Compare FrozenDict, dict, shelve and Manager().dict() with a million entries.
 
-Keys are looked up in a random order that all share, 20,000 hits and as many misses a turn. A hit is a key that is equal
-to the one that was put in, but another object, as it is when keys come from somewhere else. FrozenDict is read in
-shared memory, through a snapshot of a channel. shelve (on tmpfs) and Manager().dict() have the same entries and get
-fewer calls a turn: they are slow. Memory: the private pages of a child that looks up keys, beyond a child without.
+All contestants look keys up in the same random order, with 20,000 hits and 20,000 misses per turn. The key of a hit is
+equal to the stored key but another object, as for keys from an external source. FrozenDict is read in shared memory,
+through a snapshot of a channel. shelve (on tmpfs) and Manager().dict() have the same entries, but get fewer calls per
+turn because they are slow. Memory is the private memory of a child that looks up keys, minus that of a child that does
+not.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _child(pipe, subscriber) -> None:
 
 
 def private_bytes() -> int:
-    """Pages that this process has for itself alone."""
+    """Return the size of this process's private pages."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 

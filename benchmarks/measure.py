@@ -1,7 +1,7 @@
-"""How the benchmarks measure: contestants take turns in one run (A, B, B, A, ...); ratios are taken per turn.
+"""Measure contestants in turns within one run (A, B, B, A, ...), and compute ratios per turn.
 
-A shared machine changes its speed from minute to minute, so absolute times of two runs say little about each
-other. Two times of one turn lie milliseconds apart: their ratio says something, and its quartiles say how much.
+The speed of a shared machine changes from minute to minute, so the absolute times of two runs are hardly comparable.
+Two times of one turn are milliseconds apart, so their ratio is meaningful, and its quartiles show the uncertainty.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Row:
     """One line of a result.
 
     Attributes:
-        what: what was timed.
+        what: the timed operation.
         median: of all turns, in ``unit``; None if it could not be measured.
-        unit: s, ms, us, ns, or that of a rate.
+        unit: s, ms, us, ns, or the unit of a rate.
         ratio: median over turns of this time against that of ``ratio_to`` in the same turn.
         spread: the quartiles of that ratio.
         ratio_to: the row that it is compared with.
-        aim: in words, for example ``ratio at most 1.1``; empty if there is none.
-        reached: is the aim reached?
-        note: what a reader has to know, for example that a competitor is not installed.
+        aim: a text such as ``ratio at most 1.1``; empty if there is none.
+        reached: whether the aim is reached.
+        note: a remark for the reader, for example that a competitor is not installed.
 
     """
 
@@ -46,7 +46,7 @@ class Row:
 
 
 def seconds(call: Callable[[], object], number: int = 1) -> float:
-    """Seconds per call, over ``number`` calls in a row."""
+    """Return the seconds per call, over ``number`` consecutive calls."""
     start = time.perf_counter()
     for _ in range(number):
         call()
@@ -54,11 +54,11 @@ def seconds(call: Callable[[], object], number: int = 1) -> float:
 
 
 def interleaved(contestants: dict[str, Callable[[], float]], *, turns: int, warm_up: int) -> dict[str, list[float]]:
-    """Let the contestants take turns; return the seconds of each for each turn.
+    """Run the contestants in turns; return the seconds of each contestant for each turn.
 
-    Each is called ``warm_up`` times first, which touches its pages. A contestant returns the seconds that it took,
-    so that it can leave out what does not count. The order is shuffled every turn (seed 0): nobody always comes
-    right after the same neighbour, who may leave the caches cold.
+    Each is called ``warm_up`` times first, which touches its pages. A contestant returns the seconds that it took, so
+    that it can exclude its preparation. The order is shuffled every turn (seed 0), so that no contestant always runs
+    after the same neighbour, which may leave the caches cold.
     """
     for contestant in contestants.values():
         for _ in range(warm_up):
@@ -74,7 +74,7 @@ def interleaved(contestants: dict[str, Callable[[], float]], *, turns: int, warm
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Compute the median of the ratios turn by turn, and their quartiles."""
+    """Compute the median of the ratios of all turns, and their quartiles."""
     each = [a / b for a, b in zip(of, to, strict=True)]
     low, median, high = statistics.quantiles(each, n=4)
     return median, (low, high)
@@ -92,7 +92,7 @@ def row(
     at_most: float | None = None,
     note: str = "",
 ) -> Row:
-    """Make a Row of measured times (in seconds), judged by ``at_most`` (in ``unit``) or by its ratio."""
+    """Create a Row of measured times (in seconds), with an aim for the time (``at_most``, in ``unit``) or the ratio."""
     median = statistics.median(times) * UNITS[unit]
     ratio, spread = ratios(times, to) if to is not None else (None, None)
     aim, reached = "", None
@@ -106,7 +106,7 @@ def row(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write the rows as a Markdown table that also reads well in a terminal."""
+    """Format the rows as a Markdown table that is also readable in a terminal."""
     head = ("what", "median", "ratio (quartiles)", "to", "aim", "reached", "note")
     cells = [head, *(_cells(each) for each in rows)]
     columns = [i for i in range(len(head)) if i < 2 or any(line[i] for line in cells[1:])]
@@ -133,7 +133,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for processes of multiprocessing that are started inside."""
+    """Set environment variables for the multiprocessing children that are started in the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

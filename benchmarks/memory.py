@@ -1,9 +1,9 @@
-"""What do 8 processes cost that read one value of 400 MB?
+"""Measure the memory of 8 processes that read one value of 400 MB.
 
-Each child (spawned) reads all of the value. Then the proportional set sizes of all children are added, and what the
-publisher maps of the channel: a page that n processes map counts 1/n for each, so the sum is the memory that is really
-there. Children that have loaded the same modules and read nothing are what is beyond. For comparison, 2 children get a
-pickled copy each; 8 would take four times that.
+Each spawned child reads the whole value. The result is the sum of the proportional set sizes of all children and of the
+publisher's mapping of the channel: a page that n processes map counts 1/n for each, so the sum is the memory in use.
+The memory of children that have loaded the same modules but read nothing is subtracted. For comparison, 2 children get
+a pickled copy each; 8 would need four times that.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _pss(pid: int) -> int:
 
 
 def _mapped_here() -> int:
-    """This process's part of the channel's pages."""
+    """Return this process's share of the channel's pages."""
     total, counting = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0]:
@@ -53,7 +53,7 @@ def _mapped_here() -> int:
 
 
 def _measure(count: int, subscriber=None, pickled: bytes = b"") -> float:
-    """The proportional set sizes of so many children, added, in MB."""
+    """Return the sum of the proportional set sizes of the children, in MB."""
     context = multiprocessing.get_context("spawn")
     children = []
     for _ in range(count):

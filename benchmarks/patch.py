@@ -1,7 +1,7 @@
-"""What does a new version cost in which one small leaf of a large tree changed?
+"""Measure the cost of a new version in which one small leaf of a large tree changes.
 
-A tree of 40 MB in 101 leaves; one of 4 KB changes. ``patch`` and ``edit(leaves=...)`` against ``update`` of the whole
-tree, and against copying the leaf alone.
+One leaf of 4 KB changes in a tree of 40 MB with 101 leaves. ``patch`` and ``edit(leaves=...)`` are compared with
+``update`` of the whole tree, and with copying only the leaf.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import untorn
 from benchmarks.measure import Row, interleaved, row, seconds
 
 NAME = "patch"
-QUESTION = "What does a new version cost in which 4 KB of 40 MB changed?"
+QUESTION = "What does a new version cost if 4 KB of 40 MB change?"
 
 TURNS = 200
 WARM_UP = 6

@@ -1,8 +1,8 @@
-"""Pool.map over 400 MB of read-only data: as an argument, through an initializer, and as a Subscriber.
+"""Compare Pool.map over 400 MB of read-only data as an argument, through an initializer, and as a Subscriber.
 
-A pool of 2 processes (spawned), 16 tasks; each sums a part of the array. Timed is all that a program waits for: making
-the pool, getting the data there, the tasks. An argument is pickled for each task; the initializer's once per process; a
-Subscriber is attached to once per process. Publishing is part of untorn's time.
+A pool of 2 spawned processes runs 16 tasks; each sums a part of the array. The time includes creating the pool, passing
+the data, and the tasks. An argument is pickled for each task, the argument of an initializer once per process. A
+Subscriber attaches once per process. untorn's time includes publishing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import untorn
 from benchmarks.measure import Row, interleaved, row
 
 NAME = "pool_map"
-QUESTION = "How long does Pool.map over a 400 MB read-only array take, by the way in which the tasks get the array?"
+QUESTION = "How long does Pool.map over a 400 MB read-only array take, for different ways to pass the array?"
 
 ELEMENTS = 50_000_000
 TASKS = 16
@@ -36,7 +36,7 @@ def _from_argument(pair) -> float:
 
 
 def _initialize(values) -> None:
-    global _global  # noqa: PLW0603 (this is how initializers are used)
+    global _global  # noqa: PLW0603 (initializers are used in this way)
     _global = values
 
 

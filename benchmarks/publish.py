@@ -1,8 +1,8 @@
-"""How much slower than a plain memcpy is publishing 40 MB?
+"""Compare publishing 40 MB with a plain memcpy.
 
-Timed in one process: ``np.copyto`` into a preallocated array; ``update()``; ``edit(copy=False)`` filled with
-one ``np.copyto``; and the same bytes published by LMDB and iceoryx2. Everybody copies from the same source, and
-every page was touched before.
+One process times ``np.copyto`` into a preallocated array, ``update()``, ``edit(copy=False)`` filled with one
+``np.copyto``, and publishing the same bytes with LMDB and iceoryx2. All contestants copy from the same source, and all
+pages have been touched before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUESTION = "How much slower than a plain memcpy is publishing 10 million float32
 ELEMENTS = 10_000_000
 TURNS = 200
 MEMCPY = "memcpy (np.copyto)"
-WARM_UP = 6  # more than the slots that a publisher takes turns with
+WARM_UP = 6  # more than the slots that a publisher alternates between
 
 
 def run() -> list[Row]:

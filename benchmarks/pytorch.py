@@ -1,17 +1,17 @@
-"""What does a second process bring to training in PyTorch, by which way of sharing the weights?
+"""Measure the gain of a second process in PyTorch training, for different ways to share the weights.
 
-Everybody trains the same network on the same examples, with the same global batch and the same optimizer: untorn with
-one worker and with two; one process with one thread and with two; DistributedDataParallel; the Hogwild example's way;
-and the limit, two processes that compute gradients of fixed weights and exchange nothing. All of them live at once,
-those whose turn it is not asleep. `python -m benchmarks pytorch` takes about four minutes; with UNTORN_BENCH_LARGE=1 it
-adds an MLP with 17 million parameters, and takes a minute more.
+All contestants train the same network on the same examples, with the same global batch and the same optimizer: untorn
+with one worker and with two; one process with one thread and with two; DistributedDataParallel; the Hogwild example;
+and the limit, two processes that compute gradients of fixed weights and exchange nothing. All of them are alive at the
+same time; those that are not measured sleep. `python -m benchmarks pytorch` takes about four minutes; with
+UNTORN_BENCH_LARGE=1 it adds an MLP with 17 million parameters, and takes a minute more.
 
-The ratios say how many times as long as untorn with two workers somebody takes for a step. That of the limit is the
+The ratio of a contestant is its time per step divided by that of untorn with two workers. The ratio of the limit is the
 share of the limit's speed that untorn reaches. One process with two threads can be faster than two processes with one
-each: then nobody has to be faster than it than the limit is.
+each; then the required ratio is no larger than that of the limit.
 
-Before a case counts, everybody shows that the loss is a number in the end, and that all parameters were trained (those
-of the limit: none).
+A case counts only if the final loss of every contestant is finite and all its parameters were trained (for the limit:
+none).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.peers.torch_case import Case, convolutional, images, mlp, sequen
 from benchmarks.peers.torch_crew import Crew
 
 NAME = "pytorch"
-QUESTION = "A training step in PyTorch: what does a second process bring, by which way of sharing the weights?"
+QUESTION = "How much does a second process speed up a training step in PyTorch, by the way to share the weights?"
 
 TURNS, WARM_UP = 11, 1
 UNTORN, LIMIT, DDP = "untorn, 2 workers", "no communication, 2 processes", "DistributedDataParallel, gloo, 2 ranks"
@@ -48,7 +48,7 @@ LARGE = Case("MLP, h=4096", partial(mlp, 4096), vectors, batch=256, steps=2)
 
 
 def contestants() -> dict[str, untorn_torch.Training | Crew]:
-    """Those who take turns, by name."""
+    """Return the contestants by name."""
     return {
         UNTORN: untorn_torch.contestant(workers=2),
         LIMIT: torch_no_communication.contestant(processes=2),
@@ -61,7 +61,7 @@ def contestants() -> dict[str, untorn_torch.Training | Crew]:
 
 
 def aims(parameters: int, times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The least ratios to reach, by who is compared."""
+    """Return the required ratio for each contestant."""
     threads = min(1.0, round(ratios(times[THREADS], times[LIMIT])[0], 2))
     if parameters < 10_000:
         return {LIMIT: 0.85, DDP: 4, THREADS: threads}
@@ -69,7 +69,7 @@ def aims(parameters: int, times: Mapping[str, Sequence[float]]) -> dict[str, flo
 
 
 def measure(case: Case, trainings: dict[str, untorn_torch.Training | Crew]) -> Iterator[Row]:
-    """A row for each contestant: milliseconds per step."""
+    """Return a row for each contestant, in milliseconds per step."""
     with ExitStack() as stack:
         turns = {name: stack.enter_context(each.training(case)) for name, each in trainings.items()}
         times = interleaved(turns, turns=TURNS, warm_up=WARM_UP)

@@ -1,14 +1,14 @@
-"""How long does a reader take to have the newest version as a usable array?
+"""Measure the time that a reader needs to get the newest version as a usable array.
 
 ::
 
     this process: publishes  ── "now" (pipe) ──>  reader process: times its read
                              <── seconds (pipe) ──
 
-Unchanged version: asking again, the mean of many calls in a row per turn. New version: one single call right
-after one was published, timed alone: with cold caches, and with the clock's own 0.05 us inside. Timed is what
-ends in a NumPy array over shared memory (``snapshot().value``), and for untorn also ``snapshot()`` alone. The
-competitors do the same behind peers/; all take turns. Every page was touched before.
+Unchanged version: the mean of many consecutive calls per turn. New version: a single call right after a version was
+published, with cold caches, and including the 0.05 us of the clock. The timed call returns a NumPy array over shared
+memory (``snapshot().value``); for untorn ``snapshot()`` is also timed by itself. The competitors in peers/ do the same
+in turns. All pages have been touched before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AIM_US = {"unchanged": 1.0, "new": 10.0}
 
 
 def reader(pipe: Connection, addresses: dict[tuple[str, str], object]) -> None:
-    """Be the reader process: answer ("unchanged" or "new", channel, with or without .value) with seconds."""
+    """Run the reader process: answer ("unchanged" or "new", channel, with or without .value) with seconds."""
     modules = {peer.NAME: peer for peer in peers.ALL}
     readers = {key: modules[key[0]].Reader(address) for key, address in addresses.items()}
     pipe.send("attached")
@@ -55,7 +55,7 @@ def reader(pipe: Connection, addresses: dict[tuple[str, str], object]) -> None:
             start = time.perf_counter()
             held = read()
             took = time.perf_counter() - start
-            views[key] = held  # and lets the version before go
+            views[key] = held  # and releases the version before
         del held
         pipe.send(took)
     views.clear()
@@ -94,18 +94,18 @@ def run() -> list[Row]:
 
 
 def _measure(writers, arrays):
-    """Seconds per turn of each (state, (peer, size), usable)."""
-    # spawn: LMDB forbids to use one environment on both sides of a fork
+    """Return the seconds per turn of each (state, (peer, size), usable)."""
+    # spawn: LMDB does not allow the same environment on both sides of a fork
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(
         target=reader, args=(theirs, {key: writer.address for key, writer in writers.items()}), daemon=True
     )
     process.start()
-    theirs.close()  # so that a reader that dies is an EOFError here
-    pipe.recv()  # it is attached
+    theirs.close()  # so that the death of the reader is an EOFError here
+    pipe.recv()  # the reader is attached
     for (_, size), writer in writers.items():
-        writer.publish(arrays[size])  # iceoryx2 hands nothing to a reader before the next send
+        writer.publish(arrays[size])  # iceoryx2 gives nothing to a reader before the next send
     pipe.send("published")
 
     def turn(state, key, usable):

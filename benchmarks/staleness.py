@@ -1,12 +1,12 @@
-"""What does async training buy, and what does staleness cost?
+"""Measure the gain of async training and the cost of staleness.
 
-scikit-learn's digits, a perceptron in NumPy, 4 workers, 8 epochs from the same weights. In the first cases every
-gradient takes its time; in the others, one in eight takes 20 ms more, as if it came from a slow disk (it sleeps, and so
-takes no processor from others). Sync training waits for it in every step that it is part of.
+4 workers train a perceptron in NumPy on scikit-learn's digits for 8 epochs, always from the same weights. In the first
+cases all gradients take equally long; in the others one in eight takes 20 ms longer, as if it read from a slow disk (it
+sleeps, and so uses no processor). Sync training waits for a slow gradient in every step that contains one.
 `python -m benchmarks staleness` takes two minutes.
 
-A time is that of an epoch, without the first, which starts the workers. The notes say what came of it: loss and
-accuracy on held-out examples, medians over the turns. Those of sync training are the same in every turn.
+The time is that of an epoch, without the first, which starts the workers. The notes give the loss and the accuracy on
+held-out examples, as medians over the turns. Those of sync training are the same in every turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.measure import Row, interleaved, row
 
 NAME = "staleness"
-QUESTION = "Async training with 4 workers: what does it buy, and what does staleness cost?"
+QUESTION = "What is the gain of async training with 4 workers, and what is the cost of staleness?"
 
 TURNS, EPOCHS, BATCH, WORKERS = 5, 8, 32, 4
 SLOW_S, ONE_IN = 0.02, 8
@@ -40,7 +40,7 @@ def slow_gradient(params: Any, batch: Any, rng: Any) -> Any:
 
 
 class Training:
-    """A whole training is a turn; remembers what came of each."""
+    """A contestant whose turn is a whole training; it keeps the results."""
 
     def __init__(self, model: Any, rate: float, settings: dict[str, Any]) -> None:
         self.model, self.rate, self.settings = model, rate, settings
@@ -48,7 +48,7 @@ class Training:
         self.accuracies: list[float] = []
 
     def turn(self) -> float:
-        """Seconds per epoch."""
+        """Train; return the seconds per epoch."""
         from untorn import SGD, Trainer
         from untorn.jobs.digits import init_params, load_data
 

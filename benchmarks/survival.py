@@ -1,20 +1,20 @@
-"""Show what a killed writer or reader leaves to the others: untorn and its peers under the same harness.
+"""Kill writers and readers of untorn and its peers, and check what the surviving processes get.
 
-``python -m benchmarks.survival [PEER ...]`` prints a table in markdown. Three trials, each many times, each from
-scratch:
+``python -m benchmarks.survival [PEER ...]`` prints a table in Markdown. Each of the three trials runs many
+times, each time from scratch:
 
 - *writer, system calls*: the writer is killed before and after each system call of one write.
 - *writer, any moment*: the writer writes one version after the other, and is killed at a random moment.
-- *reader, any moment*: a reader reads, and holds what it read, and is killed at a random moment.
+- *reader, any moment*: a reader reads, holds the value, and is killed at a random moment.
 
-Afterwards a value that a reader held is looked at, a reader that was there reads, a new reader reads, a new writer
-writes, and both read that. Counted are the trials in which
+Afterwards the trial checks the value that a reader held; the attached reader and a new reader read; a new writer
+writes; and both readers read again. The table counts the trials in which
 
-- *torn*: somebody was given a mixture of two versions, or what it held changed;
-- *hung*: one of these had not ended after HANG_S seconds;
-- *lost*: the reader that was there got no value, or an older one than the newest that had been written completely;
-- *gone*: a new reader did;
-- *leaked*: of 60 more writes, of which nobody alive holds one, a third or more stayed in memory.
+- *torn*: a reader got a mixture of two versions, or the value that it held changed;
+- *hung*: one of these steps had not ended after HANG_S seconds;
+- *lost*: the attached reader got no value, or an older one than the newest that was written completely;
+- *gone*: the same happened to a new reader;
+- *leaked*: a third or more of 60 further writes, none of which a living process holds, stayed in memory.
 
 Each library is used as its documentation shows (peers/surviving.py).
 """
@@ -51,7 +51,7 @@ from sweep.tracer import Failure, Plan, Victim, watched  # noqa: E402
 HANG_S = 2.0
 #: trials at random moments
 TRIALS = 60
-#: of a write's system calls, at most
+#: at most this number of a write's system calls are tried
 CALLS = 60
 LONGEST_WAIT_S = 0.004
 AFTERWARDS = 60
@@ -60,7 +60,7 @@ TRIAL_NAMES = ("writer, system calls", "writer, any moment", "reader, any moment
 
 
 def version_in(array: Any) -> int:
-    """The version that an array is; raises ValueError for a mixture."""
+    """Return the version of an array; raise ValueError for a mixture."""
     first = int(array[0])
     if not np.array_equiv(array, first):
         raise ValueError(f"torn: {np.unique(array)[:5]}")
@@ -72,7 +72,7 @@ def array_of(version: int) -> Any:
 
 
 class Shared:
-    """A few numbers that survive everybody: the newest version that was written completely, and what goes on now."""
+    """Numbers that survive all processes: the newest version that was written completely, and the current activity."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
@@ -85,7 +85,7 @@ class Shared:
 
 
 class Trial:
-    """One trial, in a process of its own, so that a hang stays there. ``outcome`` is a set of words."""
+    """One trial, in its own process, so that it may hang. ``outcome`` is a set of words."""
 
     def __init__(self, kind: type[Peer], folder: Path, shared: Shared, seed: int) -> None:
         self.peer = kind(folder)
@@ -95,7 +95,7 @@ class Trial:
         self.run: Any = None
 
     def look(self, read: Callable[[], Any], least: int, missing: str = "lost") -> Any:
-        """Read, and judge what comes."""
+        """Read, and classify the result."""
         try:
             array = read()
             if version_in(array) < least:
@@ -110,7 +110,7 @@ class Trial:
         return None
 
     def writer_killed(self, plan: Plan | None) -> None:
-        """``plan`` says at which system call; None: at a random moment."""
+        """Kill a writer at the system call of ``plan``, or at a random moment if it is None."""
         self.peer.create()
         victim = Victim(self._write_two, self._write_on if plan is None else self._write_once)
         try:
@@ -131,14 +131,14 @@ class Trial:
         self._afterwards(reader, least)
 
     def _held(self, reader: Any) -> Any:
-        """Version 2, as a reader holds it; None where a reader gets only what is written after it came."""
+        """Return version 2 as a reader holds it; None if a reader gets only later values."""
         try:
             return reader.read()
         except Lost:
             return None
 
     def _afterwards(self, reader: Any, least: int) -> None:
-        """A new reader, a new writer, more versions."""
+        """Run a new reader and a new writer, and write more versions."""
         new = self.peer.reader()
         self.look(new.read, least, "gone")
         writer = self.peer.writer()
@@ -152,12 +152,12 @@ class Trial:
         self._grown(before)
 
     def _grown(self, before: int) -> None:
-        """After AFTERWARDS writes, when nobody alive holds anything older."""
+        """Return the growth after AFTERWARDS writes, when no living process holds an older version."""
         if self.peer.footprint() - before > AFTERWARDS * NBYTES // 3:
             self.outcome.add("leaked")
 
     def reader_killed(self) -> None:
-        """A reader that reads and holds is killed."""
+        """Kill a reader that reads and holds a value."""
         self.peer.create()
         victim = Victim(lambda: (None, None), self._read_on)
         writer = self.peer.writer()
@@ -167,7 +167,7 @@ class Trial:
         try:
             victim.prepare()
             victim.go()
-            while not self.shared.get(1):  # it is reading
+            while not self.shared.get(1):  # the reader has begun
                 writer.write(array_of(3))
             for version in range(4, 4 + AFTERWARDS // 2):
                 writer.write(array_of(version))
@@ -180,7 +180,7 @@ class Trial:
             writer.write(array_of(later))
             self.look(reader.read, later)
         new = self.peer.reader()
-        writer.write(array_of(later + 1))  # which some send to newcomers only then
+        writer.write(array_of(later + 1))  # some peers send it to new readers only then
         self.look(new.read, later, "gone")
         self._grown(before)
 
@@ -210,14 +210,14 @@ class Trial:
         reader = self.peer.reader()
         while True:
             try:
-                held = reader.read()[:5]  # noqa: F841 (a view that stays until the next one)
+                held = reader.read()[:5]  # noqa: F841 (a view that is kept until the next one)
             except Lost:
                 continue
             self.shared.set(1, 1)
 
 
 def one(kind: type[Peer], base: Path, work: Callable[[Trial], None], seed: int) -> Trial:
-    """Run a trial to its end, or to the watchdog. What it found is in the Trial that is returned."""
+    """Run a trial until it ends or the watchdog stops it; return the Trial with its findings."""
     folder = Path(tempfile.mkdtemp(prefix="survival-", dir=base))
     shared = Shared()
     trial = Trial(kind, folder, shared, seed)
@@ -263,7 +263,7 @@ def _remove(kind: type[Peer], folder: Path) -> None:
 
 
 def rows_of(name: str, base: Path, seed: int) -> Iterator[tuple[str, int, Counter[str]]]:
-    """(trial, kills, how many of them had each outcome)."""
+    """Return (trial, kills, number of kills with each outcome) for each trial."""
     kind, _ = PEERS[name]
     rng = random.Random(seed)
     whole = one(kind, base, lambda trial: trial.writer_killed(Plan()), 0)

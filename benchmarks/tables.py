@@ -1,7 +1,7 @@
-"""A sparse matrix and a DataFrame for the tasks of a pool: shared, against pickled with each task.
+"""Compare sharing a sparse matrix and a DataFrame with the tasks of a pool with pickling them for each task.
 
-A pool of 2 processes that exists already; a turn is one map over 2 tasks, each of which gets the whole value and reads
-one column sum of it. For untorn a turn includes publishing the value anew, as if it had changed.
+The pool of 2 processes exists already. A turn is one map over 2 tasks, each of which gets the whole value and computes
+one column sum. For untorn a turn includes publishing the value again, as if it had changed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import untorn
 from benchmarks.measure import Row, interleaved, row
 
 NAME = "tables"
-QUESTION = "Sparse matrices and tables for a pool: publish and read, against pickling them to each task"
+QUESTION = "How fast is publishing sparse matrices and tables for a pool, compared with pickling them for each task?"
 
 TASKS = 2
 TURNS = 15
 
 
 def values():
-    """The contestants' values, about 50 MB each."""
+    """Return the values, about 50 MB each."""
     import pandas
     import pyarrow
     from scipy import sparse

@@ -1,9 +1,9 @@
-"""How close is a training step with two workers to the same two workers that never communicate?
+"""Compare a training step with two workers with two workers that never communicate.
 
 The limit is two processes, each with half of every batch, that compute gradients of their own fixed weights and
-exchange nothing: no scheme that moves gradients and weights about can be faster. The model is an MLP 64-h-h-10 in
-NumPy with one BLAS thread per process; the optimizer is SGD with momentum. `python -m benchmarks train_step` takes a
-minute; with UNTORN_BENCH_LARGE=1 it adds h = 4096 (17 million parameters).
+exchange nothing: no scheme that transports gradients and weights can be faster. The model is an MLP 64-h-h-10 in NumPy
+with one BLAS thread per process; the optimizer is SGD with momentum. `python -m benchmarks train_step` takes a minute;
+with UNTORN_BENCH_LARGE=1 it adds h = 4096 (17 million parameters).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.measure import Row, environment, interleaved, row
 from untorn.engines.processes import worker_variables
 
 NAME = "train_step"
-QUESTION = "A training step with 2 workers, against 2 workers without any communication"
+QUESTION = "How fast is a training step with 2 workers, compared with 2 workers without any communication?"
 
 # hidden width, global batch, steps per turn, share of the limit's speed to reach
 CASES = [(64, 256, 300, 0.8), (64, 32, 400, 0.8), (512, 256, 100, 0.9), (2048, 256, 12, 0.9)]
@@ -45,7 +45,7 @@ def examples(count: int) -> tuple[Any, Any]:
 
 
 def gradient_loop(width: int, share: int, steps: int, barrier: Any, seconds: Any) -> None:
-    """One of the two processes of the limit: gradients of its half, applied to nothing."""
+    """Run one of the two processes of the limit: compute the gradients of its half, and do not apply them."""
     from untorn.jobs.digits import loss_and_grad
     from untorn.train.data.arrays import take_examples
 
@@ -62,7 +62,7 @@ def gradient_loop(width: int, share: int, steps: int, barrier: Any, seconds: Any
 
 
 class Limit:
-    """Two processes that sleep between turns, so that the contestants can take turns."""
+    """The limit: two processes that sleep between their turns."""
 
     def __init__(self, width: int, batch: int, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -75,7 +75,7 @@ class Limit:
                 process.start()
 
     def turn(self) -> float:
-        """Seconds per step of the slower of the two."""
+        """Return the seconds per step of the slower process."""
         self.barrier.wait()
         self.barrier.wait()
         return max(self.seconds.get() for _ in self.processes) / self.steps
@@ -86,7 +86,7 @@ class Limit:
 
 
 class Training:
-    """A trainer in a thread of its own; one turn is one epoch of `steps` steps."""
+    """A trainer in its own thread; one turn is one epoch of `steps` steps."""
 
     def __init__(self, width: int, batch: int, steps: int, workers: int) -> None:
         self.width, self.batch, self.steps, self.workers = width, batch, steps, workers
@@ -94,7 +94,7 @@ class Training:
         self.seconds = 0.0
         self.thread = threading.Thread(target=self._train)
         self.thread.start()
-        self.done.acquire()  # the first epoch starts the workers and counts for nothing
+        self.done.acquire()  # the first epoch starts the workers and is not measured
 
     def _train(self) -> None:
         from untorn import SGD, Callback, Trainer
@@ -119,7 +119,7 @@ class Training:
             )
 
     def turn(self) -> float:
-        """Seconds per step of one epoch, its start and end included."""
+        """Return the seconds per step of one epoch, including its start and end."""
         self.go.release()
         self.done.acquire()
         return self.seconds

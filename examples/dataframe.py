@@ -1,4 +1,4 @@
-"""A DataFrame that is replaced now and then, under processes that keep asking it.
+"""Replace a DataFrame while other processes query it.
 
 python examples/dataframe.py --rows 500000
 """
@@ -15,7 +15,7 @@ import untorn
 
 
 def report(table, versions, results):
-    """Answer from each version: the mean by city, on whole tables alone."""
+    """Send the mean by city of each version, computed on a whole table."""
     seen = 0
     for _ in range(versions):
         with table.snapshot(newer_than=seen, timeout_s=60) as snap:

@@ -1,4 +1,4 @@
-"""Bring a dataset: arrays, a file that may be larger than memory, files of one example each. The same weights from all.
+"""Train on the same data as arrays, as one file that may be larger than memory, and as one file per example.
 
     python examples/dataset.py [--epochs 3]
 
@@ -17,8 +17,8 @@ from untorn.train import weights_sha256
 
 
 class Scans:
-    """One file per example, as a folder of images is: read by the workers, in parallel. A torch.utils.data.Dataset
-    and a Hugging Face dataset have these two methods too."""
+    """One file per example, such as a folder of images, which the workers read in parallel. A torch.utils.data.Dataset
+    and a Hugging Face dataset have the same two methods."""
 
     def __init__(self, folder):
         self.files = sorted(Path(folder).glob("*.npz"))

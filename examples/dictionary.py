@@ -1,4 +1,4 @@
-"""A dictionary of many entries, looked up by many processes, and in memory once.
+"""Look up keys of a large dictionary in many processes that share one copy of it.
 
 python examples/dictionary.py --entries 1000000 --readers 4
 """

@@ -1,4 +1,4 @@
-"""Handwritten digits with JAX: a loss function and its parameters, trained by worker processes.
+"""Train a JAX loss function on handwritten digits with worker processes.
 
     python examples/jax_digits.py [--workers 2] [--epochs 20]
 
@@ -50,7 +50,7 @@ def main():
     x, xt, y, yt = train_test_split((x / 16).astype("float32"), y, test_size=0.2, random_state=0)
     model = JaxModel(loss_fn, init(jax.random.key(0)), predict=predict)
     with Trainer(model, optimizer=SGD(0.1, momentum=0.9), workers=arguments.workers, shards=4) as trainer:
-        # every process compiles once per shape of a batch: without the smaller last one, that is once
+        # JAX compiles once per shape of a batch; without the smaller last batch there is only one shape
         history = trainer.fit((x, y), epochs=arguments.epochs, batch_size=64, drop_last=True)
         print(f"loss {history.history['loss'][0]:.3f} -> {history.history['loss'][-1]:.3f}")
         print(f"test accuracy {trainer.evaluate((xt, yt))['accuracy']:.1%}")

@@ -1,4 +1,4 @@
-"""Workers are killed at random while they train, and others come and go: the weights are the same bits.
+"""Kill workers at random during training and change their number; the weights are bit-identical.
 
     python examples/kills.py [--epochs 6]
 
@@ -17,19 +17,19 @@ from untorn.train import weights_sha256
 
 
 class Chaos(Callback):
-    """SIGKILL for a worker in every epoch, and then another number of workers."""
+    """Kill a worker in every epoch, and change the number of workers after it."""
 
     def __init__(self):
         self.kills, self.sizes = 0, []
 
     def on_epoch_begin(self, epoch, logs):
-        """Have other workers."""
+        """Change the number of workers."""
         if epoch:
             self.trainer.resize(random.randint(1, 4))
             self.sizes.append(self.trainer.workers)
 
     def on_batch_end(self, batch, logs):
-        """Kill one in the middle of the epoch."""
+        """Kill a worker in the middle of the epoch."""
         if batch == 5:
             with contextlib.suppress(ProcessLookupError, IndexError):
                 os.kill(random.choice(self.trainer.pids), signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""A large array that changes, read by several processes without a copy.
+"""Read a large, changing array in several processes without a copy.
 
     python examples/large_array.py --megabytes 200 --readers 3
 
-In each version all elements are equal, so a reader can tell whether what it sees is whole. Readers that are slower than
-the publisher skip versions.
+In each version all elements are equal, so a reader can check that a version is whole. Readers that are slower than the
+publisher skip versions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import untorn
 
 def reader(array, results):
     whole = total = 0
-    for snap in array:  # every time there is something newer; ends when the publisher closes
+    for snap in array:  # each newer version; ends when the publisher closes
         values = snap.value  # a read-only view of shared memory: nothing is copied
         whole, total = whole + bool((values == values[0]).all()), total + 1
     results.put((whole, total))

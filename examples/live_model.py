@@ -1,9 +1,9 @@
-"""A model that changes under running workers: each request is answered by one whole version of it.
+"""Replace a model while workers use it; one whole version of the model answers each request.
 
     python examples/live_model.py --workers 2 --requests 400
 
-The trainer goes on learning and publishes as it likes; a worker takes the newest version for each request, and names it
-in its answer. Nobody waits for anybody.
+The trainer continues to learn and publishes at any time. A worker takes the newest version for each request, and
+includes its number in the answer. Neither waits for the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import untorn
 def worker(model, requests, answers):
     while (request := requests.get()) is not None:
         number, x = request
-        with model.snapshot() as snap:  # O(1), whatever the model's size
+        with model.snapshot() as snap:  # O(1) in the size of the model
             answers.put((number, snap.version, float(x @ snap.value["w"] + snap.value["b"])))
 
 
@@ -45,7 +45,7 @@ def main():
             x = dice.normal(size=50)
             asked[number] = x
             requests.put((number, x))
-            with model.edit() as params:  # one step of learning
+            with model.edit() as params:  # one training step
                 x = dice.normal(size=(20, 50))
                 params["w"] -= 0.01 * x.T @ (x @ params["w"] - x @ truth)
             answered, version, answer = answers.get(timeout=60)

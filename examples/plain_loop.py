@@ -1,4 +1,4 @@
-"""From a plain PyTorch loop to worker processes: the same weights, and then the same weights from any number of them.
+"""Compare the weights of a plain PyTorch loop with those of a Trainer, for several numbers of workers.
 
 python examples/plain_loop.py [--workers 4] [--epochs 6]
 """
@@ -23,7 +23,7 @@ def plain_loop(module, x, y, epochs):
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(epochs):
-        for indices in torch.from_numpy(epoch_order(0, epoch, len(x))).split(BATCH):  # as untorn shuffles, for seed 0
+        for indices in torch.from_numpy(epoch_order(0, epoch, len(x))).split(BATCH):  # untorn's order for seed 0
             optimizer.zero_grad()
             nn.functional.cross_entropy(module(x[indices]), y[indices]).backward()
             optimizer.step()

@@ -1,11 +1,11 @@
 """Give a pool's tasks a large array to read: as an argument, through an initializer, and as an untorn Subscriber.
 
     argument      the array is pickled and copied for every task
-    initializer   copied once to every worker, before the first task; later changes do not reach them
-    Subscriber    in shared memory once; a task gets a few bytes that say where, and sees the newest version
+    initializer   the array is copied once to every worker, before the first task; later changes do not reach it
+    Subscriber    the array is in shared memory once; a task gets its address, and reads the newest version
 
-Each way computes the same sums. The memory is that of the workers (their PSS: a page that several processes share
-is divided among them), each at its largest. Run it:
+Each way computes the same sums. The memory is the sum of the workers' largest PSS (a page that several processes share
+is divided among them). Usage:
 
     python examples/pool.py --tasks 20 --megabytes 100
 """
@@ -30,7 +30,7 @@ WORKERS = 2
 
 
 def add_up(array, part, parts):
-    """One task: the sum of a part of the array; and which worker it ran in, and that worker's memory."""
+    """Run one task. Return the sum of a part of the array, the worker's pid and its memory."""
     return array[part::parts].sum(), os.getpid(), memory_mb()
 
 
@@ -81,8 +81,8 @@ def with_subscriber(array, tasks):
 def run_in_pool(function, tasks, initializer=None, arguments=()):
     """Return the results of function(0), function(1), ... from new processes, which inherit nothing."""
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # whose first start would let Ctrl-C through
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
+    resource_tracker.ensure_running()  # its first start would unblock Ctrl-C
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only this process gets Ctrl-C
     with ProcessPoolExecutor(WORKERS, context, initializer, arguments) as pool:
         try:
             results = pool.map(function, range(tasks))
@@ -102,7 +102,7 @@ def positive(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=positive, default=20, help="for each of the three ways (default: 20)")
+    parser.add_argument("--tasks", type=positive, default=20, help="number of tasks for each way (default: 20)")
     parser.add_argument("--megabytes", type=positive, default=100, help="size of the array (default: 100)")
     options = parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""A server and its clients train a network together: multiprocessing, and untorn.publish / subscribe.
+"""Train a network with a server and its clients, using multiprocessing and untorn.publish / subscribe.
 
     server:  publish weights ─> queue (version, mini-batch) for each batch ─> collect gradients ─> new version
-    client:  take a task ─> snapshot of that version ─> gradient ─> result queue, with what it was computed on
+    client:  take a task ─> snapshot of that version ─> gradient and its version ─> result queue
 
-The server owns the weights and changes them after every epoch; the clients only ever see whole versions. With
-each gradient comes the version of the weights and their checksum, taken after it was computed: the server
-compares both with its own. Run it:
+The server owns the weights and changes them after every epoch; the clients see only whole versions. Each result
+contains the gradient, the version of the weights and their checksum, taken after the computation. The server compares
+both with its own. Usage:
 
     python examples/queues.py --clients 2 --epochs 60
 """
@@ -80,7 +80,7 @@ def checksum(params):
 
 
 def client(weights, data, tasks, results):
-    """Turn tasks into gradients until there are no more."""
+    """Turn tasks into gradients until there are no more tasks."""
     images, labels = data.snapshot().value
     while (task := tasks.get()) is not None:
         version, batch = task
@@ -90,7 +90,7 @@ def client(weights, data, tasks, results):
 
 
 def serve(weights, tasks, results, *, examples, epochs, seed, report):
-    """Train; return how many gradients were checked. Raises RuntimeError on one of other weights."""
+    """Train; return the number of checked gradients. Raises RuntimeError for a gradient of other weights."""
     shuffle = np.random.default_rng(seed)
     checked = 0
     for _ in range(epochs):
@@ -99,7 +99,7 @@ def serve(weights, tasks, results, *, examples, epochs, seed, report):
         for batch in batches:
             tasks.put((version, batch))
 
-        with weights.edit() as params:  # not visible to the clients before the block ends
+        with weights.edit() as params:  # visible to the clients when the block ends
             expected = version, checksum(params)
             total_loss = 0.0
             gradients = []
@@ -135,7 +135,7 @@ def main():
     ):
         arguments = weights.subscriber(), data.subscriber(), tasks, results
         clients = [multiprocessing.Process(target=client, args=arguments, daemon=True) for _ in range(options.clients)]
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the server hears Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the server gets Ctrl-C
         for process in clients:
             process.start()
         reader = weights.subscriber()
@@ -170,7 +170,7 @@ def main():
 
 
 def end(clients, tasks):
-    """Stop the clients where they are, and forget the tasks that they did not take."""
+    """Stop the clients, and discard the tasks that they did not take."""
     for process in clients:
         process.terminate()
     tasks.cancel_join_thread()

@@ -1,4 +1,4 @@
-"""Training is killed, started again, and killed again: it ends with the weights of one that was never killed.
+"""Kill a training several times and resume it; it ends with the weights of an uninterrupted training.
 
     python examples/resume.py [--kills 3] [--epochs 8]
 
@@ -18,7 +18,7 @@ from untorn.train import weights_sha256
 
 
 def train(epochs, checkpoint_dir=None):
-    """What a script of yours would do: start it again, and it goes on."""
+    """Train as a user's script does: started again, it continues."""
     with Trainer(loss_and_grad, init_params(0), optimizer=SGD(0.05, momentum=0.9), workers=2, shards=4) as trainer:
         trainer.fit(
             load_data(seed=0)[0],
@@ -26,7 +26,7 @@ def train(epochs, checkpoint_dir=None):
             batch_size=64,
             checkpoint_dir=checkpoint_dir,
             resume=checkpoint_dir is not None,
-            checkpoint_every_s=0.02,  # a real training leaves it at five minutes
+            checkpoint_every_s=0.02,  # real trainings keep the default of five minutes
         )
         return weights_sha256(trainer.params)[:12]
 
@@ -36,7 +36,7 @@ def main(epochs, kills):
         command = [sys.executable, __file__, "--epochs", str(epochs), "--checkpoint-dir", folder]
         for _ in range(kills):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            print(process.stdout.readline().strip(), end=" ... ", flush=True)  # it has begun
+            print(process.stdout.readline().strip(), end=" ... ", flush=True)  # training has begun
             try:
                 process.wait(random.uniform(0.1, 0.5))
             except subprocess.TimeoutExpired:
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--checkpoint-dir", help=argparse.SUPPRESS)  # for the one that is to be killed
+    parser.add_argument("--checkpoint-dir", help=argparse.SUPPRESS)  # for the child that is killed
     options = parser.parse_args()
     if options.checkpoint_dir is None:
         main(options.epochs, options.kills)

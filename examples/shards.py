@@ -1,4 +1,4 @@
-"""Which settings decide the result, and which do not: shards and seed do, the number of workers does not.
+"""Show that the result depends on shards and seed, and not on the number of workers.
 
     python examples/shards.py [--epochs 4]
 

@@ -1,4 +1,4 @@
-"""A sparse matrix that workers of a pool multiply with, without each having a copy.
+"""Multiply with one shared sparse matrix in the workers of a pool.
 
 python examples/sparse_matrix.py --rows 20000 --tasks 8
 """
@@ -16,8 +16,8 @@ import untorn
 
 
 def similar(matrix, row):
-    """Find the row that is most like this one, by the cosine."""
-    rows = matrix.snapshot().value  # a csr_array whose three arrays lie in shared memory
+    """Find the row that is most similar to this one, by the cosine."""
+    rows = matrix.snapshot().value  # a csr_array whose three arrays are in shared memory
     scores = rows @ rows[[row]].toarray().ravel()
     scores[row] = -1
     return row, int(scores.argmax())

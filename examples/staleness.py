@@ -1,4 +1,4 @@
-"""Synchronous and asynchronous training side by side, when one worker is slow now and then.
+"""Compare synchronous and asynchronous training when some gradients are slow.
 
     python examples/staleness.py [--epochs 6]
 
@@ -13,7 +13,7 @@ from untorn.jobs.digits import init_params, load_data, loss_and_grad
 
 
 def sometimes_slow(params, batch, rng):
-    """One gradient in eight takes 20 ms more: it reads from a slow disk, or its text is long."""
+    """Compute a gradient; one in eight takes 20 ms longer, as if it read from a slow disk or had a long text."""
     if rng.random() < 1 / 8:
         time.sleep(0.02)
     return loss_and_grad(params, batch)

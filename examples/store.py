@@ -1,12 +1,12 @@
-"""A file instead of shelve: a store on disk that one program writes and others read, and that outlives them all.
+"""Store data on disk, instead of with shelve: one program writes, others read, and the data outlives them.
 
     python examples/store.py --directory /tmp/prices write apple=1.2 pear=0.8
     python examples/store.py --directory /tmp/prices read apple plum
     python examples/store.py --directory /tmp/prices write plum=2.5
     python examples/store.py --directory /tmp/prices remove
 
-What ``write`` returned from is on the disk (durable=True), also if the machine crashes. Readers see whole versions and
-are never in the way of a writer.
+When ``write`` returns, the data is on the disk (durable=True), even if the machine crashes. Readers see whole versions
+and never block a writer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "prices"
 
 
 def load(directory):
-    """The store's newest version as a Mapping; empty if there is none yet."""
+    """Return the store's newest version as a Mapping, which is empty if there is no version yet."""
     try:
         return untorn.subscribe(directory / NAME).snapshot().value
     except untorn.ChannelNotFoundError:

@@ -1,4 +1,4 @@
-"""Threads of one process, and one subscriber for all of them: no lock, no half-updated configuration.
+"""Read a changing configuration in several threads, through one subscriber and without a lock.
 
 python examples/threads.py --threads 4 --seconds 1
 """

@@ -1,8 +1,7 @@
-"""Count torn reads: with multiprocessing.Array's own lock and a loop over the elements, and with untorn.
+"""Count torn reads with multiprocessing.Array, its lock and a loop over the elements, and with untorn.
 
-A writer flips the sign of a whole array as fast as it can; readers look whether all elements that they read
-have the same sign. Array takes its lock for every element, so a loop sees half of the writer's work; a
-snapshot is one version, whole. Run it:
+A writer flips the sign of a whole array as fast as it can; readers check that all elements have the same sign. Array
+takes its lock for every element, so a loop can see half of a write; a snapshot is one whole version. Usage:
 
     python examples/torn.py --seconds 3 --elements 1000 --readers 2
 """
@@ -19,7 +18,7 @@ import numpy as np
 
 import untorn
 
-# Set by Ctrl-C, and looked at between writes: a KeyboardInterrupt inside multiprocessing's locks would leave them
+# Set by Ctrl-C, and checked between writes: a KeyboardInterrupt inside multiprocessing's locks would leave them
 # locked. The readers inherit the handler, and end with this process.
 interrupted = threading.Event()
 
@@ -33,7 +32,7 @@ def read_snapshot(weights):
 
 
 def count_torn(read, shared, ready, seconds, results):
-    """Read for that long; send (reads, torn reads)."""
+    """Read for the given time; send (reads, torn reads)."""
     ready.wait()
     deadline = time.monotonic() + seconds
     reads = torn = 0
@@ -100,9 +99,9 @@ def positive(kind):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=positive(float), default=3.0, help="for each of the two (default: 3)")
-    parser.add_argument("--elements", type=positive(int), default=1000, help="of the array (default: 1000)")
-    parser.add_argument("--readers", type=positive(int), default=2, help="processes (default: 2)")
+    parser.add_argument("--seconds", type=positive(float), default=3.0, help="duration of each run (default: 3)")
+    parser.add_argument("--elements", type=positive(int), default=1000, help="size of the array (default: 1000)")
+    parser.add_argument("--readers", type=positive(int), default=2, help="number of reader processes (default: 2)")
     options = parser.parse_args()
 
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())

@@ -1,7 +1,7 @@
-"""A job with a name, to be looked at and resized from another terminal while it trains.
+"""Train as a named job that another terminal can watch and resize.
 
     python examples/watched.py --epochs 200          # in one terminal
-    untorn top digits                                # in another one; q ends it
+    untorn top digits                                # in another one; q quits
     untorn join digits
     untorn leave digits
 

@@ -1,19 +1,19 @@
-"""The competitors, one file each, behind one interface, so that everybody does the same work.
+"""The competitors, one file each, behind one interface, so that all do the same work.
 
 A peer module has:
 
-    NAME                            what it is called in the tables
-    NOTE                            what differs from untorn in what is measured; may be empty
-    missing() -> str                why it cannot run here (not installed), or an empty string
-    Writer(array)                   opens a channel in shared memory with this first version (1-d uint8)
-        .publish(array)             the next version, copied from the array
-        .address                    what another process needs to read; can be pickled
+    NAME                            its name in the tables
+    NOTE                            differences from untorn in the measurement; may be empty
+    missing() -> str                the reason why it cannot run here (not installed), or an empty string
+    Writer(array)                   open a channel in shared memory with this first version (1-d uint8)
+        .publish(array)             publish the next version, copied from the array
+        .address                    picklable address for readers in other processes
         .close()
     Reader(address)
-        .read() -> buffer           the newest version: a usable NumPy array that copies nothing
+        .read() -> buffer           return the newest version as a NumPy array, without a copy
         .close()
 
-peers/untorn_peer.py is untorn itself behind it.
+peers/untorn_peer.py is untorn itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """iceoryx2: a publish-subscribe service with a slice of bytes; loan, copy, send, receive.
 
-Each writer has a directory of its own, which is its address, and a prefix for its files in /dev/shm: iceoryx2 leaves
-the register of its nodes there, for programs to come.
+Each writer has its own directory, which is its address, and a prefix for its files in /dev/shm: iceoryx2 leaves the
+register of its nodes there for later programs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _node(directory):
 
 
 class Writer:
-    """A publisher that remembers its last sample for readers that come later."""
+    """A publisher that keeps its last sample for later readers."""
 
     def __init__(self, array):
         self.address = tempfile.mkdtemp(prefix="untorn-iceoryx2-")
@@ -63,7 +63,7 @@ class Writer:
         loan.assume_init().send()
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         self._publisher.delete()
         del self._service, self._node
         shutil.rmtree(self.address)
@@ -72,7 +72,7 @@ class Writer:
 
 
 class Reader:
-    """The newest sample, kept until there is a newer one."""
+    """A reader that keeps the newest sample until there is a newer one."""
 
     def __init__(self, address):
         self._node = _node(address)
@@ -82,15 +82,15 @@ class Reader:
         self._array = None
 
     def read(self):
-        """Return the newest version as an array that copies nothing."""
+        """Return the newest version as an array, without a copy."""
         sample = self._subscriber.receive()
         if sample is not None:
             self._array = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
-            self._sample = sample  # and the one before goes back to the publisher
+            self._sample = sample  # and the sample before goes back to the publisher
         return self._array
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         self._sample = None
         self._subscriber.delete()
         del self._service, self._node

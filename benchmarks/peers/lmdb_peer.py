@@ -44,27 +44,27 @@ class Writer:
             transaction.put(KEY, array.data)
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         self._environment.close()
         shutil.rmtree(self.address)
 
 
 class Reader:
-    """The last transaction stays open, as a held snapshot does; the next read ends it."""
+    """A reader whose last transaction stays open until the next read, like a held snapshot."""
 
     def __init__(self, address):
         self._environment = lmdb.open(address, readonly=True, lock=True, readahead=False, map_size=0)
         self._transaction = None
 
     def read(self):
-        """Return the newest version as an array that copies nothing."""
+        """Return the newest version as an array, without a copy."""
         if self._transaction is not None:
             self._transaction.abort()
         self._transaction = self._environment.begin(buffers=True)
         return np.frombuffer(self._transaction.get(KEY), np.uint8)
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         if self._transaction is not None:
             self._transaction.abort()
         self._environment.close()

@@ -1,8 +1,7 @@
-"""Seven ways to share an array of NumPy between processes, each as its documentation shows it, for survival.py.
+"""Seven ways to share a NumPy array between processes, each as its documentation shows it, for survival.py.
 
-A peer's ``create`` runs once, before anybody is forked; ``writer`` and ``reader`` run in the process that writes or
-reads.
-A reader's ``read`` gives the newest value, as a view where the library has views and else as a copy.
+A peer's ``create`` runs once, before the first fork; ``writer`` and ``reader`` run in the process that writes or reads.
+A reader's ``read`` returns the newest value, as a view if the library has views, otherwise as a copy.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ NBYTES = 8 * SIZE
 
 
 class Lost(Exception):
-    """There is no value to be had."""
+    """There is no value to read."""
 
 
 class Peer:
-    """One library, with what ``create`` made."""
+    """One library, with the result of ``create``."""
 
     name = ""
     note = ""
 
     @classmethod
     def load(cls) -> None:
-        """Import what it needs, once, before all forks."""
+        """Import the library once, before all forks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def create(self) -> None:
-        """Before anybody is forked."""
+        """Create the channel; called before the first fork."""
 
     def footprint(self) -> int:
-        """Bytes of its files, in memory or on the disk."""
+        """Return the size of its files, in memory or on the disk."""
         found = [*self.folder.rglob("*"), *Path("/dev/shm").glob(f"*{self.folder.name}*/**/*")]
         found += Path("/dev/shm").glob(f"*{self.folder.name}*")
         return sum(path.stat().st_blocks * 512 for path in {p for p in found if p.is_file()})
@@ -102,7 +101,7 @@ class Lmdb(Peer):
         self._opened: dict[int, Any] = {}
 
     def _open(self) -> Any:
-        """The environment of this process: it may be opened once in each."""
+        """Return the environment of this process, which may open it only once."""
         import lmdb
 
         if os.getpid() not in self._opened:
@@ -210,7 +209,7 @@ class Iceoryx2(Peer):
 
 
 class LockedArray(Peer):
-    """An array with a lock of its own."""
+    """An array with its own lock."""
 
     name = "multiprocessing.Array"
     note = "with its lock, held while the array is copied in or out"
@@ -278,7 +277,7 @@ class TorchShared(Peer):
 
 
 class Seqlock(Peer):
-    """A sequence number, and the data behind it."""
+    """A sequence number, followed by the data."""
 
     name = "shared_memory with a seqlock"
     note = "the usual few lines: odd while it is written; a reader tries again until it is even and the same"

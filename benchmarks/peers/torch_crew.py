@@ -1,15 +1,15 @@
-"""Processes that train with plain PyTorch, one turn at a time; the peers say what a step is.
+"""Processes that train with plain PyTorch, one turn at a time; the peers define a step.
 
 ::
 
     Crew ── (case, what is shared) ──> process 0, process 1: stepping() ──> step, module
        │ ── go ──────────────────────> every step: its part of the batch, step(x, y)
        │ <──────────────────── seconds
-       │ ── over ────────────────────> is the module trained?
+       │ ── over ────────────────────> check that the module was trained
        └ <─────────────────────── done
-                                       read from their pipes between turns: asleep
+                                       sleep in a read of their pipes between turns
 
-A process ends when its pipe is closed, also by the kernel.
+A process ends when its pipe is closed, even if the kernel closes it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Step = Callable[["Tensor", "Tensor"], None]
 
 @dataclass(frozen=True)
 class Seat:
-    """A process's place among those of its crew, and its threads."""
+    """The index of a process in its crew, and its number of threads."""
 
     rank: int
     processes: int
@@ -47,15 +47,15 @@ class Seat:
 
 
 class Work(NamedTuple):
-    """What a process does in a case."""
+    """The work of a process in a case."""
 
     step: Step
     module: nn.Module
     trains: bool = True
-    """Does a step change the module?"""
+    """Whether a step changes the module."""
 
 
-#: how a peer begins a case in one of its processes, with what all of them share, and ends it
+#: begins a case in a process of a peer, with the object that all processes share, and ends it
 Stepping = Callable[[Seat, Case, Any], AbstractContextManager[Work]]
 
 
@@ -63,10 +63,10 @@ class Crew:
     """A contestant: processes that live as long as this context, with the same malloc as untorn's workers.
 
     Args:
-        stepping: see Stepping; a function at the top of a module.
-        processes: each takes its part of every batch.
-        threads: of each process.
-        share: makes what the processes of a case share; it is sent to each.
+        stepping: see Stepping; a function at the top level of a module.
+        processes: their number; each takes its part of every batch.
+        threads: number of threads of each process.
+        share: creates the object that the processes of a case share; it is sent to each.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class Crew:
 
     @contextmanager
     def training(self, case: Case) -> Iterator[Callable[[], float]]:
-        """Be ready to train this case. What is given makes a turn, and returns the seconds per step of the slowest.
-        Raises RuntimeError in the end if a process has not done its work; after an error there is no other case."""
+        """Prepare to train this case. The function that it yields runs a turn and returns the seconds per step of the
+        slowest process. Raises RuntimeError on exit if a process has not done its work; no case may follow an error."""
         shared = self._share(case)
         self._tell((case, shared))
         self._answers()
@@ -137,7 +137,7 @@ class Crew:
 
 
 def _member(stepping: Stepping, seat: Seat, connection: Connection) -> None:
-    """The life of a process: cases, and their turns."""
+    """Run the cases of a process, and their turns."""
     import torch
 
     torch.set_num_threads(seat.threads)
@@ -168,7 +168,7 @@ def _take_turns(seat: Seat, case: Case, step: Step, connection: Connection) -> N
 
 
 def gradients(module: nn.Module) -> Work:
-    """A step leaves the gradients of these examples in ``.grad``."""
+    """Return a step that leaves the gradients of its examples in ``.grad``."""
     criterion = loss()
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -179,7 +179,7 @@ def gradients(module: nn.Module) -> Work:
 
 
 def updates(module: nn.Module, case: Case) -> Work:
-    """A step takes the gradients, and moves the parameters with an optimizer of this process."""
+    """Return a step that computes the gradients and updates the parameters with an optimizer of this process."""
     optimizer, take_gradients = case.torch_optimizer(module.parameters()), gradients(module).step
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -191,7 +191,7 @@ def updates(module: nn.Module, case: Case) -> Work:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; those started here inherit this mask, and leave it to the parent."""
+    """Block SIGINT for the processes started in the block, so that only the parent handles Ctrl-C."""
     resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and then unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

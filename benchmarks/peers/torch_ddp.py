@@ -12,12 +12,12 @@ from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
 
 
 def contestant(ranks: int) -> Crew:
-    """So many processes with one thread each."""
+    """Return a contestant of several processes with one thread each."""
     return Crew(stepping, processes=ranks, share=free_port)
 
 
 def free_port(case: Case) -> int:
-    """Where the ranks of a case meet."""
+    """Return a free port for the rendezvous of the ranks of a case."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 

@@ -1,7 +1,7 @@
-"""The way of PyTorch's Hogwild example (Niu et al., 2011): parameters in shared memory, updates that nobody orders.
+"""PyTorch's Hogwild example (Niu et al., 2011): parameters in shared memory, updates without synchronisation.
 
-Two things differ from the example. The processes divide the examples among themselves; there each trains on all of
-them. And each has one thread. A step is an update by each process, made with its part of the batch.
+Two things differ from the example. The processes divide the examples among themselves, while in the example each trains
+on all of them. And each has one thread. A step is an update by each process, computed on its part of the batch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def contestant(processes: int) -> Crew:
-    """So many processes with one thread each."""
+    """Return a contestant of several processes with one thread each."""
     return Crew(stepping, processes=processes, share=module_in_shared_memory)
 
 
 def module_in_shared_memory(case: Case) -> nn.Module:
-    """The module that all processes train; torch sends it without copying its memory."""
+    """Return the module that all processes train; torch sends it without copying its memory."""
     import torch.multiprocessing  # noqa: F401 - it teaches multiprocessing how to send tensors
 
     return case.module().share_memory()

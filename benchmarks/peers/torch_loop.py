@@ -1,4 +1,4 @@
-"""One process: the training loop of PyTorch's tutorials. Torch shares the work out among threads by itself."""
+"""The training loop of PyTorch's tutorials in one process. Torch divides the work among threads by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
 
 
 def contestant(threads: int) -> Crew:
-    """One process with so many threads."""
+    """Return a contestant of one process with the given number of threads."""
     return Crew(stepping, processes=1, threads=threads)
 
 

@@ -1,6 +1,6 @@
-"""The limit: processes that compute the gradients of fixed weights, each of its part, and exchange nothing.
+"""The limit: processes that compute the gradients of their parts for fixed weights, and exchange nothing.
 
-No scheme that gives every process its part of each batch can be faster, for it has to do this too.
+No scheme that gives every process its part of each batch can be faster, because it must do this work too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from benchmarks.peers.torch_crew import Crew, Seat, Work, gradients
 
 
 def contestant(processes: int) -> Crew:
-    """So many processes with one thread each."""
+    """Return a contestant of several processes with one thread each."""
     return Crew(stepping, processes=processes)
 
 

@@ -24,20 +24,20 @@ class Writer:
         self._publisher.update(array)
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         self._publisher.close()
 
 
 class Reader:
-    """Snapshots; the previous one is let go when the next one is there, as in a loop over versions."""
+    """A reader that releases each snapshot when it has the next one, as in a loop over versions."""
 
     def __init__(self, address):
         self.subscriber = untorn.subscribe(address)
 
     def read(self):
-        """Return the newest version as an array that copies nothing."""
+        """Return the newest version as an array, without a copy."""
         return self.subscriber.snapshot().value
 
     def close(self):
-        """Let go of everything."""
+        """Release all resources."""
         self.subscriber.close()

@@ -1,4 +1,4 @@
-"""untorn: a TorchModel and a Trainer; one turn is one epoch of one long fit, so that starting up counts for nothing."""
+"""untorn: a TorchModel and a Trainer; one turn is one epoch of one long fit, so that the startup is not measured."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from untorn import Callback, Trainer
 
 
 def contestant(workers: int) -> Training:
-    """So many workers with one thread each."""
+    """Return a contestant with the given number of workers, each with one thread."""
     return Training(workers)
 
 
 class Training:
-    """A contestant: fit in a thread of its own, which waits at the end of each epoch for the next turn."""
+    """A contestant that runs fit in its own thread, and waits at the end of each epoch for the next turn."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -27,12 +27,12 @@ class Training:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing between cases: workers belong to a trainer, and a trainer to a case."""
+        """Do nothing: a trainer and its workers belong to a case."""
 
     @contextmanager
     def training(self, case: Case) -> Iterator[Callable[[], float]]:
-        """Be ready to train this case. What is given makes a turn, and returns its seconds per step: those of a whole
-        epoch, with its beginning and its end. Raises RuntimeError in the end if nothing was trained."""
+        """Prepare to train this case. The function that it yields runs a turn, a whole epoch with its beginning and its
+        end, and returns its seconds per step. Raises RuntimeError on exit if no parameter was trained."""
         pace = _Pace()
         thread = Thread(target=self._fit, args=(case, pace))
         thread.start()
@@ -63,7 +63,7 @@ class Training:
 
 
 class _Pace(Callback):
-    """Tells how long an epoch took, and lets the next one begin, or stops."""
+    """A callback that measures each epoch, and waits before the next one until it may begin or must stop."""
 
     def __init__(self) -> None:
         self.go: SimpleQueue[bool] = SimpleQueue()
@@ -74,7 +74,7 @@ class _Pace(Callback):
         self.trainer.stop_training = not self.go.get()
 
     def taken(self) -> float:
-        """Seconds of the epoch that runs now, 0 of none; blocks until it is over. Raises what ended fit."""
+        """Wait for the end of the current epoch; return its seconds, or 0 if none runs. Raises the error of fit."""
         answer = self.seconds.get()
         if isinstance(answer, Exception):
             raise answer
