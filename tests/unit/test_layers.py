@@ -27,6 +27,7 @@ BELOW = {
     "control": {"trees", "share", "errors"},
     "torch": {"trees", "train", "engines", "share", "_core", "errors"},
     "jax": {"train", "engines", "_core", "errors"},
+    "typing": {"train"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }

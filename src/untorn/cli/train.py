@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -24,6 +24,7 @@ from untorn.cli.signals import Ended, cleaning_up_after_signals
 from untorn.jobs import Recipe, load_recipe
 from untorn.train import Callback, History, ProgressBar, TensorBoard, Trainer, weights_sha256
 from untorn.train.callbacks import Logs
+from untorn.train.interfaces import EngineName, Mode
 
 __all__ = ["train"]
 
@@ -99,9 +100,9 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
 def train(
     *,
     recipe: str,
-    workers: int | str | None,
-    engine: str,
-    mode: str,
+    workers: int | Literal["auto"] | None,
+    engine: EngineName,
+    mode: Mode,
     max_staleness: int | None,
     epochs: int | None,
     batch_size: int | None,

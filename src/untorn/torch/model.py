@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from untorn import trees
+from untorn.share.typevars import TypeVar
 from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch.loss import Loss
@@ -20,7 +21,10 @@ from untorn.train.models.base import Model, Parts, Replica, check_no_params
 __all__ = ["TorchModel"]
 
 
-class TorchModel(Model):
+_ModuleT_co = TypeVar("_ModuleT_co", bound=nn.Module, default=nn.Module, covariant=True)
+
+
+class TorchModel(Model[_ModuleT_co]):
     """A torch.nn.Module and its loss, as a Trainer takes them.
 
     Data are NumPy arrays or tensors in CPU memory, one example per row. Of a tuple or list, the last part is the target
@@ -64,7 +68,7 @@ class TorchModel(Model):
 
     def __init__(
         self,
-        module: nn.Module,
+        module: _ModuleT_co,
         loss: Callable[..., Any] | None,
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
@@ -168,10 +172,11 @@ class TorchModel(Model):
         loss = Loss(model.loss, model.metrics, model.forward, sample_weight=model.sample_weight)
         return TorchReplica(loss, model._module, model._stale, model._aliases)
 
-    def module(self, params: Any) -> nn.Module:
+    def module(self, params: Any) -> _ModuleT_co:
         """See Model."""
         made = copied(self._module, {}, [], [], values=True)
-        module, tensors = made.module, dict([*made.module.named_parameters(), *made.module.named_buffers()])
+        module: _ModuleT_co = made.module  # type: ignore[assignment]  # a copy, of the same class
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(params[name]))

@@ -16,12 +16,13 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, Literal, Self
 
 from untorn.board import Board
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import BusyError, ClosedError
 from untorn.share import Snapshot, Subscriber, lowlevel
+from untorn.share.typevars import T
 from untorn.train.arguments import (
     check_busy,
     check_no_cut,
@@ -37,7 +38,8 @@ from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, ch
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import SampledBatches, Stream, batches_of, sampler, source_of
 from untorn.train.history import History
-from untorn.train.models.base import Parts
+from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
+from untorn.train.models.base import Model, Parts
 from untorn.train.models.function import as_model
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.fused import check_clip_norm
@@ -59,7 +61,7 @@ __all__ = ["Trainer"]
 _log = logging.getLogger(__name__)
 
 
-class Trainer:
+class Trainer(Generic[ModelT_co]):
     """Data-parallel mini-batch training whose result does not depend on the number of workers.
 
     In sync mode the weights are bit-identical for the same ``seed`` and ``shards``, whatever the number of workers, the
@@ -96,6 +98,7 @@ class Trainer:
             the job of that name while it trains, and `untorn join` and `untorn leave` change its workers.
 
     Attributes:
+        model, optimizer: as they were given.
         tuner: what workers="auto" has measured and picked; None for a number. str() of it says so in words.
 
     Example:
@@ -114,14 +117,14 @@ class Trainer:
 
     def __init__(
         self,
-        model: Any,
+        model: ModelT_co,
         params: Any = None,
         *,
-        optimizer: Any,
-        workers: int | str | None = None,
-        engine: str = "processes",
+        optimizer: OptimizerLike,
+        workers: int | Literal["auto"] | None = None,
+        engine: EngineName = "processes",
         shards: int | None = None,
-        mode: str = "sync",
+        mode: Mode = "sync",
         max_staleness: int | None = None,
         seed: int = 0,
         clip_norm: float | None = None,
@@ -132,8 +135,8 @@ class Trainer:
     ) -> None:
         if engine not in ("processes", "serial"):
             raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
-        self.engine = engine
-        self.mode = mode
+        self.engine: EngineName = engine
+        self.mode: Mode = mode
         self.seed = checked_count("seed", seed, 0, 2**63 - 1)
         self.accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
         self.threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
@@ -149,6 +152,7 @@ class Trainer:
             count = min(count, self.max_staleness + 1)
         self.shards = checked_shards(mode, shards, count if given else fitting)
         self.max_restarts = checked_count("max_restarts", max_restarts, 0, 1_000_000)
+        self.model = model
         self.optimizer = optimizer
         self._at_work = False
         self.clip_norm = check_clip_norm(clip_norm)
@@ -156,7 +160,7 @@ class Trainer:
         self._initial: Parts | None = self._model.parts(params)
         self._optimizer = as_optimizer(optimizer, self._initial.trained)
         self._rate = LearningRate(self._optimizer)
-        self.model = self._model.replica(None)
+        self._replica = self._model.replica(None)
         #: set it to True in a callback to stop after the epoch
         self.stop_training = False
         #: the epoch that runs now or comes next, and the step since training began
@@ -487,10 +491,11 @@ class Trainer:
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         return evaluation.predict(self, source_of("x", self._model.arrays(x)), batch_size)
 
-    def module(self) -> Any:
+    def module(self: Trainer[Model[T]]) -> T:
         """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
         model that has no module."""
-        return self._model.module(self.params)
+        module: T = self._model.module(self.params)
+        return module
 
     def _payload(self, job: Any, board: Board, *, within: int = 0) -> dict[str, Any]:
         """What workers get to know about a job."""
@@ -573,7 +578,7 @@ class Trainer:
                 "can be read, and nothing else. A child that a callback forks is to end with os._exit()"
             )
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> Self:
         self._running()
         return self
 

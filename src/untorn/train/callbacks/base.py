@@ -34,9 +34,21 @@ class FittingTrainer(Protocol):
     """The part of a Trainer that callbacks rely on."""
 
     stop_training: bool
-    learning_rate: float
-    params: Any
     step: int
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step; can be set."""
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float, /) -> None: ...
+
+    @property
+    def params(self) -> Any:
+        """A copy of the weights; can be set in on_train_end."""
+
+    @params.setter
+    def params(self, value: Any, /) -> None: ...
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint."""

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot, publish
+from untorn.share.typevars import T_co
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.collate import as_batch, collate
 from untorn.train.data.sending import received, sendable
 
-__all__ = ["Examples", "ItemSource"]
+__all__ = ["Dataset", "Examples", "ItemSource"]
 
 Collate = Callable[[list[Any]], Any]
 
 
-class Examples:
+class Dataset(Protocol[T_co]):
+    """Anything with ``len(items)`` and ``items[index]``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+
+
+class Examples(Generic[T_co]):
     """A dataset with a collate_fn, or a list of examples, as data of a Trainer.
 
     Args:
@@ -35,7 +44,7 @@ class Examples:
                [1., 1.]]), array([1, 0]))
     """
 
-    def __init__(self, items: Any, collate_fn: Collate | None = None) -> None:
+    def __init__(self, items: Dataset[T_co], collate_fn: Callable[[list[T_co]], Any] | None = None) -> None:
         if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
             raise TypeError(f"items: expected len(items) and items[index], found {type(items).__name__}")
         if collate_fn is not None and not callable(collate_fn):
@@ -46,7 +55,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> T_co:
         return self.items[index]
 
 

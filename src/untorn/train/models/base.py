@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from untorn.share.typevars import T_co
 
 __all__ = ["Gradient", "Model", "Parts", "Replica", "check_no_params"]
 
@@ -89,7 +91,7 @@ class Parts(NamedTuple):
         return self.buffers | self.trained if self.buffers else self.trained
 
 
-class Model(ABC):
+class Model(ABC, Generic[T_co]):
     """A model with its loss, as a Trainer uses it. Abstract."""
 
     #: whether its replicas need parameters in private, writable memory when this process or a worker evaluates them:
@@ -118,7 +120,7 @@ class Model(ABC):
         """Return a new replica, which computes gradients with this number of threads (None: as it is set)."""
 
     @abstractmethod
-    def module(self, params: Any) -> Any:
+    def module(self, params: Any) -> T_co:
         """Return the library's own object with these parameters and buffers, in memory of its own. Raises TypeError if
         the model has none."""
 

@@ -242,7 +242,7 @@ class _Here:
     def __init__(self, trainer: Trainer, snapshot: Snapshot, source: Source, question: _Question) -> None:
         self._source = source
         self._threads = trainer.threads_per_worker
-        self._ask = Asker(trainer.model, trainer._params_of(snapshot), trainer.seed, outputs=question.outputs)
+        self._ask = Asker(trainer._replica, trainer._params_of(snapshot), trainer.seed, outputs=question.outputs)
         self._cut = question.cut
 
     def answer(self, chunk: int) -> Any:

@@ -46,7 +46,7 @@ def least_examples(trainer: Trainer, source: Source, *, examples: int, batch_siz
 
 def _failure(trainer: Trainer, source: Source, examples: int) -> Exception | None:
     """Return what the model raises for the first examples, if it is one that may."""
-    if not trainer.model.needs_several:
+    if not trainer._replica.needs_several:
         return None
     try:
         batch = source.take(np.arange(examples) % source.examples)
@@ -54,4 +54,4 @@ def _failure(trainer: Trainer, source: Source, examples: int) -> Exception | Non
         return None
     rng = sampler.shard_rng(trainer.seed, _STEP_OF_TRIAL, 0, 1)
     with trainer.snapshot() as snapshot:
-        return trainer.model.failure(trainer._params_of(snapshot), batch, rng)
+        return trainer._replica.failure(trainer._params_of(snapshot), batch, rng)

@@ -1,0 +1,35 @@
+"""Types for the annotations of programs that train with untorn: what a Trainer takes.
+
+>>> from untorn.typing import ModelLike, OptimizerLike
+>>> def trained(model: ModelLike, optimizer: OptimizerLike) -> dict[str, float]: ...
+"""
+
+from untorn.train.callbacks.base import Logs
+from untorn.train.data.items import Dataset
+from untorn.train.interfaces import (
+    Answer,
+    EngineName,
+    GradientTransformation,
+    LossAndGrad,
+    LossAndGradWithRng,
+    LossModel,
+    Mode,
+    ModelLike,
+    OptimizerLike,
+    TorchOptimizer,
+)
+
+__all__ = [
+    "Answer",
+    "Dataset",
+    "EngineName",
+    "GradientTransformation",
+    "Logs",
+    "LossAndGrad",
+    "LossAndGradWithRng",
+    "LossModel",
+    "Mode",
+    "ModelLike",
+    "OptimizerLike",
+    "TorchOptimizer",
+]
