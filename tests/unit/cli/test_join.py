@@ -84,7 +84,7 @@ def test_json(job):
     ("args", "told"),
     [
         (["join", "--workers", 3], "at most 4 workers, found 5"),
-        (["leave", "--workers", 2], "has 2 workers and keeps at least 1; 2 were to leave"),
+        (["leave", "--workers", 2], "has 2 workers and keeps at least 1; found a request to remove 2"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]])
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_status_1(job, args, told, more):
 def test_no_such_job(name, command):
     result = run(command, name)
     assert result.exit_code == 1
-    assert f"error: no job {name!r} runs here" in result.stderr
+    assert f"error: no job named {name!r} is running here" in result.stderr
     assert "untorn top" in result.stderr
     assert "Trainer(name=...)" in result.stderr
 
@@ -123,9 +123,9 @@ def test_wrong_usage_is_status_2(command, args):
 def test_ctrl_c_while_the_job_is_busy(name):
     with helpers.start(be_busy, name) as child:
         child.get()
-        code = "import sys; from untorn import control; from untorn.cli.group import group\n"
-        code += "real = control._received\n"
-        code += "control._received = lambda *args: (print('waits', flush=True), real(*args))[1]\n"
+        code = "import sys; from untorn.control import client; from untorn.cli.group import group\n"
+        code += "real = client._received\n"
+        code += "client._received = lambda *args: (print('waits', flush=True), real(*args))[1]\n"
         code += f"group(['join', {name!r}, '--timeout', '60'])"
         with subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ

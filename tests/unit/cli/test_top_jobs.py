@@ -23,8 +23,8 @@ from rich.console import Console
 import helpers
 import untorn
 from untorn.cli import jobs
-from untorn.cli.group import group
 from untorn.cli.curve import curve
+from untorn.cli.group import group
 from untorn.cli.jobs import JobView, Look, Pace, look, paces
 from untorn.control import Control
 

@@ -20,7 +20,7 @@ import pytest
 
 import helpers
 from untorn import control
-from untorn.control import Control, is_running, running_jobs
+from untorn.control import Control, addresses, client, is_running, protocol, running_jobs, server
 from untorn.errors import BrokenChannelError, CapacityError, ChannelNotFoundError, FormatError, UntornError
 
 ask = functools.partial(control.ask, timeout_s=helpers.WATCHDOG_S)
@@ -62,9 +62,9 @@ def listening(name) -> Iterator[Control]:
 @pytest.fixture
 def later(monkeypatch) -> Callable[[], None]:
     """Moves the module's clock on, by more than a client may be silent."""
-    now = time.monotonic() + 2 * control.SILENCE_S
+    now = time.monotonic() + 2 * server.SILENCE_S
     clock = types.SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
-    return lambda: monkeypatch.setattr(control, "time", clock)
+    return lambda: monkeypatch.setattr(server, "time", clock)
 
 
 class Client:
@@ -72,7 +72,7 @@ class Client:
 
     def __init__(self, name: str, said: bytes = b"") -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(control._address(name))
+        self.socket.connect(addresses.address_of(name))
         self.socket.setblocking(False)
         self.say(said)
 
@@ -252,7 +252,7 @@ def test_garbage_gets_an_error(name, listening, job, said):
     assert job.calls == []
 
 
-@pytest.mark.parametrize("nbytes", [control.REQUEST_NBYTES + 1, 100_000])
+@pytest.mark.parametrize("nbytes", [protocol.REQUEST_NBYTES + 1, 100_000])
 def test_a_request_is_bounded(name, listening, job, nbytes):
     with Client(name, b"x" * nbytes) as client:
         listening.poll(job)
@@ -344,13 +344,13 @@ def test_an_answer_that_nobody_reads_is_given_up(name, listening, job, later):
 
 def test_many_at_once(name, listening, job):
     """More than are served at a time: none is lost, none holds the others up for long."""
-    clients = [Client(name, request(do="resize", by=1)) for _ in range(3 * control._MOST_CLIENTS)]
+    clients = [Client(name, request(do="resize", by=1)) for _ in range(3 * server._MAX_CLIENTS)]
     for _ in range(3):
         listening.poll(job)
     answers = [client.answer()["workers"] for client in clients]
     assert sorted(answers) == list(range(3, 3 + len(clients)))
-    for client in clients:
-        client.socket.close()
+    for each in clients:
+        each.socket.close()
 
 
 def test_several_threads_ask(name, listening, job):
@@ -382,17 +382,17 @@ def test_a_handler_may_poll_or_close(name, listening, job):
 
 def test_another_user_is_refused(name, listening, job, monkeypatch):
     with Client(name, request(do="status")) as client:
-        monkeypatch.setattr(control, "_peer_uid", lambda connection: os.geteuid() + 1)
+        monkeypatch.setattr(server, "peer_uid", lambda connection: os.geteuid() + 1)
         listening.poll(job)
         answer = json.loads(client.heard())
         assert client.is_over()
     assert answer["type"] == "PermissionError"
-    assert f"is of user {os.geteuid()}, and you are user {os.geteuid() + 1}" in answer["error"]
+    assert f"belongs to user {os.geteuid()}, and you are user {os.geteuid() + 1}" in answer["error"]
     assert job.calls == []
 
 
 def test_root_is_not_refused(name, listening, job, monkeypatch):
-    monkeypatch.setattr(control, "_peer_uid", lambda connection: 0)
+    monkeypatch.setattr(server, "peer_uid", lambda connection: 0)
     with Client(name, request(do="status")) as client:
         listening.poll(job)
         assert client.answer() == {"step": 7}
@@ -400,7 +400,7 @@ def test_root_is_not_refused(name, listening, job, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 def test_the_kernel_says_who_asks(name, listening, job):
-    with helpers.start(ask_as_another_user, name, control._address(name)) as child:
+    with helpers.start(ask_as_another_user, name, addresses.address_of(name)) as child:
         child.get()
         listening.poll(job)
         child.put()
@@ -432,12 +432,12 @@ def test_a_poll_is_bounded_whoever_connects(name, listening, job, monkeypatch):
         assert connecting.get() == "connected"
 
     monkeypatch.setattr(Control, "_refuse", refuse_and_let_another_in)
-    with helpers.start(connect_again_and_again, control._address(name)) as connecting:
+    with helpers.start(connect_again_and_again, addresses.address_of(name)) as connecting:
         assert connecting.get() == "connected"
         listening.poll(job)
-        assert refused == [12345] * control._MOST_CLIENTS
+        assert refused == [12345] * server._MAX_CLIENTS
         with socket.socket(socket.AF_UNIX) as client:  # and who may ask is served with the next
-            client.connect(control._address(name))
+            client.connect(addresses.address_of(name))
             client.sendall(request(do="status"))
             listening.poll(job)
             assert json.loads(client.recv(65536)) == {"step": 7}
@@ -454,14 +454,14 @@ def connect_again_and_again(pipe, address: bytes) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 def test_another_user_in_the_place_of_a_job(name, caplog):
-    with helpers.start(listen_as_another_user, control._address(name)) as child:
+    with helpers.start(listen_as_another_user, addresses.address_of(name)) as child:
         child.get()
         assert name not in running_jobs()
         assert not is_running(name)
-        with pytest.raises(PermissionError, match="is of user 12345, and you are user 0"):
+        with pytest.raises(PermissionError, match="belongs to user 12345, and you are user 0"):
             ask(name, {"do": "status"})
         Control(name).close()
-        assert "user 12345 has taken its address" in caplog.text
+        assert "user 12345 uses its address" in caplog.text
 
 
 def listen_as_another_user(pipe, address: bytes) -> None:
@@ -474,8 +474,8 @@ def listen_as_another_user(pipe, address: bytes) -> None:
 
 
 def test_who_listens_in_the_jobs_place_is_not_asked(name, listening, job, monkeypatch):
-    monkeypatch.setattr(control, "_peer_uid", lambda connection: os.geteuid() + 1)
-    with pytest.raises(PermissionError, match=f"is of user {os.geteuid() + 1}"):
+    monkeypatch.setattr(client, "peer_uid", lambda connection: os.geteuid() + 1)
+    with pytest.raises(PermissionError, match=f"belongs to user {os.geteuid() + 1}"):
         ask(name, {"do": "status"})
     listening.poll(job)
     assert job.calls == []
@@ -486,7 +486,7 @@ def test_who_listens_in_the_jobs_place_is_not_asked(name, listening, job, monkey
 
 @pytest.mark.parametrize("over", [-20, -1, 0, 1, 6, 100])
 def test_a_name_of_any_length(name, job, over):
-    name = name.ljust(control._ADDRESS_NBYTES - len(control._address("")) + over, "n")
+    name = name.ljust(addresses._ADDRESS_NBYTES - len(addresses.address_of("")) + over, "n")
     with contextlib.closing(Control(name)) as opened, training(opened, job):
         assert is_running(name)
         assert ask(name, {"do": "status"}) == {"step": 7}
@@ -521,13 +521,13 @@ def test_the_jobs_of_this_user_alone():
 0000000000000000: 00000002 00000000 00010000 0001 01 23460 /run/untorn/1000/file
 0000000000000000: 00000003 00000000 00000000 0001 03 23461
 """
-    assert control._listed(table, b"untorn/1000/") == ["a@b", "policy"]
+    assert client._names_in(table, b"untorn/1000/") == ["a@b", "policy"]
 
 
 def test_an_address_with_a_newline_in_it_is_no_row_of_the_table():
     row = b"0: 2 0 00010000 0001 01 7 "
     table = b"head\n" + row + b"@of another user\n1: 2 0 unheard-of 0001 01 7 @x\n" + row + b"@untorn/1000/policy\n"
-    assert control._listed(table, b"untorn/1000/") == ["policy"]
+    assert client._names_in(table, b"untorn/1000/") == ["policy"]
 
 
 def test_a_second_job_of_the_same_name_goes_on_without(name, listening, job, caplog):
@@ -555,11 +555,11 @@ def test_without_sockets_training_goes_on(name, job, monkeypatch, caplog, call):
         def bind(self, address: object) -> None:
             raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(control.socket, "socket", Forbidden)
+    monkeypatch.setattr(socket, "socket", Forbidden)
     opened = Control(name)
     opened.poll(job)
     opened.close()
-    assert "cannot be watched or resized from outside: [Errno 1]" in caplog.text
+    assert "cannot be watched or resized by other processes: [Errno 1]" in caplog.text
 
 
 def test_closing(name, listening, job):
@@ -617,7 +617,7 @@ def test_a_job_with_a_full_queue_is_busy(name, listening):
             while True:
                 client = waiting.enter_context(socket.socket(socket.AF_UNIX))
                 client.setblocking(False)
-                client.connect(control._address(name))
+                client.connect(addresses.address_of(name))
         with pytest.raises(TimeoutError, match="did not answer"):
             ask(name, {"do": "status"}, timeout_s=0.02)
 
@@ -626,7 +626,7 @@ def test_a_job_with_a_full_queue_is_busy(name, listening):
 def answering(name: str, said: bytes) -> Iterator[None]:
     """Something that listens under this name, answers one client with this, and goes on until it is hung up on."""
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(control._address(name))
+        server.bind(addresses.address_of(name))
         server.listen()
 
         def answer() -> None:
@@ -655,17 +655,19 @@ def test_an_error_of_another_form_is_an_error(name, said):
 
 def test_an_answer_that_never_ends_is_bounded(name, monkeypatch):
     """It is bounded in bytes, and in time: an answer that goes on and on is no less late."""
-    monkeypatch.setattr(control, "ANSWER_NBYTES", 1 << 20)
+    for module in (client, protocol):
+        monkeypatch.setattr(module, "ANSWER_NBYTES", 1 << 20)
     with answering(name, b"[" * 4096), pytest.raises(FormatError, match="more than 1048576 bytes"):
         ask(name, {"do": "status"}, timeout_s=60.0)
-    monkeypatch.setattr(control, "ANSWER_NBYTES", 1 << 60)
+    for module in (client, protocol):
+        monkeypatch.setattr(module, "ANSWER_NBYTES", 1 << 60)
     with answering(name, b"["), pytest.raises(TimeoutError):
         ask(name, {"do": "status"}, timeout_s=0.05)
 
 
 def test_a_job_that_ends_before_it_answers(name):
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(control._address(name))
+        server.bind(addresses.address_of(name))
         server.listen()
 
         def accept_and_end(said: bytes) -> None:
