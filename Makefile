@@ -2,13 +2,13 @@
 #
 #   make demo    watch a network learn handwritten digits on two worker processes
 #   make test    every test, the C ones under sanitizers included
-#   make proof   what docs/guarantees.md promises, with the figures; in less than 20 minutes
+#   make proof   the tests of docs/guarantees.md, with figures; in less than 20 minutes
 #   make check   ruff, mypy (strict) and the layering test
 #   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
-#   make fuzz    inputs that somebody else wrote, for FUZZ_SECONDS each (60): libFuzzer (clang) and atheris
+#   make fuzz    the fuzzers, FUZZ_SECONDS (60) for each target: libFuzzer (clang) and atheris
 #   make sanitize  the extension under AddressSanitizer, UBSan and ThreadSanitizer, over the tests of share
 #   make soak    the long variants of the tests, then fuzz, sanitize, and the C tests for aarch64
-#   make clean   remove what the others made
+#   make clean   remove everything that the other commands made
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -20,7 +20,7 @@ BIN    := $(VENV)/bin
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# The environment is made again when what it is built from has changed.
+# The environment is built again when its sources have changed.
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
 
 $(VENV)/bin/python:
@@ -40,10 +40,10 @@ venv: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/untorn train digits --workers 2
 
-# Much of a test is waiting for other processes. Files stay whole and in order: see testpaths in pyproject.toml.
+# Tests often wait for other processes. Each file runs in one process, and in order: see testpaths in pyproject.toml.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
-# The same random choices in every run; `make soak`, and pytest by hand, make new ones and print their seed.
+# Makes the same random choices in every run; `make soak` and pytest itself make new ones and print their seed.
 test: export UNTORN_SEED ?= 883257245
 test: test-c $(VENV)/.installed
 	$(BIN)/python -m pytest $(TWO_PROCESSES)
@@ -52,7 +52,7 @@ test-c:
 	$(MAKE) -j2 -C tests/c
 	$(MAKE) -j2 -C tests/fuzz replay
 
-# The suites that hold the promises, the fuzzers for a moment, other processors, and other libraries under the same kills.
+# The suites that test the promises, short runs of the fuzzers, other processors, and other libraries under the same kills.
 proof: export UNTORN_SEED ?= 883257245
 proof: test-c $(VENV)/.bench-installed
 	$(MAKE) -C tests/c aarch64
@@ -79,12 +79,12 @@ soak: $(VENV)/.installed
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris \
-	    || echo 'make fuzz: no atheris for this machine; the corpus is changed blindly'
+	    || echo 'make fuzz: atheris is not available here; the corpus is mutated without coverage feedback'
 	@if command -v clang >/dev/null; then $(MAKE) -C tests/fuzz fuzz SECONDS=$(FUZZ_SECONDS); \
-	    else echo 'make fuzz: no clang, so no libFuzzer; the C targets take seeded changes'; $(MAKE) -C tests/fuzz replay CHANGES=20000; fi
+	    else echo 'make fuzz: clang is not installed, so there is no libFuzzer; the C targets get seeded mutations'; $(MAKE) -C tests/fuzz replay CHANGES=20000; fi
 	$(BIN)/python tests/fuzz/fuzzing.py --seconds $(FUZZ_SECONDS)
 
-# The extension is built beside the package and found before it; see tests/sanitize.py for what is run and why so.
+# Builds the extension beside the package, where it is found first; tests/sanitize.py says what it runs, and why.
 sanitize: sanitize-address sanitize-thread
 sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed
 	$(BIN)/python tests/sanitize.py $*

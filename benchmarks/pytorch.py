@@ -69,7 +69,7 @@ def aims(parameters: int, times: Mapping[str, Sequence[float]]) -> dict[str, flo
 
 
 def measure(case: Case, trainings: dict[str, untorn_torch.Training | Crew]) -> Iterator[Row]:
-    """Return a row for each contestant, in milliseconds per step."""
+    """Yield a row for each contestant, in milliseconds per step."""
     with ExitStack() as stack:
         turns = {name: stack.enter_context(each.training(case)) for name, each in trainings.items()}
         times = interleaved(turns, turns=TURNS, warm_up=WARM_UP)

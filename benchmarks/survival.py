@@ -152,7 +152,7 @@ class Trial:
         self._grown(before)
 
     def _grown(self, before: int) -> None:
-        """Return the growth after AFTERWARDS writes, when no living process holds an older version."""
+        """Check after AFTERWARDS writes whether memory leaked; no living process holds an older version then."""
         if self.peer.footprint() - before > AFTERWARDS * NBYTES // 3:
             self.outcome.add("leaked")
 
