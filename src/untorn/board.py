@@ -7,8 +7,8 @@
         order, rates, set_limit ──────┼─────> next: which gradient to compute, in which buffer
         log, in_flight, failure <─────┼────── buffer, commit, report_failure
 
-The protocol is in csrc/board.h. This module is the only one in Python that knows where a board keeps what: structs come
-from C as dtypes, the places of sections from the board's header. Places in shared memory are checked before each view.
+The protocol is in csrc/board.h. Only this Python module knows the layout of a board: the dtypes of its structs come
+from C, the offsets of its sections from its header. Each offset is checked before a view is made from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RANGE = np.dtype(_core.BOARD_RANGE_LAYOUT)
 
 
 class KernelSettings(NamedTuple):
-    """The optimizer that the board's updates run, and its numbers that no step changes."""
+    """The optimizer that the board's updates run, and its settings that are the same in each step."""
 
     optimizer: int = _core.KERNEL_SGD
     momentum: float = 0.0
@@ -59,22 +59,22 @@ def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int]]) -> bytes:
 
 @dataclass(frozen=True)
 class BoardSpec:
-    """What a board is made from.
+    """The sizes and settings of a board.
 
     Attributes:
-        shards: of a batch; if ``is_async``, batches that can be in flight.
-        max_workers: that can ever take part.
-        workers: that take part at first.
-        is_async: each shard is a batch of its own, which the server opens and applies.
-        steps: of an epoch.
-        examples: of an epoch.
-        batch_size: examples of a step.
+        shards: the number of shards of a batch; if ``is_async``, of batches that can be in flight.
+        max_workers: the greatest number of workers.
+        workers: the number of workers at first.
+        is_async: whether each shard is a batch of its own, which the server opens and applies.
+        steps: the number of steps of an epoch.
+        examples: the number of examples of an epoch.
+        batch_size: the number of examples of a step.
         gradient_nbytes: bytes of a gradient without its header.
         state_stride: bytes from one state buffer of the optimizer to the next.
-        first_version: of the weights before the first step.
-        kernel: the optimizer.
+        first_version: the version of the weights before the first step.
+        kernel: the optimizer and its settings.
         clip_norm: the greatest norm of a gradient; 0 for any.
-        ranges: the update tasks, as pack_ranges() returns them; by default there is nothing to update.
+        ranges: the update tasks, as pack_ranges() returns them; the default updates nothing.
     """
 
     shards: int

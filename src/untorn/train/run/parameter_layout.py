@@ -37,7 +37,7 @@ _BYTE = np.dtype(np.uint8)
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Where everything lies.
+    """The places of parameters, optimizer state and gradients.
 
     Attributes:
         start: offset of what a gradient buffer has first, from the start of a slot.
@@ -63,7 +63,7 @@ class ParameterPlan:
 
     @classmethod
     def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterPlan:
-        """The plan of these parameters, stored beside this optimizer state (None for none). The first ``kept`` leaves
+        """Return the layout of these parameters, stored beside this optimizer state, if any. The first ``kept`` leaves
         are not trained, and the next ``buffers`` are buffers."""
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
@@ -87,7 +87,7 @@ class ParameterPlan:
         )
 
     def ranges(self) -> bytes:
-        """The update tasks, as BoardSpec takes them: runs of one dtype, cut at cache lines."""
+        """Return the update tasks, as BoardSpec takes them: runs of one dtype, cut at cache lines."""
         nbytes = self.nbytes + sum(size for _, size in self.kept)
         target = max(_RANGE_NBYTES, -(-nbytes // _MAX_RANGES // _LINE) * _LINE)
         tasks = []
@@ -99,7 +99,7 @@ class ParameterPlan:
         return pack_ranges(tasks)
 
     def _runs(self) -> list[tuple[int, int, Any, int]]:
-        """Neighbours of one dtype and one kind are one run, with the padding between them."""
+        """Join neighbours of one dtype and one kind, with the padding between them, into runs."""
         runs: list[tuple[int, int, Any, int]] = []
         for offset, end, dtype, kind in self._pieces():
             if runs and runs[-1][2:] == (dtype, kind):
@@ -109,7 +109,7 @@ class ParameterPlan:
         return [run for run in runs if run[1] > run[0]]
 
     def _pieces(self) -> Iterator[tuple[int, int, Any, int]]:
-        """(from, to, element, kind) of every array, from the start of a slot."""
+        """Yield (start, end, element, kind) of every array, counted from the start of a slot."""
         for offset, nbytes in self.kept:
             yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
@@ -130,7 +130,7 @@ class ParameterPlan:
         )
 
     def gradient_views(self, board: Board, buffer_at: int) -> list[Any]:
-        """Writable views of one gradient buffer, one per parameter."""
+        """Return writable views of one gradient buffer, one per parameter."""
         return [
             board.payload_array(buffer_at, dtype, shape, offset, strides)
             for offset, dtype, shape, strides in self.arrays
@@ -138,7 +138,7 @@ class ParameterPlan:
 
 
 def _float_of(dtype: Any) -> Any:
-    """The dtype whose elements can be averaged one by one, or bytes."""
+    """Return the dtype whose elements can be averaged one by one, or that of bytes."""
     if dtype.kind == "c":
         dtype = np.dtype(f"f{dtype.itemsize // 2}")  # real and imaginary part
     return dtype if dtype in _DTYPES else _BYTE

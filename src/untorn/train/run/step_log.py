@@ -1,4 +1,4 @@
-"""What the board has for the server to read: the record of each step, and a failed worker's report."""
+"""The step log of an epoch, and the errors that name a step's examples. Both are read from the board."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ NO_RECORDS = np.zeros((0, 2))
 
 
 class Records:
-    """What the steps of the current epoch measured, as the board records it.
+    """The step log: the measurements of each step of the current epoch.
 
     Args:
-        board: of this epoch, or of what was left of it.
-        earlier: rows of the steps before, from a checkpoint in the middle of the epoch: see until().
-        clips: gradients are clipped, so their norm is measured, as the last of the metrics. With lanes the gradients'
-            staleness comes before it.
+        board: the board of this epoch, or of the rest of it.
+        earlier: rows of the steps before, from a checkpoint in the middle of the epoch; see until().
+        clips: whether gradients are clipped. If so, their norm is the last metric. In async mode, the staleness of
+            gradients comes before it.
     """
 
     def __init__(self, board: Board, earlier: NDArray[np.float64] | None = None, *, clips: bool = False) -> None:
         self._board = board
         self._log = board.log
         self._earlier = NO_RECORDS if earlier is None else earlier
-        #: what the board measures itself
+        #: the metrics that the board itself measures
         self._own = [*(["staleness"] if board.is_async else []), *(["grad_norm"] if clips else [])]
         self._known: tuple[list[str], list[NDArray[np.float64]]] | None = None
 
     @property
     def names(self) -> list[str]:
-        """The metrics' names; whole as soon as one step is done."""
+        """The metrics' names; complete once one step is done."""
         return self._named()[0]
 
     def _named(self) -> tuple[list[str], list[NDArray[np.float64]]]:
-        """Return the names, and the columns of examples, loss and each of the names."""
+        """Return the names, and the columns of examples, loss and each named metric."""
         if self._known is None:
             names, log = self._board.metric_names, self._log
             own = [name for name in self._own if name not in names]
@@ -47,13 +47,13 @@ class Records:
         return self._known
 
     def row(self, step: int) -> dict[str, float | int]:
-        """Loss, metrics and number of examples of one step of this board."""
+        """Return the loss, metrics and number of examples of one step of this board."""
         names, (examples, loss, *metrics) = self._named()
         measured: dict[str, float | int] = {"loss": float(loss[step]), "examples": int(examples[step])}
         return measured | {name: float(values[step]) for name, values in zip(names, metrics, strict=True)}
 
     def until(self, step: int) -> NDArray[np.float64]:
-        """Examples, loss and metrics of each step of the epoch before this step of the board: a copy."""
+        """Return a copy of the examples, loss and metrics of each step of the epoch before this step of the board."""
         measured = np.stack([column[:step] for column in self._named()[1]], axis=1)
         earlier = np.zeros((len(self._earlier), measured.shape[1]))
         width = min(earlier.shape[1], self._earlier.shape[1])  # a checkpoint's clipping may have been another
@@ -61,12 +61,13 @@ class Records:
         return np.concatenate([earlier, measured])
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
-        """The losses of the steps from ``first`` until before ``last`` of this board: a copy."""
+        """Return a copy of the losses of this board's steps from ``first`` to ``last``, the latter excluded."""
         losses: NDArray[np.float64] = self._log["loss"][first:last].copy()
         return losses
 
     def staleness(self, steps: int) -> tuple[float, int] | None:
-        """Mean and largest staleness of the last steps before this one; None in sync mode, and before the first."""
+        """Return the mean and largest staleness of the last 1,000 steps before this one; None in sync mode, and before
+        the first step."""
         if not self._board.is_async or steps == 0:
             return None
         staleness = self._log["staleness"][max(0, steps - 1000) : steps]
@@ -74,15 +75,15 @@ class Records:
 
 
 def means_of(rows: NDArray[np.float64], names: list[str]) -> dict[str, float]:
-    """Return the means over the examples of an epoch, from all its rows, as Records.until() gives them."""
-    # not from sums kept until now: the same rows in one piece give the same bits, wherever the epoch was cut
+    """Return the means over the examples of an epoch, from all its rows, as Records.until() returns them."""
+    # computed from all rows at once, so that the bits do not depend on where the epoch was interrupted
     examples = rows[:, 0]
     means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()
     return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(names)}
 
 
 def task_named(board: Board, epoch: int, step: int, shard: int, skipped: int = 0, *, least: int = 1) -> str:
-    """One gradient in words: its epoch, step, shard and examples; ``skipped``: steps of the epoch before this board."""
+    """Return a gradient's epoch, step, shard and examples in words. ``skipped``: steps before the board."""
     start, stop = sampler.shard_bounds(
         step % board.steps,
         0 if board.is_async else shard,
@@ -99,7 +100,7 @@ def task_named(board: Board, epoch: int, step: int, shard: int, skipped: int = 0
 
 
 def failure(board: Board, epoch: int, skipped: int = 0, *, least: int = 1) -> Exception:
-    """The error for what the first worker to fail has reported; ``skipped``: steps of the epoch before this board."""
+    """Return the error that the first failed worker reported. ``skipped``: steps of the epoch before this board."""
     report = board.failure
     assert report is not None
     where = task_named(board, epoch, report.step, report.shard, skipped, least=least)

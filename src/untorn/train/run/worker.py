@@ -87,9 +87,9 @@ class ShardWorker:
         self.board = board
         self.model = model
         self.steps = self.board.steps
-        self._lanes = self.board.is_async  # whose gradients are those of whole batches
+        self._whole_batches = self.board.is_async
         self.cut = {
-            "shards": 1 if self._lanes else self.board.shards,
+            "shards": 1 if self._whole_batches else self.board.shards,
             "examples": self.board.examples,
             "batch_size": self.board.batch_size,
             "least": job.least,
@@ -112,7 +112,7 @@ class ShardWorker:
         self._spin = kind != _core.TURN_IDLE  # whoever waited in vain has nothing to gain from spinning
         if kind != _core.TURN_GRADIENT:
             return kind
-        if self._lanes:
+        if self._whole_batches:
             shard = 0
         try:
             self._compute(step, shard, buffer_at)
