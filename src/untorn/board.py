@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.descriptors import keep
 from untorn.errors import FormatError, NonFiniteLossError
-from untorn.share.descriptors import keep
 
 __all__ = ["Board", "BoardSpec", "FailureReport", "GradientBuffer", "InFlight", "KernelSettings", "pack_ranges"]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.specs import Deferred
+from untorn.share.lowlevel import Deferred
 
 __all__ = ["ADAPTERS"]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from untorn.adapter_registry import Adapter, Parts
 from untorn.errors import UnsupportedTypeError
-from untorn.share.quiet import silenced
+from untorn.quiet import silenced
 
 __all__ = ["ADAPTERS"]
 

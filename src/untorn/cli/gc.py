@@ -14,14 +14,19 @@ from typing import Any
 
 import click
 
-from untorn import _core
 from untorn.cli.errors import reported
 from untorn.cli.listing import Found, list_channels
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, FormatError
-from untorn.share import storage
-from untorn.share.inspect import DATA_HEADER_NBYTES, default_path, is_data_file, open_file
-from untorn.share.storage import Files
+from untorn.share.lowlevel import (
+    DATA_HEADER_NBYTES,
+    Files,
+    claim_name,
+    default_path,
+    is_data_file,
+    open_file,
+    take_over,
+)
 
 __all__ = ["Outcome", "collect", "gc"]
 
@@ -107,7 +112,7 @@ def _in_use(found: Found) -> str:
 
 def _remove_channel(files: Files, *, was_closed: bool) -> str:
     """Remove a channel as its publisher. Returns an empty string, or the reason why it was kept."""
-    attachment = storage.take_over(files)
+    attachment = take_over(files)
     if attachment is None:  # it is gone by now, or it was a half, which take_over removes
         return "" if not files.exists() else "created again just now"
     pids = ", ".join(str(pid) for _, pid, _, _ in attachment.rows())
@@ -121,8 +126,8 @@ def _remove_channel(files: Files, *, was_closed: bool) -> str:
 def _remove_data(files: Files) -> str:
     """Remove a data file that has no control file. Publishers compete for the control file's name, and the process that
     has it and its lock may remove the data. So gc first takes the name, with a control file of its own."""
-    made = storage.attach(*storage.nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
-    if not storage.claim_name(files, made):
+    made = claim_name(files)
+    if made is None:
         return "created again just now"
     files.unlink()
     made.retire()

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 from untorn.errors import BusyError, FormatError
-from untorn.share import storage
-from untorn.share.guard import is_there
-from untorn.share.inspect import CONTROL_NBYTES, ChannelState, ChannelView, decode_control, default_path, open_file
-from untorn.share.storage import Files
+from untorn.share.lowlevel import (
+    CONTROL_NBYTES,
+    ChannelState,
+    ChannelView,
+    Files,
+    decode_control,
+    default_directory,
+    default_path,
+    is_there,
+    named,
+    open_file,
+)
 
 __all__ = ["UNUSED", "Found", "Status", "is_open_nowhere", "list_channels"]
 
@@ -62,7 +70,7 @@ def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found
     if directory is None:
         if not is_there(default_path()):
             return []
-        folder = storage.default_directory()
+        folder = default_directory()
     else:
         folder = Path(directory)
     names: dict[str, Callable[[], Found]] = {}
@@ -82,7 +90,7 @@ def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found
 def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
     """Look at the files of this name. Raises FileNotFoundError if they are gone, ValueError if a channel cannot have
     this name."""
-    files = storage.named(name, directory)
+    files = named(name, directory)
     nbytes = _blocks(files.control) + _blocks(files.data)
     try:
         return _look_at(name, files, nbytes)

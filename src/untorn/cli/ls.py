@@ -10,7 +10,7 @@ from rich.text import Text
 from untorn.cli.errors import reported
 from untorn.cli.listing import UNUSED, Found, list_channels
 from untorn.cli.tables import age, count, grid, json_line, plain, say, size
-from untorn.share.inspect import ChannelState, default_path
+from untorn.share.lowlevel import ChannelState, default_path
 
 __all__ = ["found_json", "ls", "publisher_of"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from untorn.errors import FormatError
-from untorn.share.layout import MALFORMED, read_dtype, read_key
+from untorn.share.lowlevel import MALFORMED, read_dtype, read_key
 from untorn.trees import CONTAINERS
 
 __all__ = ["Node", "outline", "walk"]

@@ -20,7 +20,7 @@ import untorn
 from untorn.cli.checks import Check, Machine, note, ok, problem
 from untorn.cli.listing import UNUSED, list_channels
 from untorn.cli.tables import count, plain, size
-from untorn.share.inspect import default_path
+from untorn.share.lowlevel import default_path
 
 __all__ = ["channels", "directory", "kernel"]
 

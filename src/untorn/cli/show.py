@@ -15,7 +15,7 @@ from untorn.cli.outline import Node, outline, walk
 from untorn.cli.tables import age, facts, grid, json_line, plain, say, size
 from untorn.cli.values import values_at
 from untorn.errors import FormatError
-from untorn.share.inspect import ChannelState, ChannelView, files_of
+from untorn.share.lowlevel import ChannelState, ChannelView, files_of
 
 __all__ = ["show"]
 

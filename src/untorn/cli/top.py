@@ -31,7 +31,7 @@ from untorn.cli.ls import publisher_of
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.control import is_running, running_jobs
 from untorn.errors import UntornError
-from untorn.share.inspect import ChannelState, ChannelView, files_of
+from untorn.share.lowlevel import ChannelState, ChannelView, files_of
 
 __all__ = ["Line", "Sample", "look", "rates", "top"]
 

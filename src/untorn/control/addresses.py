@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from untorn.share.descriptors import keep_socket
+from untorn.descriptors import keep_socket
 
 __all__ = ["address_of", "is_ours", "listener_uid", "not_ours", "peer_uid", "prefix"]
 

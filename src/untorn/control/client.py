@@ -10,8 +10,8 @@ from typing import Any
 
 from untorn.control.addresses import address_of, is_ours, listener_uid, not_ours, peer_uid, prefix
 from untorn.control.protocol import ANSWER_NBYTES, read_answer, request_line
+from untorn.descriptors import keep_socket
 from untorn.errors import ChannelNotFoundError
-from untorn.share.descriptors import keep_socket
 
 __all__ = ["ask", "is_running", "running_jobs"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from untorn.control.addresses import address_of, is_ours, listener_uid, not_ours, peer_uid
 from untorn.control.protocol import REQUEST_NBYTES, Handlers, answer_to, error_line
-from untorn.share.descriptors import keep_socket
+from untorn.descriptors import keep_socket
 
 __all__ = ["Control"]
 

@@ -16,7 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from untorn.share.descriptors import keep
+from untorn.descriptors import keep
 
 __all__ = ["ChildProcess", "is_stopped"]
 

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from untorn.descriptors import keep, standard_streams
 from untorn.engines.child import ChildProcess
 from untorn.engines.importable import main_program, worker_path
 from untorn.engines.starting import runs_main
-from untorn.share.descriptors import keep, standard_streams
 
 __all__ = ["launch"]
 

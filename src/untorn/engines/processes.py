@@ -32,7 +32,7 @@ from untorn.engines.memory import OutOfMemory
 from untorn.engines.worker_logs import LogReceiver
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
-from untorn.share.storage import Address
+from untorn.share.lowlevel import Address
 
 __all__ = ["ProcessEngine", "worker_variables"]
 

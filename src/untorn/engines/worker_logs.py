@@ -26,7 +26,7 @@ import select
 import socket
 from typing import Any
 
-from untorn.share.descriptors import keep_socket
+from untorn.descriptors import keep_socket
 
 __all__ = ["LogReceiver", "levels_here", "send_logs_to", "set_levels"]
 

@@ -6,7 +6,6 @@ layout.py       where leaves lie in a slot, and the schema that readers get
 frozen_dict.py  a dictionary that is looked up where it lies
 storage.py      the two files of a channel: memfds, or names in a directory
 guard.py        whether a file may be a channel's: its kind, owner and mode
-descriptors.py  what is kept open has no number of a standard stream
 obstacles.py    what a file system refuses, in words
 versions.py     how a version is made, and what a slot has of it already
 publisher.py    publish, update, patch

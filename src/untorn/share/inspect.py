@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from untorn.descriptors import keep
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
-from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.naming import signpost_target
 from untorn.share.obstacles import remedied

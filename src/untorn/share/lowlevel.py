@@ -17,6 +17,19 @@ A channel without a Publisher or Subscriber (a trainer's workers write versions 
 
     attach_writer, decoder_of       in a worker
     attachment_of, newest_nbytes, no_slot_error, look_after_name       beside the publisher
+
+The files of channels, for the commands::
+
+    Files, named, default_path, default_directory, is_there             where they are
+    ChannelView, ChannelState, files_of, open_file, decode_control, is_data_file      looking at them
+    take_over, claim_name                                               removing them
+
+The form in which versions, and checkpoints, are described::
+
+    flatten, Deferred                                   a value as its leaves
+    Layout, Decoder                                     where the leaves lie
+    read_dtype, read_key                                a dtype or key of a dict, as a schema describes it
+    items_of, name_of, count_of, MALFORMED              reading JSON that may be damaged
 """
 
 from __future__ import annotations
@@ -27,30 +40,75 @@ from typing import Any
 from untorn import _core
 from untorn.errors import CapacityError
 from untorn.share.attached import schema_of
-from untorn.share.layout import Decoder
+from untorn.share.guard import is_there
+from untorn.share.inspect import (
+    CONTROL_NBYTES,
+    DATA_HEADER_NBYTES,
+    ChannelState,
+    ChannelView,
+    decode_control,
+    files_of,
+    is_data_file,
+    open_file,
+)
+from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
 from untorn.share.obstacles import meaning, shortage
 from untorn.share.publisher import Publisher, publish_tree
 from untorn.share.snapshot import Snapshot
-from untorn.share.storage import Address, open_channel
+from untorn.share.specs import Deferred, flatten
+from untorn.share.storage import (
+    Address,
+    Files,
+    claim_name,
+    default_directory,
+    default_path,
+    named,
+    open_channel,
+    take_over,
+)
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
 
 __all__ = [
+    "CONTROL_NBYTES",
+    "DATA_HEADER_NBYTES",
     "FREE_SLOT_TIMEOUT_S",
+    "MALFORMED",
     "Address",
+    "ChannelState",
+    "ChannelView",
     "Decoder",
+    "Deferred",
+    "Files",
+    "Layout",
     "attach_writer",
     "attachment_of",
+    "claim_name",
     "copy_value",
     "copy_with_extra",
+    "count_of",
+    "decode_control",
     "decoder_of",
+    "default_directory",
+    "default_path",
     "extra",
+    "files_of",
+    "flatten",
+    "is_data_file",
+    "is_there",
+    "items_of",
     "look_after_name",
     "meaning",
+    "name_of",
+    "named",
     "newest_nbytes",
     "no_slot_error",
+    "open_file",
     "private_value",
     "publish_with_extra",
+    "read_dtype",
+    "read_key",
     "shortage",
+    "take_over",
     "update_leaves",
     "update_with_extra",
 ]

@@ -22,8 +22,8 @@ from untorn.share.naming import NameKeeper
 from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address, Files
 from untorn.share.subscriber import Subscriber
-from untorn.share.typevars import T
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
+from untorn.typevars import T
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, Self
 from untorn import _core
 from untorn.errors import ClosedError
 from untorn.share.attached import Attached
-from untorn.share.typevars import T_co
+from untorn.typevars import T_co
 
 __all__ = ["Snapshot"]
 

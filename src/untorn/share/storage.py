@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from untorn import _core
+from untorn.descriptors import keep
 from untorn.errors import ChannelNotFoundError, FormatError
-from untorn.share.descriptors import keep
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.obstacles import (
     FULL,
@@ -311,17 +311,18 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
     return True
 
 
-def claim_name(files: Files, attachment: _core.Attachment) -> bool:
-    """Take a channel's name with a locked control file alone, in order to remove what is left under it; False if the
-    name is taken. A kill leaves what the next publisher clears away."""
+def claim_name(files: Files) -> _core.Attachment | None:
+    """Take a channel's name with a new control file, locked, in order to remove what is left under the name; None if
+    it is taken. A kill leaves what the next publisher clears away."""
+    attachment = attach(*nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
     attachment.set_naming(True)
     try:
         _give_name(files, attachment.control_fd, files.control)
     except FileExistsError:
-        return False
+        return None
     finally:
         _forget_temporary(files)
-    return True
+    return attachment
 
 
 def _take_back(files: Files, attachment: _core.Attachment) -> None:

@@ -25,7 +25,7 @@ from untorn.share.attached import Attached, attached_to, forget, keep
 from untorn.share.obstacles import labelled
 from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address
-from untorn.share.typevars import T_co
+from untorn.typevars import T_co
 
 __all__ = ["Subscriber"]
 

@@ -12,8 +12,8 @@ from untorn.share.attached import attached_to
 from untorn.share.publisher import Publisher
 from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber
-from untorn.share.typevars import T
 from untorn.share.waiting import deadline_of
+from untorn.typevars import T
 
 __all__ = ["subscribe"]
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Generic, Self, final
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
 from untorn.share.snapshot import Snapshot
-from untorn.share.typevars import T_co
+from untorn.typevars import T_co
 
 if TYPE_CHECKING:
     import asyncio

@@ -43,7 +43,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from untorn.share.quiet import silenced
+from untorn.quiet import silenced
 from untorn.torch.aliases import Alias, Memory
 from untorn.train.models.copying import Absent, Reduction, path_to, reduction, remade, within
 

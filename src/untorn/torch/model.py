@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from untorn import trees
-from untorn.share.typevars import TypeVar
 from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch.loss import Loss
 from untorn.torch.replica import TorchReplica
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
+from untorn.typevars import TypeVar
 
 __all__ = ["TorchModel"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untorn import trees
-from untorn.share.quiet import silenced
+from untorn.quiet import silenced
 from untorn.torch.aliases import Alias, move
 from untorn.torch.buffers import Buffer
 from untorn.torch.copies import Stale

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.trees import CONTAINERS, Spec
 
 __all__ = ["weights_sha256"]

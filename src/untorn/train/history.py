@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History"]
+__all__ = ["History", "number_text"]
 
 _COLUMN_GAP = "  "
 # A line for training and one for validation, in one colour family per metric (dark and light).
@@ -123,7 +123,7 @@ class History:
     def __str__(self) -> str:
         """A table with a line per epoch."""
         columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch) for epoch in self.epoch])]
-        columns += [(name, [_number(value) for value in values]) for name, values in self.history.items()]
+        columns += [(name, [number_text(value) for value in values]) for name, values in self.history.items()]
         columns.append(("seconds", [f"{value:.2f}" for value in self.seconds]))
         columns.append(("examples/s", [f"{value:,.0f}" for value in self.examples_per_s]))
         widths = [max(len(title), *map(len, cells), 0) for title, cells in columns]
@@ -217,7 +217,7 @@ class History:
         axes.legend(frameon=False)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """Four decimals where they say something, three digits with an exponent elsewhere."""
     if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4f}"

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, SupportsFloat, TypeAlias
 
 import numpy as np
 
-from untorn.share.typevars import TypeVar
 from untorn.train.models.base import Model
 from untorn.train.optim.fused import FusedOptimizer
+from untorn.typevars import TypeVar
 
 __all__ = [
     "Answer",

@@ -22,7 +22,6 @@ from untorn.board import Board
 from untorn.engines import Engine, ProcessEngine, SerialEngine
 from untorn.errors import BusyError, ClosedError
 from untorn.share import Snapshot, Subscriber, lowlevel
-from untorn.share.typevars import T
 from untorn.train.arguments import (
     check_busy,
     check_no_cut,
@@ -55,6 +54,7 @@ from untorn.train.run.status import JobStatus
 from untorn.train.run.step_log import NO_RECORDS
 from untorn.train.run.team import Team, Tuner
 from untorn.train.run.worker import worker_main
+from untorn.typevars import T
 
 __all__ = ["Trainer"]
 

@@ -164,7 +164,8 @@ def own_directory(tmp_path, monkeypatch):
     tmp_path.chmod(0o700)
     for module in (inspect, listing, gc_module):
         monkeypatch.setattr(module, "default_path", lambda: str(tmp_path))
-    monkeypatch.setattr(storage, "default_directory", lambda: tmp_path)
+    for module in (storage, listing):
+        monkeypatch.setattr(module, "default_directory", lambda: tmp_path)
     return tmp_path
 
 

@@ -16,8 +16,8 @@ import pytest
 import untorn
 from helpers import start
 from untorn.cli.gc import collect
+from untorn.descriptors import keep, keep_socket, opener, standard_streams
 from untorn.share import storage
-from untorn.share.descriptors import keep, keep_socket, opener, standard_streams
 from untorn.share.inspect import ChannelView, files_of
 
 

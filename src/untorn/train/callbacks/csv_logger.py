@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from untorn.share.descriptors import opener
+from untorn.descriptors import opener
 from untorn.train.callbacks.base import Callback, Logs
 
 __all__ = ["CSVLogger"]

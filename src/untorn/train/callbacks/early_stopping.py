@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.train.callbacks.base import Callback, Logs
 from untorn.train.callbacks.monitor import Mode, Monitor, check_count
 

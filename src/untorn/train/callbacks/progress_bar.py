@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from untorn.train.callbacks.base import Callback, Logs
-from untorn.train.history import _number
+from untorn.train.history import number_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,7 +175,7 @@ class ProgressBar(Callback):
         return f"epoch {epoch + 1:{len(str(self._epochs))}}/{self._epochs}"
 
     def _numbers(self, metrics: dict[str, float], examples_per_s: float) -> list[str]:
-        parts = [f"{name} {_number(value)}" for name, value in metrics.items()]
+        parts = [f"{name} {number_text(value)}" for name, value in metrics.items()]
         if self._restarts:
             parts.append(f"restarts {self._restarts}")
         if math.isfinite(examples_per_s):

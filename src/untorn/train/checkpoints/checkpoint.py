@@ -33,10 +33,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn.descriptors import keep, standard_streams
 from untorn.errors import FormatError
-from untorn.share.descriptors import keep, standard_streams
-from untorn.share.layout import MALFORMED, count_of, items_of, name_of, read_dtype
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import MALFORMED, count_of, flatten, items_of, name_of, read_dtype
 from untorn.train.checkpoints import tensorfile
 from untorn.train.digest import weights_sha256
 from untorn.train.history import History

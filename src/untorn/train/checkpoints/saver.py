@@ -24,9 +24,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from untorn import _core
+from untorn.descriptors import keep
 from untorn.errors import BusyError, FormatError
 from untorn.share import Snapshot, lowlevel
-from untorn.share.descriptors import keep
 from untorn.train.checkpoints import checkpoint
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
 

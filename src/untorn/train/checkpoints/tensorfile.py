@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from untorn.descriptors import keep
 from untorn.errors import FormatError
-from untorn.share.descriptors import keep
-from untorn.share.layout import MALFORMED, count_of, items_of, name_of
+from untorn.share.lowlevel import MALFORMED, count_of, items_of, name_of
 
 __all__ = ["Tensor", "TensorFile", "opened"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Snapshot, publish
-from untorn.share.typevars import T_co
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.collate import as_batch, collate
 from untorn.train.data.sending import received, sendable
+from untorn.typevars import T_co
 
 __all__ = ["Dataset", "Examples", "ItemSource"]
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.share.typevars import T_co
+from untorn.typevars import T_co
 
 __all__ = ["Gradient", "Model", "Parts", "Replica", "check_no_params"]
 

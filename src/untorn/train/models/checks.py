@@ -10,7 +10,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.errors import NonFiniteLossError
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.trees import Spec, leaf_specs, path_of
 
 __all__ = ["check_parameters", "checked_loss", "checked_metrics"]

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from untorn.share.descriptors import opener
+from untorn.descriptors import opener
 
 __all__ = ["Absent", "Reduction", "path_to", "reduction", "remade", "within"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from untorn.errors import UnsupportedTypeError
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.trees import CONTAINERS, Collect, Spec, collector, mismatch, names_of, path_of
 
 __all__ = ["GradientCheck"]

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.board import KernelSettings
-from untorn.share.layout import Decoder, Layout
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import Decoder, Layout, flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import Optimizer
 from untorn.train.optim.schedules import RateOrSchedule, check_learning_rate, rate_at

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import ServerOptimizer, Session
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.board import Board, pack_ranges
-from untorn.share.layout import Layout
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import Layout, flatten
 from untorn.trees import path_of, paths
 
 __all__ = ["ParameterPlan"]

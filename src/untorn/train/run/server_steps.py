@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from untorn.board import Board
 from untorn.share import Publisher, lowlevel
-from untorn.share.specs import flatten
+from untorn.share.lowlevel import flatten
 from untorn.train.optim.base import Optimizer
 
 __all__ = ["ServerSteps"]

@@ -13,10 +13,10 @@ import statistics
 from dataclasses import dataclass, field
 
 from untorn.board import Board
+from untorn.descriptors import keep
 from untorn.engines import Engine
 from untorn.errors import CapacityError
-from untorn.share.descriptors import keep
-from untorn.share.obstacles import shortage
+from untorn.share.lowlevel import shortage
 
 __all__ = ["Team", "Tuner", "most_workers"]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from untorn.share.quiet import silenced
+from untorn.quiet import silenced
 
 
 def test_only_what_is_meant_is_silenced():
