@@ -111,10 +111,10 @@ class JaxModel(Model):
             raise TypeError(f"loss_fn: expected a function (params, batch) -> loss, found {type(loss_fn).__name__}")
         if predict is not None and not callable(predict):
             raise TypeError(f"predict: expected a function (params, x) -> outputs, found {type(predict).__name__}")
-        self.loss_fn = _Function(loss_fn)
-        self.predict = None if predict is None else _Function(predict)
+        self.loss_fn: _Function = _Function(loss_fn)
+        self.predict: _Function | None = None if predict is None else _Function(predict)
         self.has_aux = has_aux
-        self.has_state = state is not None
+        self.has_state: bool = state is not None
         self._state = _Tree("state", state, taken=set())
         self._params = _Tree("params", params, taken=set(self._state.names))
         if not any(array.size for array in self._params.arrays):

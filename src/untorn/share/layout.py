@@ -82,7 +82,7 @@ class Layout:
     def __init__(self, spec: Spec, extra: Spec | None = None, *, payload: int | None = None) -> None:
         self.spec = spec
         self.extra = extra
-        self.has_foreign = False
+        self.has_foreign: bool = False
         self.arrays: list[int] = []
         self._decoder: Decoder | None = None
         self._end = 0
@@ -90,10 +90,10 @@ class Layout:
         document = {"value": self._describe(spec, places)}
         if extra is not None:
             document["extra"] = self._describe(extra, places)
-        self.schema = json.dumps(document, separators=(",", ":")).encode()
-        self.payload = _align(_core.HEADER_NBYTES + len(self.schema)) if payload is None else payload
-        self.nbytes = self.payload + _align(self._end)
-        self.leaves = [(leaf, self.payload + offset) for leaf, offset in places]
+        self.schema: bytes = json.dumps(document, separators=(",", ":")).encode()
+        self.payload: int = _align(_core.HEADER_NBYTES + len(self.schema)) if payload is None else payload
+        self.nbytes: int = self.payload + _align(self._end)
+        self.leaves: list[tuple[Spec, int]] = [(leaf, self.payload + offset) for leaf, offset in places]
 
     def _place(self, nbytes: int, alignment: int) -> int:
         offset = _align(self._end, alignment)
@@ -306,7 +306,7 @@ class Decoder:
     def __init__(
         self, schema: bytes, slot_nbytes: int, *, payload: int | None = None, allow_pickle: bool = False
     ) -> None:
-        self.payload = _align(_core.HEADER_NBYTES + len(schema)) if payload is None else payload
+        self.payload: int = _align(_core.HEADER_NBYTES + len(schema)) if payload is None else payload
         self.slot_nbytes = slot_nbytes
         self.allow_pickle = allow_pickle
         #: what every array leaf looks like: (offset, dtype, shape, strides), in order

@@ -103,7 +103,7 @@ class TorchModel(Model[_ModuleT_co]):
                 raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
         self._module = module
         self.loss = loss
-        self.metrics = dict(metrics or {})
+        self.metrics: dict[str, Callable[[Any, Any], Any]] = dict(metrics or {})
         self.forward = forward
         self.sample_weight = sample_weight
         self._stale: list[Stale] = []

@@ -115,6 +115,18 @@ class Trainer(Generic[ModelT_co]):
         array([ 1., -2.])
     """
 
+    seed: int
+    shards: int
+    max_staleness: int
+    clip_norm: float | None
+    accumulate: int
+    threads_per_worker: int
+    max_restarts: int
+    tuner: Tuner | None
+    stop_training: bool
+    epoch: int
+    step: int
+
     def __init__(
         self,
         model: ModelT_co,

@@ -1,12 +1,14 @@
 """Type checkers infer programs that use untorn, and refuse what is wrong in them.
 
 Each of programs/*.py is a user's program, checked by mypy and pyright in their strict modes against the installed
-package. ``assert_type`` states what is inferred, and a line with an error ends with ``# refused``.
+package. ``assert_type`` states what is inferred, and a line with an error ends with ``# refused``. The public classes
+have annotations throughout: where these are missing, checkers infer types from the code, and may differ.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from types import ModuleType
 import pytest
 
 import untorn
+import untorn.typing
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -75,3 +78,21 @@ def test_the_programs(checker, tmp_path):
     }
     assert {place: refused[place] for place in refused.keys() - expected.keys()} == {}, "these lines are right"
     assert {place: expected[place] for place in expected.keys() - refused.keys()} == {}, "these lines are wrong"
+
+
+def test_the_public_types_are_complete():
+    # it looks for the package where the python of PATH does
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["pyright", "--verifytypes", "untorn", "--ignoreexternal", "--outputjson"]
+    ran = subprocess.run(
+        [sys.executable, "-m", *command], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    report = json.loads(ran.stdout)["typeCompleteness"]
+    assert report["exportedSymbolCounts"]["withUnknownType"] == 0
+    found = {symbol["name"]: symbol for symbol in report["symbols"]}
+    public = [f"untorn.{name}" for name in untorn.__all__]
+    public += [f"untorn.typing.{name}" for name in untorn.typing.__all__]
+    public += ["untorn.torch.TorchModel", "untorn.jax.JaxModel"]
+    incomplete = [name for name in public if not found[name]["isTypeKnown"]]
+    # a class is incomplete because of its members, or of those of a class in their types
+    assert not incomplete, {name: symbol["diagnostics"] for name, symbol in found.items() if not symbol["isTypeKnown"]}

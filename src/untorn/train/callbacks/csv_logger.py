@@ -40,7 +40,7 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], *, separator: str = ",", append: bool = False) -> None:
         if len(separator) != 1:
             raise ValueError(f"CSVLogger: separator={separator!r}: expected one character")
-        self.filename = os.fspath(filename)
+        self.filename: str = os.fspath(filename)
         self.separator = separator
         self.append = append
         self._names: list[str] | None = None

@@ -69,16 +69,16 @@ class EarlyStopping(Callback):
         self.monitor = monitor
         self.min_delta = min_delta
         self.mode = self._monitor.mode
-        self.patience = check_count("EarlyStopping", "patience", patience, least=0)
+        self.patience: int = check_count("EarlyStopping", "patience", patience, least=0)
         self.verbose = verbose
         self.baseline = baseline
         self.restore_best_weights = restore_best_weights
-        self.start_from_epoch = check_count("EarlyStopping", "start_from_epoch", start_from_epoch, least=0)
+        self.start_from_epoch: int = check_count("EarlyStopping", "start_from_epoch", start_from_epoch, least=0)
         self._forget()
 
     def _forget(self) -> None:
-        self.best = math.nan
-        self.best_epoch = -1
+        self.best: float = math.nan
+        self.best_epoch: int = -1
         self.best_weights: Any = None
         self.stopped_epoch: int | None = None
         self._waited = 0

@@ -72,14 +72,14 @@ class ModelCheckpoint(Callback):
                 raise ValueError(f"ModelCheckpoint: save_freq={save_freq!r}: expected 'epoch' or a number of steps")
         else:
             check_count("ModelCheckpoint", "save_freq", save_freq, least=1)
-        self.filepath = os.fspath(filepath)
+        self.filepath: str = os.fspath(filepath)
         self.monitor = monitor
         self.mode = self._monitor.mode
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
         self.save_freq = save_freq
-        self.best = math.nan if initial_value_threshold is None else float(initial_value_threshold)
+        self.best: float = math.nan if initial_value_threshold is None else float(initial_value_threshold)
         self.last_path: str | None = None
         self._saved_at = 0
 

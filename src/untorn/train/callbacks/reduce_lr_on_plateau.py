@@ -59,14 +59,14 @@ class ReduceLROnPlateau(Callback):
         self.min_delta = min_delta
         self.mode = self._monitor.mode
         self.factor = factor
-        self.patience = check_count("ReduceLROnPlateau", "patience", patience, least=0)
+        self.patience: int = check_count("ReduceLROnPlateau", "patience", patience, least=0)
         self.verbose = verbose
-        self.cooldown = check_count("ReduceLROnPlateau", "cooldown", cooldown, least=0)
+        self.cooldown: int = check_count("ReduceLROnPlateau", "cooldown", cooldown, least=0)
         self.min_lr = min_lr
         self._forget()
 
     def _forget(self) -> None:
-        self.best = math.nan
+        self.best: float = math.nan
         self._waited = 0
         self._cooling = 0
 

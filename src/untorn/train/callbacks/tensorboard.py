@@ -47,7 +47,7 @@ class TensorBoard(Callback):
                 )
         else:
             check_count("TensorBoard", "update_freq", update_freq, least=1)
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir: str = os.fspath(log_dir)
         self.update_freq = update_freq
         self._every = update_freq if isinstance(update_freq, int) else int(update_freq == "batch")
         self._writers: dict[str, _Writer] = {}

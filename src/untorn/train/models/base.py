@@ -34,6 +34,10 @@ class Gradient:
 
     __slots__ = ("leaves", "loss", "metrics")
 
+    loss: float
+    leaves: list[Any]
+    metrics: Mapping[str, float]
+
     def __init__(self, loss: float, leaves: list[Any], metrics: Mapping[str, float]) -> None:
         self.loss = loss
         self.leaves = leaves
@@ -46,7 +50,7 @@ class Replica(ABC):
     #: whether it must be given random numbers
     takes_rng: bool
     #: whether there may be batches of one example on which it cannot be trained
-    needs_several = False
+    needs_several: bool = False
 
     @abstractmethod
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:

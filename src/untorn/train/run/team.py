@@ -148,7 +148,7 @@ class Tuner:
     TOLERANCE = 0.03
 
     def __post_init__(self) -> None:
-        self.workers = self.most
+        self.workers: int = self.most
         if self.most == 1:
             self.found = True
 
