@@ -62,7 +62,7 @@ class Spec(NamedTuple):
     """The structure of a tree, hashable: a node's kind, what distinguishes it from others of its kind, its children.
 
     The detail of a dict is ((type of the key, key), ...), of a list or tuple its length, and of a named tuple or
-    dataclass (class, names of the fields). Nodes of other kinds belong to whoever made the spec.
+    dataclass (class, names of the fields). Only the maker of a spec knows what nodes of other kinds are.
     """
 
     kind: str
@@ -89,6 +89,8 @@ class Node(NamedTuple):
 
     def make(self, members: list[Any]) -> Any:
         """Return a container of the same kind with these members."""
+        if self.kind == "tuple":
+            return tuple(members)
         return builder(self.kind, self.detail, [next] * len(members))(iter(members))
 
 
@@ -112,13 +114,14 @@ def opened(value: Any, kinds: frozenset[str] = CONTAINERS) -> Node | None:
 
 
 def _kind_of(cls: type, kinds: frozenset[str]) -> str | None:
-    if "namedtuple" in kinds and issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return "namedtuple"
     if "dataclass" in kinds and dataclasses.is_dataclass(cls):
         return "dataclass"
-    return next(
-        (base.__name__ for base in (dict, list, tuple) if base.__name__ in kinds and issubclass(cls, base)), None
-    )
+    if not issubclass(cls, (dict, list, tuple)):
+        return None
+    if "namedtuple" in kinds and issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return "namedtuple"
+    kind = "dict" if issubclass(cls, dict) else "list" if issubclass(cls, list) else "tuple"
+    return kind if kind in kinds else None
 
 
 def is_record(cls: type) -> bool:
@@ -150,7 +153,7 @@ def _make_dataclass(names: tuple[str, ...], cls: type, members: list[Any]) -> An
 
 
 def member_names(kind: str, detail: Any, count: int) -> Sequence[str]:
-    """The names of a node's members, as paths have them: keys, fields or indices."""
+    """Return the names of a node's members, as paths have them: keys, fields or indices."""
     if kind in ("dict", "odict"):
         return [str(key) for _, key in detail]
     names: tuple[str, ...] = detail[1] if kind in ("namedtuple", "dataclass") else tuple(f"{i}" for i in range(count))
@@ -167,12 +170,12 @@ def flatten(
     kinds: frozenset[str] = CONTAINERS,
     at: Path = (),
 ) -> tuple[Spec, list[Any]]:
-    """Take a tree apart: its spec, and its leaves in depth-first order. Copies nothing.
+    """Take a tree apart into its spec and its leaves, in depth-first order. Copies nothing.
 
     Args:
         tree: any value.
         take: (value, path, leaves) -> a Node to go on into, or the spec of a leaf, which it has appended to leaves. By
-            default, all but containers is a leaf whose spec is LEAF.
+            default, everything but a container is a leaf whose spec is LEAF.
         kinds: the containers that are opened by default.
         at: the path of the tree in a larger one.
 
@@ -192,7 +195,7 @@ def flatten(
             raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
         above.append(id(value))
         children = []
-        for name, member in zip(node.names, node.members, strict=True):
+        for name, member in zip(node.names, node.members):  # noqa: B905  # of one length, and this runs often
             place = (*path, name)
             found = taken(member, place, leaves)
             children.append(found if isinstance(found, Spec) else inside(found, member, place))
@@ -225,8 +228,8 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
 
 
 def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[str] = BATCH) -> Any:
-    """The same tree with what the function makes of each leaf; it is also given the leaves of other trees of the same
-    structure."""
+    """Return the same tree with what the function makes of each leaf. It also gets the leaves of other trees, which are
+    of the same structure."""
     node = opened(tree, kinds)
     if node is None:
         return function(tree, *others)
@@ -237,8 +240,8 @@ def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[
 def map_with_path(
     function: Callable[[str, Any], Any], tree: Any, *, at: str = "", kinds: frozenset[str] = BATCH
 ) -> Any:
-    """The same tree with what the function makes of each leaf and its place, as Python writes it: ``data[0]['x']`` for
-    a tree ``at`` "data". Leaves come in depth-first order."""
+    """Return the same tree with what the function makes of each leaf and its place, which is written as in Python:
+    ``data[0]['x']`` for a tree ``at`` "data". Leaves come in depth-first order."""
     node = opened(tree, kinds)
     if node is None:
         return function(at, tree)
@@ -252,7 +255,7 @@ def map_with_path(
 
 
 def subscripts(node: Node) -> list[str]:
-    """What Python writes behind a container for each member: ``['w']``, ``[0]``, ``.w``."""
+    """Return what Python has behind a container for each member: ``['w']``, ``[0]``, ``.w``."""
     if node.kind in ("dict", "odict"):
         return [f"[{key!r}]" for _, key in node.detail]
     if node.kind == "dataclass":
@@ -264,13 +267,13 @@ def subscripts(node: Node) -> list[str]:
 
 
 def path_of(path: Path) -> str:
-    """The place of a node as people write it: ``head/w``; the root is ``(the value itself)``."""
+    """Return a path as text: ``head/w``; that of the root is ``(the value itself)``."""
     return "/".join(path) if path else "(the value itself)"
 
 
 def leaf_specs(spec: Spec, path: Path = (), *, through: bool = False) -> Iterator[tuple[Path, Spec]]:
-    """Yield every node that is no container, with its path; ``through`` those that have children, their leaves instead,
-    by index."""
+    """Yield (path, spec) of every node that is not a container. If ``through``, yield the leaves below such a node in
+    its place, by index."""
     if spec.kind not in CONTAINERS and not (through and spec.children):
         yield path, spec
         return
@@ -279,7 +282,7 @@ def leaf_specs(spec: Spec, path: Path = (), *, through: bool = False) -> Iterato
 
 
 def names_of(spec: Spec) -> Sequence[str]:
-    """The names of a node's children."""
+    """Return the names of a node's children."""
     return member_names(spec.kind, spec.detail, len(spec.children))
 
 
@@ -291,7 +294,8 @@ def paths(spec: Spec, *, through: bool = False) -> list[Path]:
 def mismatch(
     expected: Spec, found: Spec, same_leaf: Callable[[Spec, Spec], bool], path: Path = ()
 ) -> tuple[Path, Spec, Spec] | None:
-    """The first place where two trees differ in structure, apart from the order of names; None if they do not."""
+    """Return the first place where two trees differ in structure, apart from the order of names; None if they are
+    alike."""
     if expected.kind not in CONTAINERS and found.kind not in CONTAINERS:
         return None if same_leaf(expected, found) else (path, expected, found)
     others = dict(zip(names_of(found), found.children, strict=True))
@@ -306,8 +310,8 @@ Collect = Callable[[Any, list[Any]], bool]
 
 
 def collector(spec: Spec, leaf: Callable[[Spec], Collect]) -> Collect:
-    """Return a function (tree, leaves) -> bool, which appends the leaves of a tree of this structure in the order of
-    the spec; False if it is another structure. Whatever can be known beforehand is, for a tree that comes often.
+    """Return a function (tree, leaves) -> bool that appends the leaves of a tree of this structure, in the order of the
+    spec, and returns False for another structure. All that is known beforehand is prepared, for trees that come often.
 
     Args:
         spec: the structure. A dict may have its keys in another order; subclasses count as their kind.

@@ -110,7 +110,8 @@ def _opened(value: Any, path: Path) -> Node | None:
     cls = type(value)
     if cls is dict or cls is OrderedDict:
         for key in value:
-            _check_key(key, path)
+            if type(key) is not str:
+                _check_key(key, path)
     elif trees.is_record(cls):
         _check_class(cls, path)
     elif cls is not list and cls is not tuple:

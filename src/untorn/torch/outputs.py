@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from untorn import trees
+
 __all__ = ["predicted"]
 
 
@@ -18,11 +20,10 @@ def predicted(outputs: Any, name: str) -> Any:
     if isinstance(outputs, torch.Tensor):
         array: NDArray[Any] = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy().copy()
         return array
-    if type(outputs) in (dict, OrderedDict):
-        return {key: predicted(part, f"{name}[{key!r}]") for key, part in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        parts = [predicted(part, f"{name}[{index}]") for index, part in enumerate(outputs)]
-        return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+    node = trees.opened(tuple(outputs) if isinstance(outputs, list) else outputs, trees.BATCH)
+    if node is not None and (node.kind != "dict" or type(outputs) in (dict, OrderedDict)):
+        places = zip(trees.subscripts(node), node.members, strict=True)
+        return node.make([predicted(part, name + place) for place, part in places])
     if outputs is None and name:
         return None
     found = dict(outputs) if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})

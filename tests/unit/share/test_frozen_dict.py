@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import json
 import pickle
 import random
 import threading
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 
 from untorn import _core
+from untorn.adapter_registry import adapter_for, adapter_named
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share.frozen_dict import FrozenDict
+from untorn.share.layout import Decoder, pack
 
 MISSING = object()
 
@@ -649,3 +652,13 @@ def test_documents_that_are_no_bytes_are_a_format_error(documents):
     parts = FrozenDict({"a": 1}).parts() | {"documents": documents}
     with pytest.raises(FormatError, match="documents: expected bytes, found "):
         FrozenDict.of_parts(parts)
+
+
+def test_it_is_registered_as_other_values_are_and_keeps_its_kind_in_the_schema():
+    frozen = FrozenDict({"a": 1})
+    assert adapter_for(FrozenDict) is adapter_named("untorn.FrozenDict")
+    assert adapter_for(type("Sub", (FrozenDict,), {})) is None
+    schema, payload = pack({"f": frozen})
+    kind, parts, nodes = json.loads(schema)["value"][2][0]
+    assert (kind, parts, len(nodes)) == ("frozendict", ["index", "entries", "blob", "documents"], 4)
+    assert Decoder(schema, len(payload), payload=0).value(payload)["f"] == frozen
