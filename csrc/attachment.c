@@ -132,7 +132,7 @@ static enum status attachment_map_control(struct attachment *a, const uint8_t *i
                       (off_t)identity.rows_offset);
     if (rows == MAP_FAILED)
         return STATUS_OS;
-    a->channel.commons = rows;
+    a->channel.shared = rows;
     a->channel.rows = rows;
     return STATUS_OK;
 }
@@ -371,7 +371,7 @@ enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout
         return STATUS_OK;
     int64_t spin_ns = timeout_ns < WAIT_SPIN_NS ? timeout_ns : WAIT_SPIN_NS;
     if (!futex_spin(word, (uint32_t)latest, spin_ns) &&
-        futex_sleep(word, (uint32_t)latest, &a->channel.commons->sleepers, timeout_ns) == FUTEX_INTERRUPTED)
+        futex_sleep(word, (uint32_t)latest, &a->channel.shared->sleepers, timeout_ns) == FUTEX_INTERRUPTED)
         return STATUS_INTERRUPTED;
     return latest_version(channel_latest(&a->channel)) > seen ? STATUS_OK : STATUS_TIMEOUT;
 }
@@ -461,7 +461,7 @@ void attachment_retire(struct attachment *a)
     attachment_disown(a);
     pthread_mutex_unlock(&a->lock);
     shared_store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' shared_load_acquire */
-    futex_wake(&a->channel.commons->sleepers);
+    futex_wake(&a->channel.shared->sleepers);
     if (attachment_has_control(a))
         lock_drop(a->control_fd, 0);
 }
@@ -481,8 +481,8 @@ unsigned attachment_reclaim(struct attachment *attachment)
     unsigned reclaimed = 0;
     if (!attachment_has_control(attachment))
         return 0; /* the locks of another file are no word about these rows */
-    uint32_t high = shared_load_acquire(&channel->commons->high);
-    for (uint32_t row = 1; row <= high && row <= channel->max_readers; row++) {
+    uint32_t high_water = shared_load_acquire(&channel->shared->high_water);
+    for (uint32_t row = 1; row <= high_water && row <= channel->max_readers; row++) {
         struct reader_row *line = &channel->rows[row];
         if (row == attachment->row || shared_load_relaxed(&line->held) == 0 ||
             lock_take(attachment->control_fd, row) != STATUS_OK)

@@ -70,7 +70,7 @@ static bool bell_wait(const struct board *board, uint32_t seen, int64_t spin_ns,
 /* -- refusals --------------------------------------------------------------------------------------------------- */
 
 /* So often has each worker tried: for about a second, since it looks around every LOOK_AROUND_NS. */
-enum { REFUSALS_MOST = 100 };
+enum { REFUSALS_MAX = 100 };
 
 static uint64_t refused_step(uint64_t refused) { return refused >> 32; }
 static uint64_t refused_times(uint64_t refused) { return refused >> 16 & 0xffff; }
@@ -79,17 +79,17 @@ static void refusal_count(const struct board *board, uint32_t worker, uint64_t s
 {
     shared_u64 *word = &board->workers[worker].refused;
     uint64_t before = shared_load_relaxed(word), times = refused_step(before) == step ? refused_times(before) : 0;
-    if (times < REFUSALS_MOST)
+    if (times < REFUSALS_MAX)
         times++;
     shared_store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO)); /* pairs with board_refused */
-    if (times == REFUSALS_MOST)
+    if (times == REFUSALS_MAX)
         board_ring_server(board);
 }
 
-void board_refuse(const struct board *board, uint32_t worker, const struct turn *turn, int error)
+void board_refuse(const struct board *board, uint32_t worker, const struct board_run *run, int error)
 {
-    uint64_t free = task_make(task_step(turn->claim), TASK_FREE, 0, task_buffer(turn->claim));
-    shared_swap_if(&board->shard_tasks[turn->shard].word, turn->claim, free); /* failed: it was given to others before */
+    uint64_t free = task_make(task_step(run->claim), TASK_FREE, 0, task_buffer(run->claim));
+    shared_swap_if(&board->shard_tasks[run->shard].word, run->claim, free); /* failed: it was given to others before */
     refusal_count(board, worker, board_step(board), error);
     board_ring(board);
 }
@@ -100,7 +100,7 @@ int board_refused(const struct board *board)
     uint64_t step = board_step(board), refused = 0;
     for (uint32_t worker = 0; worker < active; worker++) {
         refused = shared_load_acquire(&board->workers[worker].refused);
-        if (refused_step(refused) != step || refused_times(refused) < REFUSALS_MOST)
+        if (refused_step(refused) != step || refused_times(refused) < REFUSALS_MAX)
             return 0;
     }
     return (int)(refused & 0xffff);
@@ -113,30 +113,30 @@ static void slot_ask(const struct board *board)
     board_ring_server(board);
 }
 
-struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
+struct board_run board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
                        int64_t wait_ns)
 {
     struct board_header *header = board->header;
     int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)shared_load_relaxed(&header->spin_ns) : 0;
     if (weights->forked)
-        return (struct turn){.kind = TURN_STOP}; /* a forked copy of a worker: its claims are the worker's */
+        return (struct board_run){.kind = RUN_STOP}; /* a forked copy of a worker: its claims are the worker's */
     for (;;) {
         uint32_t seen = shared_load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
         if (shared_load_acquire(&header->stop) != 0)
-            return (struct turn){.kind = TURN_STOP};
+            return (struct board_run){.kind = RUN_STOP};
         if (worker >= shared_load_acquire(&header->active))
-            return (struct turn){.kind = TURN_LEAVE};
+            return (struct board_run){.kind = RUN_LEAVE};
         uint64_t phase = shared_load_acquire(&header->phase), step = phase_step(phase);
-        struct turn turn;
+        struct board_run run;
         bool done = false, has_slot = true, refused = false;
-        if (header->lanes) {
-            if (lane_claim(board, worker, &turn))
-                return turn;
+        if (header->is_async) {
+            if (inflight_claim(board, worker, &run))
+                return run;
             if (wait_ns == 0)
-                return (struct turn){.kind = TURN_IDLE};
+                return (struct board_run){.kind = RUN_IDLE};
         } else if (step >= shared_load_acquire(&header->limit)) {
             if (wait_ns == 0)
-                return (struct turn){.kind = TURN_IDLE};
+                return (struct board_run){.kind = RUN_IDLE};
         } else if (phase_kind(phase) == PHASE_UPDATE) {
             if (updates_run(board, weights, worker, step, phase_slot(phase), &refused)) {
                 phase_end_update(board, weights, phase);
@@ -145,8 +145,8 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
         } else if (phase_kind(phase) == PHASE_NORM) {
             done = norms_run(board, worker, step);
             has_slot = !done || phase_begin_update(board, weights, phase, &refused);
-        } else if (shard_claim(board, worker, step, &turn, &done)) {
-            return turn;
+        } else if (shard_claim(board, worker, step, &run, &done)) {
+            return run;
         } else if (done) {
             has_slot = phase_end_gradient(board, weights, phase, &refused);
         }
@@ -157,10 +157,10 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
         } else if (!has_slot) {
             slot_ask(board);
             if (wait_ns == 0)
-                return (struct turn){.kind = TURN_NEED_SLOT};
+                return (struct board_run){.kind = RUN_NEED_SLOT};
         }
         if (!bell_wait(board, seen, spin_ns, end_ns))
-            return (struct turn){.kind = TURN_IDLE};
+            return (struct board_run){.kind = RUN_IDLE};
         if (shared_load_acquire(&header->bell) == seen)
             spin_ns = 0; /* nothing came while we spun, so it may take long: from here on only sleep */
     }
@@ -168,7 +168,7 @@ struct turn board_next(const struct board *board, struct attachment *weights, ui
 
 /* -- the server ------------------------------------------------------------------------------------------------- */
 
-void board_open(const struct board *board, uint64_t limit)
+void board_set_limit(const struct board *board, uint64_t limit)
 {
     shared_store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and rates come before */
     board_ring(board);
@@ -180,38 +180,38 @@ void board_stop(const struct board *board)
     board_ring(board);
 }
 
-void board_team(const struct board *board, uint32_t active, int64_t spin_ns)
+void board_set_workers(const struct board *board, uint32_t active, int64_t spin_ns)
 {
     shared_store_relaxed(&board->header->spin_ns, (uint64_t)spin_ns);
     shared_store_release(&board->header->active, active);
     board_ring(board);
 }
 
-/* -- lanes ------------------------------------------------------------------------------------------------------ */
+/* -- batches in flight ------------------------------------------------------------------------------------------- */
 
-bool lane_open(const struct board *board, uint32_t lane, uint64_t batch)
+bool inflight_open(const struct board *board, uint32_t index, uint64_t batch)
 {
-    shared_u64 *word = &board->shard_tasks[lane].word;
+    shared_u64 *word = &board->shard_tasks[index].word;
     uint64_t task = shared_load_relaxed(word);
     if (task_state(task) != TASK_EMPTY)
         return false;
-    shared_store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty lane */
+    shared_store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty place */
     board_ring(board);
     return true;
 }
 
-void lane_empty(const struct board *board, uint32_t lane)
+void inflight_empty(const struct board *board, uint32_t index)
 {
-    shared_u64 *word = &board->shard_tasks[lane].word;
+    shared_u64 *word = &board->shard_tasks[index].word;
     uint64_t task = shared_load_acquire(word);
-    commit_bury(board, lane, task);
+    record_settle_overwritten(board, index, task);
     shared_store_release(word, task_make(task_step(task), TASK_EMPTY, 0, task_buffer(task)));
 }
 
-struct lane lane_look(const struct board *board, uint32_t lane)
+struct inflight inflight_look(const struct board *board, uint32_t index)
 {
-    uint64_t task = shared_load_acquire(&board->shard_tasks[lane].word); /* pairs with board_commit */
-    return (struct lane){
+    uint64_t task = shared_load_acquire(&board->shard_tasks[index].word); /* pairs with board_commit */
+    return (struct inflight){
         .state = task_state(task),
         .batch = task_step(task),
         .version = task_state(task) == TASK_DONE ? board_buffer_at(board, task_buffer(task))->version : 0,
@@ -219,7 +219,7 @@ struct lane lane_look(const struct board *board, uint32_t lane)
     };
 }
 
-enum status lane_apply(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+enum status inflight_apply(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
                        uint64_t staleness)
 {
     uint64_t capacity;
@@ -229,11 +229,11 @@ enum status lane_apply(const struct board *board, struct attachment *weights, ui
     if (status == STATUS_OK)
         status = attachment_pick_ready(weights, ((const struct slot_header *)from)->nbytes, &slot);
     if (status == STATUS_OK)
-        status = lane_update(board, weights, lane, step, staleness, slot);
+        status = inflight_update(board, weights, index, step, staleness, slot);
     if (status != STATUS_OK)
         return status;
     channel_publish(&weights->channel, board->header->base_version + step + 1, slot);
-    lane_empty(board, lane);
+    inflight_empty(board, index);
     shared_store_release(&board->header->phase, phase_make(step + 1, PHASE_GRADIENT, 0)); /* pairs with board_step */
     return STATUS_OK;
 }

@@ -31,12 +31,12 @@
  * Workers come and go while steps run: rows below `active` take part, and a row has memory for its buffer once it was
  * active (board_nbytes_used).
  *
- * Lanes, for asynchronous training: a shard's task is then a lane, which holds a batch of its own. The server opens it,
- * a worker computes the whole batch's gradient on the newest version that it finds, and the server applies it, in an
- * order of its own; or it reads what is there, and empties the lane:
+ * Batches in flight, for asynchronous training: each shard's task is then the place of one batch. The server puts a
+ * batch in, a worker computes the gradient of all of it on the newest version that it finds, and the server applies the
+ * gradient, in an order of its own; or it reads the gradient, and empties the place:
  *
- *     EMPTY --lane_open--> FREE --claim--> CLAIMED --commit--> DONE --lane_apply--> EMPTY, and a new version
- *                                                                   --lane_empty--> EMPTY
+ *     EMPTY --inflight_open--> FREE --claim--> CLAIMED --commit--> DONE --inflight_apply--> EMPTY, and a new version
+ *                                                                  DONE --inflight_empty--> EMPTY
  */
 #ifndef UNTORN_BOARD_H
 #define UNTORN_BOARD_H
@@ -45,27 +45,34 @@
 #include "board_tasks.h"
 
 /* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for
- * work: spins for a while, if `spin`, sleeps up to wait_ns in all, then returns TURN_IDLE. */
-struct turn board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
+ * work: spins for a while, if `spin`, sleeps up to wait_ns in all, then returns RUN_IDLE. */
+struct board_run board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
                        int64_t wait_ns);
 /* The worker has no memory to map what the gradient needs: hand the task back, and count the refusal. */
-void board_refuse(const struct board *board, uint32_t worker, const struct turn *turn, int error);
+void board_refuse(const struct board *board, uint32_t worker, const struct board_run *run, int error);
 /* The server: let steps below `limit` run; let the workers below `active` take part, spinning so long; stop all. */
-void board_open(const struct board *board, uint64_t limit);
-void board_team(const struct board *board, uint32_t active, int64_t spin_ns);
+void board_set_limit(const struct board *board, uint64_t limit);
+void board_set_workers(const struct board *board, uint32_t active, int64_t spin_ns);
 void board_stop(const struct board *board);
 /* Nobody can go on: why every worker that takes part has refused this step again and again; 0 if one has not. */
 int board_refused(const struct board *board);
-/* The server, with lanes: put a batch into an empty lane; false if it is not. No two batches have the same number. */
-bool lane_open(const struct board *board, uint32_t lane, uint64_t batch);
-/* version: of the weights, once it is DONE; buffer: where its gradient is then */
-struct lane { enum task_state state; uint64_t batch, version; uint32_t buffer; };
-struct lane lane_look(const struct board *board, uint32_t lane);
-/* What a DONE lane holds was read: its buffer goes to whoever commits next. Only the server changes such a lane. */
-void lane_empty(const struct board *board, uint32_t lane);
-/* Apply a lane's gradient, which is DONE, as this step, and record its staleness. The caller is the weights' publisher.
+/* The server of an asynchronous training: put a batch into an empty place; false if the place is not empty. No two
+ * batches have the same number. */
+bool inflight_open(const struct board *board, uint32_t index, uint64_t batch);
+/* A place, and the batch in it. Of a batch that is DONE: the version of the weights that its gradient was computed on,
+ * and the buffer with the gradient. */
+struct inflight {
+    enum task_state state;
+    uint64_t batch, version;
+    uint32_t buffer;
+};
+struct inflight inflight_look(const struct board *board, uint32_t index);
+/* Empty the place of a DONE batch, whose gradient was read: the worker that commits to the place next gets its buffer.
+ * Only the server changes a place that is DONE. */
+void inflight_empty(const struct board *board, uint32_t index);
+/* Apply the gradient of a DONE batch as this step, and record its staleness. The caller is the weights' publisher.
  * STATUS_NO_SLOT: nothing happened, and the server makes room. */
-enum status lane_apply(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+enum status inflight_apply(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
                        uint64_t staleness);
 
 #endif

@@ -12,32 +12,32 @@
 #define SECTIONS_NBYTES (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
 _Static_assert(SECTIONS_NBYTES == 13 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
 
-static uint64_t round_up(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
+static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
-static uint64_t section(uint64_t *end, uint64_t nbytes)
+static uint64_t section_place(uint64_t *end, uint64_t nbytes)
 {
     uint64_t start = *end;
-    *end = round_up(start + nbytes, 64);
+    *end = nbytes_round(start + nbytes, 64);
     return start;
 }
 
 static void sections_place(struct board_header *header, const struct board_config *config)
 {
     uint64_t end = 4096;
-    header->workers_at = section(&end, config->workers * sizeof(struct board_worker));
-    header->shard_tasks_at = section(&end, config->shards * sizeof(struct board_task));
-    header->range_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
-    header->norm_tasks_at = section(&end, config->ranges * sizeof(struct board_task));
-    header->squares_at = section(&end, config->ranges * sizeof(double));
-    header->ranges_at = section(&end, config->ranges * sizeof(struct board_range));
-    header->log_at = section(&end, config->steps * sizeof(struct board_log));
-    header->rates_at = section(&end, config->steps * sizeof(struct kernel_rates));
-    header->order_at = section(&end, config->examples * sizeof(int64_t));
-    header->names_at = section(&end, BOARD_NAMES_NBYTES);
-    header->buffer_stride = round_up(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
-    end = round_up(end, 4096);
-    header->buffers_at = section(&end, (config->shards + config->workers) * header->buffer_stride);
-    header->errors_at = section(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
+    header->workers_at = section_place(&end, config->workers * sizeof(struct board_worker));
+    header->shard_tasks_at = section_place(&end, config->shards * sizeof(struct board_task));
+    header->range_tasks_at = section_place(&end, config->ranges * sizeof(struct board_task));
+    header->norm_tasks_at = section_place(&end, config->ranges * sizeof(struct board_task));
+    header->squares_at = section_place(&end, config->ranges * sizeof(double));
+    header->ranges_at = section_place(&end, config->ranges * sizeof(struct board_range));
+    header->log_at = section_place(&end, config->steps * sizeof(struct board_log));
+    header->rates_at = section_place(&end, config->steps * sizeof(struct kernel_rates));
+    header->order_at = section_place(&end, config->examples * sizeof(int64_t));
+    header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
+    header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
+    end = nbytes_round(end, 4096);
+    header->buffers_at = section_place(&end, (config->shards + config->workers) * header->buffer_stride);
+    header->errors_at = section_place(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
     header->nbytes = end;
 }
 
@@ -95,13 +95,13 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->base_version = config->base_version;
     header->job = config->job;
     header->clip_norm = config->clip_norm;
-    header->lanes = config->lanes;
+    header->is_async = config->is_async;
     header->hyper = config->hyper;
     shared_store_relaxed(&header->active, config->active);
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
-    for (uint32_t shard = 0; shard < config->shards; shard++) /* lanes wait for the server to open them */
-        shared_store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->lanes ? TASK_EMPTY : TASK_FREE, 0, shard));
+    for (uint32_t shard = 0; shard < config->shards; shard++) /* batches in flight come from the server */
+        shared_store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->is_async ? TASK_EMPTY : TASK_FREE, 0, shard));
     for (uint32_t worker = 0; worker < config->workers; worker++) {
         shared_store_relaxed(&board->workers[worker].scratch, config->shards + worker);
         shared_store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));

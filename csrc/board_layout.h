@@ -44,14 +44,14 @@ struct board_buffer {
     uint64_t examples;
     double loss;               /* mean over the examples */
     double metrics[BOARD_METRICS];
-    uint64_t version;          /* of the weights that it was computed on; lanes only */
+    uint64_t version;          /* of the weights that it was computed on; async only */
     uint8_t pad[104];
 };
 
 /* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
 struct board_log {
     double examples, loss, metrics[BOARD_METRICS];
-    double staleness;          /* versions from the gradient's weights to those that it was applied to; lanes only */
+    double staleness;          /* versions from the gradient's weights to those that it was applied to; async only */
     double grad_norm;          /* before clipping; 0 without */
 };
 
@@ -59,7 +59,7 @@ struct board_header {
     char magic[8];
     uint64_t nbytes;
     uint32_t shards, ranges, workers, optimizer; /* workers: the most that there can be */
-    uint32_t lanes;            /* 1: every shard is a lane */
+    uint32_t is_async;         /* 1: the task of each shard is the place of a batch in flight */
     uint64_t steps;            /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes;    /* of a gradient, without its header */
@@ -100,7 +100,7 @@ struct board {
 
 struct board_config {
     uint32_t shards, ranges, workers, active, optimizer; /* workers, active: the most there can be, and at first */
-    bool lanes;
+    bool is_async;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     double clip_norm;
     struct kernel_hyper hyper;

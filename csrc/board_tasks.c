@@ -3,7 +3,7 @@
 
 /* -- claims ------------------------------------------------------------------------------------------------------- */
 
-void commit_bury(const struct board *board, uint32_t shard, uint64_t task)
+void record_settle_overwritten(const struct board *board, uint32_t shard, uint64_t task)
 {
     if (task_state(task) != TASK_DONE || task_worker(task) >= board->header->workers)
         return;
@@ -20,21 +20,21 @@ static bool task_is_open(uint64_t task, uint64_t step)
 }
 
 /* Neighbours begin at shards that lie apart, so that they seldom want the same. */
-static uint32_t first_of(const struct board *board, uint32_t worker, uint32_t count)
+static uint32_t shard_first(const struct board *board, uint32_t worker, uint32_t count)
 {
     uint32_t active = shared_load_relaxed(&board->header->active);
     return active == 0 ? 0 : (uint32_t)((uint64_t)worker * count / active % count);
 }
 
 static bool shard_take(const struct board *board, uint32_t worker, uint32_t shard, uint64_t task, uint64_t step,
-                       struct turn *turn)
+                       struct board_run *run)
 {
     uint64_t claim = task_make(step, TASK_CLAIMED, worker, task_buffer(task));
-    commit_bury(board, shard, task);
+    record_settle_overwritten(board, shard, task);
     if (!shared_swap_if(&board->shard_tasks[shard].word, task, claim))
         return false;
-    *turn = (struct turn){
-        .kind = TURN_GRADIENT,
+    *run = (struct board_run){
+        .kind = RUN_GRADIENT,
         .shard = shard,
         .buffer = (uint32_t)shared_load_relaxed(&board->workers[worker].scratch),
         .step = step,
@@ -43,9 +43,9 @@ static bool shard_take(const struct board *board, uint32_t worker, uint32_t shar
     return true;
 }
 
-bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct turn *turn, bool *done)
+bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct board_run *run, bool *done)
 {
-    uint32_t count = board->header->shards, first = first_of(board, worker, count);
+    uint32_t count = board->header->shards, first = shard_first(board, worker, count);
     *done = true;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t shard = (first + i) % count;
@@ -53,19 +53,19 @@ bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, stru
         if (task_is(task, step, TASK_DONE))
             continue;
         *done = false;
-        if (task_is_open(task, step) && shard_take(board, worker, shard, task, step, turn))
+        if (task_is_open(task, step) && shard_take(board, worker, shard, task, step, run))
             return true;
     }
     return false;
 }
 
-bool lane_claim(const struct board *board, uint32_t worker, struct turn *turn)
+bool inflight_claim(const struct board *board, uint32_t worker, struct board_run *run)
 {
     for (;;) {
         uint64_t oldest = UINT64_MAX; /* a word begins with its batch */
         uint32_t shard = 0;
         for (uint32_t i = 0; i < board->header->shards; i++) {
-            uint64_t task = shared_load_acquire(&board->shard_tasks[i].word); /* pairs with lane_open */
+            uint64_t task = shared_load_acquire(&board->shard_tasks[i].word); /* pairs with inflight_open */
             if (task_state(task) == TASK_FREE && task < oldest) {
                 oldest = task;
                 shard = i;
@@ -73,8 +73,8 @@ bool lane_claim(const struct board *board, uint32_t worker, struct turn *turn)
         }
         if (oldest == UINT64_MAX)
             return false;
-        if (shard_take(board, worker, shard, oldest, task_step(oldest), turn))
-            return true; /* or else somebody was faster, and another lane may wait */
+        if (shard_take(board, worker, shard, oldest, task_step(oldest), run))
+            return true; /* or else somebody was faster, and another batch may wait */
     }
 }
 
@@ -109,25 +109,25 @@ void range_give_back(struct board_task *task, uint64_t claim)
     shared_swap_if(&task->word, claim, task_make(task_step(claim), TASK_FREE, 0, 0));
 }
 
-bool board_commit(const struct board *board, uint32_t worker, const struct turn *turn)
+bool board_commit(const struct board *board, uint32_t worker, const struct board_run *run)
 {
     struct board_worker *self = &board->workers[worker];
-    uint32_t other = task_buffer(turn->claim);
-    uint64_t done = task_make(turn->step, TASK_DONE, worker, turn->buffer);
-    shared_store_release(&self->record, record_intent(turn->step, turn->shard, turn->buffer, other));
-    bool counts = shared_swap_if(&board->shard_tasks[turn->shard].word, turn->claim, done);
+    uint32_t other = task_buffer(run->claim);
+    uint64_t done = task_make(run->step, TASK_DONE, worker, run->buffer);
+    shared_store_release(&self->record, record_intent(run->step, run->shard, run->buffer, other));
+    bool counts = shared_swap_if(&board->shard_tasks[run->shard].word, run->claim, done);
     if (counts) { /* killed before this store: the record tells; the server alone reads a dead worker's scratch */
         shared_store_release(&self->scratch, other);
         shared_store_relaxed(&self->commits, shared_load_relaxed(&self->commits) + 1);
     }
-    if (board->header->lanes)
+    if (board->header->is_async)
         board_ring_server(board);
     return counts;
 }
 
-bool board_stands(const struct board *board, const struct turn *turn)
+bool board_still_claimed(const struct board *board, const struct board_run *run)
 {
-    return shared_load_acquire(&board->shard_tasks[turn->shard].word) == turn->claim;
+    return shared_load_acquire(&board->shard_tasks[run->shard].word) == run->claim;
 }
 
 /* -- the server --------------------------------------------------------------------------------------------------- */
@@ -155,12 +155,12 @@ static bool claims_any(const struct board_task *tasks, uint32_t count, uint32_t 
 }
 
 /* The worker is dead, but others may settle its record at the same time. A word that names its scratch no more, because
- * a later commit buried the dead one's, was claimed by somebody who had settled the record: then our swap fails. */
-static void record_settle(const struct board *board, uint32_t worker)
+ * a later commit replaced the dead one's, was claimed by somebody who had settled the record: then our swap fails. */
+static void record_settle_dead(const struct board *board, uint32_t worker)
 {
     struct board_worker *dead = &board->workers[worker];
     for (;;) {
-        uint64_t record = shared_load_acquire(&dead->record); /* pairs with board_commit and commit_bury */
+        uint64_t record = shared_load_acquire(&dead->record); /* pairs with board_commit and record_settle_overwritten */
         uint32_t scratch = record_scratch(record), mine = scratch;
         if (scratch != record_other(record)) {
             uint32_t named = task_buffer(shared_load_acquire(&board->shard_tasks[record_shard(record)].word));
@@ -178,7 +178,7 @@ int64_t board_recover(const struct board *board, uint32_t worker)
     int64_t shard = board_give_up(board, worker);
     claims_free(board->norm_tasks, board->header->ranges, worker);
     claims_free(board->range_tasks, board->header->ranges, worker);
-    record_settle(board, worker);
+    record_settle_dead(board, worker);
     shared_store_relaxed(&board->workers[worker].refused, 0); /* the one that comes in its place has not tried yet */
     board_ring(board);
     return shard;

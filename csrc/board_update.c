@@ -10,7 +10,7 @@
 /* torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0. */
 #define CLIP_EPSILON 1e-6
 
-/* The gradients that a step is made of: every shard's, or one lane's. All are committed. */
+/* The gradients that a step is made of: those of all shards, or that of one batch in flight. All are committed. */
 struct shards {
     uint32_t count;
     const struct board_buffer *buffers[BOARD_MAX_SHARDS];
@@ -56,7 +56,7 @@ static struct kernel_range shards_range(const struct board *board, const struct 
 
 /* -- norms -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t first_range(const struct board *board, uint32_t worker)
+static uint32_t range_first(const struct board *board, uint32_t worker)
 {
     uint32_t active = shared_load_relaxed(&board->header->active);
     return active == 0 ? 0 : (uint32_t)((uint64_t)worker * board->header->ranges / active % board->header->ranges);
@@ -73,7 +73,7 @@ static void range_norm(const struct board *board, const struct shards *shards, u
 bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
 {
     const struct board_header *header = board->header;
-    uint32_t index, first = first_range(board, worker);
+    uint32_t index, first = range_first(board, worker);
     uint64_t claim;
     struct shards shards = {0};
     bool done;
@@ -181,7 +181,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
                  bool *refused)
 {
     const struct board_header *header = board->header;
-    uint32_t index, first = first_range(board, worker);
+    uint32_t index, first = range_first(board, worker);
     uint64_t claim;
     uint8_t *from = NULL, *to = NULL;
     struct shards shards;
@@ -209,7 +209,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
     return done;
 }
 
-enum status lane_update(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+enum status inflight_update(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
                         uint64_t staleness, unsigned slot)
 {
     const struct board_header *header = board->header;
@@ -218,7 +218,7 @@ enum status lane_update(const struct board *board, struct attachment *weights, u
     double norm = 0;
     if (!slots_map(weights, slot, &from, &to))
         return STATUS_OS;
-    shards_collect(board, lane, 1, &shards);
+    shards_collect(board, index, 1, &shards);
     if (header->clip_norm != 0) {
         for (uint32_t index = 0; index < header->ranges; index++)
             range_norm(board, &shards, index);

@@ -11,8 +11,8 @@ bool norms_run(const struct board *board, uint32_t worker, uint64_t step);
  * to map the weights, and a task that this worker had claimed is free again. */
 bool updates_run(const struct board *board, struct attachment *weights, uint32_t worker, uint64_t step, unsigned slot,
                  bool *refused);
-/* Do all of one lane's update, norm included, into this slot. */
-enum status lane_update(const struct board *board, struct attachment *weights, uint32_t lane, uint64_t step,
+/* Do the whole update of one batch in flight, norm included, into this slot. */
+enum status inflight_update(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
                         uint64_t staleness, unsigned slot);
 
 #endif

@@ -7,7 +7,7 @@ enum { PIN_TRIES = 4 };
 
 /* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
  * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
-static void hold(struct reader_row *row, uint64_t held) { shared_store_release(&row->held, held); }
+static void row_hold(struct reader_row *row, uint64_t held) { shared_store_release(&row->held, held); }
 
 /* Why a pinned slot is never written
  * ----------------------------------
@@ -30,15 +30,15 @@ uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
     const uint64_t before = shared_load_relaxed(&row->held); /* this reader is the only writer */
     for (int attempt = 0; attempt < PIN_TRIES; attempt++) {
         uint64_t latest = channel_latest(channel); /* pairs with channel_publish */
-        hold(row, before | slot_bit(latest_slot(latest)));
+        row_hold(row, before | slot_bit(latest_slot(latest)));
         fence_full();                              /* pairs with channel_held's */
         if (channel_latest(channel) == latest)
             return latest;
     }
-    hold(row, UINT64_MAX);
+    row_hold(row, UINT64_MAX);
     fence_full(); /* pairs with channel_held's */
     uint64_t latest = channel_latest(channel);
-    hold(row, before | slot_bit(latest_slot(latest)));
+    row_hold(row, before | slot_bit(latest_slot(latest)));
     return latest;
 }
 
@@ -55,14 +55,14 @@ uint64_t channel_held(const struct channel *channel)
 {
     fence_full(); /* pairs with channel_pin's; comes after the last publication in happens-before order */
     for (;;) {
-        uint64_t handoffs = shared_load_acquire(&channel->commons->handoffs);
-        uint32_t high = shared_load_acquire(&channel->commons->high);
-        if (high > channel->max_readers) /* the commons are never trusted */
-            high = channel->max_readers;
+        uint64_t handoffs = shared_load_acquire(&channel->shared->handoffs);
+        uint32_t high_water = shared_load_acquire(&channel->shared->high_water);
+        if (high_water > channel->max_readers) /* the shared row is never trusted */
+            high_water = channel->max_readers;
         uint64_t held = 0;
-        for (uint32_t i = 1; i <= high; i++)
+        for (uint32_t i = 1; i <= high_water; i++)
             held |= shared_load_acquire(&channel->rows[i].held); /* pairs with channel_unpin */
-        if (shared_load_acquire(&channel->commons->handoffs) == handoffs)
+        if (shared_load_acquire(&channel->shared->handoffs) == handoffs)
             return held;
     }
 }
@@ -77,7 +77,7 @@ uint64_t channel_taken(const struct channel *channel)
 
 void channel_wake(const struct channel *channel)
 {
-    futex_wake(&channel->commons->sleepers);
+    futex_wake(&channel->shared->sleepers);
 }
 
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)

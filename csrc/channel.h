@@ -9,7 +9,7 @@
  *     +-- page 0: the publisher writes -----------+       +-----------------------------------+
  *     | identity | latest | slot table[64] -------+-----> | id | slot | slot |  hole  | slot | |
  *     +-- row pages: each line has one writer ----+       +-----------------------------------+
- *     | line 0: sleepers, high, handoffs          |       a slot: header, schema, payload
+ *     | line 0: sleepers, high_water, handoffs    |       a slot: header, schema, payload
  *     | line i: reader i: which slots it holds    |
  *     +-------------------------------------------+
  *
@@ -94,14 +94,14 @@ struct reader_row {
     uint8_t pad[40];
 };
 /* Line 0 of the row pages: written by all readers, never trusted. */
-struct reader_commons {
+struct shared_row {
     shared_u32 sleepers;       /* see futex.h */
-    shared_u32 high;           /* no row above this one was ever taken; grows only */
+    shared_u32 high_water;      /* no row above this one was ever taken; grows only */
     shared_u64 handoffs;       /* forks that copied a row to a child, see channel_held */
     uint8_t pad[48];
 };
 _Static_assert(sizeof(struct reader_row) == CHANNEL_LINE, "one writer per line");
-_Static_assert(sizeof(struct reader_commons) == CHANNEL_LINE, "one line");
+_Static_assert(sizeof(struct shared_row) == CHANNEL_LINE, "one line");
 
 /* The first bytes of a slot. Written before the slot becomes the latest; constant while it is held. */
 struct slot_header {
@@ -117,8 +117,8 @@ _Static_assert(sizeof(struct slot_header) == 64, "the schema begins on a line");
 /* Both mappings of one control file, and the number of rows it has. */
 struct channel {
     struct control *control;
-    struct reader_commons *commons;
-    struct reader_row *rows;   /* rows[i] is line i; rows[0] is the commons' and is not used as a row */
+    struct shared_row *shared;
+    struct reader_row *rows;   /* rows[i] is line i; rows[0] is the shared row's line and is not used as a row */
     uint32_t max_readers;
     uint32_t max_slots;
 };

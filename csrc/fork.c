@@ -42,7 +42,7 @@ static void fork_prepare_one(struct attachment *a)
     if (a->fork_fd >= 0)
         (void)row_take(&a->channel, a->fork_fd, shared_load_relaxed(&a->channel.rows[a->row].held), &a->fork_row);
     if (a->fork_row != 0) {
-        shared_add(&a->channel.commons->handoffs, 1); /* pairs with channel_held */
+        shared_add(&a->channel.shared->handoffs, 1); /* pairs with channel_held */
         return;
     }
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++)

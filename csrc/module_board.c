@@ -16,7 +16,7 @@ typedef struct {
     struct core *core;         /* here, since the object may be of a derived class */
     struct board board;
     struct own own;            /* the mapping; a forked child's is a copy */
-    struct turn turn;
+    struct board_run run;
 } BoardObject;
 
 static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -49,7 +49,7 @@ static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->core = core;
     self->board = board;
     self->own = (struct own){.memory = memory, .nbytes = (uint64_t)stat.st_size, .fd = fd};
-    self->turn = (struct turn){.kind = TURN_IDLE};
+    self->run = (struct board_run){.kind = RUN_IDLE};
     own_add(&self->own);
     return (PyObject *)self;
 }
@@ -86,12 +86,12 @@ static PyObject *Board_next(PyObject *self, PyObject *args)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    board->turn = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, spin != 0,
+    board->run = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, spin != 0,
                              (int64_t)(wait_s * 1e9));
     Py_END_ALLOW_THREADS
-    const struct turn *turn = &board->turn;
-    const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, turn->buffer);
-    return Py_BuildValue("(iKIK)", (int)turn->kind, (unsigned long long)turn->step, turn->shard,
+    const struct board_run *run = &board->run;
+    const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, run->buffer);
+    return Py_BuildValue("(iKIK)", (int)run->kind, (unsigned long long)run->step, run->shard,
                          (unsigned long long)(buffer - (const uint8_t *)board->own.memory));
 }
 
@@ -101,12 +101,12 @@ static PyObject *Board_commit(PyObject *self, PyObject *argument)
     unsigned long worker = PyLong_AsUnsignedLong(argument);
     if (PyErr_Occurred())
         return NULL;
-    if (board->turn.kind != TURN_GRADIENT || worker >= board->board.header->workers) {
+    if (board->run.kind != RUN_GRADIENT || worker >= board->board.header->workers) {
         PyErr_SetString(PyExc_ValueError, "commit: no gradient task was taken");
         return NULL;
     }
-    bool counts = board_commit(&board->board, (uint32_t)worker, &board->turn);
-    board->turn.kind = TURN_IDLE;
+    bool counts = board_commit(&board->board, (uint32_t)worker, &board->run);
+    board->run.kind = RUN_IDLE;
     return PyBool_FromLong(counts);
 }
 
@@ -117,19 +117,19 @@ static PyObject *Board_refuse(PyObject *self, PyObject *args)
     int error;
     if (!PyArg_ParseTuple(args, "Ii", &worker, &error))
         return NULL;
-    if (board->turn.kind != TURN_GRADIENT || worker >= board->board.header->workers) {
+    if (board->run.kind != RUN_GRADIENT || worker >= board->board.header->workers) {
         PyErr_SetString(PyExc_ValueError, "refuse: no gradient task was taken");
         return NULL;
     }
-    board_refuse(&board->board, worker, &board->turn, error);
-    board->turn.kind = TURN_IDLE;
+    board_refuse(&board->board, worker, &board->run, error);
+    board->run.kind = RUN_IDLE;
     Py_RETURN_NONE;
 }
 
 static PyObject *Board_still_claimed(PyObject *self, PyObject *unused)
 {
     BoardObject *board = (BoardObject *)self;
-    return PyBool_FromLong(board->turn.kind == TURN_GRADIENT && board_stands(&board->board, &board->turn));
+    return PyBool_FromLong(board->run.kind == RUN_GRADIENT && board_still_claimed(&board->board, &board->run));
 }
 
 static PyObject *Board_fail(PyObject *self, PyObject *argument)
@@ -157,7 +157,7 @@ static PyObject *Board_set_limit(PyObject *self, PyObject *argument)
     unsigned long long limit = PyLong_AsUnsignedLongLong(argument);
     if (PyErr_Occurred() || !step_check(limit))
         return NULL;
-    board_open(&((BoardObject *)self)->board, limit);
+    board_set_limit(&((BoardObject *)self)->board, limit);
     Py_RETURN_NONE;
 }
 
@@ -182,7 +182,7 @@ static PyObject *Board_set_workers(PyObject *self, PyObject *args)
     double spin_s;
     if (!PyArg_ParseTuple(args, "Id", &active, &spin_s) || !workers_check(board, active))
         return NULL;
-    board_team(board, active, (int64_t)(spin_s * 1e9));
+    board_set_workers(board, active, (int64_t)(spin_s * 1e9));
     Py_RETURN_NONE;
 }
 
@@ -229,53 +229,53 @@ static PyObject *Board_holds_range(PyObject *self, PyObject *argument)
     return worker_parse(board, argument, &worker) ? PyBool_FromLong(board_holds_range(board, worker)) : NULL;
 }
 
-static bool lane_check(const struct board *board, unsigned long lane)
+static bool inflight_check(const struct board *board, unsigned long index)
 {
-    if (board->header->lanes && lane < board->header->shards)
+    if (board->header->is_async && index < board->header->shards)
         return true;
-    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: the board has %u", lane, board->header->lanes ? board->header->shards : 0);
+    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: the board has %u", index, board->header->is_async ? board->header->shards : 0);
     return false;
 }
 
 static PyObject *Board_inflight_open(PyObject *self, PyObject *args)
 {
     const struct board *board = &((BoardObject *)self)->board;
-    unsigned lane;
+    unsigned index;
     unsigned long long batch;
-    if (!PyArg_ParseTuple(args, "IK", &lane, &batch) || !lane_check(board, lane) || !step_check(batch))
+    if (!PyArg_ParseTuple(args, "IK", &index, &batch) || !inflight_check(board, index) || !step_check(batch))
         return NULL;
-    return PyBool_FromLong(lane_open(board, lane, batch));
+    return PyBool_FromLong(inflight_open(board, index, batch));
 }
 
 static PyObject *Board_in_flight(PyObject *self, PyObject *argument)
 {
     const struct board *board = &((BoardObject *)self)->board;
     unsigned long number = PyLong_AsUnsignedLong(argument);
-    if (PyErr_Occurred() || !lane_check(board, number))
+    if (PyErr_Occurred() || !inflight_check(board, number))
         return NULL;
-    const struct lane lane = lane_look(board, (uint32_t)number);
-    const uint8_t *buffer = (const uint8_t *)board_buffer_at(board, lane.buffer);
-    return Py_BuildValue("(iKKK)", (int)lane.state, (unsigned long long)lane.batch, (unsigned long long)lane.version,
+    const struct inflight found = inflight_look(board, (uint32_t)number);
+    const uint8_t *buffer = (const uint8_t *)board_buffer_at(board, found.buffer);
+    return Py_BuildValue("(iKKK)", (int)found.state, (unsigned long long)found.batch, (unsigned long long)found.version,
                          (unsigned long long)(buffer - (const uint8_t *)board->header));
 }
 
-static bool lane_check_done(const struct board *board, unsigned long lane)
+static bool inflight_check_done(const struct board *board, unsigned long index)
 {
-    if (!lane_check(board, lane))
+    if (!inflight_check(board, index))
         return false;
-    if (lane_look(board, (uint32_t)lane).state == TASK_DONE)
+    if (inflight_look(board, (uint32_t)index).state == TASK_DONE)
         return true;
-    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: it has no gradient", lane);
+    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: it has no gradient", index);
     return false;
 }
 
 static PyObject *Board_inflight_empty(PyObject *self, PyObject *argument)
 {
     const struct board *board = &((BoardObject *)self)->board;
-    unsigned long lane = PyLong_AsUnsignedLong(argument);
-    if (PyErr_Occurred() || !lane_check_done(board, lane))
+    unsigned long index = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred() || !inflight_check_done(board, index))
         return NULL;
-    lane_empty(board, (uint32_t)lane);
+    inflight_empty(board, (uint32_t)index);
     Py_RETURN_NONE;
 }
 
@@ -284,14 +284,14 @@ static PyObject *Board_inflight_apply(PyObject *self, PyObject *args)
     const struct board *board = &((BoardObject *)self)->board;
     const struct core *core = ((BoardObject *)self)->core;
     PyObject *weights;
-    unsigned lane;
+    unsigned index;
     unsigned long long step, staleness;
-    if (!PyArg_ParseTuple(args, "O!IKK", core->attachment_type, &weights, &lane, &step, &staleness) ||
-        !lane_check_done(board, lane))
+    if (!PyArg_ParseTuple(args, "O!IKK", core->attachment_type, &weights, &index, &step, &staleness) ||
+        !inflight_check_done(board, index))
         return NULL;
     enum status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lane_apply(board, ((AttachmentObject *)weights)->attachment, lane, step, staleness);
+    status = inflight_apply(board, ((AttachmentObject *)weights)->attachment, index, step, staleness);
     Py_END_ALLOW_THREADS
     if (status != STATUS_OK)
         return status_raise(core, status);
@@ -347,7 +347,7 @@ static PyObject *commits_make(const struct board *board)
     FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                      \
     FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                              \
     FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                            \
-    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->lanes)                               \
+    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                               \
     FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                                \
     FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                            \
     FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                      \
@@ -364,7 +364,7 @@ static PyMethodDef Board_methods[] = {
      "still_claimed() -> bool: does this worker still hold the task taken by next()?"},
     {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
     {"set_limit", Board_set_limit, METH_O, "set_limit(limit): let steps below `limit` run."},
-    {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next turn."},
+    {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next run."},
     {"set_workers", Board_set_workers, METH_VARARGS,
      "set_workers(workers, spin_s): set the number of workers that take part; the others leave."},
     {"nbytes_used", Board_nbytes_used, METH_O, "nbytes_used(workers): bytes from the start that need memory then."},
@@ -422,14 +422,14 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     static char *names[] = {"fd", "job", "shards", "max_workers", "workers", "is_async", "steps", "examples",
                             "batch_size", "gradient_nbytes", "state_stride", "first_version", "kernel", "clip_norm",
                             "ranges", NULL};
-    int fd, lanes;
+    int fd, is_async;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     PyObject *kernel;
     Py_buffer ranges;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*", names, &fd, &job, &config.shards,
-                                     &config.workers, &config.active, &lanes, &steps, &examples, &batch_size,
+                                     &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
                                      &buffer_nbytes, &state_stride, &base_version, &PyTuple_Type, &kernel,
                                      &config.clip_norm, &ranges))
         return NULL;
@@ -438,7 +438,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
         PyBuffer_Release(&ranges);
         return NULL;
     }
-    config.lanes = lanes != 0;
+    config.is_async = is_async != 0;
     config.steps = steps;
     config.examples = examples;
     config.batch_size = batch_size;
@@ -510,11 +510,11 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    CORE_CONSTANT(TURN_GRADIENT),
-    CORE_CONSTANT(TURN_IDLE),
-    CORE_CONSTANT(TURN_STOP),
-    CORE_CONSTANT(TURN_NEED_SLOT),
-    CORE_CONSTANT(TURN_LEAVE),
+    {"TURN_GRADIENT", RUN_GRADIENT},
+    {"TURN_IDLE", RUN_IDLE},
+    {"TURN_STOP", RUN_STOP},
+    {"TURN_NEED_SLOT", RUN_NEED_SLOT},
+    {"TURN_LEAVE", RUN_LEAVE},
     CORE_CONSTANT(TASK_DONE),
     CORE_CONSTANT(TASK_EMPTY),
     {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},

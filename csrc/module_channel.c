@@ -341,8 +341,8 @@ static PyObject *Attachment_rows(PyObject *self, PyObject *unused)
 {
     struct attachment *a = ((AttachmentObject *)self)->attachment;
     PyObject *list = PyList_New(0);
-    uint32_t high = shared_load_acquire(&a->channel.commons->high);
-    for (uint32_t row = 1; list != NULL && row <= high && row <= a->channel.max_readers; row++) {
+    uint32_t high_water = shared_load_acquire(&a->channel.shared->high_water);
+    for (uint32_t row = 1; list != NULL && row <= high_water && row <= a->channel.max_readers; row++) {
         const struct reader_row *line = &a->channel.rows[row];
         bool alive = true;
         enum status status = row == a->row ? STATUS_OK : attachment_row_alive(a, row, &alive);

@@ -60,7 +60,7 @@ static bool watched_fill(const struct core *core, struct watched *watched, PyObj
     uint64_t latest = channel_latest(channel);
     *watched = (struct watched){
         .word = channel_low(channel),
-        .sleepers = &channel->commons->sleepers,
+        .sleepers = &channel->shared->sleepers,
         .seen = (uint32_t)latest,
         .ready = latest_version(latest) > seen,
     };

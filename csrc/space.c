@@ -14,8 +14,8 @@
 
 /* A reservation of less than this is made without asking how much memory there is. */
 static const uint64_t LARGE_NBYTES = 64 << 20;
-/* How often the smallest piece is tried before the caller is asked to handle its signals. */
-enum { PIECE_TRIES = 10 };
+/* How often the smallest segment is tried before the caller is asked to handle its signals. */
+enum { SEGMENT_TRIES = 10 };
 
 /* What the kernel says that it could still give, swap included; UINT64_MAX if it does not say. */
 static uint64_t memory_available(void)
@@ -57,24 +57,24 @@ enum status space_status(void)
     }
 }
 
-/* A file system may take back all of a call that a signal interrupts. So after a signal the next piece is half as large,
+/* A file system may take back all of a call that a signal interrupts. So after a signal the next segment is half as large,
  * down to a page, and what was got before it stays: signals that come steadily slow this down, and cannot stop it. */
-static enum status pieces_reserve(int fd, uint64_t offset, uint64_t nbytes)
+static enum status segments_reserve(int fd, uint64_t offset, uint64_t nbytes)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = offset + nbytes;
-    uint64_t piece = nbytes;
+    uint64_t segment = nbytes;
     for (int tries = 0; offset < end;) {
-        if (piece > end - offset)
-            piece = end - offset;
-        errno = posix_fallocate(fd, (off_t)offset, (off_t)piece);
+        if (segment > end - offset)
+            segment = end - offset;
+        errno = posix_fallocate(fd, (off_t)offset, (off_t)segment);
         if (errno == 0) {
-            offset += piece;
+            offset += segment;
             tries = 0;
         } else if (errno != EINTR) {
             return space_status();
-        } else if (piece > page) {
-            piece = piece / 2 / page * page < page ? page : piece / 2 / page * page;
-        } else if (++tries == PIECE_TRIES) {
+        } else if (segment > page) {
+            segment = segment / 2 / page * page < page ? page : segment / 2 / page * page;
+        } else if (++tries == SEGMENT_TRIES) {
             return STATUS_INTERRUPTED;
         }
     }
@@ -87,7 +87,7 @@ enum status space_reserve(int fd, uint64_t offset, uint64_t nbytes)
         errno = ENOMEM;
         return STATUS_NO_SPACE;
     }
-    enum status status = pieces_reserve(fd, offset, nbytes);
+    enum status status = segments_reserve(fd, offset, nbytes);
     if (status != STATUS_OK) {
         int cause = errno;
         space_release(fd, offset, nbytes);

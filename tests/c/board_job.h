@@ -1,6 +1,6 @@
 /* A small training job for the board's tests: parameters of both dtypes in three ranges, an optimizer with two buffers
  * of state, rates that change, clipping if the seed is odd, and a made-up gradient that depends on the weights, the
- * step and the shard; with lanes, on the weights and the batch. The reference takes the same steps one after the other,
+ * step and the shard; with batches in flight, on the weights and the batch. The reference takes the same steps one after the other,
  * without board, channel or ranges in parallel.
  */
 #ifndef UNTORN_TESTS_BOARD_JOB_H
@@ -31,7 +31,7 @@ static inline double job_number(const struct job *job, uint64_t step, uint64_t s
 }
 
 /* How many gradients make a step. */
-static inline uint32_t job_parts(const struct job *job) { return job->config.lanes ? 1 : job->config.shards; }
+static inline uint32_t job_parts(const struct job *job) { return job->config.is_async ? 1 : job->config.shards; }
 
 /* Some shards are empty in some steps; never all of them. */
 static inline uint64_t job_examples(const struct job *job, uint64_t step, uint32_t shard)
@@ -73,7 +73,7 @@ static inline void job_gradient(const struct job *job, uint64_t step, uint32_t s
         }
 }
 
-static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps, bool lanes)
+static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps, bool is_async)
 {
     static const uint64_t counts[JOB_RANGES] = {37, 300, 5};
     const uint64_t first = sizeof(struct slot_header) + JOB_SCHEMA_NBYTES;
@@ -89,7 +89,7 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         .ranges = JOB_RANGES,
         .workers = workers,
         .active = workers,
-        .lanes = lanes,
+        .is_async = is_async,
         .optimizer = KERNEL_ADAM,
         .steps = steps,
         .examples = 8,
@@ -121,10 +121,10 @@ static inline struct kernel_rates job_rates(uint64_t step)
 }
 
 static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots,
-                                  bool lanes)
+                                  bool is_async)
 {
     struct job job = {.seed = seed};
-    job_lay_out(&job, shards, workers, steps, lanes);
+    job_lay_out(&job, shards, workers, steps, is_async);
     job.files = files_make(workers + 2, max_slots, 2);
     job.publisher = files_attach(job.files, ROLE_PUBLISHER);
     uint8_t *address;
@@ -158,7 +158,7 @@ struct job_reference {
     double *losses, *examples, *norms, *staleness; /* per step */
 };
 
-/* What the server applied as a step; with lanes alone. */
+/* What the server applied as a step; with batches in flight only. */
 struct job_applied { uint64_t batch, version; };
 
 /* The shards of one step, as the kernels take them; the pointers are at the first range. */
@@ -295,7 +295,7 @@ static inline bool job_equals(const struct job *job, const struct job_reference 
     return equal;
 }
 
-/* What the server would make of this worker's record; see record_settle. Nobody is in the middle of a commit. */
+/* What the server would make of this worker's record; see record_settle_dead. Nobody is in the middle of a commit. */
 static inline uint64_t job_buffer_on_record(const struct job *job, uint32_t worker)
 {
     const uint64_t record = atomic_load(&job->board.workers[worker].record);

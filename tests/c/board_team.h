@@ -84,13 +84,13 @@ static inline uint64_t version_of(const struct job *job)
     return latest_version(channel_latest(&job->publisher->channel));
 }
 
-static inline struct team team_open(uint64_t seed, uint32_t shards, uint64_t steps, bool lanes)
+static inline struct team team_open(uint64_t seed, uint32_t shards, uint64_t steps, bool is_async)
 {
-    struct team team = {.job = job_open(seed, shards, WORKERS, steps, 8, lanes)};
+    struct team team = {.job = job_open(seed, shards, WORKERS, steps, 8, is_async)};
     for (uint32_t w = 0; w < WORKERS; w++)
         team.weights[w] = files_attach(team.job.files, ROLE_WRITER);
-    if (!lanes)
-        board_open(&team.job.board, steps);
+    if (!is_async)
+        board_set_limit(&team.job.board, steps);
     return team;
 }
 
@@ -103,7 +103,7 @@ static inline void team_close(struct team *team)
 
 /* -- a worker ------------------------------------------------------------------------------------------------------ */
 
-static inline struct turn turn_take(struct team *team, uint32_t worker)
+static inline struct board_run turn_take(struct team *team, uint32_t worker)
 {
     return board_next(&team->job.board, team->weights[worker], worker, false, 0);
 }
@@ -115,31 +115,31 @@ static inline void turn_unpin(struct team *team, uint32_t worker)
     team->pinned[worker] = false;
 }
 
-static inline void turn_compute(struct team *team, uint32_t worker, const struct turn *turn)
+static inline void turn_compute(struct team *team, uint32_t worker, const struct board_run *run)
 {
     const struct job *job = &team->job;
-    struct board_buffer *buffer = board_buffer_at(&job->board, turn->buffer);
+    struct board_buffer *buffer = board_buffer_at(&job->board, run->buffer);
     struct pin *pin = &team->pins[worker];
     team->pinned[worker] = CHECK(attachment_pin(team->weights[worker], pin) == STATUS_OK);
-    CHECK(job->config.lanes || pin->version == JOB_BASE_VERSION + turn->step || !board_stands(&job->board, turn));
+    CHECK(job->config.is_async || pin->version == JOB_BASE_VERSION + run->step || !board_still_claimed(&job->board, run));
     hook();
-    job_gradient(job, turn->step, job->config.lanes ? 0 : turn->shard, pin->address, buffer);
+    job_gradient(job, run->step, job->config.is_async ? 0 : run->shard, pin->address, buffer);
     buffer->version = pin->version;
     turn_unpin(team, worker);
 }
 
-static inline enum turn_kind turn_run(struct team *team, uint32_t worker)
+static inline enum run_kind turn_run(struct team *team, uint32_t worker)
 {
-    struct turn turn = turn_take(team, worker);
-    if (turn.kind != TURN_GRADIENT)
-        return turn.kind;
-    turn_compute(team, worker, &turn);
-    bool counts = board_commit(&team->job.board, worker, &turn);
+    struct board_run run = turn_take(team, worker);
+    if (run.kind != RUN_GRADIENT)
+        return run.kind;
+    turn_compute(team, worker, &run);
+    bool counts = board_commit(&team->job.board, worker, &run);
     CHECK(counts || team->given_up);
-    return TURN_GRADIENT;
+    return RUN_GRADIENT;
 }
 
-/* One turn; true if its fate was to be killed. */
+/* One run; true if its fate was to be killed. */
 static inline bool turn_run_into_fate(struct team *team, uint32_t worker)
 {
     if (setjmp(fate.end) != 0)

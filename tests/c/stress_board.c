@@ -1,5 +1,5 @@
 /* Workers as threads, each with its own attachment and row, some of which die, are given up, leave or come: the weights
- * and the log must equal the serial reference bit for bit, whatever the number of workers. With lanes, the reference
+ * and the log must equal the serial reference bit for bit, whatever the number of workers. With batches in flight, the reference
  * applies the same gradients in the same order.
  *
  * A thread that dies leaves its words as they stand, half a gradient in its scratch, and closes its attachment, which
@@ -10,7 +10,7 @@
 
 #include "board_job.h"
 
-enum { MOST_LANES = 4 };
+enum { PLACES_MAX = 4 };
 
 static const uint64_t STEPS = SANITIZED ? 100 : 1000;
 static const int64_t SPIN_NS = 20000;
@@ -39,33 +39,33 @@ static unsigned deaths, given_up; /* in all */
 
 /* -- a worker ------------------------------------------------------------------------------------------------------ */
 
-static bool worker_dies(struct worker *self, struct turn *turn)
+static bool worker_dies(struct worker *self, struct board_run *run)
 {
     if (!self->mortal || check_random(&self->stream) % 50 != 0)
         return false;
-    memset(board_buffer_at(&self->job->board, turn->buffer), 0xee, sizeof(struct board_buffer) + 64);
-    self->died_with = turn->shard;
+    memset(board_buffer_at(&self->job->board, run->buffer), 0xee, sizeof(struct board_buffer) + 64);
+    self->died_with = run->shard;
     return true;
 }
 
-static bool worker_turn(struct worker *self, struct attachment *weights, struct turn *turn)
+static bool worker_turn(struct worker *self, struct attachment *weights, struct board_run *run)
 {
     const struct job *job = self->job;
-    const bool lanes = job->config.lanes;
-    struct board_buffer *buffer = board_buffer_at(&job->board, turn->buffer);
+    const bool is_async = job->config.is_async;
+    struct board_buffer *buffer = board_buffer_at(&job->board, run->buffer);
     struct pin pin;
     if (!CHECK(attachment_pin(weights, &pin) == STATUS_OK))
         return false;
-    CHECK(lanes || pin.version == JOB_BASE_VERSION + turn->step || !board_stands(&job->board, turn),
-          "the weights of step %" PRIu64 " are version %" PRIu64, turn->step, pin.version);
-    if (worker_dies(self, turn))
+    CHECK(is_async || pin.version == JOB_BASE_VERSION + run->step || !board_still_claimed(&job->board, run),
+          "the weights of step %" PRIu64 " are version %" PRIu64, run->step, pin.version);
+    if (worker_dies(self, run))
         return false;
-    job_gradient(job, turn->step, lanes ? 0 : turn->shard, pin.address, buffer);
+    job_gradient(job, run->step, is_async ? 0 : run->shard, pin.address, buffer);
     if (self->mortal && check_random(&self->stream) % 8 == 0)
         sched_yield(); /* time to be given up in */
     buffer->version = pin.version;
     attachment_unpin(weights, pin.slot, pin.generation);
-    board_commit(&job->board, self->index, turn);
+    board_commit(&job->board, self->index, run);
     return true;
 }
 
@@ -75,10 +75,10 @@ static void *worker_run(void *argument)
     const struct board *board = &self->job->board;
     struct attachment *weights = files_attach(self->job->files, ROLE_WRITER);
     for (;;) {
-        struct turn turn = board_next(board, weights, self->index, true, 20000000);
-        if (turn.kind == TURN_STOP || turn.kind == TURN_LEAVE)
+        struct board_run run = board_next(board, weights, self->index, true, 20000000);
+        if (run.kind == RUN_STOP || run.kind == RUN_LEAVE)
             break;
-        if (turn.kind == TURN_GRADIENT && !worker_turn(self, weights, &turn))
+        if (run.kind == RUN_GRADIENT && !worker_turn(self, weights, &run))
             break;
     }
     attachment_close(weights);
@@ -113,10 +113,10 @@ static void crew_start_missing(struct crew *crew)
             worker_start(&crew->workers[w]);
 }
 
-static struct crew crew_open(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal, bool lanes)
+static struct crew crew_open(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal, bool is_async)
 {
     struct crew crew = {
-        .job = job_open(check_stream(shards), shards, count, STEPS, max_slots, lanes),
+        .job = job_open(check_stream(shards), shards, count, STEPS, max_slots, is_async),
         .workers = calloc(count, sizeof *crew.workers),
         .active = count,
         .stream = check_stream(1000 * count + shards),
@@ -131,7 +131,7 @@ static void crew_start(struct crew *crew)
 {
     for (uint32_t w = 0; w < crew->job.config.workers; w++)
         crew->workers[w].job = &crew->job;
-    board_team(&crew->job.board, crew->active, SPIN_NS);
+    board_set_workers(&crew->job.board, crew->active, SPIN_NS);
     crew_start_missing(crew);
 }
 
@@ -144,7 +144,7 @@ static void crew_disturb(struct crew *crew)
         crew->given_up += board_give_up(&crew->job.board, (uint32_t)(dice >> 8) % count) >= 0;
     if (dice % 64 == 1) {
         crew->active = 1 + (uint32_t)(dice >> 8) % count;
-        board_team(&crew->job.board, crew->active, SPIN_NS);
+        board_set_workers(&crew->job.board, crew->active, SPIN_NS);
     }
 }
 
@@ -181,21 +181,21 @@ static void crew_close(struct crew *crew, const struct job_applied *applied)
     struct job_reference reference = reference_run(job, applied);
     if (!CHECK(job_equals(job, &reference) & CHECK(commits == STEPS * job_parts(job)) &
                CHECK(job_buffers_are_owned_once(job))))
-        printf("with %u %s, %u workers\n", job->config.shards, applied ? "lanes" : "shards", job->config.workers);
+        printf("with %u %s, %u workers\n", job->config.shards, applied ? "batches in flight" : "shards", job->config.workers);
     given_up += crew->given_up;
     reference_free(&reference);
     free(crew->workers);
     job_close(job);
 }
 
-/* -- sync training, and lanes -------------------------------------------------------------------------------------- */
+/* -- sync and async training -------------------------------------------------------------------------------------- */
 
 static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mortal)
 {
     struct crew crew = crew_open(shards, count, max_slots, mortal, false);
     struct board_header *header = crew.job.board.header;
     crew_start(&crew);
-    board_open(&crew.job.board, STEPS);
+    board_set_limit(&crew.job.board, STEPS);
     for (;;) {
         const uint32_t seen = shared_load_acquire(&header->server_bell);
         if (board_step(&crew.job.board) == STEPS)
@@ -205,27 +205,27 @@ static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mort
     crew_close(&crew, NULL);
 }
 
-/* May this lane's gradient be applied now? Only if all others, which are under way since these steps, can be applied
- * after it, oldest first, and none of them is then more than `lanes` - 1 versions old. */
-static bool lane_may(uint32_t lanes, const uint64_t *since, const bool *under_way, uint64_t made, uint32_t lane)
+/* May this place's gradient be applied now? Only if all others, which are under way since these steps, can be applied
+ * after it, oldest first, and none of them is then more than `places` - 1 versions old. */
+static bool place_may(uint32_t places, const uint64_t *since, const bool *under_way, uint64_t made, uint32_t index)
 {
-    for (uint32_t i = 0; i < lanes; i++) {
+    for (uint32_t i = 0; i < places; i++) {
         uint64_t before = 0;
-        for (uint32_t other = 0; other < lanes; other++)
-            before += under_way[other] && other != lane &&
+        for (uint32_t other = 0; other < places; other++)
+            before += under_way[other] && other != index &&
                       (since[other] < since[i] || (since[other] == since[i] && other < i));
-        if (under_way[i] && i != lane && made + 1 + before - since[i] > lanes - 1)
+        if (under_way[i] && i != index && made + 1 + before - since[i] > places - 1)
             return false;
     }
     return true;
 }
 
-static bool lane_take(struct crew *crew, uint32_t lane, uint64_t made, struct job_applied *applied)
+static bool lane_take(struct crew *crew, uint32_t index, uint64_t made, struct job_applied *applied)
 {
     struct job *job = &crew->job;
-    const struct lane done = lane_look(&job->board, lane);
+    const struct inflight done = inflight_look(&job->board, index);
     const uint64_t staleness = JOB_BASE_VERSION + made - done.version;
-    if (lane_apply(&job->board, job->publisher, lane, made, staleness) != STATUS_OK) {
+    if (inflight_apply(&job->board, job->publisher, index, made, staleness) != STATUS_OK) {
         attachment_grow(job->publisher, job->slot_nbytes);
         return false;
     }
@@ -234,26 +234,26 @@ static bool lane_take(struct crew *crew, uint32_t lane, uint64_t made, struct jo
     return true;
 }
 
-static void train_lanes(uint32_t lanes, uint32_t count, bool mortal)
+static void train_async(uint32_t places, uint32_t count, bool mortal)
 {
-    struct crew crew = crew_open(lanes, count, count + 2, mortal, true);
+    struct crew crew = crew_open(places, count, count + 2, mortal, true);
     struct job_applied *applied = calloc(STEPS, sizeof *applied);
     struct board *board = &crew.job.board;
-    uint64_t next = 0, made = 0, since[MOST_LANES] = {0}, batches = 0;
-    bool under_way[MOST_LANES] = {0};
+    uint64_t next = 0, made = 0, since[PLACES_MAX] = {0}, batches = 0;
+    bool under_way[PLACES_MAX] = {0};
     crew_start(&crew);
     while (made < STEPS) {
         const uint32_t seen = shared_load_acquire(&board->header->server_bell);
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            if (lane_look(board, lane).state == TASK_DONE && lane_may(lanes, since, under_way, made, lane) &&
-                lane_take(&crew, lane, made, applied)) {
-                under_way[lane] = false;
+        for (uint32_t index = 0; index < places; index++) {
+            if (inflight_look(board, index).state == TASK_DONE && place_may(places, since, under_way, made, index) &&
+                lane_take(&crew, index, made, applied)) {
+                under_way[index] = false;
                 batches += applied[made++].batch;
             }
-            if (next < STEPS && !under_way[lane]) {
-                CHECK(lane_open(board, lane, next++));
-                under_way[lane] = true;
-                since[lane] = made;
+            if (next < STEPS && !under_way[index]) {
+                CHECK(inflight_open(board, index, next++));
+                under_way[index] = true;
+                since[index] = made;
             }
         }
         if (made < STEPS)
@@ -274,8 +274,8 @@ int main(void)
             train(shard_counts[s], count, 64, false);
             train(shard_counts[s], count, count + 2, true);
         }
-        for (uint32_t lanes = 1; lanes <= MOST_LANES; lanes++)
-            train_lanes(lanes, count, lanes % 2 == 0);
+        for (uint32_t places = 1; places <= PLACES_MAX; places++)
+            train_async(places, count, places % 2 == 0);
     }
     printf("stress_board: %" PRIu64 " steps each, %u deaths, %u given up\n", STEPS, deaths, given_up);
     return check_end();

@@ -106,7 +106,7 @@ static void stress_files(void)
 
 static struct control control;
 static struct reader_row rows[READERS + 1];
-static const struct channel memory = {&control, (struct reader_commons *)rows, rows, READERS, SLOTS};
+static const struct channel memory = {&control, (struct shared_row *)rows, rows, READERS, SLOTS};
 static uint64_t payloads[SLOTS][WORDS];
 
 static bool payload_is_whole(uint64_t latest)
@@ -169,7 +169,7 @@ static void stress_memory(void)
     struct memory_reader readers[READERS];
     atomic_store(&over, false);
     atomic_store(&pinned, 0);
-    atomic_store(&memory.commons->high, READERS);
+    atomic_store(&memory.shared->high_water, READERS);
     memory_publish(1);
     for (unsigned i = 0; i < READERS; i++) {
         readers[i] = (struct memory_reader){.row = &rows[1 + i], .stream = check_stream(10 + i)};

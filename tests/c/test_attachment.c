@@ -783,7 +783,7 @@ static void test_fork_keeps_pins(void)
     struct child child;
     CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
     const uint32_t row = reader->row;
-    const uint64_t handoffs = shared_load_acquire(&publisher->channel.commons->handoffs);
+    const uint64_t handoffs = shared_load_acquire(&publisher->channel.shared->handoffs);
     if (child_start(&child)) {
         CHECK(reader->row != 0 && reader->row != row, "a row of its own");
         CHECK(reader->channel.rows[reader->row].pid == (uint32_t)getpid());
@@ -800,7 +800,7 @@ static void test_fork_keeps_pins(void)
     }
     CHECK(child_await(&child));
     CHECK(reader->row == row, "the parent keeps its own");
-    CHECK(shared_load_acquire(&publisher->channel.commons->handoffs) == handoffs + 1, "scans must look again");
+    CHECK(shared_load_acquire(&publisher->channel.shared->handoffs) == handoffs + 1, "scans must look again");
     attachment_unpin(reader, pin.slot, pin.generation);
     CHECK(row_held(reader) == 0 && channel_held(&publisher->channel) == slot_bit(pin.slot));
     for (int i = 0; i < 10; i++)

@@ -128,9 +128,9 @@ static void test_claim_and_commit(void)
 {
     struct team team = sync_team(2, 3, 1);
     struct job *job = &team.job;
-    struct turn first = turn_take(&team, 0), second = turn_take(&team, 1);
-    CHECK(first.kind == TURN_GRADIENT && first.shard == 0 && first.buffer == 3 && first.step == 0);
-    CHECK(second.kind == TURN_GRADIENT && second.shard == 1 && second.buffer == 4);
+    struct board_run first = turn_take(&team, 0), second = turn_take(&team, 1);
+    CHECK(first.kind == RUN_GRADIENT && first.shard == 0 && first.buffer == 3 && first.step == 0);
+    CHECK(second.kind == RUN_GRADIENT && second.shard == 1 && second.buffer == 4);
     CHECK(shard_word(job, 0) == first.claim && task_is(first.claim, 0, TASK_CLAIMED) && task_worker(first.claim) == 0);
     turn_compute(&team, 0, &first);
     CHECK(board_commit(&job->board, 0, &first));
@@ -147,22 +147,22 @@ static void test_step_by_hand(void)
     struct team team = sync_team(14, 2, 1);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
-    struct turn turns[2] = {turn_take(&team, 0), turn_take(&team, 1)};
+    struct board_run turns[2] = {turn_take(&team, 0), turn_take(&team, 1)};
     for (uint32_t w = 0; w < 2; w++)
         turn_compute(&team, w, &turns[w]);
     CHECK(board_commit(&job->board, 1, &turns[1]));
-    CHECK(turn_take(&team, 1).kind == TURN_IDLE && phase_of(job) == phase_make(0, PHASE_GRADIENT, 0), "one is missing");
+    CHECK(turn_take(&team, 1).kind == RUN_IDLE && phase_of(job) == phase_make(0, PHASE_GRADIENT, 0), "one is missing");
     CHECK(board_commit(&job->board, 0, &turns[0]));
-    CHECK(turn_take(&team, 1).kind == TURN_NEED_SLOT, "there is one slot, and it is the latest");
+    CHECK(turn_take(&team, 1).kind == RUN_NEED_SLOT, "there is one slot, and it is the latest");
     CHECK(atomic_load(&job->board.header->need_slot) == 1 && phase_of(job) == phase_make(0, PHASE_GRADIENT, 0));
     slots_grow(&team);
     const uint32_t bell = atomic_load(&job->board.header->server_bell);
-    CHECK(turn_take(&team, 1).kind == TURN_IDLE, "sum, step, publish, and then the limit");
+    CHECK(turn_take(&team, 1).kind == RUN_IDLE, "sum, step, publish, and then the limit");
     CHECK(phase_of(job) == phase_make(1, PHASE_GRADIENT, 0) && version_of(job) == JOB_BASE_VERSION + 1);
     CHECK(atomic_load(&job->board.header->server_bell) != bell, "the server hears of the limit");
     CHECK(job_equals(job, &reference));
     board_stop(&job->board);
-    CHECK(turn_take(&team, 0).kind == TURN_STOP);
+    CHECK(turn_take(&team, 0).kind == RUN_STOP);
     reference_free(&reference);
     team_close(&team);
 }
@@ -174,15 +174,15 @@ static void test_clipped_step_by_hand(void)
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
     CHECK(reference.norms[0] > job->config.clip_norm, "%g", reference.norms[0]);
-    CHECK(turn_run(&team, 0) == TURN_GRADIENT && turn_run(&team, 1) == TURN_GRADIENT);
-    CHECK(turn_take(&team, 0).kind == TURN_NEED_SLOT, "the norms are done, and there is no slot");
+    CHECK(turn_run(&team, 0) == RUN_GRADIENT && turn_run(&team, 1) == RUN_GRADIENT);
+    CHECK(turn_take(&team, 0).kind == RUN_NEED_SLOT, "the norms are done, and there is no slot");
     CHECK(phase_of(job) == phase_make(0, PHASE_NORM, 0));
     for (uint32_t r = 0; r < JOB_RANGES; r++)
         CHECK(atomic_load(&job->board.norm_tasks[r].word) == task_make(0, TASK_DONE, 0, 0));
-    CHECK(turn_take(&team, 1).kind == TURN_NEED_SLOT, "the other one finds them done");
+    CHECK(turn_take(&team, 1).kind == RUN_NEED_SLOT, "the other one finds them done");
     atomic_store(&job->board.norm_tasks[1].word, task_make(0, TASK_CLAIMED, 1, 0));
     job->board.squares[1] = NAN;
-    CHECK(turn_take(&team, 0).kind == TURN_IDLE, "one is missing");
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE, "one is missing");
     CHECK(board_recover(&job->board, 1) == -1, "a norm is no shard's gradient");
     slots_grow(&team);
     team_finish(&team, &reference, false);
@@ -194,9 +194,9 @@ static void test_limit(void)
 {
     struct team team = sync_team(4, 1, 3);
     atomic_store(&team.job.board.header->limit, 0);
-    CHECK(turn_take(&team, 0).kind == TURN_IDLE);
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE);
     for (uint64_t limit = 1; limit <= 3; limit++) {
-        board_open(&team.job.board, limit);
+        board_set_limit(&team.job.board, limit);
         for (int i = 0; i < 8; i++) {
             turn_run(&team, i % WORKERS);
             slots_grow(&team);
@@ -211,10 +211,10 @@ static void test_no_examples(void)
 {
     struct team team = sync_team(5, 2, 1);
     for (uint32_t w = 0; w < WORKERS; w++) {
-        struct turn turn = turn_take(&team, w);
-        turn_compute(&team, w, &turn);
-        board_buffer_at(&team.job.board, turn.buffer)->examples = 0;
-        CHECK(board_commit(&team.job.board, w, &turn));
+        struct board_run run = turn_take(&team, w);
+        turn_compute(&team, w, &run);
+        board_buffer_at(&team.job.board, run.buffer)->examples = 0;
+        CHECK(board_commit(&team.job.board, w, &run));
     }
     for (unsigned turns = 0; turns < 4; turns++) {
         turn_run(&team, 0);
@@ -246,9 +246,9 @@ static void test_need_slot(void)
         }
     }
     turn_run(&team, 0);
-    CHECK(turn_run(&team, 0) == TURN_NEED_SLOT);
+    CHECK(turn_run(&team, 0) == RUN_NEED_SLOT);
     CHECK(attachment_grow(team.job.publisher, team.job.slot_nbytes) == STATUS_NO_SLOT);
-    CHECK(turn_run(&team, 1) == TURN_NEED_SLOT && version_of(&team.job) == pins[7].version);
+    CHECK(turn_run(&team, 1) == RUN_NEED_SLOT && version_of(&team.job) == pins[7].version);
     for (unsigned i = 3; i < 5; i++) /* one for the latest, one for the next */
         attachment_unpin(reader, pins[i].slot, pins[i].generation);
     atomic_store(&team.job.board.header->need_slot, 0);
@@ -266,13 +266,13 @@ static void test_recover_claim(void)
     struct team team = sync_team(7, 2, 1);
     struct job *job = &team.job;
     CHECK(board_recover(&job->board, 0) == -1, "it had nothing");
-    struct turn lost = turn_take(&team, 0);
+    struct board_run lost = turn_take(&team, 0);
     const uint64_t other = shard_word(job, 1);
     CHECK(board_recover(&job->board, 1) == -1 && shard_word(job, 0) == lost.claim, "only the dead worker's");
     CHECK(board_recover(&job->board, 0) == 0);
     CHECK(shard_word(job, 0) == task_make(0, TASK_FREE, 0, 0) && shard_word(job, 1) == other);
     CHECK(board_recover(&job->board, 0) == -1, "a second time there is nothing to do");
-    struct turn again = turn_take(&team, 1);
+    struct board_run again = turn_take(&team, 1);
     while (again.shard != lost.shard) {
         turn_compute(&team, 1, &again);
         CHECK(board_commit(&job->board, 1, &again));
@@ -292,27 +292,27 @@ static bool commit_cut(uint64_t cut, bool others, bool given_up)
     struct team team = sync_team(8, 2, 3);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
-    const struct turn turn = turn_take(&team, 0);
-    const uint64_t scratch = scratch_of(job, 0), old = task_buffer(turn.claim);
-    turn_compute(&team, 0, &turn);
+    const struct board_run run = turn_take(&team, 0);
+    const uint64_t scratch = scratch_of(job, 0), old = task_buffer(run.claim);
+    turn_compute(&team, 0, &run);
     fate_set(cut, NULL, true);
     volatile bool killed = true;
     if (setjmp(fate.end) == 0) {
         fate.armed = true;
-        board_commit(&job->board, 0, &turn);
+        board_commit(&job->board, 0, &run);
         fate.armed = false;
         killed = false;
     }
-    CHECK(board_stands(&job->board, &turn) == (cut <= SWAP), "cut %" PRIu64, cut);
+    CHECK(board_still_claimed(&job->board, &run) == (cut <= SWAP), "cut %" PRIu64, cut);
     if (given_up)
-        CHECK((board_give_up(&job->board, 0) == turn.shard) == (cut <= SWAP));
+        CHECK((board_give_up(&job->board, 0) == run.shard) == (cut <= SWAP));
     if (others) {
         turns_take(&team, 1);
         CHECK(board_step(&job->board) == (given_up || cut > SWAP ? 3 : 0), "cut %" PRIu64, cut);
         CHECK(cut <= SWAP || record_of(job, 0) == record_settled((uint32_t)old), "whoever claimed it next settled it");
     }
     const bool stands = cut <= SWAP && !given_up;
-    CHECK(board_recover(&job->board, 0) == (stands ? (int64_t)turn.shard : -1), "cut %" PRIu64, cut);
+    CHECK(board_recover(&job->board, 0) == (stands ? (int64_t)run.shard : -1), "cut %" PRIu64, cut);
     CHECK(scratch_of(job, 0) == (cut <= SWAP ? scratch : old) && job_buffers_are_owned_once(job), "cut %" PRIu64, cut);
     team_finish(&team, &reference, true);
     reference_free(&reference);
@@ -337,12 +337,12 @@ static bool recovery_interrupted(uint64_t cut, uint64_t before)
     struct team team = sync_team(9, 1, 4);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
-    const struct turn turn = turn_take(&team, 0);
-    turn_compute(&team, 0, &turn);
+    const struct board_run run = turn_take(&team, 0);
+    turn_compute(&team, 0, &run);
     fate_set(cut, NULL, true);
     if (setjmp(fate.end) == 0) {
         fate.armed = true;
-        board_commit(&job->board, 0, &turn);
+        board_commit(&job->board, 0, &run);
     }
     stopped_team = &team;
     fate_set(before, others_go_on, false);
@@ -374,16 +374,16 @@ static void test_published_and_not_moved_on(void)
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
     CHECK(attachment_grow(job->publisher, job->slot_nbytes) == STATUS_OK);
-    board_open(&job->board, 1);
+    board_set_limit(&job->board, 1);
     while (version_of(job) == JOB_BASE_VERSION)
         turn_run(&team, 0);
     const uint64_t latest = channel_latest(&job->publisher->channel);
     atomic_store(&job->board.header->phase, phase_make(0, PHASE_UPDATE, latest_slot(latest)));
-    board_open(&job->board, 2);
-    const struct turn turn = turn_take(&team, 1);
-    CHECK(turn.kind == TURN_GRADIENT && turn.step == 1 && phase_of(job) == phase_make(1, PHASE_GRADIENT, 0));
+    board_set_limit(&job->board, 2);
+    const struct board_run run = turn_take(&team, 1);
+    CHECK(run.kind == RUN_GRADIENT && run.step == 1 && phase_of(job) == phase_make(1, PHASE_GRADIENT, 0));
     CHECK(channel_latest(&job->publisher->channel) == latest, "it is not published twice");
-    CHECK(board_recover(&job->board, 1) == turn.shard);
+    CHECK(board_recover(&job->board, 1) == run.shard);
     team_finish(&team, &reference, false);
     reference_free(&reference);
     team_close(&team);
@@ -397,9 +397,9 @@ static void test_give_up(void)
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
     CHECK(board_give_up(&job->board, 0) == -1, "it has nothing");
-    const struct turn late = turn_take(&team, 0);
-    CHECK(board_give_up(&job->board, 1) == -1 && board_stands(&job->board, &late), "only the stopped worker's");
-    CHECK(board_give_up(&job->board, 0) == late.shard && !board_stands(&job->board, &late));
+    const struct board_run late = turn_take(&team, 0);
+    CHECK(board_give_up(&job->board, 1) == -1 && board_still_claimed(&job->board, &late), "only the stopped worker's");
+    CHECK(board_give_up(&job->board, 0) == late.shard && !board_still_claimed(&job->board, &late));
     turns_take(&team, 1);
     CHECK(board_step(&job->board) == 3 && commits_of(job) == 6, "the others need it no more");
     turn_compute(&team, 0, &late);
@@ -417,10 +417,10 @@ static void test_give_up_and_claim_again(void)
     struct team team = sync_team(16, 1, 2);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
-    const struct turn late = turn_take(&team, 0);
+    const struct board_run late = turn_take(&team, 0);
     CHECK(board_give_up(&job->board, 0) == 0 && !board_commit(&job->board, 0, &late));
-    const struct turn again = turn_take(&team, 0);
-    CHECK(again.claim == late.claim && again.buffer == late.buffer && board_stands(&job->board, &again));
+    const struct board_run again = turn_take(&team, 0);
+    CHECK(again.claim == late.claim && again.buffer == late.buffer && board_still_claimed(&job->board, &again));
     CHECK(board_recover(&job->board, 0) == 0 && scratch_of(job, 0) == late.buffer, "the record is of the first time");
     team_finish(&team, &reference, false);
     reference_free(&reference);
@@ -433,7 +433,7 @@ static void test_holds_range(void)
     struct team team = sync_team(17, 2, 1);
     const struct board *board = &team.job.board;
     struct board_task *tasks[] = {board->norm_tasks, board->range_tasks};
-    CHECK(turn_take(&team, 1).kind == TURN_GRADIENT && !board_holds_range(board, 1), "a gradient is no range");
+    CHECK(turn_take(&team, 1).kind == RUN_GRADIENT && !board_holds_range(board, 1), "a gradient is no range");
     for (unsigned kind = 0; kind < 2; kind++) {
         const uint64_t claim = task_make(0, TASK_CLAIMED, 1, 0);
         atomic_store(&tasks[kind][2].word, claim);
@@ -451,24 +451,24 @@ static void test_team(void)
     struct team team = sync_team(18, 3, 4);
     struct job *job = &team.job;
     struct job_reference reference = reference_run(job, NULL);
-    const struct turn last = turn_take(&team, 1);
+    const struct board_run last = turn_take(&team, 1);
     const uint32_t bell = atomic_load(&job->board.header->bell);
-    board_team(&job->board, 1, 1000);
+    board_set_workers(&job->board, 1, 1000);
     CHECK(atomic_load(&job->board.header->bell) != bell && atomic_load(&job->board.header->spin_ns) == 1000);
     turn_compute(&team, 1, &last);
     CHECK(board_commit(&job->board, 1, &last), "what it has begun it may end");
-    CHECK(turn_take(&team, 1).kind == TURN_LEAVE && board_recover(&job->board, 1) == -1);
+    CHECK(turn_take(&team, 1).kind == RUN_LEAVE && board_recover(&job->board, 1) == -1);
     while (board_step(&job->board) < 2) {
         turn_run(&team, 0);
         slots_grow(&team);
     }
-    CHECK(turn_take(&team, 1).kind == TURN_LEAVE);
-    board_team(&job->board, 2, 0);
-    CHECK(turn_take(&team, 1).kind == TURN_GRADIENT && board_recover(&job->board, 1) >= 0);
+    CHECK(turn_take(&team, 1).kind == RUN_LEAVE);
+    board_set_workers(&job->board, 2, 0);
+    CHECK(turn_take(&team, 1).kind == RUN_GRADIENT && board_recover(&job->board, 1) >= 0);
     team_finish(&team, &reference, false);
     board_stop(&job->board);
-    board_team(&job->board, 0, 0);
-    CHECK(turn_take(&team, 1).kind == TURN_STOP, "whoever is to stop stays for the next job");
+    board_set_workers(&job->board, 0, 0);
+    CHECK(turn_take(&team, 1).kind == RUN_STOP, "whoever is to stop stays for the next job");
     reference_free(&reference);
     team_close(&team);
 }

@@ -12,14 +12,14 @@ enum { READERS = 3, SLOTS = 5 };
 
 static struct control control;
 static struct reader_row rows[READERS + 1];
-static struct channel channel = {&control, (struct reader_commons *)rows, rows, READERS, SLOTS};
+static struct channel channel = {&control, (struct shared_row *)rows, rows, READERS, SLOTS};
 
 static void channel_reset(uint32_t max_slots)
 {
     memset(&control, 0, sizeof control);
     memset(rows, 0, sizeof rows);
     channel.max_slots = max_slots;
-    atomic_store(&channel.commons->high, READERS);
+    atomic_store(&channel.shared->high_water, READERS);
 }
 
 /* -- the publisher, in steps ------------------------------------------------------------------------------------ */
@@ -81,7 +81,7 @@ static void handoff_hook(void)
     if (schedule.operations++ != schedule.handoff_at)
         return;
     atomic_store(&rows[1].held, atomic_load(&rows[3].held));
-    atomic_fetch_add(&channel.commons->handoffs, 1);
+    atomic_fetch_add(&channel.shared->handoffs, 1);
     atomic_store(&rows[3].held, 0);
 }
 
@@ -155,14 +155,14 @@ static void test_taken(void)
     }
 }
 
-/* Any reader can write the commons, so what they say may cost time and nothing else. */
-static void test_commons_are_not_trusted(void)
+/* Any reader can write the shared row, so what it says may cost time and nothing else. */
+static void test_shared_row_is_not_trusted(void)
 {
     channel_reset(SLOTS);
-    atomic_store(&channel.commons->high, UINT32_MAX);
+    atomic_store(&channel.shared->high_water, UINT32_MAX);
     atomic_store(&rows[READERS].held, slot_bit(1));
     CHECK(channel_held(&channel) == slot_bit(1), "and nothing beyond the rows was read");
-    atomic_store(&channel.commons->high, READERS - 1);
+    atomic_store(&channel.shared->high_water, READERS - 1);
     CHECK(channel_held(&channel) == 0, "rows that nobody ever took are not looked at");
 }
 
@@ -173,9 +173,9 @@ static void test_publish_if(void)
     CHECK(channel_publish_if(&channel, latest_make(1, 0), 2, 3));
     CHECK(!channel_publish_if(&channel, latest_make(1, 0), 2, 4), "only the first succeeds");
     CHECK(channel_latest(&channel) == latest_make(2, 3));
-    atomic_store(&channel.commons->sleepers, 1);
+    atomic_store(&channel.shared->sleepers, 1);
     CHECK(channel_publish_if(&channel, latest_make(2, 3), 3, 0));
-    CHECK(atomic_load(&channel.commons->sleepers) == 2, "sleepers were woken");
+    CHECK(atomic_load(&channel.shared->sleepers) == 2, "sleepers were woken");
 }
 
 static void extent_set(unsigned slot, uint64_t offset, uint64_t capacity)
@@ -332,7 +332,7 @@ int main(void)
     test_latest_word();
     test_pin_and_unpin();
     test_taken();
-    test_commons_are_not_trusted();
+    test_shared_row_is_not_trusted();
     test_publish_if();
     test_find_gap();
     test_find_gap_at_random();

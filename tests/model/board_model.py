@@ -9,7 +9,7 @@
 
     board_next      load the phase; shard_claim, range_claim: load a word; compare-and-swap it; load the next one.
                     A shard's word that says DONE: first load that worker's record, and if it is of this very commit,
-                    swap it for "its buffer is the other" (commit_bury)
+                    swap it for "its buffer is the other" (record_settle_overwritten)
     _compute        pin the weights; write the scratch buffer
     board_commit    store the record (scratch or the shard's buffer); swap the shard's word; store scratch
     phase_end_*     pick a slot, swap the phase; load latest, swap it, swap the phase
@@ -40,7 +40,7 @@ from typing import Literal, NamedTuple, TypeAlias
 FREE, CLAIMED, DONE = "free", "claimed", "done"
 GRADIENT, NORM, UPDATE = "gradient", "norm", "update"
 
-IDLE, SCAN, BURY_LOAD, BURY, CLAIM = "idle", "scan", "bury: load", "bury", "claim"
+IDLE, SCAN, REAP_LOAD, REAP, CLAIM = "idle", "scan", "reap: load", "reap", "claim"
 PIN, COMPUTE = "pin", "compute"
 RECORD, SWAP, SCRATCH = "record", "swap", "scratch"
 MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE = "measure", "pick", "move", "latest", "publish", "advance"
@@ -136,8 +136,8 @@ class Board:
     stops_anywhere: bool = False  # not only with a claim, or in a commit: elsewhere it is as if nobody scheduled it
     looks_around: bool = False  # idle workers look at any time, not only when there is something to do
     commit: tuple[str, ...] = (RECORD, SWAP, SCRATCH)
-    buries: Literal["before", "after", "anything", "never"] = "before"  # the claim; whatever commit the record is of
-    bury_swaps: bool = True  # or it stores the record, whatever is there by then
+    reaps: Literal["before", "after", "anything", "never"] = "before"  # the claim; whatever commit the record is of
+    reap_swaps: bool = True  # or it stores the record, whatever is there by then
     looks_again: bool = True  # the server swaps a dead worker's record, and failing that looks again; or it stores it
     neither: Literal["scratch", "other"] = "scratch"  # a dead worker's buffer where the shard's word names neither
     recovers: tuple[str, ...] = (GRADIENT, NORM, UPDATE)  # a dead worker's claims of these are freed
@@ -298,8 +298,8 @@ class Board:
             return f"loads the phase: step {step}, {kind}", _put(state, row, scan)
         if worker.pc in (SCAN, CLAIM):
             return self._claim(state, row)
-        if worker.pc in (BURY_LOAD, BURY):
-            return self._bury(state, row)
+        if worker.pc in (REAP_LOAD, REAP):
+            return self._reap(state, row)
         if worker.pc in (MEASURE, PICK, MOVE, LATEST, PUBLISH, ADVANCE):
             return self._end_phase(state, row)
         if worker.kind != GRADIENT and worker.pc == COLLECT:
@@ -317,12 +317,12 @@ class Board:
         worker = state.workers[row]
         name, words = {GRADIENT: "shard", NORM: "norm", UPDATE: "range"}[worker.kind], self._words(state, worker.kind)
         number = (worker.first + worker.at) % len(words)
-        buries = worker.kind == GRADIENT and self.buries != "never"
+        reaps = worker.kind == GRADIENT and self.reaps != "never"
         if worker.pc == SCAN:
             word = words[number]
             label = f"looks at {name} {number}: step {word.step}, {word.state}"
             if self._claimable(word, worker.step):
-                pc = BURY_LOAD if buries and word.state == DONE and self.buries != "after" else CLAIM
+                pc = REAP_LOAD if reaps and word.state == DONE and self.reaps != "after" else CLAIM
                 return label, _put(state, row, worker._replace(pc=pc, word=word, task=number, done=False))
             done = worker.done and word[:2] == (worker.step, DONE)
             return label, _put(state, row, self._look_on(worker._replace(done=done), len(words)))
@@ -334,9 +334,9 @@ class Board:
         pc = {GRADIENT: PIN, NORM: COLLECT, UPDATE: SOURCE}[worker.kind]
         if worker.buffers:
             pc = BEGIN
-        if buries and self.buries == "after" and worker.word.state == DONE:
-            pc = BURY_LOAD
-        word = worker.word if pc == BURY_LOAD else claim
+        if reaps and self.reaps == "after" and worker.word.state == DONE:
+            pc = REAP_LOAD
+        word = worker.word if pc == REAP_LOAD else claim
         after = _put(state, row, worker._replace(pc=pc, word=word, task=number, first=0, at=0, done=True))
         return label, self._word(after, worker.kind, number, claim)
 
@@ -349,23 +349,23 @@ class Board:
         pc = {GRADIENT: MEASURE if self.clips else PICK, NORM: PICK, UPDATE: LATEST}[worker.kind]
         return Worker(pc, worker.step, worker.kind, worker.slot, server=worker.server)
 
-    def _bury(self, state: State, row: int) -> tuple[str, State]:
-        """commit_bury: settle the record of the worker whose commit the claim is about to bury."""
+    def _reap(self, state: State, row: int) -> tuple[str, State]:
+        """record_settle_overwritten: settle the record of the worker whose commit the claim is about to overwrite."""
         worker = state.workers[row]
         word = worker.word
         assert word is not None
         record, name = state.rows[word.worker].record, f"worker {word.worker}'s record"
         onward = worker._replace(pc=CLAIM, record=None)
-        if self.buries == "after":
+        if self.reaps == "after":
             onward = onward._replace(pc=PIN, word=Task(worker.step, CLAIMED, row, word.buffer))
-        if worker.pc == BURY_LOAD:
-            settles = record == Record(word.buffer, record.other, worker.task, word.step) or self.buries == "anything"
+        if worker.pc == REAP_LOAD:
+            settles = record == Record(word.buffer, record.other, worker.task, word.step) or self.reaps == "anything"
             if settles:
-                onward = worker._replace(pc=BURY, record=record)
+                onward = worker._replace(pc=REAP, record=record)
             return f"loads {name}" + ("" if settles else ": not of that commit"), _put(state, row, onward)
         after = _put(state, row, onward)
         assert worker.record is not None
-        wins = record == worker.record or not self.bury_swaps
+        wins = record == worker.record or not self.reap_swaps
         if wins:
             after = _record(after, word.worker, Record(worker.record.other, worker.record.other))
         return f"settles {name}: buffer {worker.record.other}{_won(wins)}", after

@@ -1,16 +1,16 @@
-"""Asynchronous training's lanes (`lane_*` in `csrc/board.c`) as a model, coarser than `board_model.py`.
+"""Batches in flight, of async training (`inflight_*` in `csrc/board.c`), as a model coarser than `board_model.py`.
 
-    lane      one word: (batch, EMPTY | FREE | CLAIMED | DONE, worker, buffer)
+    place     one word: (batch, EMPTY | FREE | CLAIMED | DONE, worker, buffer)
 
-    server    puts the next batch into an empty lane; applies a DONE lane's gradient, which makes the next version, if
-              all others that are under way can still be applied in time after it; empties the lane, and settles the
-              record of the worker whose commit that buries
-    worker    claims a FREE lane; pins the newest weights; writes its scratch buffer; records what it is about to swap;
-              swaps the lane's word; stores its scratch
+    server    puts the next batch into an empty place; applies a DONE place's gradient, which makes the next version, if
+              all others that are under way can still be applied in time after it; empties the place, and settles the
+              record of the worker whose commit that overwrites
+    worker    claims a FREE place; pins the newest weights; writes its scratch buffer; records what it is about to swap;
+              swaps the place's word; stores its scratch
 
 Any worker may be killed or stopped before each of these. Claiming and committing are one compare-and-swap each;
-settling a record is one step, which the board's model takes apart. A worker may claim any lane: that the code takes the
-oldest batch is not needed for what is promised here.
+settling a record is one step, which the board's model takes apart. A worker may claim any place: the promises do not
+need that the code takes the oldest batch.
 
 A buffer contains the (batch, version of the weights) of which it is the gradient, or 0. The promises: every batch is
 applied, and once; its gradient is at most `max_staleness` versions older than the weights that it is applied to; no
@@ -35,7 +35,7 @@ class Worker(NamedTuple):
     scratch: int
     record: Record
     pc: str = IDLE
-    lane: int = -1
+    place: int = -1
     word: Task | None = None  # its claim
     version: int = -1  # that it has pinned
     stopped: bool = False
@@ -44,11 +44,11 @@ class Worker(NamedTuple):
 class State(NamedTuple):
     """`since`, `applied` and `next` are the server's own."""
 
-    lanes: tuple[Task, ...]
+    places: tuple[Task, ...]
     version: int
     buffers: tuple[tuple[int, int] | int, ...]
     workers: tuple[Worker, ...]
-    since: tuple[int, ...]  # by lane: the version when it got its batch; -1 once that is applied
+    since: tuple[int, ...]  # by place: the version when it got its batch; -1 once that is applied
     applied: frozenset[int]
     next: int
     kills: int
@@ -60,7 +60,7 @@ Step: TypeAlias = tuple[str, State, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lanes:
+class InFlight:
     """One configuration. `waits` to the end: the code, and its mutants."""
 
     workers: int = 2
@@ -69,20 +69,20 @@ class Lanes:
     kills: int = 0
     stops: int = 0
     waits: bool = True  # a gradient waits for those that it would make too old
-    more: int = 0  # lanes
-    swaps: bool = True  # a commit stores its word, whoever has the lane by then
-    settles: bool = True  # emptying a lane settles a record
-    reopens: bool = False  # a lane that is DONE takes a batch
+    more: int = 0  # places
+    swaps: bool = True  # a commit stores its word, whoever has the place by then
+    settles: bool = True  # emptying a place settles a record
+    reopens: bool = False  # a place that is DONE takes a batch
 
     def initial(self) -> State:
-        """All lanes are empty."""
-        lanes = self.max_staleness + 1 + self.more
+        """All places are empty."""
+        places = self.max_staleness + 1 + self.more
         return State(
-            lanes=tuple(Task(-1, EMPTY, -1, lane) for lane in range(lanes)),
+            places=tuple(Task(-1, EMPTY, -1, place) for place in range(places)),
             version=0,
-            buffers=(0,) * (lanes + self.workers),
-            workers=tuple(Worker(lanes + row, Record(lanes + row, lanes + row)) for row in range(self.workers)),
-            since=(-1,) * lanes,
+            buffers=(0,) * (places + self.workers),
+            workers=tuple(Worker(places + row, Record(places + row, places + row)) for row in range(self.workers)),
+            since=(-1,) * places,
             applied=frozenset(),
             next=0,
             kills=self.kills,
@@ -90,12 +90,12 @@ class Lanes:
         )
 
     def steps(self, state: State) -> Iterator[Step]:
-        """What the server can do with each lane and each worker, the next step of every worker, and the faults."""
-        for lane in range(len(state.lanes)):
-            yield from self._serve(state, lane)
+        """What the server can do with each place and each worker, the next step of every worker, and the faults."""
+        for place in range(len(state.places)):
+            yield from self._serve(state, place)
         for row, worker in enumerate(state.workers):
             name = f"worker {row}"
-            mine = [lane for lane, word in enumerate(state.lanes) if word[1:3] == (CLAIMED, row)]
+            mine = [place for place, word in enumerate(state.places) if word[1:3] == (CLAIMED, row)]
             if worker.pc == DEAD:
                 yield f"server settles {name}'s affairs", self._recover(state, row, mine), False
                 continue
@@ -114,11 +114,11 @@ class Lanes:
                 yield f"{name} {label}", after, False
 
     def key(self, state: State) -> Hashable:
-        """Forget the names of buffers: number them as lanes, then rows, then registers name them."""
-        named = [lane.buffer for lane in state.lanes]
+        """Forget the names of buffers: number them as places, then rows, then registers name them."""
+        named = [place.buffer for place in state.places]
         parts: list[Hashable] = [state.version, *state.since, *state[5:]]
-        for lane in state.lanes:
-            parts += lane[:3]
+        for place in state.places:
+            parts += place[:3]
         for worker in state.workers:
             named += (worker.scratch, *worker.record[:2])
             parts += (*worker.record[2:], *worker[2:4], *worker[5:])
@@ -130,14 +130,14 @@ class Lanes:
 
     def broken(self, state: State) -> str | None:
         """Check the promises."""
-        owners = [lane.buffer for lane in state.lanes]
+        owners = [place.buffer for place in state.places]
         for worker in state.workers:
             if worker.pc == SCRATCH:
                 owners.append(worker.record.other if worker.word is None else worker.word.buffer)
             elif worker.pc != DEAD:
                 owners.append(worker.scratch)
         if len(set(owners)) < len(owners):
-            return f"a buffer has two owners: lanes and workers have {owners}"
+            return f"a buffer has two owners: places and workers have {owners}"
         return state.wrong or None
 
     def finished(self, state: State) -> bool:
@@ -147,10 +147,10 @@ class Lanes:
     def show(self, state: State) -> dict[str, str]:
         """Name the parts of a state, for a trace."""
         parts = {"version": str(state.version)}
-        for number, (lane, since) in enumerate(zip(state.lanes, state.since, strict=True)):
+        for number, (place, since) in enumerate(zip(state.places, state.since, strict=True)):
             under_way = f", under way since version {since}" if since >= 0 else ""
-            parts[f"lane {number}"] = (
-                f"batch {lane.step}, {lane.state}, worker {lane.worker}, buffer {lane.buffer}" + under_way
+            parts[f"place {number}"] = (
+                f"batch {place.step}, {place.state}, worker {place.worker}, buffer {place.buffer}" + under_way
             )
         parts |= {f"buffer {number}": f"{content}" for number, content in enumerate(state.buffers)}
         for row, worker in enumerate(state.workers):
@@ -160,48 +160,48 @@ class Lanes:
 
     # --- the server -----------------------------------------------------------------------------------------
 
-    def _serve(self, state: State, lane: int) -> Iterator[Step]:
-        """lane_open, lane_apply up to the new version, lane_empty."""
-        word, since = state.lanes[lane], state.since[lane]
+    def _serve(self, state: State, place: int) -> Iterator[Step]:
+        """inflight_open, inflight_apply up to the new version, inflight_empty."""
+        word, since = state.places[place], state.since[place]
         takes = [
-            n for n, other in enumerate(state.lanes) if other.state == EMPTY or (other.state == DONE and self.reopens)
+            n for n, other in enumerate(state.places) if other.state == EMPTY or (other.state == DONE and self.reopens)
         ]
-        if lane in takes[:1] and state.next < self.batches:
-            after = _lane(state, lane, Task(state.next, FREE, -1, word.buffer))
-            after = after._replace(next=state.next + 1, since=_with(state.since, lane, state.version))
-            yield f"server puts batch {state.next} into lane {lane}", after, False
-        if word.state == DONE and since >= 0 and self._may_apply(state, lane):
-            yield f"server applies lane {lane}", self._apply(state, lane), False
+        if place in takes[:1] and state.next < self.batches:
+            after = _place(state, place, Task(state.next, FREE, -1, word.buffer))
+            after = after._replace(next=state.next + 1, since=_with(state.since, place, state.version))
+            yield f"server puts batch {state.next} into place {place}", after, False
+        if word.state == DONE and since >= 0 and self._may_apply(state, place):
+            yield f"server applies place {place}", self._apply(state, place), False
         if word.state == DONE and since < 0:
-            after = _fill(_lane(state, lane, Task(-1, EMPTY, -1, word.buffer)), word.buffer)
+            after = _fill(_place(state, place, Task(-1, EMPTY, -1, word.buffer)), word.buffer)
             record = state.workers[word.worker].record
-            if self.settles and record == Record(word.buffer, record.other, lane, word.step):
+            if self.settles and record == Record(word.buffer, record.other, place, word.step):
                 settled = state.workers[word.worker]._replace(record=Record(record.other, record.other))
                 after = _put(after, word.worker, settled)
-            yield f"server empties lane {lane}", after, False
+            yield f"server empties place {place}", after, False
 
-    def _may_apply(self, state: State, lane: int) -> bool:
+    def _may_apply(self, state: State, place: int) -> bool:
         """`may_apply` in `untorn.train.run.steps`: the others, oldest first and one per version, are still in time."""
-        others = sorted(since for other, since in enumerate(state.since) if other != lane and since >= 0)
+        others = sorted(since for other, since in enumerate(state.since) if other != place and since >= 0)
         late = [state.version + 1 + place - since for place, since in enumerate(others)]
         return not self.waits or all(staleness <= self.max_staleness for staleness in late)
 
-    def _apply(self, state: State, lane: int) -> State:
-        word, wrong = state.lanes[lane], ""
+    def _apply(self, state: State, place: int) -> State:
+        word, wrong = state.places[place], ""
         content = state.buffers[word.buffer]
         if not isinstance(content, tuple) or content[0] != word.step:
-            wrong = f"lane {lane}'s gradient of batch {word.step} is {content}"
+            wrong = f"place {place}'s gradient of batch {word.step} is {content}"
         elif word.step in state.applied:
             wrong = f"batch {word.step} is applied twice"
         elif state.version - content[1] > self.max_staleness:
             wrong = f"batch {word.step}, computed on version {content[1]}, is applied to version {state.version}"
-        applied, since = state.applied | {word.step}, _with(state.since, lane, -1)
+        applied, since = state.applied | {word.step}, _with(state.since, place, -1)
         return state._replace(version=state.version + 1, applied=applied, since=since, wrong=wrong)
 
     def _recover(self, state: State, row: int, mine: list[int]) -> State:
         """board_recover, and the next worker of this row."""
         record = state.workers[row].record
-        named = state.lanes[record.shard].buffer
+        named = state.places[record.shard].buffer
         buffer = record.other if named == record.scratch else record.scratch
         return _fill(_put(_free(state, mine), row, Worker(buffer, Record(buffer, buffer))), buffer)
 
@@ -210,11 +210,11 @@ class Lanes:
     def _worker(self, state: State, row: int) -> Iterator[tuple[str, State]]:
         worker = state.workers[row]
         if worker.pc == IDLE:
-            for lane, word in enumerate(state.lanes):
+            for place, word in enumerate(state.places):
                 if word.state == FREE:
                     claim = Task(word.step, CLAIMED, row, word.buffer)
-                    claims = worker._replace(pc=PIN, lane=lane, word=claim)
-                    yield f"claims lane {lane}", _put(_lane(state, lane, claim), row, claims)
+                    claims = worker._replace(pc=PIN, place=place, word=claim)
+                    yield f"claims place {place}", _put(_place(state, place, claim), row, claims)
             return
         word, scratch = worker.word, worker.scratch
         assert word is not None
@@ -226,14 +226,14 @@ class Lanes:
             after = _put(state, row, worker._replace(pc=RECORD, version=-1))
             yield f"writes the gradient of batch {word.step} into buffer {scratch}", _fill(after, scratch, content)
         elif worker.pc == RECORD:
-            record = Record(scratch, word.buffer, worker.lane, word.step)
+            record = Record(scratch, word.buffer, worker.place, word.step)
             yield f"records {record}", _put(state, row, worker._replace(pc=SWAP, record=record))
         elif worker.pc == SWAP:
-            if self.swaps and state.lanes[worker.lane] != word:
-                yield f"commits lane {worker.lane} (CAS fails)", _fill(_put(state, row, idle), scratch)
+            if self.swaps and state.places[worker.place] != word:
+                yield f"commits place {worker.place} (CAS fails)", _fill(_put(state, row, idle), scratch)
                 return
-            after = _lane(state, worker.lane, Task(word.step, DONE, row, scratch))
-            yield f"commits lane {worker.lane}", _put(after, row, worker._replace(pc=SCRATCH))
+            after = _place(state, worker.place, Task(word.step, DONE, row, scratch))
+            yield f"commits place {worker.place}", _put(after, row, worker._replace(pc=SCRATCH))
         else:
             yield (
                 f"stores that buffer {word.buffer} is its scratch",
@@ -255,12 +255,12 @@ def _fill(state: State, buffer: int, content: tuple[int, int] | int = 0) -> Stat
     return state._replace(buffers=_with(state.buffers, buffer, content))
 
 
-def _lane(state: State, lane: int, word: Task) -> State:
-    return state._replace(lanes=_with(state.lanes, lane, word))
+def _place(state: State, place: int, word: Task) -> State:
+    return state._replace(places=_with(state.places, place, word))
 
 
-def _free(state: State, lanes: list[int]) -> State:
+def _free(state: State, places: list[int]) -> State:
     """Claims handed back."""
-    for lane in lanes:
-        state = _lane(state, lane, state.lanes[lane]._replace(state=FREE, worker=-1))
+    for place in places:
+        state = _place(state, place, state.places[place]._replace(state=FREE, worker=-1))
     return state

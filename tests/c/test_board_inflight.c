@@ -1,4 +1,5 @@
-/* Lanes, one worker at a time: a lane's life, word by word; then faults before every single atomic operation of a
+/* Batches in flight, one worker at a time: the life of a batch's place, word by word; then faults before every atomic
+ * operation of a
  * worker, after each of which every batch must be applied exactly once, as the reference applies them, bit for bit.
  */
 #include "hooks.h"
@@ -10,7 +11,7 @@
 
 #include "board_team.h"
 
-enum { LANES = 3, BATCHES = 7 };
+enum { PLACES = 3, BATCHES = 7 };
 
 /* The server's side: which batch is next, and what was applied. */
 struct server {
@@ -21,39 +22,39 @@ struct server {
 
 static void server_open(struct server *server, uint64_t seed)
 {
-    *server = (struct server){.team = team_open(seed, LANES, BATCHES, true), .stream = check_stream(seed)};
+    *server = (struct server){.team = team_open(seed, PLACES, BATCHES, true), .stream = check_stream(seed)};
 }
 
 static uint64_t applied_count(const struct server *server) { return board_step(&server->team.job.board); }
 
-static void lane_take(struct server *server, uint32_t lane)
+static void place_apply(struct server *server, uint32_t index)
 {
     struct job *job = &server->team.job;
     const uint64_t step = applied_count(server);
-    const struct lane done = lane_look(&job->board, lane);
+    const struct inflight done = inflight_look(&job->board, index);
     const uint64_t staleness = JOB_BASE_VERSION + step - done.version;
-    enum status status = lane_apply(&job->board, job->publisher, lane, step, staleness);
+    enum status status = inflight_apply(&job->board, job->publisher, index, step, staleness);
     if (status == STATUS_NO_SLOT) {
-        CHECK(applied_count(server) == step && lane_look(&job->board, lane).state == TASK_DONE, "nothing happened");
+        CHECK(applied_count(server) == step && inflight_look(&job->board, index).state == TASK_DONE, "nothing happened");
         CHECK(attachment_grow(job->publisher, job->slot_nbytes) == STATUS_OK);
-        status = lane_apply(&job->board, job->publisher, lane, step, staleness);
+        status = inflight_apply(&job->board, job->publisher, index, step, staleness);
     }
     CHECK(status == STATUS_OK && version_of(job) == JOB_BASE_VERSION + step + 1);
-    CHECK(lane_look(&job->board, lane).state == TASK_EMPTY && applied_count(server) == step + 1);
+    CHECK(inflight_look(&job->board, index).state == TASK_EMPTY && applied_count(server) == step + 1);
     server->applied[step] = (struct job_applied){done.batch, done.version};
 }
 
-/* Apply what is there, in any order, and put batches into the empty lanes. */
+/* Apply what is there, in any order, and put batches into the empty places. */
 static void serve(struct server *server)
 {
     const struct board *board = &server->team.job.board;
-    const uint32_t first = (uint32_t)(check_random(&server->stream) % LANES);
-    for (uint32_t i = 0; i < LANES; i++) {
-        const uint32_t lane = (first + i) % LANES;
-        if (lane_look(board, lane).state == TASK_DONE)
-            lane_take(server, lane);
-        if (server->next < BATCHES && lane_look(board, lane).state == TASK_EMPTY)
-            CHECK(lane_open(board, lane, server->next++));
+    const uint32_t first = (uint32_t)(check_random(&server->stream) % PLACES);
+    for (uint32_t i = 0; i < PLACES; i++) {
+        const uint32_t index = (first + i) % PLACES;
+        if (inflight_look(board, index).state == TASK_DONE)
+            place_apply(server, index);
+        if (server->next < BATCHES && inflight_look(board, index).state == TASK_EMPTY)
+            CHECK(inflight_open(board, index, server->next++));
     }
 }
 
@@ -84,33 +85,33 @@ static void test_life(void)
     server_open(&server, 20);
     struct team *team = &server.team;
     const struct board *board = &team->job.board;
-    CHECK(turn_take(team, 0).kind == TURN_IDLE, "all lanes are empty");
-    CHECK(lane_look(board, 1).state == TASK_EMPTY && shard_word(&team->job, 1) == task_make(0, TASK_EMPTY, 0, 1));
+    CHECK(turn_take(team, 0).kind == RUN_IDLE, "all places are empty");
+    CHECK(inflight_look(board, 1).state == TASK_EMPTY && shard_word(&team->job, 1) == task_make(0, TASK_EMPTY, 0, 1));
     const uint32_t bell = atomic_load(&board->header->bell), server_bell = atomic_load(&board->header->server_bell);
-    CHECK(lane_open(board, 1, 0) && atomic_load(&board->header->bell) != bell, "the workers hear of it");
-    CHECK(!lane_open(board, 1, 1) && lane_look(board, 1).state == TASK_FREE, "it has a batch");
-    struct turn turn = turn_take(team, 0);
-    CHECK(turn.kind == TURN_GRADIENT && turn.shard == 1 && turn.step == 0 && turn.buffer == LANES);
-    CHECK(!lane_open(board, 1, 1) && lane_look(board, 1).state == TASK_CLAIMED);
-    CHECK(turn_take(team, 1).kind == TURN_IDLE, "there is no other");
-    turn_compute(team, 0, &turn);
-    CHECK(board_commit(board, 0, &turn) && atomic_load(&board->header->server_bell) != server_bell);
-    const struct lane done = lane_look(board, 1);
-    CHECK(done.state == TASK_DONE && done.batch == 0 && done.version == JOB_BASE_VERSION && done.buffer == turn.buffer);
-    CHECK(!lane_open(board, 1, 1), "its gradient is not applied");
-    CHECK(record_of(&team->job, 0) == record_intent(0, 1, LANES, 1));
-    lane_take(&server, 1);
-    CHECK(record_of(&team->job, 0) == record_settled(1), "what the lane names next buries the commit");
+    CHECK(inflight_open(board, 1, 0) && atomic_load(&board->header->bell) != bell, "the workers hear of it");
+    CHECK(!inflight_open(board, 1, 1) && inflight_look(board, 1).state == TASK_FREE, "it has a batch");
+    struct board_run run = turn_take(team, 0);
+    CHECK(run.kind == RUN_GRADIENT && run.shard == 1 && run.step == 0 && run.buffer == PLACES);
+    CHECK(!inflight_open(board, 1, 1) && inflight_look(board, 1).state == TASK_CLAIMED);
+    CHECK(turn_take(team, 1).kind == RUN_IDLE, "there is no other");
+    turn_compute(team, 0, &run);
+    CHECK(board_commit(board, 0, &run) && atomic_load(&board->header->server_bell) != server_bell);
+    const struct inflight done = inflight_look(board, 1);
+    CHECK(done.state == TASK_DONE && done.batch == 0 && done.version == JOB_BASE_VERSION && done.buffer == run.buffer);
+    CHECK(!inflight_open(board, 1, 1), "its gradient is not applied");
+    CHECK(record_of(&team->job, 0) == record_intent(0, 1, PLACES, 1));
+    place_apply(&server, 1);
+    CHECK(record_of(&team->job, 0) == record_settled(1), "what the place names next buries the commit");
     server.next = 1;
     server_finish(&server);
-    board_team(board, 1, 0);
-    CHECK(turn_take(team, 1).kind == TURN_LEAVE);
+    board_set_workers(board, 1, 0);
+    CHECK(turn_take(team, 1).kind == RUN_LEAVE);
     board_stop(board);
-    CHECK(turn_take(team, 0).kind == TURN_STOP);
+    CHECK(turn_take(team, 0).kind == RUN_STOP);
     team_close(team);
 }
 
-/* What is in a lane may be read instead of applied: then it makes no version. */
+/* What is in a place may be read instead of applied: then it makes no version. */
 static void test_empty(void)
 {
     struct server server;
@@ -119,11 +120,11 @@ static void test_empty(void)
     const struct board *board = &team->job.board;
     for (uint64_t batch = BATCHES; batch < BATCHES + 5; batch++) {
         const uint32_t worker = batch % WORKERS;
-        CHECK(lane_open(board, 0, batch) && turn_run(team, worker) == TURN_GRADIENT);
-        const struct lane done = lane_look(board, 0);
+        CHECK(inflight_open(board, 0, batch) && turn_run(team, worker) == RUN_GRADIENT);
+        const struct inflight done = inflight_look(board, 0);
         CHECK(done.state == TASK_DONE && done.batch == batch && board_buffer_at(board, done.buffer)->examples == 3);
-        lane_empty(board, 0);
-        CHECK(lane_look(board, 0).state == TASK_EMPTY && job_buffers_are_owned_once(&team->job));
+        inflight_empty(board, 0);
+        CHECK(inflight_look(board, 0).state == TASK_EMPTY && job_buffers_are_owned_once(&team->job));
         CHECK(record_of(&team->job, worker) == record_settled((uint32_t)scratch_of(&team->job, worker)));
     }
     CHECK(version_of(&team->job) == JOB_BASE_VERSION);
@@ -135,15 +136,15 @@ static void test_oldest_batch_first(void)
 {
     struct server server;
     server_open(&server, 21);
-    static const uint64_t batches[LANES] = {2, 0, 1};
-    for (uint32_t lane = 0; lane < LANES; lane++)
-        CHECK(lane_open(&server.team.job.board, lane, batches[lane]));
-    server.next = LANES;
-    for (uint64_t batch = 0; batch < LANES; batch++) {
-        const struct turn turn = turn_take(&server.team, 0);
-        CHECK(turn.kind == TURN_GRADIENT && turn.step == batch && batches[turn.shard] == batch);
+    static const uint64_t batches[PLACES] = {2, 0, 1};
+    for (uint32_t index = 0; index < PLACES; index++)
+        CHECK(inflight_open(&server.team.job.board, index, batches[index]));
+    server.next = PLACES;
+    for (uint64_t batch = 0; batch < PLACES; batch++) {
+        const struct board_run run = turn_take(&server.team, 0);
+        CHECK(run.kind == RUN_GRADIENT && run.step == batch && batches[run.shard] == batch);
         if (batch == 0) /* handed back, it is the oldest again */
-            CHECK(board_give_up(&server.team.job.board, 0) == turn.shard && turn_take(&server.team, 1).step == 0);
+            CHECK(board_give_up(&server.team.job.board, 0) == run.shard && turn_take(&server.team, 1).step == 0);
     }
     for (uint32_t worker = 0; worker < WORKERS; worker++)
         CHECK(board_recover(&server.team.job.board, worker) >= 0);
@@ -151,10 +152,10 @@ static void test_oldest_batch_first(void)
     team_close(&server.team);
 }
 
-/* Two want the same lane: whoever loses it takes the other one. */
+/* Two want the same place: whoever loses it takes the other one. */
 static struct team *rival_team;
-static struct turn rival_turn;
-static void rival_claims(void) { rival_turn = turn_take(rival_team, 1); }
+static struct board_run rival_run;
+static void rival_claims(void) { rival_run = turn_take(rival_team, 1); }
 
 static void test_two_want_the_same(void)
 {
@@ -163,16 +164,16 @@ static void test_two_want_the_same(void)
         struct server server;
         server_open(&server, 22);
         const struct board *board = &server.team.job.board;
-        CHECK(lane_open(board, 0, 0) && lane_open(board, 1, 1));
+        CHECK(inflight_open(board, 0, 0) && inflight_open(board, 1, 1));
         server.next = 2;
         rival_team = &server.team;
-        rival_turn = (struct turn){.kind = TURN_IDLE};
+        rival_run = (struct board_run){.kind = RUN_IDLE};
         fate_set(before, rival_claims, false);
         fate.armed = true;
-        const struct turn turn = turn_take(&server.team, 0);
+        const struct board_run run = turn_take(&server.team, 0);
         fate.armed = false;
-        CHECK(turn.kind == TURN_GRADIENT && (rival_turn.kind == TURN_IDLE || turn.shard != rival_turn.shard));
-        met += turn.step == 1;
+        CHECK(run.kind == RUN_GRADIENT && (rival_run.kind == RUN_IDLE || run.shard != rival_run.shard));
+        met += run.step == 1;
         board_recover(board, 0);
         board_recover(board, 1);
         server_finish(&server);
@@ -187,7 +188,7 @@ static void test_give_up(void)
     server_open(&server, 23);
     struct team *team = &server.team;
     serve(&server);
-    const struct turn late = turn_take(team, 0);
+    const struct board_run late = turn_take(team, 0);
     CHECK(board_give_up(&team->job.board, 0) == late.shard);
     for (unsigned turns = 0; applied_count(&server) < BATCHES - 1 && turns < 100; turns++) {
         turn_run(team, 1);
