@@ -1,5 +1,5 @@
-"""Checks of what users give a Trainer: what it comes to, or an error that names the argument, what was expected, and
-what was found."""
+"""Check the arguments of a Trainer: return the value to use, or raise an error that names the argument, what was
+expected, and what was found."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
     "checked_staleness",
 ]
 
-#: lanes are the shards of an async board
-_MOST_STALENESS = 1023
+#: one less than the largest number of in-flight batches, which are the shards of an async board
+_MAX_STALENESS = 1023
 
 
 def checked_count(name: str, value: Any, least: int, most: int) -> int:
-    """An int of any library, ``least`` to ``most``. Raises TypeError, ValueError."""
+    """Return the value, an int of any library from ``least`` to ``most``, as an int. Raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
     if not least <= value <= most:
@@ -36,7 +36,7 @@ def checked_count(name: str, value: Any, least: int, most: int) -> int:
 
 
 def checked_staleness(mode: str, max_staleness: int | None, workers: int, *, given: bool) -> int:
-    """The bound that these arguments ask for; 0 in sync mode."""
+    """Return the bound on the staleness; 0 in sync mode."""
     if mode not in ("sync", "async"):
         raise ValueError(f"mode: expected 'sync' or 'async', found {mode!r}")
     if mode == "sync":
@@ -44,25 +44,26 @@ def checked_staleness(mode: str, max_staleness: int | None, workers: int, *, giv
             raise ValueError("max_staleness: sync mode has no stale gradients; leave it out, or give mode='async'")
         return 0
     if max_staleness is None:
-        return min(workers, _MOST_STALENESS)
-    max_staleness = checked_count("max_staleness", max_staleness, 0, _MOST_STALENESS)
+        return min(workers, _MAX_STALENESS)
+    max_staleness = checked_count("max_staleness", max_staleness, 0, _MAX_STALENESS)
     if given:
         check_busy(workers, max_staleness)
     return max_staleness
 
 
 def check_busy(workers: int, max_staleness: int) -> None:
-    """Raises ValueError if the bound leaves some of so many workers without work."""
+    """Raise ValueError if the bound leaves some of the workers without work."""
     if workers > max_staleness + 1:
         raise ValueError(
-            f"workers: with max_staleness={max_staleness} at most {max_staleness + 1} gradients are under way, and "
+            f"workers: with max_staleness={max_staleness} at most {max_staleness + 1} gradients are in flight, so "
             f"{workers - max_staleness - 1} of {workers} workers would have nothing to do; expected at most "
             f"{max_staleness + 1} workers, or a larger max_staleness"
         )
 
 
 def checked_shards(mode: str, shards: int | None, otherwise: int) -> int:
-    """Into how many parts a batch is cut: those that were given, or else ``otherwise``; always 1 in async mode."""
+    """Return the number of parts that a batch is cut into: ``shards``, or ``otherwise`` if it is None; always 1 in
+    async mode."""
     if mode == "sync":
         return checked_count("shards", otherwise if shards is None else shards, 1, 1024)
     if shards not in (None, 1):
@@ -73,14 +74,14 @@ def checked_shards(mode: str, shards: int | None, otherwise: int) -> int:
 
 
 def check_no_cut(**given: Any) -> None:
-    """Raises ValueError for what an iterable of batches decides by itself: how large they are, and their order."""
+    """Raise ValueError for arguments that an iterable of batches determines itself: their size and their order."""
     for name, value in given.items():
         if value not in (None, False):
             raise ValueError(f"{name}: the data is an iterable of batches, which has its own; leave {name} out")
 
 
 def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
-    """The callbacks as a list. Raises TypeError for what is none."""
+    """Return the callbacks as a list. Raises TypeError if an item is not a Callback."""
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks: expected a list of Callback objects, found {_described(callbacks)}")
     callbacks = list(callbacks)
@@ -91,7 +92,7 @@ def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 def checked_path(name: str, path: str | os.PathLike[str]) -> Path:
-    """A path. Raises TypeError for what is none, ValueError for an empty one."""
+    """Return the path. Raises TypeError if it is not one, ValueError if it is empty."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}: expected a path, found {type(path).__name__}")
     if not os.fspath(path):
@@ -100,4 +101,4 @@ def checked_path(name: str, path: str | os.PathLike[str]) -> Path:
 
 
 def _described(value: Any) -> str:
-    return f"the class {value.__name__}; make one" if isinstance(value, type) else f"one {type(value).__name__}"
+    return f"the class {value.__name__}; create an object" if isinstance(value, type) else type(value).__name__

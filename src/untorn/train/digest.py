@@ -1,7 +1,7 @@
-"""A fingerprint of the weights: equal exactly when two trees hold the same bits in the same structure.
+"""A fingerprint of the weights, which is equal for two trees if they hold the same bits in the same structure.
 
-How an array lies in memory (C or Fortran order, a view with gaps, read-only or not) makes no difference; its dtype,
-its shape and every bit of its elements do. So two runs agree when their digests agree, and -0.0 differs from 0.0.
+The memory layout of an array (C or Fortran order, a view with gaps, read-only or not) makes no difference; its dtype,
+its shape and every bit of its elements do. So two runs agree if their digests agree, and -0.0 differs from 0.0.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["weights_sha256"]
 
 
 def weights_sha256(params: Any) -> str:
-    """The SHA-256 of a tree of arrays: its structure, and the dtype, shape and C-order bytes of every leaf.
+    """Return the SHA-256 of a tree: its structure, and the dtype, shape and C-order bytes of every leaf.
 
     Args:
-        params: a tree as ``publish`` takes it: dict, list, tuple, named tuple and dataclass trees of NumPy arrays,
-            numbers, str, bytes and None.
+        params: a tree as ``publish`` takes it, made of dicts, lists, tuples, named tuples and dataclasses with NumPy
+            arrays, numbers, str, bytes and None.
 
     Returns:
         64 hexadecimal digits.
@@ -43,7 +43,7 @@ def weights_sha256(params: Any) -> str:
     """
     spec, leaves = flatten(params)
     digest = hashlib.sha256()
-    # The length first: no structure can be mistaken for the beginning of another one's leaves.
+    # The length first, so that no structure can look like the beginning of another one's leaves.
     structure = repr(_structure(spec)).encode("utf-8", "surrogatepass")
     digest.update(len(structure).to_bytes(8, "little"))
     digest.update(structure)
@@ -55,7 +55,7 @@ def weights_sha256(params: Any) -> str:
 
 
 def _structure(spec: Spec) -> tuple[Any, ...]:
-    """The spec as plain values, less what only says how the arrays lie in memory."""
+    """Return the spec as plain values, without the memory layout of the arrays."""
     if spec.kind == "array":
         dtype, shape, _strides = spec.detail
         return ("array", np.lib.format.dtype_to_descr(dtype), shape)

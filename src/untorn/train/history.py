@@ -1,12 +1,12 @@
-"""What ``fit`` returns: the numbers of every epoch, as a table, a dictionary and a picture.
+"""The return value of ``fit``: the numbers of every epoch, as a table, a dictionary and a picture.
 
-``History.history`` has the shape that Keras taught people: a list per metric, one entry per epoch. How fast it went is
-kept beside it, so that nobody averages it with the losses::
+``History.history`` has the same form as in Keras: a list per metric, with an entry per epoch. Times and speeds are
+separate attributes, so that they are not averaged with the metrics::
 
     History
     ├── epoch                 [0, 1, 2, ...]
     ├── history               {"loss": [...], "accuracy": [...], "val_loss": [...], "val_accuracy": [...]}
-    ├── seconds               [0.41, 0.40, ...]       how long each epoch took
+    ├── seconds               [0.41, 0.40, ...]       the duration of each epoch
     └── examples_per_s        [3500.0, 3590.0, ...]   training examples per second
 """
 
@@ -35,12 +35,12 @@ _COLOURS = (
 class History:
     """The metrics of a training run, epoch by epoch.
 
-    A metric that an epoch does not have is NaN there, so every list is as long as ``epoch``.
+    Every list is as long as ``epoch``, since a metric is NaN in epochs that do not have it.
 
     Attributes:
         epoch: the numbers of the epochs, from 0.
-        history: for each metric its values, one per epoch. Those on validation data start with ``val_``.
-        seconds: how long each epoch took, in seconds.
+        history: for each metric its values, one per epoch. Those of validation data start with ``val_``.
+        seconds: the duration of each epoch, in seconds.
         examples_per_s: training examples per second in each epoch.
 
     Example:
@@ -75,7 +75,7 @@ class History:
         Args:
             epoch: its number.
             metrics: its metrics by name; a new name is NaN in the epochs before, a missing one NaN in this epoch.
-            seconds: how long it took.
+            seconds: its duration.
             examples_per_s: training examples per second.
 
         """
@@ -89,7 +89,7 @@ class History:
             values.append(float(metrics.get(name, math.nan)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain lists and dictionaries; copies."""
+        """Return a copy as plain lists and dictionaries."""
         return {
             "epoch": list(self.epoch),
             "history": {name: list(values) for name, values in self.history.items()},
@@ -99,8 +99,8 @@ class History:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> History:
-        """Return the history that to_dict() gave; a copy. An empty dictionary is a history without epochs. Raises
-        ValueError for another document, such as one with lists of several lengths."""
+        """Return the history from which to_dict() made this document; a copy. An empty document is a history without
+        epochs. Raises ValueError for any other document, such as one whose lists differ in length."""
         made = cls()
         made.epoch = list(document.get("epoch", ()))
         made.history = {name: list(values) for name, values in document.get("history", {}).items()}
@@ -108,7 +108,7 @@ class History:
         made.examples_per_s = list(document.get("examples_per_s", ()))
         columns: list[list[Any]] = [made.epoch, made.seconds, made.examples_per_s, *made.history.values()]
         if {len(column) for column in columns} != {len(made.epoch)} or not all(map(_are_numbers, columns)):
-            raise ValueError("a history has lists of numbers, one for each epoch")
+            raise ValueError("expected a history with lists of numbers, one per epoch")
         return made
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class History:
         return f"<History: {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}; the last: {last}>"
 
     def __str__(self) -> str:
-        """A table with a line per epoch."""
+        """Return a table with a line per epoch."""
         columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch) for epoch in self.epoch])]
         columns += [(name, [number_text(value) for value in values]) for name, values in self.history.items()]
         columns.append(("seconds", [f"{value:.2f}" for value in self.seconds]))
@@ -135,21 +135,21 @@ class History:
     def plot(
         self, path: str | PathLike[str] | IO[bytes] | None = None, *, metrics: Sequence[str] | None = None
     ) -> Figure:
-        """Draw the learning curves: one subplot per metric, training and validation in one colour family.
+        """Draw the learning curves: one subplot per metric, with training and validation in shades of one colour.
 
-        Needs matplotlib (``pip install 'untorn[plot]'``) but no display and no pyplot state.
+        Needs matplotlib (``pip install 'untorn[plot]'``), but no display, and does not use pyplot.
 
         Args:
-            path: where to write the picture; the ending gives the format (.png, .svg, .pdf). An open binary
-                file gets a PNG; None writes nothing.
-            metrics: which metrics, without ``val_``, in this order. None takes all.
+            path: the file to write, whose suffix determines the format (.png, .svg, .pdf), or an open binary file for
+                a PNG; None writes nothing.
+            metrics: the metrics to draw, without ``val_``, in this order; None for all.
 
         Returns:
-            The figure, to be shown or changed further.
+            The figure, to show it or change it.
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError: there are no epochs yet, a metric is not there, or matplotlib does not know the format.
+            ValueError: there are no epochs yet, no such metric, or matplotlib does not know the format.
             OSError: the file cannot be written.
 
         Example:
@@ -181,7 +181,7 @@ class History:
     def _metrics_to_plot(self, metrics: Sequence[str] | None) -> list[str]:
         known = list(dict.fromkeys(name.removeprefix("val_") for name in self.history))
         if not self.epoch or not known:
-            raise ValueError("there is nothing to plot yet: the history has no epochs with metrics")
+            raise ValueError("nothing to plot yet: the history has no epochs with metrics")
         if metrics is None:
             return known
         if isinstance(metrics, str):
@@ -189,14 +189,14 @@ class History:
         chosen = [name.removeprefix("val_") for name in metrics]
         for name in chosen:
             if name not in known:
-                raise ValueError(f"there is no metric {name!r} in the history; there are {', '.join(known)}")
+                raise ValueError(f"the history has no metric {name!r}; expected some of {', '.join(known)}")
         if not chosen:
-            raise ValueError(f"metrics is empty; choose from {', '.join(known)}")
+            raise ValueError(f"metrics is empty; expected some of {', '.join(known)}")
         return list(dict.fromkeys(chosen))
 
     def _draw(self, axes: Any, name: str, colours: tuple[str, str]) -> None:
         lines = (("training", name, "-", colours[0]), ("validation", f"val_{name}", "--", colours[1]))
-        marker = "o" if len(self.epoch) <= 30 else None  # a single epoch would be no line at all
+        marker = "o" if len(self.epoch) <= 30 else None  # without markers, a single epoch would be invisible
         for label, key, style, colour in lines:
             if key in self.history:
                 axes.plot(
@@ -218,7 +218,7 @@ class History:
 
 
 def number_text(value: float) -> str:
-    """Four decimals where they say something, three digits with an exponent elsewhere."""
+    """Return a number with four decimals, or with an exponent and three digits if it is very small or large."""
     if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4f}"
     return f"{value:.2e}"

@@ -137,7 +137,7 @@ class TestEarlyStopping:
         best_weights_after(EarlyStopping(patience=2, restore_best_weights=True, verbose=1), [3, 1, 2, 2])
         assert capsys.readouterr().err.splitlines() == [
             "epoch 4: early stopping",
-            "the weights are those of the best epoch, 2",
+            "restored the weights of the best epoch, 2",
         ]
 
     @pytest.mark.parametrize("cut", range(6))
@@ -164,7 +164,7 @@ class TestEarlyStopping:
         second.on_train_begin({})
         second.load_state_dict(first.state_dict())
         second.on_epoch_end(2, {"val_loss": 3.0})
-        with pytest.warns(RuntimeWarning, match="the best epoch, 1, are larger than what a checkpoint keeps"):
+        with pytest.warns(RuntimeWarning, match="the best epoch, 1, are too large for a callback"):
             second.on_train_end({})
 
     def test_a_missing_metric_names_those_there_are(self):

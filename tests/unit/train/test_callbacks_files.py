@@ -184,9 +184,9 @@ def test_nan_is_never_the_best(tmp_path):
 
 
 def test_a_name_that_is_not_in_the_logs(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no 'accuracy' in the logs; there are epoch, loss, val_loss"):
+    with pytest.raises(ValueError, match=r"'accuracy' is not in the logs; expected one of epoch, loss, val_loss"):
         saved(tmp_path, [1.0], name="{accuracy}")
-    with pytest.raises(ValueError, match=r"ModelCheckpoint\(monitor='f1'\).*there are loss, val_loss"):
+    with pytest.raises(ValueError, match=r"ModelCheckpoint\(monitor='f1'\).*expected one of loss, val_loss"):
         saved(tmp_path, [1.0], monitor="f1", save_best_only=True)
 
 

@@ -127,7 +127,7 @@ def test_the_serial_engine_has_one():
 def test_in_async_mode_no_more_than_can_be_busy():
     with trainer_of(mode="async", max_staleness=2, workers=3) as trainer:
         trainer.resize(1)
-        with pytest.raises(ValueError, match="with max_staleness=2 at most 3 gradients are under way, and 1 of 4"):
+        with pytest.raises(ValueError, match="with max_staleness=2 at most 3 gradients are in flight, so 1 of 4"):
             trainer.resize(4)
 
 

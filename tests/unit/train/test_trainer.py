@@ -105,9 +105,9 @@ def test_a_wrong_model_is_named():
         ({"resume": True}, ValueError, "resume=True needs checkpoint_dir="),
         ({"checkpoint_dir": 3}, TypeError, "checkpoint_dir: expected a path, found int"),
         ({"checkpoint_dir": ""}, ValueError, "checkpoint_dir: expected a path, found an empty one"),
-        ({"callbacks": EarlyStopping()}, TypeError, "callbacks: expected a list of Callback objects, found one Early"),
+        ({"callbacks": EarlyStopping()}, TypeError, "callbacks: expected a list of Callback objects, found Early"),
         ({"callbacks": [EarlyStopping]}, TypeError, "callbacks[0]: expected a Callback object, found the class Early"),
-        ({"callbacks": [3]}, TypeError, "callbacks[0]: expected a Callback object, found one int"),
+        ({"callbacks": [3]}, TypeError, "callbacks[0]: expected a Callback object, found int"),
     ],
 )
 def test_a_wrong_argument_of_fit_is_named_and_the_trainer_goes_on(engine, arguments, error, message):

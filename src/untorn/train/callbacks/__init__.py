@@ -1,4 +1,4 @@
-"""Code of yours that runs between epochs and batches of ``fit``, in the process that called it."""
+"""Callbacks: code that ``fit`` calls between epochs and batches, in the process that called it."""
 
 from __future__ import annotations
 

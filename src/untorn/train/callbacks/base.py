@@ -1,22 +1,22 @@
-"""The base class of callbacks, with the names that Keras taught people.
+"""The base class of callbacks, whose methods have the names they have in Keras.
 
-``fit`` calls, in the process that called it, never in a worker, and in the order of the list::
+``fit`` calls these methods in the process that called it, never in a worker, and in the order of the list::
 
     on_train_begin
       on_epoch_begin          {"steps", "examples", "epochs"}
         on_batch_end          {"loss", metrics..., "examples", "version", "restarts", "learning_rate"}
-        on_batch_end          in bursts: the workers move on by themselves, and nobody waits for a callback
+        on_batch_end          in bursts, since workers do not wait for callbacks
         ...
       on_epoch_end            {"loss", metrics..., "val_loss", "val_"metrics..., "learning_rate", "examples_per_s",
       ...                      "seconds"}
-    on_error                  only if an error, or Ctrl-C, ends training
+    on_error                  only if an error or Ctrl-C ends training
     on_train_end
 
-There is no on_batch_begin: when this process learns of a step, workers are already at the next.
+There is no on_batch_begin, because workers have begun the next step when this process learns of a step.
 
-``self.trainer.stop_training = True`` in any of them ends training after the epoch. An error in one of them ends
-training as well, and is what ``fit`` raises. What ``state_dict`` returns goes into checkpoints; after
-``on_train_begin`` of a run that resumes, ``load_state_dict`` gets it back.
+Any of them can end training after the epoch with ``self.trainer.stop_training = True``. An error in one of them ends
+training too, and ``fit`` raises it. Checkpoints contain the result of ``state_dict``; when training resumes,
+``load_state_dict`` receives it after ``on_train_begin``.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class FittingTrainer(Protocol):
 
 
 class Callback:
-    """Override what you need; every method here does nothing.
+    """Base class of callbacks: override the methods that you need. Every method here does nothing.
 
     Attributes:
         trainer: the Trainer that is fitting. ``trainer.params`` is a copy of the weights, ``trainer.learning_rate``
-            can be read and set (from the next epoch on), ``trainer.save(path)`` writes a checkpoint, and
-            ``trainer.stop_training = True`` ends training after the epoch. AttributeError before ``fit``.
+            can be read, and set for the next epoch, ``trainer.save(path)`` writes a checkpoint, and
+            ``trainer.stop_training = True`` ends training after the epoch. Raises AttributeError before ``fit``.
 
     Example:
         >>> class StopAtZero(Callback):
@@ -73,40 +73,41 @@ class Callback:
     trainer: FittingTrainer
 
     def set_trainer(self, trainer: FittingTrainer) -> None:
-        """Take the trainer that is about to fit; called by ``fit`` before everything else."""
+        """Store the trainer that is about to fit. ``fit`` calls this first."""
         self.trainer = trainer
 
     def on_train_begin(self, logs: Logs) -> None:
         """Run once, before the first epoch. ``logs`` is empty."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Run before each epoch (from 0). ``logs``: steps and examples in it, and epochs in all."""
+        """Run before each epoch, counted from 0. ``logs``: its number of steps and of examples, and that of epochs."""
 
     def on_batch_end(self, batch: int, logs: Logs) -> None:
         """Run after each step; ``batch`` is the step in the epoch, from 0.
 
-        ``logs``: the step's loss and metrics, its examples and learning rate, the version of the weights that is the
-        newest now, and how often a worker was restarted up to now.
+        ``logs``: the step's loss and metrics, its number of examples and its learning rate, the newest version of the
+        weights, and the number of workers restarted so far.
         """
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Run after each epoch and its validation. ``logs``: its means, the ``val_`` ones, the learning rate of its
-        last step, examples_per_s and seconds."""
+        """Run after each epoch and its validation. ``logs``: its mean loss and metrics, those of the validation with
+        ``val_``, the learning rate of its last step, examples_per_s and seconds."""
 
     def on_error(self, error: BaseException) -> bool:
-        """Run when an error ends training, in a callback or elsewhere; Ctrl-C is one. True ends it quietly: ``fit``
-        returns the epochs that are over."""
+        """Run when an error ends training, in a callback or elsewhere, including KeyboardInterrupt. Return True to have
+        ``fit`` return the completed epochs instead of raising the error."""
         return False
 
     def on_train_end(self, logs: Logs) -> None:
-        """Run once, after the last epoch, and after an error too: then ``logs`` has it as "error", else it is empty.
+        """Run once, after the last epoch or an error. ``logs`` has the error as "error", and is empty without one.
 
-        The workers stand still by then, so ``trainer.params`` can be set.
+        The workers have stopped by then, so ``trainer.params`` can be set.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback: numbers, str, lists and dicts. Nothing, unless overridden."""
+        """Return the state that a checkpoint keeps of this callback, of numbers, str, lists and dicts; empty by
+        default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned when the checkpoint was made. Called only if that was something."""
+        """Restore what ``state_dict`` returned when the checkpoint was made. Not called if that was empty."""

@@ -1,6 +1,6 @@
-"""How ``fit`` calls its callbacks: all of them, in the order of the list, whatever one of them raises.
+"""Call the callbacks of ``fit``: all of them, in the order of the list, even if one of them raises an error.
 
-A callback may fork. Of the child, which is a copy of the process that trains, the callbacks hear no more.
+A callback may fork. No more callbacks are called in the child, which is a copy of the process that trains.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ __all__ = ["training"]
 
 @contextlib.contextmanager
 def training(callbacks: Sequence[Callback], check_owner: Callable[[], None]) -> Iterator[None]:
-    """The time between on_train_begin and on_train_end. ``check_owner`` raises in a forked copy of this process.
+    """Call on_train_begin before the block, and on_train_end after it. ``check_owner`` raises an error in a forked copy
+    of this process.
 
-    on_train_end is called for all whose on_train_begin was, after an error too. The error that ended training is the
-    one that is raised, unless a callback's on_error said that it ends it quietly; what callbacks raise on top of it is
-    in its notes.
+    on_train_end is called for each callback whose on_train_begin was called, even after an error. The error that ended
+    training is raised unless a callback's on_error returned True; errors that callbacks raise afterwards are in its
+    notes.
     """
     begun: list[Callback] = []
     owner = os.getpid()
@@ -45,7 +46,7 @@ def training(callbacks: Sequence[Callback], check_owner: Callable[[], None]) -> 
 
 
 def _tell(callbacks: Sequence[Callback], error: BaseException) -> tuple[bool, list[Exception]]:
-    """Call every on_error; did one of them say that training ends quietly, and what did they raise?"""
+    """Call every on_error. Returns whether one of them returned True, and the errors that they raised."""
     quiet, raised = False, []
     for callback in callbacks:
         try:
@@ -56,7 +57,7 @@ def _tell(callbacks: Sequence[Callback], error: BaseException) -> tuple[bool, li
 
 
 def _end(callbacks: Sequence[Callback], logs: dict[str, BaseException]) -> list[Exception]:
-    """Call every on_train_end; what they raised."""
+    """Call every on_train_end. Returns the errors that they raised."""
     raised = []
     for callback in callbacks:
         try:

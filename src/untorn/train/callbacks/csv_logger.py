@@ -1,4 +1,4 @@
-"""The numbers of each epoch as a line of a CSV file."""
+"""Write the numbers of each epoch as a line of a CSV file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _MISSING = "NA"
 
 
 class CSVLogger(Callback):
-    """Write a line per epoch into a CSV file: the epoch, from 0, and all its logs, by name in the first line.
+    """Write a line per epoch to a CSV file: the epoch, from 0, and all its logs, with their names in the first line.
 
-    Each line is there when its epoch is over. A training that is resumed goes on where its checkpoint was made: lines
-    of later epochs are taken away first.
+    Each line is written when its epoch ends. A resumed training continues after the epoch of its checkpoint; lines of
+    later epochs are removed first.
 
     Args:
-        filename: where; folders are made. What is there is replaced, unless ``append`` or a resumed training says
-            otherwise.
-        separator: between the numbers; one character.
-        append: go on behind what is there. Its first line says which numbers are written; one that an epoch does not
-            have is NA.
+        filename: the file; missing folders are made. An existing file is replaced, unless ``append`` is set or training
+            resumes.
+        separator: the character between the numbers.
+        append: append to an existing file, whose first line then determines the columns. A number that an epoch does
+            not have is NA.
 
     Raises:
         ValueError: separator is not one character; with append, the file's first line does not begin with "epoch".
@@ -89,9 +89,9 @@ class CSVLogger(Callback):
         self._names = found[1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the file is."""
+        """Return the length of the file."""
         return {"nbytes": self._nbytes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the line of the newest epoch then."""
+        """Continue after the last line of that time."""
         self._keep_from = int(state["nbytes"])

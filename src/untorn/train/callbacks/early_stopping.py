@@ -1,4 +1,4 @@
-"""Stop when a metric no longer gets better."""
+"""Stop training when a metric no longer improves."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from untorn.train.callbacks.monitor import Mode, Monitor, check_count
 
 __all__ = ["EarlyStopping"]
 
-#: the best weights go into checkpoints up to this size; these hold a callback's state as text, which has a limit
+#: checkpoints contain the best weights up to this size, since the text that holds a callback's state is limited
 _STORED_NBYTES = 32 * 2**20
 
 
 class EarlyStopping(Callback):
-    """End training when ``monitor`` has not got better for ``patience`` epochs, as Keras counts them.
+    """End training when ``monitor`` has not improved for ``patience`` epochs, counted as in Keras.
 
     Args:
         monitor: a name in the logs of an epoch, such as ``val_loss`` or ``accuracy``.
-        min_delta: how much counts as better, in the metric's unit; at least 0.
-        patience: after how many epochs in a row without getting better training ends. 0, like 1, ends it at the
+        min_delta: the smallest change that counts as an improvement, in the metric's unit; at least 0.
+        patience: the number of epochs in a row without improvement after which training ends. 0, like 1, ends it at the
             first.
-        verbose: 1 says on stderr when it ends training, and which weights it restores.
-        mode: whether less ("min") or more ("max") is better; "auto" tells it from the name: more of accuracy, AUC,
+        verbose: 1 prints on stderr when training ends early, and which weights are restored.
+        mode: whether less ("min") or more ("max") is better. "auto" decides by the name: more of accuracy, AUC,
             precision, recall, F1, score, R2, IoU and BLEU, less of everything else.
-        baseline: an epoch counts towards patience, even if it is the best so far, until one is better than this.
-        restore_best_weights: when training is over, without an error, go back to the weights of the best epoch. The
-            optimizer's state stays. Costs a copy of the weights in memory.
-        start_from_epoch: epochs before this one are not looked at.
+        baseline: epochs count towards patience, even if they improve, until one is better than this.
+        restore_best_weights: restore the weights of the best epoch when training ends without an error. The optimizer's
+            state stays. Needs memory for a copy of the weights.
+        start_from_epoch: ignore epochs before this one.
 
     Attributes:
         best: the best value so far; NaN before the first number.
         best_epoch: its epoch; -1 before the first.
-        best_weights: a copy of the weights after it; None before the first, and without restore_best_weights.
-        stopped_epoch: the epoch at which it ended training; None when it did not.
+        best_weights: a copy of the weights after that epoch; None before the first, and without restore_best_weights.
+        stopped_epoch: the epoch at which training was stopped; None if it was not.
 
     Raises:
         ValueError: an argument is wrong, or, at the end of an epoch, ``monitor`` is not among the logs.
@@ -84,7 +84,7 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Forget the run before, so that one object serves several calls of ``fit``."""
+        """Reset, so that one object can be used for several calls of ``fit``."""
         self._forget()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -94,7 +94,7 @@ class EarlyStopping(Callback):
             return
         self._waited += 1
         better = self._monitor.is_better(value, self.best)
-        if better or self.best_epoch < 0:  # the first may be NaN: it is the best there is
+        if better or self.best_epoch < 0:  # the first is the best so far, even if it is NaN
             self.best_epoch = epoch
             if self.restore_best_weights:
                 self.best_weights = self.trainer.params
@@ -107,19 +107,19 @@ class EarlyStopping(Callback):
             self.trainer.stop_training = True
 
     def on_train_end(self, logs: Logs) -> None:
-        """Go back to the best weights, unless training ended with an error."""
+        """Restore the best weights, unless training ended with an error."""
         if self.stopped_epoch is not None:
             self._say(f"epoch {self.stopped_epoch + 1}: early stopping")
         if not self.restore_best_weights or "error" in logs:
             return
         if self.best_weights is not None:
-            self._say(f"the weights are those of the best epoch, {self.best_epoch + 1}")
+            self._say(f"restored the weights of the best epoch, {self.best_epoch + 1}")
             self.trainer.params = self.best_weights
         elif self.best_epoch >= 0:
             warnings.warn(
-                f"EarlyStopping: the weights of the best epoch, {self.best_epoch + 1}, are larger than what a "
-                "checkpoint keeps for a callback, so after resuming they are not there; the newest weights stay. "
-                "checkpoint_dir keeps the checkpoint with the lowest val_loss",
+                f"EarlyStopping: the weights of the best epoch, {self.best_epoch + 1}, are too large for a callback's "
+                "state in a checkpoint, so they are lost after resuming and the newest weights stay; checkpoint_dir "
+                "keeps the checkpoint with the lowest val_loss",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -129,7 +129,7 @@ class EarlyStopping(Callback):
             print(text, file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, its weights, and for how long there was none better."""
+        """Return the best value so far, its weights, and the number of epochs since."""
         return {
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -139,7 +139,7 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on waiting; a training that this had ended does not begin again, unless patience is greater now."""
+        """Continue to count. If this had ended training, it ends it again, unless patience is greater now."""
         self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
         self._waited = int(state["waited"])
         if self.restore_best_weights and state["best_weights"] is not None:
@@ -150,7 +150,7 @@ class EarlyStopping(Callback):
 
 
 def _packed(weights: Any) -> list[str] | None:
-    """The arrays as text; None if they are too large for that."""
+    """Return the arrays as text; None if they are too large for that."""
     arrays = [np.asarray(leaf) for leaf in flatten(weights)[1]]
     if sum(array.nbytes for array in arrays) > _STORED_NBYTES:
         return None
@@ -163,7 +163,7 @@ def _packed(weights: Any) -> list[str] | None:
 
 
 def _unpacked(texts: list[str], weights: Any) -> Any:
-    """What _packed took, in a writable tree of that structure."""
+    """Copy the arrays that _packed() stored into the leaves of ``weights``, and return it."""
     for leaf, text in zip(flatten(weights)[1], texts, strict=True):
         np.copyto(leaf, np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False))
     return weights

@@ -1,4 +1,4 @@
-"""A function of yours says the learning rate of each epoch."""
+"""Set the learning rate of each epoch by a function."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["LearningRateScheduler"]
 
 
 class LearningRateScheduler(Callback):
-    """Ask ``schedule`` for the learning rate before each epoch.
+    """Set the learning rate before each epoch to the return value of ``schedule``.
 
-    An optimizer whose learning rate is a function of the step knows it before training begins, for each step; this is
-    for what is known only on the way.
+    If the rate of each step is known before training begins, give the optimizer a function of the step instead. This
+    callback is for rates that depend on the training itself.
 
     Args:
-        schedule: ``schedule(epoch, learning_rate) -> learning_rate``, with the epoch from 0 and the rate as it is.
-        verbose: 1 says the rate of each epoch on stderr.
+        schedule: ``schedule(epoch, learning_rate) -> learning_rate``, with the epoch from 0 and the current rate.
+        verbose: 1 prints the rate of each epoch on stderr.
 
     Raises:
-        TypeError, ValueError: before an epoch: the schedule's answer is no number, is negative or not finite.
+        TypeError, ValueError: before an epoch, if the schedule returns no number, or a negative or infinite one.
 
     Example:
         >>> def halve_every_ten(epoch, learning_rate):
@@ -43,11 +43,11 @@ class LearningRateScheduler(Callback):
         self._epoch = -1
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Forget the run before."""
+        """Reset, so that one object can be used for several calls of ``fit``."""
         self._epoch = -1
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Set the rate that the schedule gives; an epoch that is resumed in its middle has it already."""
+        """Set the rate that the schedule returns. An epoch that is resumed in its middle has its rate already."""
         if epoch == self._epoch:
             return
         rate = self.schedule(epoch, self.trainer.learning_rate)
@@ -64,9 +64,9 @@ class LearningRateScheduler(Callback):
             print(f"epoch {epoch + 1}: learning rate {rate:.6g}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The newest epoch that has its rate. The checkpoint itself has the rate."""
+        """Return the newest epoch whose rate was set. The checkpoint itself has the rate."""
         return {"epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after that epoch, or in it."""
+        """Continue in that epoch, or after it."""
         self._epoch = int(state["epoch"])

@@ -1,4 +1,4 @@
-"""A checkpoint after each epoch, or after the best ones, under names of yours."""
+"""Save a checkpoint after each epoch, or after the best ones, under a name of your choice."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["ModelCheckpoint"]
 
 
 class ModelCheckpoint(Callback):
-    """Save at the end of epochs with ``trainer.save``; ``trainer.load`` goes on from such a file.
+    """Save with ``trainer.save`` at the end of epochs; ``trainer.load`` continues from such a file.
 
-    To resume after a crash, ``fit(checkpoint_dir=...)`` does more: it writes while training goes on, inside epochs too,
-    and removes old checkpoints. This is for the best weights under a name, or for a file per epoch. Callbacks behind
-    this one in the list are saved as they were before the epoch's end, so put it last.
+    To resume after a crash, use ``fit(checkpoint_dir=...)``, which also saves during epochs, does not hold up training,
+    and removes old checkpoints. This callback is for the best weights under a name, or for one file per epoch. The
+    states of callbacks after this one in the list are saved as they were before the epoch's end, so put it last.
 
     Args:
-        filepath: the file; ``{epoch}`` (from 1, as Keras counts here) and any name of the logs stand for their
-            values: "best.safetensors", "runs/{epoch:03d}-{val_loss:.4f}.safetensors". Folders are made.
-        monitor: a name in the logs of an epoch; looked at with save_best_only.
-        verbose: 1 says on stderr what was saved.
-        save_best_only: save only when ``monitor`` is better than ever.
-        save_weights_only: a safetensors file of the weights by their paths, without the optimizer's state;
-            ``safetensors.numpy.load_file`` reads it, and ``trainer.load`` does not.
+        filepath: the file, in which ``{epoch}`` (from 1, as in Keras) and any name in the logs are replaced by their
+            values: "best.safetensors", "runs/{epoch:03d}-{val_loss:.4f}.safetensors". Missing folders are made.
+        monitor: a name in the logs of an epoch, used with save_best_only.
+        verbose: 1 prints on stderr what was saved.
+        save_best_only: save only if ``monitor`` is better than in all epochs before.
+        save_weights_only: write a safetensors file with the weights by their paths, without the optimizer's state;
+            ``safetensors.numpy.load_file`` reads it, but ``trainer.load`` does not.
         mode: "min", "max" or "auto", as in EarlyStopping.
-        save_freq: "epoch", or after how many steps; then it saves at the end of the epoch in which they are over.
-        initial_value_threshold: with save_best_only, what the first one has to be better than.
+        save_freq: "epoch", or a number of steps, to save at the end of the first epoch in which that many are done.
+        initial_value_threshold: with save_best_only, the value that the first one has to improve on.
 
     Attributes:
         best: the best value so far; NaN before the first.
         last_path: the newest file; None before the first.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; or, at the end of an epoch, the logs lack ``monitor``, or a name
-            in ``filepath``.
+        TypeError, ValueError: an argument is wrong; or, at the end of an epoch, ``monitor`` or a name in ``filepath``
+            is not among the logs.
         ImportError: when training begins, if safetensors is not installed: ``pip install 'untorn[checkpoint]'``.
         OSError: the file could not be written.
 
@@ -84,12 +84,12 @@ class ModelCheckpoint(Callback):
         self._saved_at = 0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Look for safetensors now rather than after an epoch. The best value so far stays, as the files do."""
+        """Check that safetensors is installed. Keeps the best value so far, as the files are kept."""
         checkpoint.check_installed()
         self._saved_at = self.trainer.step
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Save, if it is time, and if it is better."""
+        """Save if it is time, and if the value is better."""
         if self.save_freq != "epoch" and self.trainer.step - self._saved_at < self.save_freq:
             return
         value = self._monitor.value(logs) if self.save_best_only else math.nan
@@ -98,7 +98,7 @@ class ModelCheckpoint(Callback):
         path = Path(self._path(epoch, logs))
         path.parent.mkdir(parents=True, exist_ok=True)
         before = self.best, self.last_path, self._saved_at
-        self.best, self.last_path, self._saved_at = value, str(path), self.trainer.step  # so that the file has it too
+        self.best, self.last_path, self._saved_at = value, str(path), self.trainer.step  # first: the file has them too
         try:
             if self.save_weights_only:
                 _write_weights(path, self.trainer.params)
@@ -116,22 +116,22 @@ class ModelCheckpoint(Callback):
             return self.filepath.format(**{**logs, "epoch": epoch + 1})
         except (KeyError, IndexError) as error:
             raise ValueError(
-                f"ModelCheckpoint: filepath={self.filepath!r}: there is no {error.args[0]!r} in the logs; there are "
+                f"ModelCheckpoint: filepath={self.filepath!r}: {error.args[0]!r} is not in the logs; expected one of "
                 f"epoch, {', '.join(logs)}"
             ) from None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, the newest file, and its step."""
+        """Return the best value, the newest file, and its step."""
         return {"best": self.best, "last_path": self.last_path, "saved_at": self._saved_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with that best value."""
+        """Continue with that best value."""
         self.best, self.last_path = float(state["best"]), state["last_path"]
         self._saved_at = int(state["saved_at"])
 
 
 def _write_weights(path: Path, params: Any) -> None:
-    """One safetensors file, there at once and whole."""
+    """Write the weights to a safetensors file, which appears at once and complete."""
     from safetensors.numpy import save_file
 
     arrays = {

@@ -1,4 +1,4 @@
-"""Which number of the logs a callback watches, and when it is better: one rule for all of them."""
+"""The metric that a callback watches, and the rule by which it improves."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Mode", "Monitor", "check_count"]
 
 Mode = Literal["auto", "min", "max"]
 
-# Names of which more is better; of everything else (losses, errors, perplexities) less is.
+# Metrics of which more is better. Of all others (losses, errors, perplexities) less is.
 _MORE_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "score", "r2", "iou", "bleu")
 
 
 class Monitor:
-    """A name in the logs, and whether less or more of it is better.
+    """A metric in the logs, and whether less or more of it is better.
 
     Args:
         owner: the name of the callback's class, for errors.
-        name: as it stands in the logs, such as ``val_loss``.
-        mode: "min", "max", or "auto": from the name.
-        min_delta: how much counts as better.
+        name: the metric's name in the logs, such as ``val_loss``.
+        mode: "min", "max", or "auto" to decide by the name.
+        min_delta: the smallest change that counts as an improvement.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -43,17 +43,17 @@ class Monitor:
         self._owner = owner
 
     def value(self, logs: Logs) -> float:
-        """The number in these logs. Raises ValueError, naming what there is, if it is not among them."""
+        """Return the metric's value in these logs. Raises ValueError if it is not among them."""
         if self.name not in logs:
             hint = "; give fit validation_data" if self.name.startswith("val_") else ""
             raise ValueError(
-                f"{self._owner}(monitor={self.name!r}): there is no such metric in the logs; "
-                f"there are {', '.join(logs) or 'none'}{hint}"
+                f"{self._owner}(monitor={self.name!r}): the logs have no such metric; expected one of "
+                f"{', '.join(logs) or 'none'}{hint}"
             )
         return float(logs[self.name])
 
     def is_better(self, value: float, than: float) -> bool:
-        """By more than min_delta. NaN is worse than every number."""
+        """Return whether ``value`` is better by more than min_delta. NaN is worse than every number."""
         if math.isnan(value):
             return False
         if math.isnan(than):
@@ -68,7 +68,7 @@ def _mode_of(name: str) -> Literal["min", "max"]:
 
 
 def check_count(owner: str, name: str, value: int, *, least: int) -> int:
-    """The whole number ``value``. Raises TypeError or ValueError, naming the argument."""
+    """Return the int ``value``. Raises TypeError or ValueError if it is none, or less than ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{owner}: {name}={value!r}: expected an int, found {type(value).__name__}")
     if value < least:

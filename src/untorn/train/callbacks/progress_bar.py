@@ -1,14 +1,14 @@
-"""How training goes, on stderr: a live bar on a terminal, a line per epoch everywhere else.
+"""Show the progress of training on stderr: a live bar on a terminal, a line per epoch elsewhere.
 
-On a terminal with rich installed, the running epoch is a bar with its step, the means so far, the restarts of workers
-if there were any, examples per second, the learning rate, and the version of the weights. Where the terminal is narrow,
-the last of these are left out. A finished epoch leaves one plain line behind, the same that a pipe, a log file or a
+On a terminal with rich installed, the running epoch is a bar with its step, the means so far, the number of restarted
+workers if there are any, examples per second, the learning rate, and the version of the weights. On a narrow terminal
+the last of these are left out. A finished epoch leaves one plain line, the same line that a pipe, a log file or a
 terminal without rich gets::
 
     epoch  2/20  loss 0.3121  val_loss 0.2410  val_accuracy 0.9417  52,381 examples/s  lr 0.01  version 46
 
-Nothing here may end training: when writing fails (the pipe is closed, the terminal is gone) it falls silent. There is
-no thread either: the bar is drawn from ``on_batch_end``, at most ten times a second.
+A failure to write (the pipe is closed, the terminal is gone) does not end training; no more is written then. There is
+no thread: ``on_batch_end`` draws the bar, at most ten times a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar"]
 
 _REDRAW_INTERVAL_S = 0.1
-# What is in the logs of a step or an epoch and is not a metric.
+# Entries in the logs of a step or an epoch that are not metrics.
 _NOT_METRICS = frozenset(
     {
         "examples", "version", "restarts", "learning_rate", "staleness", "examples_per_s", "seconds", "steps", "epochs",
@@ -45,8 +45,8 @@ class ProgressBar(Callback):
     """Show progress on stderr: a bar on a terminal (needs rich: ``untorn[cli]``), else one line per epoch.
 
     Args:
-        file: where to write instead of ``sys.stderr`` as it is when training begins.
-        rich: True insists on bars (ImportError where rich is missing), False on lines; None decides by what is there.
+        file: a stream to write to; by default, ``sys.stderr`` as it is when training begins.
+        rich: True always draws bars (ImportError without rich), False always prints lines; None draws bars if possible.
 
     Example:
         >>> import sys
@@ -83,7 +83,7 @@ class ProgressBar(Callback):
         self._drawn_at = -math.inf
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Find out where to write, and how."""
+        """Choose the stream and the form of output."""
         self._forget()
         self._out = self._file if self._file is not None else sys.stderr
         self._console = None if self._out is None else _console(self._out, wanted=self._rich)
@@ -95,7 +95,7 @@ class ProgressBar(Callback):
             self._safely(lambda: self._start_bar(epoch))
 
     def on_batch_end(self, batch: int, logs: Logs) -> None:
-        """Count the step in, and draw the bar again when it is time."""
+        """Count the step, and redraw the bar if it is time."""
         count = int(logs.get("examples", 1))
         self._examples += count
         for name in logs:
@@ -114,17 +114,17 @@ class ProgressBar(Callback):
         self._staleness = float(logs.get("staleness", self._staleness))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Take the bar away and leave the epoch's line."""
+        """Remove the bar and print the epoch's line."""
         self.close()
         self._note(logs)
         self._safely(lambda: self._write_line(self._line(epoch, logs)))
 
     def on_train_end(self, logs: Logs) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, if there is one, and give the terminal its cursor back. May be called at any time."""
+        """Remove the bar, if there is one, and show the terminal's cursor again. May be called at any time."""
         bar, self._bar, self._task = self._bar, None, None
         if bar is not None:
             self._safely(bar.stop)
@@ -194,7 +194,7 @@ class ProgressBar(Callback):
             self._out.flush()
 
     def _safely(self, action: Callable[[], object]) -> None:
-        """Do it; when the stream is gone, fall silent for the rest of this training."""
+        """Run the action. If the stream is gone, write nothing for the rest of this training."""
         try:
             action()
         except (OSError, ValueError):  # a broken pipe, a terminal that hung up, a closed file
@@ -202,14 +202,14 @@ class ProgressBar(Callback):
 
 
 def _fitting(parts: list[str], columns: int) -> str:
-    """The parts on one line; the last ones are left out where a terminal would wrap."""
+    """Return the parts on one line, without the last ones if the line would be too long."""
     while len(parts) > 1 and len(_GAP.join(parts)) > columns:
         parts = parts[:-1]
     return _GAP.join(parts)
 
 
 def _console(out: TextIO, *, wanted: bool | None) -> Console | None:
-    """A rich console when bars are wanted and can be drawn, else None."""
+    """Return a rich console if bars are wanted and can be drawn, else None."""
     if wanted is False or (wanted is None and not _is_terminal(out)):
         return None
     try:
@@ -220,7 +220,7 @@ def _console(out: TextIO, *, wanted: bool | None) -> Console | None:
         return None
 
     class BarConsole(Console):
-        """rich ends the process when nobody reads; here the error goes on to ProgressBar, which falls silent."""
+        """Raises BrokenPipeError, which ProgressBar handles, where rich would end the process."""
 
         def on_broken_pipe(self) -> None:
             raise  # noqa: PLE0704 - rich calls this from its `except BrokenPipeError`

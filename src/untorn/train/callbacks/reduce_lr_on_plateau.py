@@ -1,4 +1,4 @@
-"""Lower the learning rate when a metric no longer gets better."""
+"""Lower the learning rate when a metric no longer improves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["ReduceLROnPlateau"]
 
 
 class ReduceLROnPlateau(Callback):
-    """Multiply the learning rate by ``factor`` when ``monitor`` has not got better for ``patience`` epochs, as Keras.
+    """Multiply the learning rate by ``factor`` when ``monitor`` has not improved for ``patience`` epochs, as in Keras.
 
     Args:
         monitor: a name in the logs of an epoch, such as ``val_loss`` or ``accuracy``.
-        factor: between 0 and 1.
-        patience: after how many epochs in a row without getting better; 0, like 1, lowers it at the first.
-        verbose: 1 says on stderr when it lowers the rate.
+        factor: a number between 0 and 1.
+        patience: the number of epochs in a row without improvement; 0, like 1, lowers the rate at the first.
+        verbose: 1 prints on stderr when the rate is lowered.
         mode: "min", "max" or "auto", as in EarlyStopping.
-        min_delta: how much counts as better, in the metric's unit; at least 0.
-        cooldown: epochs after lowering it in which nothing is counted.
-        min_lr: the rate is not lowered below this.
+        min_delta: the smallest change that counts as an improvement, in the metric's unit; at least 0.
+        cooldown: the number of epochs that are not counted after the rate was lowered.
+        min_lr: the lowest rate.
 
     Attributes:
         best: the best value so far; NaN before the first.
@@ -71,7 +71,7 @@ class ReduceLROnPlateau(Callback):
         self._cooling = 0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Forget the run before; the rate stays as it is."""
+        """Reset, so that one object can be used for several calls of ``fit``. Keeps the learning rate."""
         self._forget()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -97,10 +97,10 @@ class ReduceLROnPlateau(Callback):
             print(f"epoch {epoch + 1}: learning rate lowered from {old:.6g} to {new:.6g}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and how far the counting is. The checkpoint itself has the rate."""
+        """Return the best value and the counts. The checkpoint itself has the rate."""
         return {"best": self.best, "waited": self._waited, "cooling": self._cooling}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue to count."""
         self.best = float(state["best"])
         self._waited, self._cooling = int(state["waited"]), int(state["cooling"])

@@ -1,4 +1,4 @@
-"""The numbers of training as TensorBoard reads them, with its own writer: neither TensorFlow nor PyTorch is needed."""
+"""Write the numbers of training for TensorBoard, with its own writer; neither TensorFlow nor PyTorch is needed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from untorn.train.callbacks.monitor import check_count
 
 __all__ = ["TensorBoard"]
 
-# What is in the logs of a step and is no measurement of it.
+# Entries in the logs of a step that are not measurements.
 _NO_SCALARS = frozenset({"examples", "version"})
 
 
 class TensorBoard(Callback):
     """Write losses, metrics and the learning rate for ``tensorboard --logdir logs``, under the names that Keras uses.
 
-    Training goes to ``log_dir/train`` and validation to ``log_dir/validation``, so that one picture has ``epoch_loss``
-    of both. An epoch's numbers stand at its number, from 0; a step's (``batch_loss``) at its number since training
-    began. Needs tensorboard: ``pip install 'untorn[tensorboard]'``.
+    Training goes to ``log_dir/train`` and validation to ``log_dir/validation``, so that one chart shows ``epoch_loss``
+    of both. The x axis is the number of the epoch, from 0, or, for ``batch_loss`` and the like, of the step since
+    training began. Needs tensorboard: ``pip install 'untorn[tensorboard]'``.
 
     Args:
-        log_dir: where; made if it is not there. Give each training a directory of its own.
-        update_freq: "epoch": epochs alone. "batch", or a number of steps: every step, or every so many, as well.
+        log_dir: the directory, made if it does not exist. Give each training a directory of its own.
+        update_freq: "epoch" writes after each epoch. "batch" also writes each step, and a number every such number of
+            steps.
 
     Raises:
         ImportError: when training begins, if tensorboard is not installed.
@@ -54,20 +55,20 @@ class TensorBoard(Callback):
         self._first_step: int | None = None
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Open the file for training; the one for validation comes with its first number."""
+        """Open the file for training; that for validation is opened with its first number."""
         self._close()
         self._writer("train")
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Note at which step the epoch begins."""
+        """Remember the step at which the epoch begins."""
         self._first_step = None
         self._begun_at = self.trainer.step
 
     def on_batch_end(self, batch: int, logs: Logs) -> None:
-        """Write the step's numbers, if it is its turn."""
+        """Write the step's numbers, if ``update_freq`` asks for this step."""
         if not self._every:
             return
-        if self._first_step is None:  # the first batch is not 0 where the rest of an epoch is resumed
+        if self._first_step is None:  # the first batch is not 0 if training resumes in the middle of an epoch
             self._first_step = self._begun_at - batch
         step = self._first_step + batch
         if step % self._every == 0:
@@ -75,7 +76,7 @@ class TensorBoard(Callback):
             self._writer("train").write(scalars, step)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Write the epoch's numbers, so that they can be looked at now."""
+        """Write the epoch's numbers, and flush the files."""
         trained = {f"epoch_{name}": value for name, value in logs.items() if not name.startswith("val_")}
         validated = {f"epoch_{name[4:]}": value for name, value in logs.items() if name.startswith("val_")}
         self._writer("train").write(trained, epoch)
@@ -99,7 +100,7 @@ class TensorBoard(Callback):
 
 
 class _Writer:
-    """An event file: scalars at steps."""
+    """An event file of scalars."""
 
     def __init__(self, directory: str) -> None:
         try:
@@ -108,12 +109,12 @@ class _Writer:
             self._summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         except ImportError as error:
             raise ImportError(
-                f"TensorBoard needs tensorboard, which is not there ({error}); pip install 'untorn[tensorboard]'"
+                f"TensorBoard needs tensorboard, which cannot be imported ({error}); pip install 'untorn[tensorboard]'"
             ) from None
         self._file = files.EventFileWriter(directory)
 
     def write(self, scalars: dict[str, Any], step: int) -> None:
-        """One event with these numbers; NaN, which is how a metric is missing, is left out."""
+        """Write one event with these numbers, except NaN, which stands for a missing metric."""
         values = [
             self._summaries.Summary.Value(tag=tag, simple_value=float(value))
             for tag, value in scalars.items()

@@ -1,4 +1,4 @@
-"""End training quietly when the loss is no longer a number."""
+"""End training without an error when the loss becomes NaN or infinite."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ __all__ = ["TerminateOnNaN"]
 
 
 class TerminateOnNaN(Callback):
-    """``fit`` returns, instead of raising NonFiniteLossError, when a loss becomes NaN or infinite.
+    """Have ``fit`` return when a loss becomes NaN or infinite, instead of raising NonFiniteLossError.
 
-    The weights are those of the step before, with this callback and without it. The history has the epochs that were
-    over by then.
+    The weights are those of the previous step, with or without this callback. The history has the completed epochs.
 
     Attributes:
-        error: the NonFiniteLossError that ended training, with the step and the examples; None when it did not.
+        error: the NonFiniteLossError that ended training, which names the step and the examples; None if none did.
 
     Example:
         >>> safely = TerminateOnNaN()
@@ -28,11 +27,11 @@ class TerminateOnNaN(Callback):
         self.error: NonFiniteLossError | None = None
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Forget the run before."""
+        """Reset, so that one object can be used for several calls of ``fit``."""
         self.error = None
 
     def on_error(self, error: BaseException) -> bool:
-        """Keep a loss that is no number; everything else is not for this callback."""
+        """Keep a NonFiniteLossError and return True; return False for any other error."""
         if not isinstance(error, NonFiniteLossError):
             return False
         self.error = error
