@@ -3,7 +3,7 @@
 #   make demo    watch a network learn handwritten digits on two worker processes
 #   make test    every test, the C ones under sanitizers included
 #   make proof   the tests of docs/guarantees.md, with figures; in less than 20 minutes
-#   make check   ruff, mypy (strict) and the layering test
+#   make check   ruff, clang-format, mypy (strict) and the layering test
 #   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
 #   make fuzz    the fuzzers, FUZZ_SECONDS (60) for each target: libFuzzer (clang) and atheris
 #   make sanitize  the extension under AddressSanitizer, UBSan and ThreadSanitizer, over the tests of share
@@ -61,9 +61,12 @@ proof: test-c $(VENV)/.bench-installed
 	$(MAKE) fuzz FUZZ_SECONDS=10
 	$(BIN)/python -m benchmarks.survival
 
+C_FILES := $(wildcard $(addsuffix /*.[ch],csrc tests/c tests/fuzz))
+
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 

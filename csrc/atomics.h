@@ -53,8 +53,8 @@ static inline bool shared_swap_if_u32(shared_u32 *word, uint32_t expected, uint3
 static inline void shared_raise_u32(shared_u32 *word, uint32_t value)
 {
     uint32_t found = shared_load_relaxed(word);
-    while (found < value && !atomic_compare_exchange_weak_explicit(word, &found, value, memory_order_release,
-                                                                   memory_order_relaxed)) {
+    while (found < value &&
+           !atomic_compare_exchange_weak_explicit(word, &found, value, memory_order_release, memory_order_relaxed)) {
     }
 }
 

@@ -84,8 +84,10 @@ static enum status control_check(int fd, struct identity *identity)
         control.rows_offset % page != 0 || control.rows_offset > (uint64_t)stat.st_size ||
         rows_nbytes > (uint64_t)stat.st_size - control.rows_offset)
         return STATUS_FORMAT;
-    *identity = (struct identity){.max_readers = control.max_readers, .max_slots = control.max_slots,
-                                  .state = control.state, .rows_offset = control.rows_offset};
+    *identity = (struct identity){.max_readers = control.max_readers,
+                                  .max_slots = control.max_slots,
+                                  .state = control.state,
+                                  .rows_offset = control.rows_offset};
     memcpy(identity->id, control.id, sizeof identity->id);
     return STATUS_OK;
 }
@@ -128,8 +130,8 @@ static enum status attachment_map_control(struct attachment *a, const uint8_t *i
     if (control == MAP_FAILED)
         return STATUS_OS;
     a->channel.control = control;
-    void *rows = mmap(NULL, a->rows_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->control_fd,
-                      (off_t)identity.rows_offset);
+    void *rows =
+        mmap(NULL, a->rows_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->control_fd, (off_t)identity.rows_offset);
     if (rows == MAP_FAILED)
         return STATUS_OS;
     a->channel.shared = rows;
@@ -207,10 +209,7 @@ enum status attachment_adopt(struct attachment *a, int data_fd)
     return STATUS_OK;
 }
 
-bool attachment_has_control(const struct attachment *a)
-{
-    return descriptor_is(a->control_fd, &a->control_file);
-}
+bool attachment_has_control(const struct attachment *a) { return descriptor_is(a->control_fd, &a->control_file); }
 
 bool attachment_has_data(const struct attachment *a) { return descriptor_is(a->data_fd, &a->data_file); }
 
@@ -350,7 +349,9 @@ enum status attachment_map_private(struct attachment *a, const struct pin *pin, 
     pthread_mutex_lock(&a->lock);
     void *memory;
     if (pin->generation == a->generation) {
-        memory = !attachment_has_data(a) ? MAP_FAILED : mmap(NULL, pin->nbytes, protection, flags, a->data_fd, (off_t)a->maps[pin->slot].offset);
+        memory = !attachment_has_data(a)
+                     ? MAP_FAILED
+                     : mmap(NULL, pin->nbytes, protection, flags, a->data_fd, (off_t)a->maps[pin->slot].offset);
     } else { /* the pin is a copy already, see fork_child_one */
         memory = mmap(NULL, pin->nbytes, protection, flags | MAP_ANONYMOUS, -1, 0);
         if (memory != MAP_FAILED)
@@ -421,8 +422,10 @@ enum status attachment_seal(struct attachment *a, unsigned slot, const uint8_t *
     struct slot_mapping *map = &a->maps[slot];
     if (map->base == address) { /* else it was sealed before */
         const int protection = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_FIXED;
-        status = !attachment_has_data(a) || mmap(map->base, map->length, protection, flags, a->data_fd,
-                                                 (off_t)map->offset) == MAP_FAILED ? STATUS_OS : STATUS_OK;
+        status = !attachment_has_data(a) ||
+                         mmap(map->base, map->length, protection, flags, a->data_fd, (off_t)map->offset) == MAP_FAILED
+                     ? STATUS_OS
+                     : STATUS_OK;
         if (status == STATUS_OK)
             mapping_drop(a, slot);
     }
@@ -486,7 +489,7 @@ unsigned attachment_reclaim(struct attachment *attachment)
         struct reader_row *line = &channel->rows[row];
         if (row == attachment->row || shared_load_relaxed(&line->held) == 0 ||
             lock_take(attachment->control_fd, row) != STATUS_OK)
-            continue; /* it lives, or the kernel did not say that it is dead */
+            continue;                         /* it lives, or the kernel did not say that it is dead */
         shared_store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
         shared_store_relaxed(&line->pid, 0);
         lock_drop(attachment->control_fd, row);

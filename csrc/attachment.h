@@ -9,7 +9,8 @@
  *     PUBLISHER   O_RDWR               write          write  write    byte 0: the one publisher
  *
  * Locks are open-file-description locks: they belong to the descriptor that took them, so a publisher and a reader in
- * one process are two owners, and they vanish with the last descriptor and the last mapping of it, however the process ends.
+ * one process are two owners, and they vanish with the last descriptor and the last mapping of it, however the process
+ * ends.
  */
 #ifndef UNTORN_ATTACHMENT_H
 #define UNTORN_ATTACHMENT_H
@@ -37,33 +38,36 @@ struct orphan {
 struct attachment {
     enum attachment_role role;
     int control_fd, data_fd;
-    struct descriptor_file control_file, data_file; /* what the two lead to, unless somebody closed them behind our back */
+    /* what the two lead to, unless somebody closed them behind our back */
+    struct descriptor_file control_file, data_file;
     struct channel channel;
     size_t control_nbytes, rows_nbytes;
-    uint32_t row;                                /* 0: none */
-    bool forked;                                 /* a writer's copy in a child, or retired: it may write nothing */
-    pthread_mutex_t lock;                        /* guards all that follows and this process's row */
-    uint32_t generation;                         /* see attachment_unpin */
-    uint32_t pins[CHANNEL_MAX_SLOTS];            /* how many users in this process; the row has the bit while > 0 */
+    uint32_t row;                     /* 0: none */
+    bool forked;                      /* a writer's copy in a child, or retired: it may write nothing */
+    pthread_mutex_t lock;             /* guards all that follows and this process's row */
+    uint32_t generation;              /* see attachment_unpin */
+    uint32_t pins[CHANNEL_MAX_SLOTS]; /* how many users in this process; the row has the bit while > 0 */
     struct slot_mapping maps[CHANNEL_MAX_SLOTS];
-    uint32_t loans[CHANNEL_MAX_SLOTS];           /* writers: how many drafts point into maps[slot] */
+    uint32_t loans[CHANNEL_MAX_SLOTS]; /* writers: how many drafts point into maps[slot] */
     struct orphan *orphans;
-    uint64_t inherited;                          /* publisher: slots whose extents it did not write, see inherited_drop */
-    uint64_t reserved_nbytes;                    /* publisher: the data file has at least this, unless somebody shortens it */
-    bool named;                                  /* publisher: its files are to have names, see attachment_pick */
+    /* publisher: slots whose extents it did not write, see inherited_drop */
+    uint64_t inherited;
+    /* publisher: the data file has at least this, unless somebody shortens it */
+    uint64_t reserved_nbytes;
+    bool named; /* publisher: its files are to have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;
     uint8_t *fork_copies[CHANNEL_MAX_SLOTS];
-    struct attachment *next, *previous;          /* all attachments of this process, guarded by the registry's lock */
+    struct attachment *next, *previous; /* all attachments of this process, guarded by the registry's lock */
 };
 
 struct pin {
     uint64_t version;
     unsigned slot;
     uint32_t generation;
-    uint8_t *address;                            /* of the slot's header */
-    uint64_t nbytes, schema_nbytes;              /* as they were when they were checked */
+    uint8_t *address;               /* of the slot's header */
+    uint64_t nbytes, schema_nbytes; /* as they were when they were checked */
     uint64_t schema_id;
     int64_t published_ns;
 };
@@ -71,7 +75,8 @@ struct pin {
 /* Lay out a new, empty, already reserved control file. Its name must not exist yet. */
 enum status attachment_format(int control_fd, const uint8_t id[16], uint32_t max_readers, uint32_t max_slots,
                               uint32_t keep_slots);
-/* Write the header of a data file that begins with zeros, or was cut off within it; STATUS_DATA if it has other bytes. */
+/* Write the header of a data file that begins with zeros, or was cut off within it; STATUS_DATA if it has other
+ * bytes. */
 enum status attachment_format_data(int data_fd, const uint8_t id[16]);
 uint64_t attachment_control_nbytes(uint32_t max_readers);
 
@@ -106,8 +111,8 @@ enum status attachment_publisher_alive(struct attachment *attachment, bool *aliv
  * not reserve itself: what it found is given back to the file system, as soon as it is neither the latest nor held.
  *
  * A publisher is told, once per call and changing nothing, that its data file has lost its name (STATUS_UNLINKED, while
- * `named` is set), and, once, that it was shortened and the latest version is lost (STATUS_TRUNCATED). What lay behind the
- * end of a shortened file is not used again. */
+ * `named` is set), and, once, that it was shortened and the latest version is lost (STATUS_TRUNCATED). What lay behind
+ * the end of a shortened file is not used again. */
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
@@ -125,8 +130,8 @@ void attachment_abandon(struct attachment *attachment);
 /* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
 void attachment_retire(struct attachment *attachment);
 /* The slots are another process's to write from here on: what is still written through mappings and drafts of this one
- * lands in private copies. A publisher may end, or a fork may come, in the middle of a version: inside edit(), or from a
- * signal handler inside update(). The caller has the lock. */
+ * lands in private copies. A publisher may end, or a fork may come, in the middle of a version: inside edit(), or from
+ * a signal handler inside update(). The caller has the lock. */
 void attachment_disown(struct attachment *attachment);
 /* Find out whether a living process has this row: false for a row of this very attachment; STATUS_OS as above. */
 enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);

@@ -81,7 +81,8 @@ static void refusal_count(const struct board *board, uint32_t worker, uint64_t s
     uint64_t before = shared_load_relaxed(word), times = refused_step(before) == step ? refused_times(before) : 0;
     if (times < REFUSALS_MAX)
         times++;
-    shared_store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO)); /* pairs with board_refused */
+    /* pairs with board_refused */
+    shared_store_release(word, step << 32 | times << 16 | (uint64_t)(error != 0 ? error : EIO));
     if (times == REFUSALS_MAX)
         board_ring_server(board);
 }
@@ -114,14 +115,16 @@ static void slot_ask(const struct board *board)
 }
 
 struct board_run board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
-                       int64_t wait_ns)
+                            int64_t wait_ns)
 {
     struct board_header *header = board->header;
-    int64_t end_ns = clock_monotonic_ns() + wait_ns, spin_ns = spin ? (int64_t)shared_load_relaxed(&header->spin_ns) : 0;
+    int64_t end_ns = clock_monotonic_ns() + wait_ns,
+            spin_ns = spin ? (int64_t)shared_load_relaxed(&header->spin_ns) : 0;
     if (weights->forked)
         return (struct board_run){.kind = RUN_STOP}; /* a forked copy of a worker: its claims are the worker's */
     for (;;) {
-        uint32_t seen = shared_load_acquire(&header->bell); /* before looking: a change after it ends the wait at once */
+        /* before looking: a change after it ends the wait at once */
+        uint32_t seen = shared_load_acquire(&header->bell);
         if (shared_load_acquire(&header->stop) != 0)
             return (struct board_run){.kind = RUN_STOP};
         if (worker >= shared_load_acquire(&header->active))
@@ -170,7 +173,8 @@ struct board_run board_next(const struct board *board, struct attachment *weight
 
 void board_set_limit(const struct board *board, uint64_t limit)
 {
-    shared_store_release(&board->header->limit, limit); /* pairs with board_next: the epoch's order and rates come before */
+    /* pairs with board_next: the epoch's order and rates come before */
+    shared_store_release(&board->header->limit, limit);
     board_ring(board);
 }
 
@@ -195,7 +199,8 @@ bool inflight_open(const struct board *board, uint32_t index, uint64_t batch)
     uint64_t task = shared_load_relaxed(word);
     if (task_state(task) != TASK_EMPTY)
         return false;
-    shared_store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task))); /* only the server changes an empty place */
+    /* only the server changes an empty place */
+    shared_store_release(word, task_make(batch, TASK_FREE, 0, task_buffer(task)));
     board_ring(board);
     return true;
 }
@@ -220,7 +225,7 @@ struct inflight inflight_look(const struct board *board, uint32_t index)
 }
 
 enum status inflight_apply(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
-                       uint64_t staleness)
+                           uint64_t staleness)
 {
     uint64_t capacity;
     uint8_t *from;

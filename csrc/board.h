@@ -47,7 +47,7 @@
 /* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for
  * work: spins for a while, if `spin`, sleeps up to wait_ns in all, then returns RUN_IDLE. */
 struct board_run board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
-                       int64_t wait_ns);
+                            int64_t wait_ns);
 /* The worker has no memory to map what the gradient needs: hand the task back, and count the refusal. */
 void board_refuse(const struct board *board, uint32_t worker, const struct board_run *run, int error);
 /* The server: let steps below `limit` run; let the workers below `active` take part, spinning so long; stop all. */
@@ -73,6 +73,6 @@ void inflight_empty(const struct board *board, uint32_t index);
 /* Apply the gradient of a DONE batch as this step, and record its staleness. The caller is the weights' publisher.
  * STATUS_NO_SLOT: nothing happened, and the server makes room. */
 enum status inflight_apply(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
-                       uint64_t staleness);
+                           uint64_t staleness);
 
 #endif

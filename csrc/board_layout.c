@@ -9,7 +9,8 @@
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
-#define SECTIONS_NBYTES (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
+#define SECTIONS_NBYTES \
+    (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
 _Static_assert(SECTIONS_NBYTES == 13 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
 
 static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
@@ -101,7 +102,8 @@ void board_format(struct board *board, void *memory, const struct board_config *
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
     for (uint32_t shard = 0; shard < config->shards; shard++) /* batches in flight come from the server */
-        shared_store_relaxed(&board->shard_tasks[shard].word, task_make(0, config->is_async ? TASK_EMPTY : TASK_FREE, 0, shard));
+        shared_store_relaxed(&board->shard_tasks[shard].word,
+                             task_make(0, config->is_async ? TASK_EMPTY : TASK_FREE, 0, shard));
     for (uint32_t worker = 0; worker < config->workers; worker++) {
         shared_store_relaxed(&board->workers[worker].scratch, config->shards + worker);
         shared_store_relaxed(&board->workers[worker].record, record_settled(config->shards + worker));
@@ -114,8 +116,12 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
 {
     struct board_header placed;
     const struct board_config config = {
-        .shards = header->shards, .ranges = header->ranges, .workers = header->workers, .steps = header->steps,
-        .examples = header->examples, .buffer_nbytes = header->buffer_nbytes,
+        .shards = header->shards,
+        .ranges = header->ranges,
+        .workers = header->workers,
+        .steps = header->steps,
+        .examples = header->examples,
+        .buffer_nbytes = header->buffer_nbytes,
     };
     if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||

@@ -1,6 +1,7 @@
 /* The board's memory: its structs and words, how they are laid out, and its bells. See board.h for what they are for.
  *
- * Everything here is below the claims (board_tasks.h), the arithmetic (board_update.h) and the order of a step (board.h).
+ * Everything here is below the claims (board_tasks.h), the arithmetic (board_update.h) and the order of a step
+ * (board.h).
  */
 #ifndef UNTORN_BOARD_LAYOUT_H
 #define UNTORN_BOARD_LAYOUT_H
@@ -12,57 +13,65 @@
 #include "merge.h"
 #include "status.h"
 
-enum { BOARD_METRICS = 16, BOARD_MAX_SHARDS = 1024, BOARD_MAX_WORKERS = 1024, BOARD_NAMES_NBYTES = 4096,
-       BOARD_ERROR_NBYTES = 32768 };
+enum {
+    BOARD_METRICS = 16,
+    BOARD_MAX_SHARDS = 1024,
+    BOARD_MAX_WORKERS = 1024,
+    BOARD_NAMES_NBYTES = 4096,
+    BOARD_ERROR_NBYTES = 32768
+};
 
 /* task = step << 32 | state << 30 | worker << 16 | buffer */
 enum task_state { TASK_FREE = 0, TASK_CLAIMED = 1, TASK_DONE = 2, TASK_EMPTY = 3 };
 /* phase = step << 8 | kind << 6 | slot */
 enum phase_kind { PHASE_GRADIENT = 0, PHASE_UPDATE = 1, PHASE_NORM = 2 };
 
-struct board_task { shared_u64 word; uint8_t pad[56]; };
+struct board_task {
+    shared_u64 word;
+    uint8_t pad[56];
+};
 
 struct board_worker {
-    shared_u64 scratch;        /* its buffer; writer: the worker, or the server once it is dead */
-    shared_u64 record;         /* of its last commit, see board_tasks.h; writers: the worker, and who settles it */
-    shared_u64 commits;        /* gradients committed; writer: the worker */
-    shared_u64 refused;        /* step << 32 | times << 16 | errno: what it could not map; writers: the worker, and the
+    shared_u64 scratch; /* its buffer; writer: the worker, or the server once it is dead */
+    shared_u64 record;  /* of its last commit, see board_tasks.h; writers: the worker, and who settles it */
+    shared_u64 commits; /* gradients committed; writer: the worker */
+    shared_u64 refused; /* step << 32 | times << 16 | errno: what it could not map; writers: the worker, and the
                                 * server once it is dead. The server loads it with acquire, and needs no more than it */
     uint8_t pad[32];
 };
 
 /* A contiguous run of parameters of one dtype: the work of one update task. Written once. */
 struct board_range {
-    uint64_t slot_offset;      /* from the start of a slot; state buffer k lies (k + 1) * state_stride further */
-    uint64_t grad_offset;      /* from the start of a buffer's payload */
-    uint64_t count;            /* elements */
-    uint64_t dtype;            /* enum kernel_dtype | enum merge_kind << 8 */
+    uint64_t slot_offset; /* from the start of a slot; state buffer k lies (k + 1) * state_stride further */
+    uint64_t grad_offset; /* from the start of a buffer's payload */
+    uint64_t count;       /* elements */
+    uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 */
 };
 
 /* A gradient with what was measured on the way. Written by the owner of the buffer. */
 struct board_buffer {
     uint64_t examples;
-    double loss;               /* mean over the examples */
+    double loss; /* mean over the examples */
     double metrics[BOARD_METRICS];
-    uint64_t version;          /* of the weights that it was computed on; async only */
+    uint64_t version; /* of the weights that it was computed on; async only */
     uint8_t pad[104];
 };
 
 /* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
 struct board_log {
     double examples, loss, metrics[BOARD_METRICS];
-    double staleness;          /* versions from the gradient's weights to those that it was applied to; async only */
-    double grad_norm;          /* before clipping; 0 without */
+    double staleness; /* versions from the gradient's weights to those that it was applied to; async only */
+    double grad_norm; /* before clipping; 0 without */
 };
 
 struct board_header {
     char magic[8];
     uint64_t nbytes;
     uint32_t shards, ranges, workers, optimizer; /* workers: the most that there can be */
-    uint32_t is_async;         /* 1: the task of each shard is the place of a batch in flight */
-    uint64_t steps;            /* of an epoch: rates, log and order are the current epoch's */
+    uint32_t is_async;                           /* 1: the task of each shard is the place of a batch in flight */
+    uint64_t steps;                              /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
-    uint64_t buffer_nbytes;    /* of a gradient, without its header */
+    uint64_t buffer_nbytes; /* of a gradient, without its header */
     uint64_t state_stride;
     uint64_t base_version;     /* of the weights of step 0 */
     uint64_t job;              /* the server's number for what is done here */
@@ -73,16 +82,16 @@ struct board_header {
         order_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
-    _Alignas(64) shared_u32 bell;            /* counts changes that waiting workers should look at */
+    _Alignas(64) shared_u32 bell; /* counts changes that waiting workers should look at */
     shared_u32 sleepers;
-    _Alignas(64) shared_u32 server_bell;     /* counts what the server should look at */
+    _Alignas(64) shared_u32 server_bell; /* counts what the server should look at */
     shared_u32 server_sleepers;
-    _Alignas(64) shared_u64 limit;           /* steps below it may run; writer: the server */
-    shared_u32 stop;                         /* writer: the server */
-    shared_u32 need_slot;                    /* raised by workers, lowered by the server */
-    shared_u32 active;                       /* workers from this one on leave; writer: the server */
-    shared_u64 spin_ns;                      /* how long to spin before sleeping; writer: the server */
-    shared_u32 failed;                       /* 1 + the worker whose error text is complete; first one wins */
+    _Alignas(64) shared_u64 limit; /* steps below it may run; writer: the server */
+    shared_u32 stop;               /* writer: the server */
+    shared_u32 need_slot;          /* raised by workers, lowered by the server */
+    shared_u32 active;             /* workers from this one on leave; writer: the server */
+    shared_u64 spin_ns;            /* how long to spin before sleeping; writer: the server */
+    shared_u32 failed;             /* 1 + the worker whose error text is complete; first one wins */
 };
 _Static_assert(sizeof(struct board_task) == 64 && sizeof(struct board_worker) == 64, "one line each");
 _Static_assert(sizeof(struct board_buffer) == 256, "gradients stay aligned to lines");
@@ -93,7 +102,7 @@ struct board {
     struct board_worker *workers;
     struct board_task *shard_tasks, *range_tasks, *norm_tasks;
     struct board_range *ranges;
-    double *squares;           /* of each range of the step; writer: the owner of its norm task */
+    double *squares; /* of each range of the step; writer: the owner of its norm task */
     struct board_log *log;
     struct kernel_rates *rates;
 };
@@ -150,7 +159,10 @@ static inline uint32_t record_shard(uint64_t record) { return (uint32_t)(record 
 static inline uint32_t record_scratch(uint64_t record) { return (uint32_t)(record >> 11 & 0x7ff); }
 static inline uint32_t record_other(uint64_t record) { return (uint32_t)(record & 0x7ff); }
 
-static inline uint64_t phase_make(uint64_t step, enum phase_kind kind, unsigned slot) { return step << 8 | kind << 6 | slot; }
+static inline uint64_t phase_make(uint64_t step, enum phase_kind kind, unsigned slot)
+{
+    return step << 8 | kind << 6 | slot;
+}
 static inline uint64_t phase_step(uint64_t phase) { return phase >> 8; }
 static inline enum phase_kind phase_kind(uint64_t phase) { return (enum phase_kind)(phase >> 6 & 3); }
 static inline unsigned phase_slot(uint64_t phase) { return (unsigned)(phase & 63); }

@@ -10,7 +10,8 @@ void record_settle_overwritten(const struct board *board, uint32_t shard, uint64
     shared_u64 *word = &board->workers[task_worker(task)].record;
     uint64_t record = shared_load_acquire(word); /* at least as new as the commit: the task's word came after it */
     if (record == record_intent(task_step(task), shard, task_buffer(task), record_other(record)))
-        shared_swap_if(word, record, record_settled(record_other(record))); /* failed: somebody else did, or it goes on */
+        /* failed: somebody else did, or it goes on */
+        shared_swap_if(word, record, record_settled(record_other(record)));
 }
 
 /* May this step's task be claimed? The phase may have moved on while we looked, so the word may be of a later step. */
@@ -49,7 +50,8 @@ bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, stru
     *done = true;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t shard = (first + i) % count;
-        uint64_t task = shared_load_acquire(&board->shard_tasks[shard].word); /* pairs with the shared_swap_if of commits */
+        /* pairs with the shared_swap_if of commits */
+        uint64_t task = shared_load_acquire(&board->shard_tasks[shard].word);
         if (task_is(task, step, TASK_DONE))
             continue;
         *done = false;
@@ -160,7 +162,8 @@ static void record_settle_dead(const struct board *board, uint32_t worker)
 {
     struct board_worker *dead = &board->workers[worker];
     for (;;) {
-        uint64_t record = shared_load_acquire(&dead->record); /* pairs with board_commit and record_settle_overwritten */
+        /* pairs with board_commit and record_settle_overwritten */
+        uint64_t record = shared_load_acquire(&dead->record);
         uint32_t scratch = record_scratch(record), mine = scratch;
         if (scratch != record_other(record)) {
             uint32_t named = task_buffer(shared_load_acquire(&board->shard_tasks[record_shard(record)].word));

@@ -18,7 +18,7 @@ struct board_run {
     enum run_kind kind;
     uint32_t shard, buffer;
     uint64_t step;
-    uint64_t claim;            /* the task word as claimed */
+    uint64_t claim; /* the task word as claimed */
 };
 
 /* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */

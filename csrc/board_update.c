@@ -210,7 +210,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
 }
 
 enum status inflight_update(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
-                        uint64_t staleness, unsigned slot)
+                            uint64_t staleness, unsigned slot)
 {
     const struct board_header *header = board->header;
     uint8_t *from, *to;

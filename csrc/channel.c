@@ -31,7 +31,7 @@ uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
     for (int attempt = 0; attempt < PIN_TRIES; attempt++) {
         uint64_t latest = channel_latest(channel); /* pairs with channel_publish */
         row_hold(row, before | slot_bit(latest_slot(latest)));
-        fence_full();                              /* pairs with channel_held's */
+        fence_full(); /* pairs with channel_held's */
         if (channel_latest(channel) == latest)
             return latest;
     }
@@ -75,10 +75,7 @@ uint64_t channel_taken(const struct channel *channel)
     return taken;
 }
 
-void channel_wake(const struct channel *channel)
-{
-    futex_wake(&channel->shared->sleepers);
-}
+void channel_wake(const struct channel *channel) { futex_wake(&channel->shared->sleepers); }
 
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot)
 {
@@ -88,7 +85,8 @@ void channel_publish(const struct channel *channel, uint64_t version, unsigned s
 
 bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot)
 {
-    if (!shared_swap_if(&channel->control->latest, expected, latest_make(version, slot))) /* pairs with channel_latest */
+    /* pairs with channel_latest */
+    if (!shared_swap_if(&channel->control->latest, expected, latest_make(version, slot)))
         return false;
     channel_wake(channel);
     return true;

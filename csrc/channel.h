@@ -14,8 +14,8 @@
  *     +-------------------------------------------+
  *
  * Files and mappings are attachment.c's, space picking.c's, locks rows.c's; nothing here makes a system call but the
- * wake. The byte layout is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and store
- * buffers.
+ * wake. The byte layout is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and
+ * store buffers.
  */
 #ifndef UNTORN_CHANNEL_H
 #define UNTORN_CHANNEL_H
@@ -28,7 +28,7 @@
 #define CHANNEL_DATA_MAGIC "utdata\r\n"
 #define CHANNEL_LAYOUT 2u
 #define CHANNEL_BYTE_ORDER 0x01020304u
-#define CHANNEL_MAX_SLOTS 64u      /* one bit each in a 64-bit word */
+#define CHANNEL_MAX_SLOTS 64u /* one bit each in a 64-bit word */
 #define CHANNEL_MAX_READERS 65535u
 #define CHANNEL_LINE 64u
 #define CHANNEL_ID_NBYTES 16
@@ -59,14 +59,14 @@ struct control {
     uint8_t id[16];
     uint32_t max_readers;
     uint32_t max_slots;
-    uint64_t rows_offset;      /* of line 0 in the control file */
-    int64_t created_ns;        /* wall clock */
-    uint32_t keep_slots;       /* further slots give their space back when nobody holds them */
-    shared_u32 reserve_slots;  /* free slots that readers who hold many leave alone; writer: the publisher */
+    uint64_t rows_offset;     /* of line 0 in the control file */
+    int64_t created_ns;       /* wall clock */
+    uint32_t keep_slots;      /* further slots give their space back when nobody holds them */
+    shared_u32 reserve_slots; /* free slots that readers who hold many leave alone; writer: the publisher */
     /* the publisher's line */
-    shared_u64 latest;         /* writer: the publisher (train: whoever ends an update, by shared_swap_if) */
-    shared_u32 state;          /* enum channel_state; writer: the publisher */
-    shared_u32 publisher_pid;  /* for messages only; never a proof of life */
+    shared_u64 latest;        /* writer: the publisher (train: whoever ends an update, by shared_swap_if) */
+    shared_u32 state;         /* enum channel_state; writer: the publisher */
+    shared_u32 publisher_pid; /* for messages only; never a proof of life */
     uint8_t pad[48];
     struct slot_extent slots[CHANNEL_MAX_SLOTS];
 };
@@ -75,29 +75,30 @@ _Static_assert(offsetof(struct control, slots) == 128, "docs/format.md says so")
 _Static_assert(sizeof(struct control) == 1152, "fits the smallest page");
 
 /* The data file begins with this; slots come from the next page on. Written once, before the file has a name. Two files
- * belong together if and only if they have one id: opening two names takes two steps, and in between another channel may
- * have taken the names over. */
+ * belong together if and only if they have one id: opening two names takes two steps, and in between another channel
+ * may have taken the names over. */
 struct data_header {
     char magic[8];
     uint32_t layout;
     uint32_t byte_order;
-    uint8_t id[16];            /* that of the control file */
+    uint8_t id[16]; /* that of the control file */
 };
 _Static_assert(sizeof(struct data_header) == 32, "docs/format.md says so");
 
 /* Line i of the row pages, i >= 1: reader i's. Taken by an open-file-description lock on byte i of the control file. */
 struct reader_row {
-    shared_u64 held;           /* a bit per slot. writer: the reader that has the lock; to clear it: whoever won the lock */
-    shared_u32 pid;            /* for messages only */
+    /* a bit per slot. writer: the reader that has the lock; to clear it: whoever won the lock */
+    shared_u64 held;
+    shared_u32 pid; /* for messages only */
     uint32_t pad0;
-    shared_i64 attached_ns;    /* wall clock, for messages only */
+    shared_i64 attached_ns; /* wall clock, for messages only */
     uint8_t pad[40];
 };
 /* Line 0 of the row pages: written by all readers, never trusted. */
 struct shared_row {
-    shared_u32 sleepers;       /* see futex.h */
-    shared_u32 high_water;      /* no row above this one was ever taken; grows only */
-    shared_u64 handoffs;       /* forks that copied a row to a child, see channel_held */
+    shared_u32 sleepers;   /* see futex.h */
+    shared_u32 high_water; /* no row above this one was ever taken; grows only */
+    shared_u64 handoffs;   /* forks that copied a row to a child, see channel_held */
     uint8_t pad[48];
 };
 _Static_assert(sizeof(struct reader_row) == CHANNEL_LINE, "one writer per line");
@@ -106,10 +107,10 @@ _Static_assert(sizeof(struct shared_row) == CHANNEL_LINE, "one line");
 /* The first bytes of a slot. Written before the slot becomes the latest; constant while it is held. */
 struct slot_header {
     uint64_t version;
-    int64_t published_ns;      /* wall clock */
-    uint64_t nbytes;           /* of the slot in use: header, schema and payload */
-    uint64_t schema_nbytes;    /* JSON in UTF-8, right behind the header */
-    uint64_t schema_id;        /* the version that first had exactly this schema */
+    int64_t published_ns;   /* wall clock */
+    uint64_t nbytes;        /* of the slot in use: header, schema and payload */
+    uint64_t schema_nbytes; /* JSON in UTF-8, right behind the header */
+    uint64_t schema_id;     /* the version that first had exactly this schema */
     uint64_t reserved[3];
 };
 _Static_assert(sizeof(struct slot_header) == 64, "the schema begins on a line");
@@ -118,7 +119,7 @@ _Static_assert(sizeof(struct slot_header) == 64, "the schema begins on a line");
 struct channel {
     struct control *control;
     struct shared_row *shared;
-    struct reader_row *rows;   /* rows[i] is line i; rows[0] is the shared row's line and is not used as a row */
+    struct reader_row *rows; /* rows[i] is line i; rows[0] is the shared row's line and is not used as a row */
     uint32_t max_readers;
     uint32_t max_slots;
 };
@@ -141,7 +142,10 @@ bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64
 /* Wake who waits for a version; no system call when nobody does. */
 void channel_wake(const struct channel *channel);
 
-static inline uint64_t channel_latest(const struct channel *channel) { return shared_load_acquire(&channel->control->latest); }
+static inline uint64_t channel_latest(const struct channel *channel)
+{
+    return shared_load_acquire(&channel->control->latest);
+}
 static inline const shared_u32 *channel_low(const struct channel *channel)
 {
     return (const shared_u32 *)&channel->control->latest; /* the low half: both architectures are little-endian */

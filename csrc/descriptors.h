@@ -29,7 +29,8 @@ static inline int descriptor_keep(int fd)
     return kept;
 }
 
-/* Which file a descriptor led to when it was kept; zeros where the kernel did not say, and then it is taken for kept. */
+/* Which file a descriptor led to when it was kept; zeros where the kernel did not say, and then it is taken for
+ * kept. */
 struct descriptor_file {
     dev_t device;
     ino_t inode;

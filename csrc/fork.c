@@ -99,8 +99,8 @@ static void fork_child_one(struct attachment *a)
             if (a->fork_copies[slot] == NULL) /* no memory: better a view that cannot be read than a torn one */
                 mprotect(a->maps[slot].base, a->maps[slot].length, PROT_NONE);
             else
-                mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length,
-                       MREMAP_MAYMOVE | MREMAP_FIXED, a->maps[slot].base);
+                mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length, MREMAP_MAYMOVE | MREMAP_FIXED,
+                       a->maps[slot].base);
             a->fork_copies[slot] = NULL;
             a->maps[slot] = (struct slot_mapping){0}; /* the copy belongs to the views alone */
             a->pins[slot] = 0;

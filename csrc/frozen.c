@@ -18,10 +18,7 @@ struct header {
 };
 _Static_assert(sizeof(struct header) == HEADER_NBYTES, "the header is part of the format");
 
-static uint64_t padded(uint64_t nbytes)
-{
-    return (nbytes + 7) & ~UINT64_C(7);
-}
+static uint64_t padded(uint64_t nbytes) { return (nbytes + 7) & ~UINT64_C(7); }
 
 /* -- Hash ------------------------------------------------------------------------------------------------------- */
 
@@ -111,10 +108,7 @@ struct probe {
     uint64_t full;                 /* buckets that were passed */
 };
 
-static inline uint64_t hash_tag(uint64_t hash)
-{
-    return (hash >> 56) + (hash >> 56 == 0);
-}
+static inline uint64_t hash_tag(uint64_t hash) { return (hash >> 56) + (hash >> 56 == 0); }
 
 /* The upper bit of each byte that has the tag: eight slots at once, so that the processor need not guess where the key
  * is, and a lookup that misses the cache overlaps with the next (zero bytes: Warren, Hacker's Delight, 6-1). */
@@ -195,8 +189,8 @@ void frozen_buffer_free(struct frozen_buffer *buffer)
 
 static struct frozen builder_table(const struct frozen_builder *builder)
 {
-    return (struct frozen){builder->index.bytes, builder->entries.bytes, builder->index.nbytes / FROZEN_SLOT_NBYTES,
-                           builder->entries.nbytes, builder->count, builder->seed};
+    return (struct frozen){builder->index.bytes,    builder->entries.bytes, builder->index.nbytes / FROZEN_SLOT_NBYTES,
+                           builder->entries.nbytes, builder->count,         builder->seed};
 }
 
 static bool index_clear(struct frozen_builder *builder, uint64_t slots)
@@ -305,8 +299,8 @@ bool frozen_entry_end(struct frozen_builder *builder, uint64_t place)
     const uint64_t slots = slots_for(builder->count + 1);
     if (slots * FROZEN_SLOT_NBYTES > builder->index.nbytes)
         return index_rebuild(builder, slots); /* this record among them, as the last */
-    return index_insert(builder, place, &(struct frozen_key){(const uint8_t *)(header + 1), header->key_nbytes,
-                                                            header->key_kind});
+    return index_insert(builder, place,
+                        &(struct frozen_key){(const uint8_t *)(header + 1), header->key_nbytes, header->key_kind});
 }
 
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word)
@@ -326,10 +320,7 @@ bool frozen_put_bytes(struct frozen_builder *builder, uint64_t place, uint8_t ki
     return true;
 }
 
-uint64_t frozen_content_begin(const struct frozen_builder *builder)
-{
-    return builder->entries.nbytes;
-}
+uint64_t frozen_content_begin(const struct frozen_builder *builder) { return builder->entries.nbytes; }
 
 bool frozen_content_word(struct frozen_builder *builder, uint64_t word)
 {

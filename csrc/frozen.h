@@ -44,9 +44,10 @@
  *     13 SCALAR       size                likewise, without axes
  *     14 OTHER        size                u64 description, u64 offset in blob, u64 nbytes
  *
- * `size` is the content's, without padding. A node is a record without a key: kind and size of the key are 0. The nbytes
- * of an ARRAY are exactly what its dtype and its axes, 64 at most, come to. Array data is in C order, aligned in blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. What the numbers of
- * descriptions mean is Python's business (frozen_dict.py), as is how many entries there are and the seed.
+ * `size` is the content's, without padding. A node is a record without a key: kind and size of the key are 0. The
+ * nbytes of an ARRAY are exactly what its dtype and its axes, 64 at most, come to. Array data is in C order, aligned in
+ * blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. What the numbers of descriptions mean is Python's
+ * business (frozen_dict.py), as is how many entries there are and the seed.
  *
  * The hash (frozen_hash) is wyhash's construction, by Wang Yi (public domain, github.com/wangyi-fudan/wyhash, final
  * version 4, its default secret): multiply 64 by 64 bits to 128, fold the halves together. Every key is hashed as
@@ -64,12 +65,31 @@
 #include <stdint.h>
 
 enum frozen_kind {
-    FROZEN_NO_KEY = 0, FROZEN_NONE, FROZEN_BOOL, FROZEN_INT, FROZEN_FLOAT, FROZEN_COMPLEX, FROZEN_STR, FROZEN_BYTES,
-    FROZEN_BIGINT, FROZEN_LIST, FROZEN_TUPLE, FROZEN_DICT, FROZEN_ARRAY, FROZEN_SCALAR, FROZEN_OTHER,
+    FROZEN_NO_KEY = 0,
+    FROZEN_NONE,
+    FROZEN_BOOL,
+    FROZEN_INT,
+    FROZEN_FLOAT,
+    FROZEN_COMPLEX,
+    FROZEN_STR,
+    FROZEN_BYTES,
+    FROZEN_BIGINT,
+    FROZEN_LIST,
+    FROZEN_TUPLE,
+    FROZEN_DICT,
+    FROZEN_ARRAY,
+    FROZEN_SCALAR,
+    FROZEN_OTHER,
 };
 
-enum { FROZEN_BUCKET = 16, FROZEN_SLOT_NBYTES = 5, FROZEN_MAX_FULL = 16, FROZEN_LARGE = 1024, FROZEN_MAX_DEPTH = 200,
-       FROZEN_MAX_AXES = 64 };
+enum {
+    FROZEN_BUCKET = 16,
+    FROZEN_SLOT_NBYTES = 5,
+    FROZEN_MAX_FULL = 16,
+    FROZEN_LARGE = 1024,
+    FROZEN_MAX_DEPTH = 200,
+    FROZEN_MAX_AXES = 64
+};
 #define FROZEN_SEED UINT64_C(0)
 #define FROZEN_MAX_KEY_NBYTES (UINT32_MAX - 7u)
 #define FROZEN_MAX_PLACE (UINT64_C(8) * UINT32_MAX) /* where the last record may begin */
@@ -112,7 +132,7 @@ bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct
 struct frozen_buffer {
     uint8_t *bytes;
     uint64_t nbytes, capacity;
-    uint8_t *allocated;        /* `shift` bytes before `bytes` */
+    uint8_t *allocated; /* `shift` bytes before `bytes` */
     uint64_t shift;
 };
 
@@ -122,8 +142,8 @@ void frozen_buffer_free(struct frozen_buffer *buffer);
 struct frozen_builder {
     struct frozen_buffer index, entries, blob;
     uint64_t count, seed;
-    uint64_t spare_seed;       /* for when the first one meets collisions */
-    uint64_t replaced;         /* records that a later one with the same key replaced */
+    uint64_t spare_seed; /* for when the first one meets collisions */
+    uint64_t replaced;   /* records that a later one with the same key replaced */
     unsigned reseeds;
 };
 

@@ -49,18 +49,18 @@ enum { KERNEL_OPTIMIZERS = 4, KERNEL_MAX_STATES = 3 };
 
 /* What may change from step to step, computed in double by whoever makes the steps. */
 struct kernel_rates {
-    double lr;                 /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
-    double shrink;             /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
-    double root_scale;         /* Adam: 1 / sqrt(1 - beta2^t) */
+    double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
+    double shrink;     /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
+    double root_scale; /* Adam: 1 / sqrt(1 - beta2^t) */
 };
 
 /* One step's hyperparameters, rounded to the element type before use. An optimizer reads those that it has. */
 struct kernel_hyper {
     double momentum;
-    double weight_decay;       /* added to the gradient, as an L2 penalty would */
-    double beta1, beta2;       /* RMSprop: beta2 is its alpha */
+    double weight_decay; /* added to the gradient, as an L2 penalty would */
+    double beta1, beta2; /* RMSprop: beta2 is its alpha */
     double eps;
-    uint32_t nesterov;         /* 0 or 1; without momentum it means nothing */
+    uint32_t nesterov; /* 0 or 1; without momentum it means nothing */
     uint32_t centered, amsgrad;
     struct kernel_rates rates;
 };
@@ -68,11 +68,11 @@ struct kernel_hyper {
 /* One range of one step. Every pointer is at the range's first element, aligned to one element. No output overlaps an
  * input or another output. */
 struct kernel_range {
-    uint64_t count;            /* elements */
+    uint64_t count; /* elements */
     uint32_t shards;
-    const void *const *grads;  /* [shards]; those of absent shards may be NULL */
-    const double *weights;     /* [shards] examples of the shard / examples of the batch */
-    double grad_scale;         /* of the sum; 1 for none */
+    const void *const *grads; /* [shards]; those of absent shards may be NULL */
+    const double *weights;    /* [shards] examples of the shard / examples of the batch */
+    double grad_scale;        /* of the sum; 1 for none */
     const void *params_in;
     void *params_out;
     const void *const *state_in; /* [kernel_state_count()] each shaped like the parameters; before step one zeros,

@@ -182,8 +182,8 @@ CLONED static bool NAME(numbers_are_finite)(size_t count, const REAL *numbers)
 }
 
 /* The flags are constants where a loop is called, so each combination becomes a loop without branches. */
-ALWAYS_INLINE static void NAME(sgd_loop)(const struct kernel_hyper *hyper, const struct block *block,
-                                         bool has_momentum, bool nesterov)
+ALWAYS_INLINE static void NAME(sgd_loop)(const struct kernel_hyper *hyper, const struct block *block, bool has_momentum,
+                                         bool nesterov)
 {
     const size_t count = block->count;
     const REAL lr = (REAL)hyper->rates.lr, momentum = (REAL)hyper->momentum;
@@ -212,7 +212,10 @@ CLONED static void NAME(sgd_step)(const struct kernel_hyper *hyper, const struct
 }
 
 /* old + weight * (new - old), counted from the nearer end as torch.lerp does. */
-struct NAME(lerp) { bool from_old; REAL factor; };
+struct NAME(lerp) {
+    bool from_old;
+    REAL factor;
+};
 
 static inline struct NAME(lerp) NAME(lerp_of)(double weight)
 {

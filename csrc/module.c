@@ -9,13 +9,23 @@
 static const long OVERLAYFS_MAGIC = 0x794c7630;
 
 static const char *const STATUS_NAMES[] = {
-    [STATUS_OK] = "ok",           [STATUS_OS] = "os",           [STATUS_FORMAT] = "format",
-    [STATUS_DATA] = "data",       [STATUS_MIXED] = "mixed",     [STATUS_OTHER] = "other",
+    [STATUS_OK] = "ok",
+    [STATUS_OS] = "os",
+    [STATUS_FORMAT] = "format",
+    [STATUS_DATA] = "data",
+    [STATUS_MIXED] = "mixed",
+    [STATUS_OTHER] = "other",
     [STATUS_NAMING] = "naming",
-    [STATUS_LAYOUT] = "layout",   [STATUS_BUSY] = "busy",       [STATUS_NO_ROW] = "no_row",
-    [STATUS_NO_SLOT] = "no_slot", [STATUS_NO_SPACE] = "no_space", [STATUS_FORKED] = "forked",
-    [STATUS_UNLINKED] = "unlinked", [STATUS_TRUNCATED] = "truncated",
-    [STATUS_TIMEOUT] = "timeout", [STATUS_INTERRUPTED] = "interrupted",
+    [STATUS_LAYOUT] = "layout",
+    [STATUS_BUSY] = "busy",
+    [STATUS_NO_ROW] = "no_row",
+    [STATUS_NO_SLOT] = "no_slot",
+    [STATUS_NO_SPACE] = "no_space",
+    [STATUS_FORKED] = "forked",
+    [STATUS_UNLINKED] = "unlinked",
+    [STATUS_TRUNCATED] = "truncated",
+    [STATUS_TIMEOUT] = "timeout",
+    [STATUS_INTERRUPTED] = "interrupted",
 };
 
 PyObject *status_raise(const struct core *core, enum status status)
@@ -102,14 +112,16 @@ static PyObject *core_control_nbytes(PyObject *module, PyObject *argument)
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(attachment_control_nbytes((uint32_t)max_readers));
 }
 
-/* What is mapped of a read-only descriptor of overlayfs stays the lower layer's when a writer has the file copied up. */
+/* What is mapped of a read-only descriptor of overlayfs stays the lower layer's when a writer has the file copied
+ * up. */
 static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
 {
     long fd = PyLong_AsLong(argument);
     struct statfs stat;
     if (PyErr_Occurred())
         return NULL;
-    return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC) : PyErr_SetFromErrno(PyExc_OSError);
+    return fstatfs((int)fd, &stat) == 0 ? PyBool_FromLong(stat.f_type == OVERLAYFS_MAGIC)
+                                        : PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyMethodDef core_methods[] = {
@@ -196,9 +208,9 @@ static int core_clear(PyObject *module)
 
 static void core_free(void *module) { core_clear(module); }
 
-/* Py_mod_multiple_interpreters is left out. The Limited API of 3.11 does not have it, and what its absence says is right:
- * interpreters that share a GIL may each import the module. What stays static is the process's: the registries of
- * fork.c and own.c and their fork handlers, which have locks of their own and know no Python object. */
+/* Py_mod_multiple_interpreters is left out. The Limited API of 3.11 does not have it, and what its absence says is
+ * right: interpreters that share a GIL may each import the module. What stays static is the process's: the registries
+ * of fork.c and own.c and their fork handlers, which have locks of their own and know no Python object. */
 static PyModuleDef_Slot core_slots[] = {
     {Py_mod_exec, core_exec},
 #ifdef Py_GIL_DISABLED

@@ -73,14 +73,15 @@ struct core_constant {
 /* The array ends with a name that is NULL. */
 bool constants_add(PyObject *module, const struct core_constant *constants);
 
-/* A type's read-only fields are one table: `#define HOLD_FIELDS(FIELD)` has a line FIELD(Hold, name, make, value) for
- * each, where make(value) is the new object, and `self` the HoldObject. The table, given CORE_GETTER, is the functions;
- * given CORE_GETSET, the entries of the type's PyGetSetDef. tests/unit/test_core_stub.py compares _core.pyi with them. */
-#define CORE_GETTER(type, name, make, value)                                \
-    static PyObject *type##_get_##name(PyObject *object, void *unused)      \
-    {                                                                       \
-        const type##Object *self = (const type##Object *)object;            \
-        return make(value);                                                 \
+/* A type's read-only fields are one table: `#define HOLD_FIELDS(FIELD)` has a line FIELD(Hold, name, make, value)
+ * for each, where make(value) is the new object, and `self` the HoldObject. The table, given CORE_GETTER, is the
+ * functions; given CORE_GETSET, the entries of the type's PyGetSetDef. tests/unit/test_core_stub.py compares
+ * _core.pyi with them. */
+#define CORE_GETTER(type, name, make, value)                           \
+    static PyObject *type##_get_##name(PyObject *object, void *unused) \
+    {                                                                  \
+        const type##Object *self = (const type##Object *)object;       \
+        return make(value);                                            \
     }
 #define CORE_GETSET(type, name, make, value) {#name, type##_get_##name, NULL, NULL, NULL},
 

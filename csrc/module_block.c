@@ -1,9 +1,9 @@
 /* Block: see module.h.
  *
- * What contextlib.contextmanager makes of a generator is in Python, so an interrupt (Ctrl-C, or whatever a signal handler
- * raises) can come after the generator has taken a lock and before the block begins, or after the block and before the
- * generator goes on. The lock then stays taken for as long as somebody keeps the exception. Here both are one call: the
- * interrupt comes inside the generator, whose `with` and `finally` see to it, or inside the block.
+ * What contextlib.contextmanager makes of a generator is in Python, so an interrupt (Ctrl-C, or whatever a signal
+ * handler raises) can come after the generator has taken a lock and before the block begins, or after the block and
+ * before the generator goes on. The lock then stays taken for as long as somebody keeps the exception. Here both are
+ * one call: the interrupt comes inside the generator, whose `with` and `finally` see to it, or inside the block.
  */
 #include "module.h"
 
@@ -117,8 +117,9 @@ static PyMethodDef Block_methods[] = {
 };
 
 static PyType_Slot Block_slots[] = {
-    {Py_tp_doc, "Block(steps): a context manager over a generator, as contextlib.contextmanager makes, without a moment at "
-                "which an interrupt leaves taken what the generator took."},
+    {Py_tp_doc,
+     "Block(steps): a context manager over a generator, as contextlib.contextmanager makes, without a moment at "
+     "which an interrupt leaves taken what the generator took."},
     {Py_tp_new, Block_new},
     {Py_tp_dealloc, Block_dealloc},
     {Py_tp_traverse, Block_traverse},
@@ -126,7 +127,7 @@ static PyType_Slot Block_slots[] = {
     {Py_tp_methods, Block_methods},
     {0, NULL},
 };
-static PyType_Spec Block_spec = {"untorn._core.Block", sizeof(BlockObject), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, Block_slots};
+static PyType_Spec Block_spec = {"untorn._core.Block", sizeof(BlockObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                 Block_slots};
 
 bool module_add_block(PyObject *module) { return type_add(module, &Block_spec, NULL); }

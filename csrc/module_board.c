@@ -13,9 +13,9 @@
 
 typedef struct {
     PyObject_HEAD
-    struct core *core;         /* here, since the object may be of a derived class */
+    struct core *core; /* here, since the object may be of a derived class */
     struct board board;
-    struct own own;            /* the mapping; a forked child's is a copy */
+    struct own own; /* the mapping; a forked child's is a copy */
     struct board_run run;
 } BoardObject;
 
@@ -87,7 +87,7 @@ static PyObject *Board_next(PyObject *self, PyObject *args)
     }
     Py_BEGIN_ALLOW_THREADS
     board->run = board_next(&board->board, ((AttachmentObject *)weights)->attachment, worker, spin != 0,
-                             (int64_t)(wait_s * 1e9));
+                            (int64_t)(wait_s * 1e9));
     Py_END_ALLOW_THREADS
     const struct board_run *run = &board->run;
     const uint8_t *buffer = (const uint8_t *)board_buffer_at(&board->board, run->buffer);
@@ -233,7 +233,8 @@ static bool inflight_check(const struct board *board, unsigned long index)
 {
     if (board->header->is_async && index < board->header->shards)
         return true;
-    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: the board has %u", index, board->header->is_async ? board->header->shards : 0);
+    PyErr_Format(PyExc_ValueError, "in-flight batch %lu: the board has %u", index,
+                 board->header->is_async ? board->header->shards : 0);
     return false;
 }
 
@@ -332,25 +333,25 @@ static PyObject *commits_make(const struct board *board)
     return list;
 }
 
-#define BOARD_FIELDS(FIELD)                                                                                \
-    FIELD(Board, step, PyLong_FromUnsignedLongLong, board_step(&self->board))                              \
-    FIELD(Board, need_slot, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->need_slot))  \
-    FIELD(Board, failed, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->failed))        \
-    FIELD(Board, stopped, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->stop))         \
-    FIELD(Board, active, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->active))        \
-    FIELD(Board, refused, PyLong_FromLong, board_refused(&self->board))                                    \
-    FIELD(Board, commits, commits_make, &self->board)                                                      \
-    FIELD(Board, log_at, PyLong_FromUnsignedLongLong, self->board.header->log_at)                          \
-    FIELD(Board, rates_at, PyLong_FromUnsignedLongLong, self->board.header->rates_at)                      \
-    FIELD(Board, order_at, PyLong_FromUnsignedLongLong, self->board.header->order_at)                      \
-    FIELD(Board, errors_at, PyLong_FromUnsignedLongLong, self->board.header->errors_at)                    \
-    FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                      \
-    FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                              \
-    FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                            \
-    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                               \
-    FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                                \
-    FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                            \
-    FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                      \
+#define BOARD_FIELDS(FIELD)                                                                               \
+    FIELD(Board, step, PyLong_FromUnsignedLongLong, board_step(&self->board))                             \
+    FIELD(Board, need_slot, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->need_slot)) \
+    FIELD(Board, failed, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->failed))       \
+    FIELD(Board, stopped, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->stop))        \
+    FIELD(Board, active, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->active))       \
+    FIELD(Board, refused, PyLong_FromLong, board_refused(&self->board))                                   \
+    FIELD(Board, commits, commits_make, &self->board)                                                     \
+    FIELD(Board, log_at, PyLong_FromUnsignedLongLong, self->board.header->log_at)                         \
+    FIELD(Board, rates_at, PyLong_FromUnsignedLongLong, self->board.header->rates_at)                     \
+    FIELD(Board, order_at, PyLong_FromUnsignedLongLong, self->board.header->order_at)                     \
+    FIELD(Board, errors_at, PyLong_FromUnsignedLongLong, self->board.header->errors_at)                   \
+    FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                     \
+    FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                             \
+    FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                           \
+    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                           \
+    FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                               \
+    FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                           \
+    FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                     \
     FIELD(Board, batch_size, PyLong_FromUnsignedLongLong, self->board.header->batch_size)
 BOARD_FIELDS(CORE_GETTER)
 
@@ -379,7 +380,8 @@ static PyMethodDef Board_methods[] = {
     {"inflight_apply", Board_inflight_apply, METH_VARARGS,
      "inflight_apply(weights, index, step, staleness): publish the version that the gradient of a batch makes, and "
      "empty its place."},
-    {"recover", Board_recover, METH_O, "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
+    {"recover", Board_recover, METH_O,
+     "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
     {"slot_ready", Board_slot_ready, METH_NOARGS, "There is a free slot again."},
     {"wait_server", Board_wait_server, METH_VARARGS, "wait_server(seen, timeout_s) -> the server's bell."},
     {NULL, NULL, 0, NULL},
@@ -396,8 +398,8 @@ static PyType_Slot Board_slots[] = {
     {Py_bf_getbuffer, Board_getbuffer},
     {0, NULL},
 };
-static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, Board_slots};
+static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                                 Board_slots};
 
 static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges)
 {
@@ -419,9 +421,10 @@ static enum status board_create(int fd, const struct board_config *config, const
 
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "job", "shards", "max_workers", "workers", "is_async", "steps", "examples",
-                            "batch_size", "gradient_nbytes", "state_stride", "first_version", "kernel", "clip_norm",
-                            "ranges", NULL};
+    static char *names[] = {
+        "fd",       "job",        "shards",          "max_workers",  "workers",       "is_async", "steps",
+        "examples", "batch_size", "gradient_nbytes", "state_stride", "first_version", "kernel",   "clip_norm",
+        "ranges",   NULL};
     int fd, is_async;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
@@ -468,27 +471,37 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
 
 static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
-     "format_board(fd, *, job, ...): lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
+     "format_board(fd, *, job, ...): lay out a board in an empty file; the rest are the fields of "
+     "untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
 
 /* The structs that Python reads and writes, as numpy.dtype takes them. Every element has 8 bytes. */
-struct board_member { const char *name, *format; size_t offset; };
+struct board_member {
+    const char *name, *format;
+    size_t offset;
+};
 #define MEMBER(struct_name, member, format) {#member, format, offsetof(struct struct_name, member)}
 _Static_assert(BOARD_METRICS == 16, "the formats below");
 static const struct board_member log_members[] = {
-    MEMBER(board_log, examples, "f8"), MEMBER(board_log, loss, "f8"), MEMBER(board_log, metrics, "16f8"),
+    MEMBER(board_log, examples, "f8"),  MEMBER(board_log, loss, "f8"),      MEMBER(board_log, metrics, "16f8"),
     MEMBER(board_log, staleness, "f8"), MEMBER(board_log, grad_norm, "f8"), {NULL, NULL, 0},
 };
 /* measured: the loss, and the metrics behind it */
-_Static_assert(offsetof(struct board_buffer, metrics) == offsetof(struct board_buffer, loss) + sizeof(double), "measured");
+_Static_assert(offsetof(struct board_buffer, metrics) == offsetof(struct board_buffer, loss) + sizeof(double),
+               "measured");
 static const struct board_member buffer_members[] = {
-    MEMBER(board_buffer, examples, "u8"), {"measured", "17f8", offsetof(struct board_buffer, loss)},
-    MEMBER(board_buffer, version, "u8"), {NULL, NULL, 0},
+    MEMBER(board_buffer, examples, "u8"),
+    {"measured", "17f8", offsetof(struct board_buffer, loss)},
+    MEMBER(board_buffer, version, "u8"),
+    {NULL, NULL, 0},
 };
 static const struct board_member range_members[] = {
-    MEMBER(board_range, slot_offset, "u8"), MEMBER(board_range, grad_offset, "u8"), MEMBER(board_range, count, "u8"),
-    MEMBER(board_range, dtype, "u8"), {NULL, NULL, 0},
+    MEMBER(board_range, slot_offset, "u8"),
+    MEMBER(board_range, grad_offset, "u8"),
+    MEMBER(board_range, count, "u8"),
+    MEMBER(board_range, dtype, "u8"),
+    {NULL, NULL, 0},
 };
 
 static bool layout_add(PyObject *module, const char *name, const struct board_member *member, size_t nbytes)
@@ -500,7 +513,8 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
                list_append_new(formats, PyUnicode_FromString(member->format)) &&
                list_append_new(offsets, PyLong_FromSize_t(member->offset));
     PyObject *layout = done ? Py_BuildValue("{sOsOsOsn}", "names", names, "formats", formats, "offsets", offsets,
-                                            "itemsize", (Py_ssize_t)nbytes) : NULL;
+                                            "itemsize", (Py_ssize_t)nbytes)
+                            : NULL;
     done = layout != NULL && PyModule_AddObjectRef(module, name, layout) == 0;
     Py_XDECREF(layout);
     Py_XDECREF(names);
@@ -510,28 +524,17 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    {"TURN_GRADIENT", RUN_GRADIENT},
-    {"TURN_IDLE", RUN_IDLE},
-    {"TURN_STOP", RUN_STOP},
-    {"TURN_NEED_SLOT", RUN_NEED_SLOT},
-    {"TURN_LEAVE", RUN_LEAVE},
-    CORE_CONSTANT(TASK_DONE),
-    CORE_CONSTANT(TASK_EMPTY),
-    {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
-    CORE_CONSTANT(KERNEL_SGD),
-    CORE_CONSTANT(KERNEL_ADAM),
-    CORE_CONSTANT(KERNEL_RMSPROP),
-    CORE_CONSTANT(KERNEL_ADAGRAD),
-    CORE_CONSTANT(KERNEL_F32),
-    CORE_CONSTANT(KERNEL_F64),
-    CORE_CONSTANT(MERGE_STEP),
-    CORE_CONSTANT(MERGE_MEAN),
-    CORE_CONSTANT(MERGE_FIRST),
-    CORE_CONSTANT(MERGE_KEEP),
-    CORE_CONSTANT(BOARD_METRICS),
-    CORE_CONSTANT(BOARD_NAMES_NBYTES),
-    CORE_CONSTANT(BOARD_ERROR_NBYTES),
-    {NULL, 0},
+    {"TURN_GRADIENT", RUN_GRADIENT},   {"TURN_IDLE", RUN_IDLE},
+    {"TURN_STOP", RUN_STOP},           {"TURN_NEED_SLOT", RUN_NEED_SLOT},
+    {"TURN_LEAVE", RUN_LEAVE},         CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(TASK_EMPTY),         {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
+    CORE_CONSTANT(KERNEL_SGD),         CORE_CONSTANT(KERNEL_ADAM),
+    CORE_CONSTANT(KERNEL_RMSPROP),     CORE_CONSTANT(KERNEL_ADAGRAD),
+    CORE_CONSTANT(KERNEL_F32),         CORE_CONSTANT(KERNEL_F64),
+    CORE_CONSTANT(MERGE_STEP),         CORE_CONSTANT(MERGE_MEAN),
+    CORE_CONSTANT(MERGE_FIRST),        CORE_CONSTANT(MERGE_KEEP),
+    CORE_CONSTANT(BOARD_METRICS),      CORE_CONSTANT(BOARD_NAMES_NBYTES),
+    CORE_CONSTANT(BOARD_ERROR_NBYTES), {NULL, 0},
 };
 
 bool module_add_board(PyObject *module)

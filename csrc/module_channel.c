@@ -86,8 +86,8 @@ static PyObject *Attachment_new(PyTypeObject *type, PyObject *args, PyObject *kw
     }
     self->attachment = NULL;
     self->link = NULL;
-    enum status status = attachment_open(control_fd, data_fd, (enum attachment_role)role, (const uint8_t *)id,
-                                         &self->attachment);
+    enum status status =
+        attachment_open(control_fd, data_fd, (enum attachment_role)role, (const uint8_t *)id, &self->attachment);
     if (status != STATUS_OK) {
         status_raise(core, status);
         Py_DECREF(self);
@@ -191,8 +191,7 @@ static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
         return NULL;
     draft->owner = NULL;
     draft->slot = slot;
-    enum status status =
-        attachment_lend(((AttachmentObject *)self)->attachment, slot, &draft->address, &draft->nbytes);
+    enum status status = attachment_lend(((AttachmentObject *)self)->attachment, slot, &draft->address, &draft->nbytes);
     if (status != STATUS_OK) {
         status_raise(core_of(self), status);
         Py_DECREF(draft);
@@ -369,11 +368,13 @@ static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
     PyObject *list = PyList_New(0);
     for (unsigned slot = 0; list != NULL && slot < a->channel.max_slots; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
-        unsigned long long offset = shared_load_acquire(&extent->offset), capacity = shared_load_acquire(&extent->capacity);
+        unsigned long long offset = shared_load_acquire(&extent->offset),
+                           capacity = shared_load_acquire(&extent->capacity);
         struct slot_header header = {0};
         if (capacity == 0)
             continue;
-        if (!attachment_has_data(a) || pread(a->data_fd, &header, sizeof header, (off_t)offset) != (ssize_t)sizeof header)
+        if (!attachment_has_data(a) ||
+            pread(a->data_fd, &header, sizeof header, (off_t)offset) != (ssize_t)sizeof header)
             header.version = 0;
         if (!list_append_new(list, Py_BuildValue("(IKKKL)", slot, offset, capacity, (unsigned long long)header.version,
                                                  (long long)header.published_ns)))
@@ -387,7 +388,8 @@ static PyObject *descriptor_number(int fd, bool has)
 {
     if (fd < 0 || has)
         return PyLong_FromLong(fd);
-    PyObject *cause = Py_BuildValue("(is)", EBADF, "something in this process closed the channel's descriptors, or gave "
+    PyObject *cause = Py_BuildValue("(is)", EBADF,
+                                    "something in this process closed the channel's descriptors, or gave "
                                     "their numbers to other files (os.closerange, os.dup2, a daemoniser); attach or "
                                     "publish after that");
     if (cause != NULL)
@@ -401,7 +403,10 @@ static PyObject *control_fd_make(const struct attachment *a)
     return descriptor_number(a->control_fd, attachment_has_control(a));
 }
 
-static PyObject *data_fd_make(const struct attachment *a) { return descriptor_number(a->data_fd, attachment_has_data(a)); }
+static PyObject *data_fd_make(const struct attachment *a)
+{
+    return descriptor_number(a->data_fd, attachment_has_data(a));
+}
 
 static PyObject *id_make(const struct control *control)
 {
@@ -430,7 +435,8 @@ ATTACHMENT_FIELDS(CORE_GETTER)
 
 static PyObject *Attachment_seal(PyObject *self, PyObject *argument)
 {
-    if (!PyObject_TypeCheck(argument, core_of(self)->draft_type) || ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
+    if (!PyObject_TypeCheck(argument, core_of(self)->draft_type) ||
+        ((DraftObject *)argument)->owner != (AttachmentObject *)self) {
         PyErr_SetString(PyExc_TypeError, "seal: expected a Draft of this attachment");
         return NULL;
     }
@@ -470,9 +476,10 @@ static PyMethodDef Attachment_methods[] = {
 static PyGetSetDef Attachment_getset[] = {ATTACHMENT_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Attachment_slots_[] = {
-    {Py_tp_doc, "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
-                "given; for a reader the one that this process has already, if it has one. Owns both descriptors, also "
-                "when it fails."},
+    {Py_tp_doc,
+     "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
+     "given; for a reader the one that this process has already, if it has one. Owns both descriptors, also "
+     "when it fails."},
     {Py_tp_new, Attachment_new},
     {Py_tp_dealloc, Attachment_dealloc},
     {Py_tp_methods, Attachment_methods},
@@ -482,7 +489,7 @@ static PyType_Slot Attachment_slots_[] = {
 static PyType_Spec Attachment_spec = {"untorn._core.Attachment", sizeof(AttachmentObject), 0, Py_TPFLAGS_DEFAULT,
                                       Attachment_slots_};
 
-/* -- Hold, Private and Draft --------------------------------------------------------------------------------------------- */
+/* -- Hold, Private and Draft ------------------------------------------------------------------------------------- */
 
 static void Hold_dealloc(PyObject *self)
 {
@@ -562,12 +569,12 @@ static PyMethodDef Hold_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-#define HOLD_FIELDS(FIELD)                                                            \
-    FIELD(Hold, version, PyLong_FromUnsignedLongLong, self->pin.version)              \
-    FIELD(Hold, nbytes, PyLong_FromUnsignedLongLong, self->pin.nbytes)                \
-    FIELD(Hold, schema_nbytes, PyLong_FromUnsignedLongLong, self->pin.schema_nbytes)  \
-    FIELD(Hold, schema_id, PyLong_FromUnsignedLongLong, self->pin.schema_id)          \
-    FIELD(Hold, published_ns, PyLong_FromLongLong, self->pin.published_ns)            \
+#define HOLD_FIELDS(FIELD)                                                           \
+    FIELD(Hold, version, PyLong_FromUnsignedLongLong, self->pin.version)             \
+    FIELD(Hold, nbytes, PyLong_FromUnsignedLongLong, self->pin.nbytes)               \
+    FIELD(Hold, schema_nbytes, PyLong_FromUnsignedLongLong, self->pin.schema_nbytes) \
+    FIELD(Hold, schema_id, PyLong_FromUnsignedLongLong, self->pin.schema_id)         \
+    FIELD(Hold, published_ns, PyLong_FromLongLong, self->pin.published_ns)           \
     FIELD(Hold, slot, PyLong_FromUnsignedLong, self->pin.slot)
 HOLD_FIELDS(CORE_GETTER)
 

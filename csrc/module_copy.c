@@ -96,8 +96,7 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
             leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i), i >= first_gradient);
         if (copied == COPY_NOT_FINITE && bad < 0)
             bad = i;
-        if (copied == COPY_FAILED ||
-            (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
+        if (copied == COPY_FAILED || (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
             Py_CLEAR(missed);
     }
     PyBuffer_Release(&target);
@@ -106,7 +105,8 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 
 static PyMethodDef copy_functions[] = {
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of the leaves that are not "
+     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of the leaves that are "
+     "not "
      "such bytes, index of a gradient that is not finite or -1)."},
     {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
     {NULL, NULL, 0, NULL},

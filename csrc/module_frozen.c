@@ -67,10 +67,7 @@ static int FrozenTable_contains(PyObject *self, PyObject *key)
     return answer == FROZEN_DAMAGED ? -1 : answer == FROZEN_FOUND;
 }
 
-static Py_ssize_t FrozenTable_length(PyObject *self)
-{
-    return (Py_ssize_t)((FrozenTableObject *)self)->table.count;
-}
+static Py_ssize_t FrozenTable_length(PyObject *self) { return (Py_ssize_t)((FrozenTableObject *)self)->table.count; }
 
 /* It asks for the class that defines it, since `self` may be of a derived one, which has no module state. */
 static PyObject *FrozenTable_iterate(PyObject *self, PyTypeObject *defining, PyObject *const *args, Py_ssize_t count,
@@ -140,8 +137,9 @@ static bool table_fill(FrozenTableObject *self)
         if (PyObject_GetBuffer(PyTuple_GetItem(self->parts, part), &self->buffers[part], PyBUF_SIMPLE) != 0)
             return false;
     const Py_buffer *index = &self->buffers[PART_INDEX], *entries = &self->buffers[PART_ENTRIES];
-    const struct frozen table = {index->buf, entries->buf, (uint64_t)index->len / FROZEN_SLOT_NBYTES,
-                                 (uint64_t)entries->len, count, self->table.seed};
+    const struct frozen table = {
+        index->buf, entries->buf,    (uint64_t)index->len / FROZEN_SLOT_NBYTES, (uint64_t)entries->len,
+        count,      self->table.seed};
     if (!frozen_fits(&table, (uint64_t)index->len)) {
         frozen_damaged("the sizes of its parts do not fit together");
         return false;
@@ -256,8 +254,7 @@ static PyType_Slot FrozenIterator_slots[] = {
     {0, NULL},
 };
 static PyType_Spec FrozenIterator_spec = {"untorn._core.FrozenIterator", sizeof(FrozenIteratorObject), 0,
-                                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                                          FrozenIterator_slots};
+                                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, FrozenIterator_slots};
 
 bool module_add_frozen(PyObject *module)
 {

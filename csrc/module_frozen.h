@@ -16,12 +16,12 @@ enum { PART_INDEX, PART_ENTRIES, PART_BLOB, PARTS };
 
 typedef struct {
     PyObject_HEAD
-    struct frozen table;       /* points into the buffers; to nothing when they are released */
-    Py_buffer buffers[PARTS];  /* they keep what exports the memory alive */
-    PyObject *parts;           /* the tuple that this was made of: index, entries, blob, and more for Python */
-    PyObject *dtypes;          /* tuple of (dtype, itemsize): what ARRAY and SCALAR refer to */
-    PyObject *array;           /* numpy.ndarray */
-    PyObject *other;           /* (number, blob, offset, nbytes) -> the value of an OTHER */
+    struct frozen table;      /* points into the buffers; to nothing when they are released */
+    Py_buffer buffers[PARTS]; /* they keep what exports the memory alive */
+    PyObject *parts;          /* the tuple that this was made of: index, entries, blob, and more for Python */
+    PyObject *dtypes;         /* tuple of (dtype, itemsize): what ARRAY and SCALAR refer to */
+    PyObject *array;          /* numpy.ndarray */
+    PyObject *other;          /* (number, blob, offset, nbytes) -> the value of an OTHER */
 } FrozenTableObject;
 
 /* Raise FormatError; returns NULL. */
@@ -37,10 +37,7 @@ struct key_hold {
 /* 1: it is a key, close it. 0: hashable, but equal to no key that a table can have. -1: an exception is set. */
 int key_open(PyObject *object, struct key_hold *hold);
 
-static inline void key_close(struct key_hold *hold)
-{
-    Py_XDECREF(hold->owner);
-}
+static inline void key_close(struct key_hold *hold) { Py_XDECREF(hold->owner); }
 
 /* New objects, or NULL with an exception: FormatError, if the bytes are no such thing. */
 PyObject *key_make(const struct frozen_key *key);

@@ -46,8 +46,8 @@ static PyType_Spec FrozenMemory_spec = {"untorn._core.FrozenMemory", sizeof(Froz
 
 struct build {
     struct frozen_builder builder;
-    PyObject *pack;            /* (value) -> (kind, description, alignment, payload, shape) */
-    PyObject *refuse;          /* (path, problem) raises; problem: text, or what pack() raised */
+    PyObject *pack;   /* (value) -> (kind, description, alignment, payload, shape) */
+    PyObject *refuse; /* (path, problem) raises; problem: text, or what pack() raised */
 };
 
 /* Where in the tree a value is: a key, or else an index. */
@@ -167,8 +167,10 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
         return no_memory();
     while (PyDict_Next(dict, &position, &key, &value)) {
         if (!is_plain_key(key))
-            return refuse(build, step, PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
-                                                            "bytes, None or a tuple of these", Py_TYPE(key)));
+            return refuse(build, step,
+                          PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
+                                               "bytes, None or a tuple of these",
+                                               Py_TYPE(key)));
         Py_INCREF(key);
         Py_INCREF(value);
         const struct step below = {step, key, 0};
@@ -184,12 +186,12 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
     return true;
 }
 
-static bool container_put(struct build *build, PyObject *value, uint64_t place, const struct step *step,
-                          unsigned depth)
+static bool container_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth)
 {
     if (depth >= FROZEN_MAX_DEPTH)
-        return refuse(build, step, PyUnicode_FromFormat("nested too deep: more than %d levels, or it contains itself",
-                                                        FROZEN_MAX_DEPTH));
+        return refuse(
+            build, step,
+            PyUnicode_FromFormat("nested too deep: more than %d levels, or it contains itself", FROZEN_MAX_DEPTH));
     bool put;
     OBJECT_LOCK(value);
     put = PyDict_CheckExact(value) ? dict_put(build, value, place, step, depth)
@@ -215,7 +217,10 @@ static bool plain_put(struct build *build, PyObject *value, uint64_t place)
 
 static bool float_put(struct build *build, PyObject *value, uint64_t place)
 {
-    const union { double number; uint64_t word; } bits = {PyFloat_AsDouble(value)};
+    const union {
+        double number;
+        uint64_t word;
+    } bits = {PyFloat_AsDouble(value)};
     frozen_put_word(&build->builder, place, FROZEN_FLOAT, bits.word);
     return true;
 }
@@ -286,8 +291,9 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
         place = frozen_entry_begin(&build->builder, &hold.key);
     key_close(&hold);
     if (!fits)
-        return refuse(build, &step, PyUnicode_FromString("too large: a key has at most 4 GiB, and all entries without "
-                                                         "their arrays 32 GiB; make several of them"));
+        return refuse(build, &step,
+                      PyUnicode_FromString("too large: a key has at most 4 GiB, and all entries without "
+                                           "their arrays 32 GiB; make several of them"));
     if (place == FROZEN_NO_PLACE)
         return no_memory();
     if (!value_put(build, value, place, &step, 0))
@@ -383,7 +389,10 @@ static PyMethodDef build_functions[] = {
 };
 
 static const struct core_constant frozen_constants[] = {
-    CORE_CONSTANT(FROZEN_ARRAY), CORE_CONSTANT(FROZEN_SCALAR), CORE_CONSTANT(FROZEN_OTHER), CORE_CONSTANT(FROZEN_LARGE),
+    CORE_CONSTANT(FROZEN_ARRAY),
+    CORE_CONSTANT(FROZEN_SCALAR),
+    CORE_CONSTANT(FROZEN_OTHER),
+    CORE_CONSTANT(FROZEN_LARGE),
     {NULL, 0},
 };
 

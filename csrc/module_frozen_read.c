@@ -292,8 +292,12 @@ PyObject *value_make(FrozenTableObject *self, const struct frozen_record *record
             break;
         memcpy(numbers, record->content, sizeof numbers);
         return PyComplex_FromDoubles(numbers[0], numbers[1]);
-    case FROZEN_LIST: case FROZEN_TUPLE: case FROZEN_DICT: return container_make(self, record, depth);
-    case FROZEN_ARRAY: case FROZEN_SCALAR: case FROZEN_OTHER: return blob_make(self, record);
+    case FROZEN_LIST:
+    case FROZEN_TUPLE:
+    case FROZEN_DICT: return container_make(self, record, depth);
+    case FROZEN_ARRAY:
+    case FROZEN_SCALAR:
+    case FROZEN_OTHER: return blob_make(self, record);
     }
     return frozen_damaged("a value of unknown kind");
 }

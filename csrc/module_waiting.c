@@ -48,7 +48,8 @@ static PyObject *Watch_forget(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* What to wait for at one channel: the low half of its `latest` as it is now, unless its version is newer than `version` already. */
+/* What to wait for at one channel: the low half of its `latest` as it is now, unless its version is newer than
+ * `version` already. */
 static bool watched_fill(const struct core *core, struct watched *watched, PyObject *attachment, PyObject *version)
 {
     if (!PyObject_TypeCheck(attachment, core->attachment_type)) {

@@ -1,7 +1,9 @@
-/* The writing side of an attachment: a slot that nobody can read, with room, in space that was reserved. See attachment.h.
+/* The writing side of an attachment: a slot that nobody can read, with room, in space that was reserved. See
+ * attachment.h.
  *
- *     pick    look what others did to the data file -> drop what a dead publisher left -> a free slot that is large enough
- *             -> none: take dead readers' rows back -> none: reserve a new extent for an empty one -> none: every slot is held
+ *     pick    look at the data file -> drop what a dead publisher left -> a free slot that is large enough
+ *             -> none: take dead readers' rows back -> none: reserve a new extent for an empty slot
+ *             -> none: every slot is held
  */
 #include "attachment.h"
 
@@ -67,7 +69,8 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
         bool covered = false;
         next = file_nbytes;
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS && !covered; slot++) {
-            uint64_t offset = shared_load_relaxed(&slots[slot].offset), capacity = shared_load_relaxed(&slots[slot].capacity);
+            uint64_t offset = shared_load_relaxed(&slots[slot].offset),
+                     capacity = shared_load_relaxed(&slots[slot].capacity);
             covered = capacity != 0 && offset <= start && start < offset + capacity;
             if (covered)
                 next = offset + capacity;
@@ -85,8 +88,8 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
  * order. Then entries overlap one another, or the latest. The latest's own entry is right, since it was on the disk
  * before `latest` (a durable publisher saw to it), and so are those of slots that living readers hold: they pinned them
  * since. All others are cleared, and nothing of them is written: what this publisher reserves overlaps with no entry
- * that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a moment before
- * the crash what it holds. An entry that leaves the file can be in nobody's use. */
+ * that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a moment
+ * before the crash what it holds. An entry that leaves the file can be in nobody's use. */
 static void inherited_drop(struct attachment *a, uint64_t free)
 {
     struct stat stat;
@@ -125,9 +128,9 @@ enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigne
     return slot_find(a->channel.control, free, nbytes, UINT64_MAX, slot) ? STATUS_OK : STATUS_NO_SLOT;
 }
 
-/* Somebody shortened the data file. Slots that are free and not in it any more have no space from here on. Those that are
- * held keep their entries until they are free, as inherited ones do, so that nothing is put there; the next use of their
- * bytes is a signal, which nobody can help. */
+/* Somebody shortened the data file. Slots that are free and not in it any more have no space from here on. Those that
+ * are held keep their entries until they are free, as inherited ones do, so that nothing is put there; the next use of
+ * their bytes is a signal, which nobody can help. */
 static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
 {
     uint64_t free = ~channel_taken(&a->channel);

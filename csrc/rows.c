@@ -54,7 +54,8 @@ enum status row_take(const struct channel *channel, int fd, uint64_t held, uint3
         if (status != STATUS_OK)
             return status;
         struct reader_row *line = &channel->rows[row];
-        shared_raise_u32(&channel->shared->high_water, row); /* pairs with channel_held; comes before the row's first bit */
+        /* pairs with channel_held; comes before the row's first bit */
+        shared_raise_u32(&channel->shared->high_water, row);
         shared_store_relaxed(&line->attached_ns, clock_wall_ns());
         shared_store_relaxed(&line->pid, (uint32_t)getpid());
         shared_store_release(&line->held, held); /* pairs with channel_held */

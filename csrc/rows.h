@@ -9,8 +9,8 @@
 #include "channel.h"
 #include "status.h"
 
-/* Ask the kernel for byte `byte` of the control file. STATUS_BUSY: a living process has it. STATUS_OS: the kernel did not
- * answer (no locks on this file system, none left), so nobody knows whether its owner lives. */
+/* Ask the kernel for byte `byte` of the control file. STATUS_BUSY: a living process has it. STATUS_OS: the kernel did
+ * not answer (no locks on this file system, none left), so nobody knows whether its owner lives. */
 enum status lock_take(int fd, uint32_t byte);
 void lock_drop(int fd, uint32_t byte);
 /* The same question, by another description than `fd`'s, without taking it. */

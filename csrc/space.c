@@ -50,15 +50,14 @@ enum status space_status(void)
     case ENOSPC:
     case EDQUOT:
     case ENOMEM:
-    case EFBIG:
-        return STATUS_NO_SPACE;
-    default:
-        return STATUS_OS;
+    case EFBIG: return STATUS_NO_SPACE;
+    default: return STATUS_OS;
     }
 }
 
-/* A file system may take back all of a call that a signal interrupts. So after a signal the next segment is half as large,
- * down to a page, and what was got before it stays: signals that come steadily slow this down, and cannot stop it. */
+/* A file system may take back all of a call that a signal interrupts. So after a signal the next segment is half as
+ * large, down to a page, and what was got before it stays: signals that come steadily slow this down, and cannot stop
+ * it. */
 static enum status segments_reserve(int fd, uint64_t offset, uint64_t nbytes)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = offset + nbytes;

@@ -1,8 +1,8 @@
 /* Room in a file, reserved before it is written: what was reserved can be written without a signal.
  *
- * What it promises: STATUS_NO_SPACE means that there is no room (no disk, quota or memory left, or a limit on the size of
- * files), and errno says which; every other failure is STATUS_OS with its true cause; a signal is no failure at all. What
- * a call that fails had got is given back.
+ * What it promises: STATUS_NO_SPACE means that there is no room (no disk, quota or memory left, or a limit on the size
+ * of files), and errno says which; every other failure is STATUS_OS with its true cause; a signal is no failure at all.
+ * What a call that fails had got is given back.
  */
 #ifndef UNTORN_SPACE_H
 #define UNTORN_SPACE_H

@@ -48,7 +48,8 @@ static enum futex_result words_sleep(struct watch *watch, struct watched *words,
     struct waitv_word group[WATCH_WORDS + 1];
     group[0] = (struct waitv_word){0, (uintptr_t)&watch->bell, WAITV_U32 | FUTEX_PRIVATE_FLAG, 0};
     for (size_t i = 0; i < count; i++)
-        group[i + 1] = (struct waitv_word){futex_announce(words[i].sleepers), (uintptr_t)words[i].sleepers, WAITV_U32, 0};
+        group[i + 1] =
+            (struct waitv_word){futex_announce(words[i].sleepers), (uintptr_t)words[i].sleepers, WAITV_U32, 0};
     if (words_look(words, count))
         return FUTEX_CHANGED;
     struct timespec until = timespec_of(until_ns);

@@ -19,8 +19,8 @@
 struct watched {
     const shared_u32 *word;
     shared_u32 *sleepers;
-    uint32_t seen;    /* the word as its owner knows it */
-    bool ready;       /* in: do not sleep for it. out: it changed, or somebody woke who waits for it */
+    uint32_t seen; /* the word as its owner knows it */
+    bool ready;    /* in: do not sleep for it. out: it changed, or somebody woke who waits for it */
 };
 
 enum { WATCH_WORDS = 127 }; /* that the kernel sleeps on beside the bell */

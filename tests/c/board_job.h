@@ -1,7 +1,7 @@
 /* A small training job for the board's tests: parameters of both dtypes in three ranges, an optimizer with two buffers
  * of state, rates that change, clipping if the seed is odd, and a made-up gradient that depends on the weights, the
- * step and the shard; with batches in flight, on the weights and the batch. The reference takes the same steps one after the other,
- * without board, channel or ranges in parallel.
+ * step and the shard; with batches in flight, on the weights and the batch. The reference takes the same steps one
+ * after the other, without board, channel or ranges in parallel.
  */
 #ifndef UNTORN_TESTS_BOARD_JOB_H
 #define UNTORN_TESTS_BOARD_JOB_H
@@ -153,13 +153,15 @@ static inline void job_close(struct job *job)
 /* -- the reference ---------------------------------------------------------------------------------------------- */
 
 struct job_reference {
-    uint8_t *slots;            /* of every version, from the base on: the parts that ranges cover */
-    const uint8_t *slot;       /* of the last */
+    uint8_t *slots;                                /* of every version, from the base on: the parts that ranges cover */
+    const uint8_t *slot;                           /* of the last */
     double *losses, *examples, *norms, *staleness; /* per step */
 };
 
 /* What the server applied as a step; with batches in flight only. */
-struct job_applied { uint64_t batch, version; };
+struct job_applied {
+    uint64_t batch, version;
+};
 
 /* The shards of one step, as the kernels take them; the pointers are at the first range. */
 struct reference_shards {
@@ -174,8 +176,11 @@ static inline struct kernel_range reference_range(const struct job *job, const s
     const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
     for (uint32_t s = 0; s < job_parts(job); s++)
         shards->grads[s] = shards->buffers + s * stride + sizeof(struct board_buffer) + job->ranges[r].grad_offset;
-    return (struct kernel_range){.count = job->ranges[r].count, .shards = job_parts(job), .grads = shards->grads,
-                                 .weights = shards->weights, .grad_scale = 1};
+    return (struct kernel_range){.count = job->ranges[r].count,
+                                 .shards = job_parts(job),
+                                 .grads = shards->grads,
+                                 .weights = shards->weights,
+                                 .grad_scale = 1};
 }
 
 /* As torch.nn.utils.clip_grad_norm_ does it. */

@@ -23,10 +23,10 @@ enum { MOST_SHARDS = 4 };
 
 static struct {
     bool armed;
-    uint64_t left;             /* atomic operations until the fault; UINT64_MAX once it came */
-    uint64_t spent;            /* while armed */
-    void (*stopped)(void);     /* what the others do meanwhile; NULL: it is killed at once */
-    bool killed;               /* after that */
+    uint64_t left;         /* atomic operations until the fault; UINT64_MAX once it came */
+    uint64_t spent;        /* while armed */
+    void (*stopped)(void); /* what the others do meanwhile; NULL: it is killed at once */
+    bool killed;           /* after that */
     jmp_buf end;
 } fate;
 
@@ -57,7 +57,7 @@ struct team {
     struct attachment *weights[WORKERS];
     struct pin pins[WORKERS];
     bool pinned[WORKERS];
-    bool given_up;             /* some worker's task was given to others, so its commit may come too late */
+    bool given_up; /* some worker's task was given to others, so its commit may come too late */
 };
 
 static inline uint64_t shard_word(const struct job *job, uint32_t shard)
@@ -121,7 +121,8 @@ static inline void turn_compute(struct team *team, uint32_t worker, const struct
     struct board_buffer *buffer = board_buffer_at(&job->board, run->buffer);
     struct pin *pin = &team->pins[worker];
     team->pinned[worker] = CHECK(attachment_pin(team->weights[worker], pin) == STATUS_OK);
-    CHECK(job->config.is_async || pin->version == JOB_BASE_VERSION + run->step || !board_still_claimed(&job->board, run));
+    CHECK(job->config.is_async || pin->version == JOB_BASE_VERSION + run->step ||
+          !board_still_claimed(&job->board, run));
     hook();
     job_gradient(job, run->step, job->config.is_async ? 0 : run->shard, pin->address, buffer);
     buffer->version = pin->version;

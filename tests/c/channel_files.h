@@ -22,7 +22,9 @@
 #define SANITIZED 0
 #endif
 
-struct channel_files { int control, data; };
+struct channel_files {
+    int control, data;
+};
 
 /* A second description of the same file, as another process would open it. */
 static inline int file_reopen(int fd)

@@ -38,9 +38,8 @@ static struct {
 /* CHECK(condition) or CHECK(condition, "format", ...) */
 #define CHECK(condition, ...) check_that((condition), #condition, __FILE__, __LINE__, " " __VA_ARGS__)
 
-__attribute__((format(printf, 5, 6))) static inline bool check_that(bool holds, const char *condition,
-                                                                    const char *file, int line, const char *format,
-                                                                    ...)
+__attribute__((format(printf, 5, 6))) static inline bool check_that(bool holds, const char *condition, const char *file,
+                                                                    int line, const char *format, ...)
 {
     atomic_fetch_add_explicit(&check_state.checks, 1, memory_order_relaxed);
     if (holds)
@@ -70,8 +69,8 @@ static inline void check_begin(const char *name)
 static inline int check_end(void)
 {
     const uint64_t checks = atomic_load(&check_state.checks), failures = atomic_load(&check_state.failures);
-    printf("%s: seed %" PRIu64 ", %" PRIu64 " checks, %" PRIu64 " failed\n", check_state.name, check_state.seed,
-           checks, failures);
+    printf("%s: seed %" PRIu64 ", %" PRIu64 " checks, %" PRIu64 " failed\n", check_state.name, check_state.seed, checks,
+           failures);
     return failures != 0 || checks == 0;
 }
 

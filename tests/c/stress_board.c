@@ -1,6 +1,6 @@
 /* Workers as threads, each with its own attachment and row, some of which die, are given up, leave or come: the weights
- * and the log must equal the serial reference bit for bit, whatever the number of workers. With batches in flight, the reference
- * applies the same gradients in the same order.
+ * and the log must equal the serial reference bit for bit, whatever the number of workers. With batches in flight, the
+ * reference applies the same gradients in the same order.
  *
  * A thread that dies leaves its words as they stand, half a gradient in its scratch, and closes its attachment, which
  * is what the kernel does for a process. Deaths inside a commit or an update are test_board.c's. Who is given up is not
@@ -31,7 +31,7 @@ struct crew {
     struct worker *workers;
     uint32_t active;
     uint64_t stream;
-    bool restless;             /* it gives tasks of live workers to others, and changes their number */
+    bool restless; /* it gives tasks of live workers to others, and changes their number */
     unsigned given_up;
 };
 
@@ -181,7 +181,8 @@ static void crew_close(struct crew *crew, const struct job_applied *applied)
     struct job_reference reference = reference_run(job, applied);
     if (!CHECK(job_equals(job, &reference) & CHECK(commits == STEPS * job_parts(job)) &
                CHECK(job_buffers_are_owned_once(job))))
-        printf("with %u %s, %u workers\n", job->config.shards, applied ? "batches in flight" : "shards", job->config.workers);
+        printf("with %u %s, %u workers\n", job->config.shards, applied ? "batches in flight" : "shards",
+               job->config.workers);
     given_up += crew->given_up;
     reference_free(&reference);
     free(crew->workers);

@@ -17,8 +17,8 @@ enum { READERS = 4, OLD = 3, SLOTS = 16, WORDS = 97 };
 static const uint64_t VERSIONS = SANITIZED ? 40000 : 200000;
 
 static _Atomic bool over;
-static _Atomic uint64_t pinned;        /* in all */
-static _Atomic uint64_t waits;         /* of the publisher, for a slot */
+static _Atomic uint64_t pinned; /* in all */
+static _Atomic uint64_t waits;  /* of the publisher, for a slot */
 
 /* Readers have looked at something before the publisher is through, however the threads are scheduled. */
 static bool publisher_goes_on(uint64_t version) { return version < VERSIONS || atomic_load(&pinned) < 1000; }
@@ -190,6 +190,7 @@ int main(void)
     const uint64_t on_files = atomic_load(&pinned);
     stress_memory();
     printf("stress_channel: %" PRIu64 " versions twice, %" PRIu64 " and %" PRIu64 " pins, the publisher waited %" PRIu64
-           " times\n", VERSIONS, on_files, atomic_load(&pinned), atomic_load(&waits));
+           " times\n",
+           VERSIONS, on_files, atomic_load(&pinned), atomic_load(&waits));
     return check_end();
 }

@@ -23,7 +23,10 @@ static uint64_t file_used_nbytes(int fd)
 
 static uint64_t page_nbytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
-static uint64_t row_held(struct attachment *attachment) { return shared_load_acquire(&attachment->channel.rows[attachment->row].held); }
+static uint64_t row_held(struct attachment *attachment)
+{
+    return shared_load_acquire(&attachment->channel.rows[attachment->row].held);
+}
 
 /* -- processes -------------------------------------------------------------------------------------------------- */
 
@@ -99,7 +102,8 @@ static void test_format(void)
     CHECK(control.rows_offset % page_nbytes() == 0 && control.rows_offset >= sizeof control);
     CHECK(control.latest == 0 && control.state == CHANNEL_OPEN && control.created_ns > 0);
     CHECK(attachment_control_nbytes(1) == 2 * page_nbytes());
-    CHECK(attachment_control_nbytes(65535) == page_nbytes() + (65536 * CHANNEL_LINE + page_nbytes() - 1) / page_nbytes() * page_nbytes());
+    CHECK(attachment_control_nbytes(65535) ==
+          page_nbytes() + (65536 * CHANNEL_LINE + page_nbytes() - 1) / page_nbytes() * page_nbytes());
     files_close(files);
 }
 
@@ -207,13 +211,16 @@ static void test_two_files_one_channel(void)
     for (enum attachment_role role = ROLE_READER; role <= ROLE_PUBLISHER; role++) {
         for (unsigned i = 0; i < 2; i++) {
             for (uint32_t state = CHANNEL_OPEN; state <= CHANNEL_NAMING; state++) {
-                CHECK(pwrite(mixed[i].control, &state, sizeof state, offsetof(struct control, state)) == (ssize_t)sizeof state);
+                CHECK(pwrite(mixed[i].control, &state, sizeof state, offsetof(struct control, state)) ==
+                      (ssize_t)sizeof state);
                 enum status expected = state == CHANNEL_NAMING ? STATUS_NAMING : STATUS_MIXED;
                 CHECK(files_try(mixed[i], role, &attachment) == expected, "role %d, state %u", (int)role, state);
             }
         }
-        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, other_id, &attachment) == STATUS_OTHER);
-        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, FILES_ID, &attachment) == STATUS_OK);
+        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, other_id, &attachment) ==
+              STATUS_OTHER);
+        CHECK(attachment_open(file_reopen(files.control), file_reopen(files.data), role, FILES_ID, &attachment) ==
+              STATUS_OK);
         attachment_close(attachment);
         CHECK(files_try(other, role, &attachment) == STATUS_OK);
         attachment_close(attachment);
@@ -230,7 +237,8 @@ static void test_two_files_one_channel(void)
     for (off_t length = 0; length < (off_t)sizeof header; length++) {
         CHECK(ftruncate(files.data, 0) == 0 && pwrite(files.data, &header, (size_t)length, 0) == length);
         CHECK(files_try(files, ROLE_READER, &attachment) == STATUS_DATA, "%d bytes", (int)length);
-        CHECK(attachment_format_data(files.data, other_id) == (length > 16 ? STATUS_DATA : STATUS_OK), "%d bytes", (int)length);
+        CHECK(attachment_format_data(files.data, other_id) == (length > 16 ? STATUS_DATA : STATUS_OK), "%d bytes",
+              (int)length);
         CHECK(ftruncate(files.data, 0) == 0 && pwrite(files.data, &header, (size_t)length, 0) == length);
         CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_OK);
         CHECK(files_try(files, ROLE_READER, &attachment) == STATUS_OK);
@@ -428,7 +436,8 @@ static void test_space(void)
     const struct slot_extent *slots = publisher->channel.control->slots;
     for (unsigned i = 0; i < SLOTS; i++)
         for (unsigned j = 0; j < i; j++)
-            CHECK(slots[i].capacity == 0 || slots[j].capacity == 0 || slots[i].offset >= slots[j].offset + slots[j].capacity ||
+            CHECK(slots[i].capacity == 0 || slots[j].capacity == 0 ||
+                  slots[i].offset >= slots[j].offset + slots[j].capacity ||
                   slots[j].offset >= slots[i].offset + slots[i].capacity);
     const uint64_t four = file_used_nbytes(files.data);
     CHECK(four >= 4 * 64 * page);
@@ -436,7 +445,8 @@ static void test_space(void)
         attachment_unpin(reader, pins[i].slot, pins[i].generation);
     for (int i = 0; i < 6; i++)
         CHECK(version_publish(publisher, large) == STATUS_OK);
-    CHECK(file_used_nbytes(files.data) <= (KEEP + 1) * 65 * page, "%" PRIu64 " of %" PRIu64, file_used_nbytes(files.data), four);
+    CHECK(file_used_nbytes(files.data) <= (KEEP + 1) * 65 * page, "%" PRIu64 " of %" PRIu64,
+          file_used_nbytes(files.data), four);
     CHECK(version_publish(publisher, 4 * large) == STATUS_OK && version_publish(publisher, 4 * large) == STATUS_OK);
     CHECK(attachment_pin(reader, &pins[0]) == STATUS_OK && pin_is_whole(&pins[0]), "a slot that moved is mapped anew");
     CHECK(version_publish(publisher, small) == STATUS_OK && pin_is_whole(&pins[0]));
@@ -464,7 +474,8 @@ static void test_grow(void)
     CHECK(attachment_grow(publisher, nbytes) == STATUS_OK);
     CHECK(attachment_pick_ready(writer, nbytes, &slot) == STATUS_OK);
     const uint64_t used = file_used_nbytes(files.data);
-    CHECK(attachment_grow(publisher, nbytes) == STATUS_OK && file_used_nbytes(files.data) == used, "there is one already");
+    CHECK(attachment_grow(publisher, nbytes) == STATUS_OK && file_used_nbytes(files.data) == used,
+          "there is one already");
     CHECK(attachment_pick_ready(writer, 100 * nbytes, &slot) == STATUS_NO_SLOT);
     CHECK(attachment_grow(publisher, 100 * nbytes) == STATUS_OK);
     CHECK(attachment_pick_ready(writer, 100 * nbytes, &slot) == STATUS_OK && file_used_nbytes(files.data) > used);
@@ -516,8 +527,8 @@ static void test_full(const char *how, struct channel_files files, int expected)
     enum status status = version_publish(publisher, 1 << 20);
     const int cause = errno;
     CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
-    CHECK(status == (expected == EPERM ? STATUS_OS : STATUS_NO_SPACE) && cause == expected, "%s: status %d, errno %d", how,
-          (int)status, cause);
+    CHECK(status == (expected == EPERM ? STATUS_OS : STATUS_NO_SPACE) && cause == expected, "%s: status %d, errno %d",
+          how, (int)status, cause);
     CHECK(file_used_nbytes(files.data) <= used, "%s: what it had got is given back", how);
     CHECK(pin_is_whole(&pin) && channel_latest(&publisher->channel) == latest_make(1, pin.slot), "%s", how);
     if (expected == EFBIG)
@@ -527,8 +538,8 @@ static void test_full(const char *how, struct channel_files files, int expected)
     files_close(files);
 }
 
-/* Somebody cuts the data file at every page while a reader holds an old version and the newest lies anywhere: the publisher
- * is told once if the newest is lost, writes to nothing that is not there, and goes on. */
+/* Somebody cuts the data file at every page while a reader holds an old version and the newest lies anywhere: the
+ * publisher is told once if the newest is lost, writes to nothing that is not there, and goes on. */
 static void test_truncated(void)
 {
     for (uint64_t pages = 0; pages <= 6; pages++) {
@@ -581,7 +592,8 @@ static bool extents_are_apart(const struct control *control)
     const struct slot_extent *slots = control->slots;
     for (unsigned i = 0; i < CHANNEL_MAX_SLOTS; i++)
         for (unsigned j = 0; j < i; j++)
-            if (slots[i].capacity != 0 && slots[j].capacity != 0 && slots[i].offset < slots[j].offset + slots[j].capacity &&
+            if (slots[i].capacity != 0 && slots[j].capacity != 0 &&
+                slots[i].offset < slots[j].offset + slots[j].capacity &&
                 slots[j].offset < slots[i].offset + slots[i].capacity)
                 return false;
     return true;
@@ -656,7 +668,9 @@ static void test_inherited_table(void)
 /* The latest points outside the file, or half out of it, or between two pages: the next version goes elsewhere. */
 static void test_inherited_latest_outside(void)
 {
-    static const struct { uint64_t offset, capacity; } wild[] = {
+    static const struct {
+        uint64_t offset, capacity;
+    } wild[] = {
         {UINT64_C(1) << 40, 4096}, {UINT64_MAX - 4095, 8192}, {0, UINT64_MAX}, {64, 4096}, {UINT64_MAX - 4095, 4096},
     };
     for (unsigned i = 0; i < sizeof wild / sizeof *wild; i++) {
@@ -664,7 +678,8 @@ static void test_inherited_latest_outside(void)
         struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
         struct pin pin;
         CHECK(version_publish(publisher, WORDS) == STATUS_OK);
-        struct slot_extent *extent = &publisher->channel.control->slots[latest_slot(channel_latest(&publisher->channel))];
+        struct slot_extent *extent =
+            &publisher->channel.control->slots[latest_slot(channel_latest(&publisher->channel))];
         extent->offset = wild[i].offset;
         extent->capacity = wild[i].capacity;
         attachment_close(publisher);
@@ -672,7 +687,8 @@ static void test_inherited_latest_outside(void)
         publisher = files_attach(files, ROLE_PUBLISHER);
         for (uint64_t version = 2; version < 8; version++) {
             CHECK(version_publish(publisher, 2 * WORDS) == STATUS_OK);
-            CHECK(attachment_pin(reader, &pin) == STATUS_OK && pin.version == version && pin_is_whole(&pin), "case %u", i);
+            CHECK(attachment_pin(reader, &pin) == STATUS_OK && pin.version == version && pin_is_whole(&pin), "case %u",
+                  i);
             attachment_unpin(reader, pin.slot, pin.generation);
         }
         CHECK(extents_are_apart(publisher->channel.control));
@@ -716,7 +732,8 @@ static void test_inherited_until_picked(void)
     const uint64_t used = file_used_nbytes(files.data);
     attachment_close(publisher);
     publisher = files_attach(files, ROLE_PUBLISHER);
-    CHECK(memcmp(before, publisher->channel.control->slots, sizeof before) == 0 && file_used_nbytes(files.data) == used);
+    CHECK(memcmp(before, publisher->channel.control->slots, sizeof before) == 0 &&
+          file_used_nbytes(files.data) == used);
     attachment_close(publisher);
     files_close(files);
 }
@@ -726,7 +743,8 @@ static void test_inherited_until_picked(void)
 static void test_retire(void)
 {
     struct channel_files files = files_make(READERS, 4, 2);
-    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER), *next;
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER),
+                      *next;
     struct pin pin;
     unsigned slot;
     CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
@@ -737,7 +755,8 @@ static void test_retire(void)
     CHECK(attachment_pick(publisher, 64, &slot) == STATUS_FORKED, "it is over");
     next = files_attach(files, ROLE_PUBLISHER);
     CHECK(reader->channel.control->state == CHANNEL_OPEN && publisher_lives(reader));
-    CHECK(version_publish(next, WORDS) == STATUS_OK && latest_version(channel_latest(&reader->channel)) == 2, "it goes on counting");
+    CHECK(version_publish(next, WORDS) == STATUS_OK && latest_version(channel_latest(&reader->channel)) == 2,
+          "it goes on counting");
     attachment_retire(publisher);
     CHECK(reader->channel.control->state == CHANNEL_OPEN, "and not twice");
     CHECK(pin_is_whole(&pin));
@@ -804,7 +823,8 @@ static void test_fork_keeps_pins(void)
     attachment_unpin(reader, pin.slot, pin.generation);
     CHECK(row_held(reader) == 0 && channel_held(&publisher->channel) == slot_bit(pin.slot));
     for (int i = 0; i < 10; i++)
-        CHECK(version_publish(publisher, WORDS) == STATUS_OK && latest_slot(channel_latest(&publisher->channel)) != pin.slot);
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK &&
+              latest_slot(channel_latest(&publisher->channel)) != pin.slot);
     CHECK(attachment_reclaim(publisher) == 0, "the child lives");
     CHECK(child_send(&child) && child_await(&child));
     CHECK(channel_held(&publisher->channel) == 0);
@@ -946,7 +966,8 @@ static void test_kill_readers(void)
         }
         CHECK(child_await(&children[i]));
     }
-    CHECK(version_publish(publisher, WORDS) == STATUS_NO_SLOT && attachment_reclaim(publisher) == 0, "all of them live");
+    CHECK(version_publish(publisher, WORDS) == STATUS_NO_SLOT && attachment_reclaim(publisher) == 0,
+          "all of them live");
     for (unsigned i = 0; i < SLOTS; i++)
         child_join(&children[i], true);
     CHECK(row_lives(publisher, 1) == false && channel_held(&publisher->channel) != 0);

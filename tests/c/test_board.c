@@ -77,8 +77,9 @@ static void check_damaged_headers(struct job *job, uint64_t nbytes)
     static const uint64_t values[] = {0, UINT64_C(1) << 20, UINT32_MAX, UINT64_C(1) << 60, INT64_MAX, UINT64_MAX};
     struct board_header *header = job->board.header;
     uint64_t *sections = &header->workers_at;
-    uint64_t *words[] = {&header->nbytes, &header->steps, &header->examples, &header->buffer_nbytes, &sections[0],
-                         &sections[1], &sections[6], &sections[9], &sections[10], &sections[11], &sections[12]};
+    uint64_t *words[] = {&header->nbytes, &header->steps, &header->examples, &header->buffer_nbytes,
+                         &sections[0],    &sections[1],   &sections[6],      &sections[9],
+                         &sections[10],   &sections[11],  &sections[12]};
     uint32_t *counts[] = {&header->shards, &header->ranges, &header->workers};
     struct board other;
     for (unsigned v = 0; v < sizeof values / sizeof *values; v++) {

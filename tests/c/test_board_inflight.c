@@ -35,7 +35,8 @@ static void place_apply(struct server *server, uint32_t index)
     const uint64_t staleness = JOB_BASE_VERSION + step - done.version;
     enum status status = inflight_apply(&job->board, job->publisher, index, step, staleness);
     if (status == STATUS_NO_SLOT) {
-        CHECK(applied_count(server) == step && inflight_look(&job->board, index).state == TASK_DONE, "nothing happened");
+        CHECK(applied_count(server) == step && inflight_look(&job->board, index).state == TASK_DONE,
+              "nothing happened");
         CHECK(attachment_grow(job->publisher, job->slot_nbytes) == STATUS_OK);
         status = inflight_apply(&job->board, job->publisher, index, step, staleness);
     }

@@ -68,11 +68,11 @@ static bool latest_is_whole(uint64_t latest)
 
 static struct {
     bool on, entered;
-    unsigned operations;       /* of the reader, so far */
-    unsigned most;             /* steps of the publisher before one of them */
-    uint64_t pattern;          /* bit i: a whole publication before operation i */
-    uint64_t *stream;          /* instead of the pattern: at random */
-    bool handoff;              /* instead of publishing: row 3 hands its slot over to row 1 */
+    unsigned operations; /* of the reader, so far */
+    unsigned most;       /* steps of the publisher before one of them */
+    uint64_t pattern;    /* bit i: a whole publication before operation i */
+    uint64_t *stream;    /* instead of the pattern: at random */
+    bool handoff;        /* instead of publishing: row 3 hands its slot over to row 1 */
     unsigned handoff_at;
 } schedule;
 
@@ -120,7 +120,8 @@ static void test_latest_word(void)
         const uint64_t latest = latest_make(version, slot);
         CHECK(latest_version(latest) == version && latest_slot(latest) == slot);
         CHECK(slot_bit(slot) == UINT64_C(1) << slot && slot_bit(slot) != 0);
-        CHECK((uint32_t)latest_make(version + 1, slot) != (uint32_t)latest, "the futex word changes with every version");
+        CHECK((uint32_t)latest_make(version + 1, slot) != (uint32_t)latest,
+              "the futex word changes with every version");
     }
     CHECK(latest_version(0) == 0 && latest_slot(0) == 0);
 }
@@ -202,7 +203,8 @@ static void test_find_gap(void)
     CHECK(channel_find_gap(&control, 0, 50, 64) == 256, "on a page");
     CHECK(channel_find_gap(&control, 160, 10, 1) == 160 && channel_find_gap(&control, 205, 10, 1) == 210);
     extent_set(0, 0, 0);
-    CHECK(channel_find_gap(&control, 0, 10, 1) == 0 && channel_find_gap(&control, 40, 10, 1) == 40, "not before the start");
+    CHECK(channel_find_gap(&control, 0, 10, 1) == 0 && channel_find_gap(&control, 40, 10, 1) == 40,
+          "not before the start");
     CHECK(channel_find_gap(&control, 41, 10, 1) == 150 && channel_find_gap(&control, 300, 10, 1) == 300);
     extent_set(0, 0, UINT64_MAX);
     CHECK(channel_find_gap(&control, 0, 50, 4096) >= (uint64_t)INT64_MAX - 4095, "where no file has room");

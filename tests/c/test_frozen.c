@@ -20,8 +20,8 @@ static void table_put(struct frozen_builder *builder, struct frozen_key key, uin
 
 static struct frozen table_of(const struct frozen_builder *builder)
 {
-    return (struct frozen){builder->index.bytes, builder->entries.bytes, builder->index.nbytes / FROZEN_SLOT_NBYTES,
-                           builder->entries.nbytes, builder->count, builder->seed};
+    return (struct frozen){builder->index.bytes,    builder->entries.bytes, builder->index.nbytes / FROZEN_SLOT_NBYTES,
+                           builder->entries.nbytes, builder->count,         builder->seed};
 }
 
 static void table_expect(const struct frozen *table, struct frozen_key key, uint64_t word)

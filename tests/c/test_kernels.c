@@ -12,8 +12,8 @@
 #include "check.h"
 #include "kernels.h"
 
-#define GUARD 8u        /* elements on either side of an output that must stay as they were */
-#define MISALIGNED 16u  /* ranges begin at a random element below this */
+#define GUARD 8u       /* elements on either side of an output that must stay as they were */
+#define MISALIGNED 16u /* ranges begin at a random element below this */
 
 static double rounded(enum kernel_dtype dtype, double value)
 {
@@ -65,7 +65,7 @@ struct step {
     uint64_t count;
     uint32_t shards;
     double *weights;
-    void **memory;             /* what was allocated; the rest points into it */
+    void **memory; /* what was allocated; the rest points into it */
     void **grads;
     const void *params, *state[KERNEL_MAX_STATES];
     void *params_out, *state_out[KERNEL_MAX_STATES];
@@ -96,8 +96,8 @@ static void state_make_plausible(const struct step *step, unsigned k)
         element_set(step->dtype, (void *)step->state[k], i, fabs(element_get(step->dtype, step->state[k], i)));
 }
 
-static void step_make(struct step *step, enum kernel_dtype dtype, struct option option, uint64_t count,
-                      uint32_t shards, bool some_absent, uint64_t *stream)
+static void step_make(struct step *step, enum kernel_dtype dtype, struct option option, uint64_t count, uint32_t shards,
+                      bool some_absent, uint64_t *stream)
 {
     *step = (struct step){.dtype = dtype, .option = option, .count = count, .shards = shards};
     step->memory = calloc(shards + BUFFERS, sizeof *step->memory);
@@ -186,7 +186,10 @@ static bool tree_reference(const struct step *step, uint64_t i, uint32_t first, 
 
 /* -- the optimizers, line by line; every operation is rounded ---------------------------------------------------- */
 
-struct element { enum kernel_dtype dtype; double param, state[KERNEL_MAX_STATES], direction; };
+struct element {
+    enum kernel_dtype dtype;
+    double param, state[KERNEL_MAX_STATES], direction;
+};
 
 static double add_(const struct element *at, double a, double b) { return rounded(at->dtype, a + b); }
 static double mul_(const struct element *at, double a, double b) { return rounded(at->dtype, a * b); }
@@ -199,8 +202,7 @@ static double lerp_(const struct element *at, double old, double new, double wei
 {
     const double way = add_(at, new, -old);
     weight = real_(at, weight);
-    return weight < 0.5 ? add_(at, old, mul_(at, weight, way))
-                        : add_(at, new, -mul_(at, way, add_(at, 1, -weight)));
+    return weight < 0.5 ? add_(at, old, mul_(at, weight, way)) : add_(at, new, -mul_(at, way, add_(at, 1, -weight)));
 }
 
 /* beta * square + (1 - beta) * g * g */
@@ -313,7 +315,8 @@ static void step_check(const struct step *step, const char *what)
             equal = equal && element_is(step->dtype, step->state_out[k], i, expected.state[k]);
     }
     CHECK(i == step->count,
-          "%s, dtype %d, element %" PRIu64 " of %" PRIu64 ", %u shards, optimizer %d, momentum %g, decay %g, flags %u%u%u",
+          "%s, dtype %d, element %" PRIu64 " of %" PRIu64
+          ", %u shards, optimizer %d, momentum %g, decay %g, flags %u%u%u",
           what, step->dtype, i, step->count, step->shards, option->optimizer, option->hyper.momentum,
           option->hyper.weight_decay, option->hyper.nesterov, option->hyper.centered, option->hyper.amsgrad);
     CHECK(guards_untouched(step, step->params_out), "%s", what);
@@ -337,32 +340,72 @@ static void step_run_in_cuts(const struct step *step, uint64_t *stream)
     }
 }
 
-#define SGD_(decay, scale, rate) {KERNEL_SGD, 0, scale, {.weight_decay = decay, .rates = {.lr = rate}}}
-#define SGD_MOMENTUM_(factor, ahead, decay, scale, rate) \
-    {KERNEL_SGD, 1, scale, {.momentum = factor, .nesterov = ahead, .weight_decay = decay, .rates = {.lr = rate}}}
-#define ADAM_(b1, b2, epsilon, decay, peaks, scale, ...) \
-    {KERNEL_ADAM, 2 + peaks, scale, \
-     {.beta1 = b1, .beta2 = b2, .eps = epsilon, .weight_decay = decay, .amsgrad = peaks, .rates = {__VA_ARGS__}}}
-#define RMSPROP_(factor, centre, decay, scale, alpha) \
-    {KERNEL_RMSPROP, 1 + (factor != 0) + centre, scale, \
-     {.momentum = factor, .centered = centre, .weight_decay = decay, .beta2 = alpha, .eps = 1e-8, \
-      .rates = {.lr = 0.01}}}
-#define ADAGRAD_(decay, epsilon, scale) \
-    {KERNEL_ADAGRAD, 1, scale, {.weight_decay = decay, .eps = epsilon, .rates = {.lr = 0.01}}}
+#define SGD_(decay, scale, rate)                          \
+    {                                                     \
+        KERNEL_SGD, 0, scale,                             \
+        {                                                 \
+            .weight_decay = decay, .rates = {.lr = rate } \
+        }                                                 \
+    }
+#define SGD_MOMENTUM_(factor, ahead, decay, scale, rate)                                         \
+    {                                                                                            \
+        KERNEL_SGD, 1, scale,                                                                    \
+        {                                                                                        \
+            .momentum = factor, .nesterov = ahead, .weight_decay = decay, .rates = {.lr = rate } \
+        }                                                                                        \
+    }
+#define ADAM_(b1, b2, epsilon, decay, peaks, scale, ...)                                                  \
+    {                                                                                                     \
+        KERNEL_ADAM, 2 + peaks, scale,                                                                    \
+        {                                                                                                 \
+            .beta1 = b1, .beta2 = b2, .eps = epsilon, .weight_decay = decay, .amsgrad = peaks, .rates = { \
+                __VA_ARGS__                                                                               \
+            }                                                                                             \
+        }                                                                                                 \
+    }
+#define RMSPROP_(factor, centre, decay, scale, alpha)                                                   \
+    {                                                                                                   \
+        KERNEL_RMSPROP, 1 + (factor != 0) + centre, scale,                                              \
+        {                                                                                               \
+            .momentum = factor, .centered = centre, .weight_decay = decay, .beta2 = alpha, .eps = 1e-8, \
+            .rates = {.lr = 0.01}                                                                       \
+        }                                                                                               \
+    }
+#define ADAGRAD_(decay, epsilon, scale)                                                            \
+    {                                                                                              \
+        KERNEL_ADAGRAD, 1, scale, { .weight_decay = decay, .eps = epsilon, .rates = {.lr = 0.01} } \
+    }
 
 static const struct option options[] = {
-    SGD_(0, 1, 0.1), SGD_(0.01, 1, 0.1), SGD_(0, 0.3, 0.1), SGD_(0.01, 0.3, 0.1),
-    SGD_MOMENTUM_(0.9, 0, 0, 1, 0.3), SGD_MOMENTUM_(0.9, 1, 0, 1, 0.3), SGD_MOMENTUM_(0.9, 0, 0.01, 1, 0.3),
-    SGD_MOMENTUM_(0.9, 1, 0.01, 1, 0.3), SGD_MOMENTUM_(0.9, 1, 0.01, 0.7, 0),
-    SGD_MOMENTUM_(0.9, 1, 1e-60, 1, 1e-3), SGD_MOMENTUM_(1e-60, 0, 0.01, 1, 1e-3), /* round to 0 in float32 */
-    ADAM_(0.9, 0.999, 1e-8, 0, 0, 1, 0.01, 1, 1.5), ADAM_(0.9, 0.999, 1e-8, 0.1, 0, 1, 0.01, 1, 1.5),
-    ADAM_(0.9, 0.999, 1e-8, 0, 1, 1, 0.01, 0.999, 1), ADAM_(0.9, 0.9, 1e-3, 0.1, 1, 0.2, 0.01, 0.999, 1),
-    ADAM_(0, 0, 1e-8, 0, 0, 1, 0.01, 1, 1), ADAM_(0.5, 0.5, 1e-30, 0, 0, 1, 0.01, 1, 1),
+    SGD_(0, 1, 0.1),
+    SGD_(0.01, 1, 0.1),
+    SGD_(0, 0.3, 0.1),
+    SGD_(0.01, 0.3, 0.1),
+    SGD_MOMENTUM_(0.9, 0, 0, 1, 0.3),
+    SGD_MOMENTUM_(0.9, 1, 0, 1, 0.3),
+    SGD_MOMENTUM_(0.9, 0, 0.01, 1, 0.3),
+    SGD_MOMENTUM_(0.9, 1, 0.01, 1, 0.3),
+    SGD_MOMENTUM_(0.9, 1, 0.01, 0.7, 0),
+    SGD_MOMENTUM_(0.9, 1, 1e-60, 1, 1e-3),
+    SGD_MOMENTUM_(1e-60, 0, 0.01, 1, 1e-3), /* round to 0 in float32 */
+    ADAM_(0.9, 0.999, 1e-8, 0, 0, 1, 0.01, 1, 1.5),
+    ADAM_(0.9, 0.999, 1e-8, 0.1, 0, 1, 0.01, 1, 1.5),
+    ADAM_(0.9, 0.999, 1e-8, 0, 1, 1, 0.01, 0.999, 1),
+    ADAM_(0.9, 0.9, 1e-3, 0.1, 1, 0.2, 0.01, 0.999, 1),
+    ADAM_(0, 0, 1e-8, 0, 0, 1, 0.01, 1, 1),
+    ADAM_(0.5, 0.5, 1e-30, 0, 0, 1, 0.01, 1, 1),
     ADAM_(0.4, 0.1, 1e-8, 0, 0, 1, 0, 0, 1),
-    RMSPROP_(0, 0, 0, 1, 0.99), RMSPROP_(0, 0, 0.1, 1, 0.99), RMSPROP_(0.9, 0, 0, 1, 0.9),
-    RMSPROP_(0.9, 0, 0.1, 0.5, 0.9), RMSPROP_(0, 1, 0, 1, 0.99), RMSPROP_(0, 1, 0.1, 1, 0.3),
-    RMSPROP_(0.9, 1, 0, 1, 0.99), RMSPROP_(0.9, 1, 0.1, 0.5, 0),
-    ADAGRAD_(0, 1e-10, 1), ADAGRAD_(0.1, 1e-3, 1), ADAGRAD_(0, 1e-10, 0.25),
+    RMSPROP_(0, 0, 0, 1, 0.99),
+    RMSPROP_(0, 0, 0.1, 1, 0.99),
+    RMSPROP_(0.9, 0, 0, 1, 0.9),
+    RMSPROP_(0.9, 0, 0.1, 0.5, 0.9),
+    RMSPROP_(0, 1, 0, 1, 0.99),
+    RMSPROP_(0, 1, 0.1, 1, 0.3),
+    RMSPROP_(0.9, 1, 0, 1, 0.99),
+    RMSPROP_(0.9, 1, 0.1, 0.5, 0),
+    ADAGRAD_(0, 1e-10, 1),
+    ADAGRAD_(0.1, 1e-3, 1),
+    ADAGRAD_(0, 1e-10, 0.25),
 };
 #define OPTIONS (sizeof options / sizeof *options)
 static const struct option sgd_with_everything = SGD_MOMENTUM_(0.9, 1, 0.01, 1, 0.3);
@@ -623,8 +666,8 @@ static void test_copy_finite(enum kernel_dtype dtype)
         const uint64_t count = counts[c];
         for (unsigned turn = 0; turn < 12; turn++) {
             for (uint64_t i = 0; i < count; i++)
-                element_set(dtype, target, i, turn == 1 ? (dtype == KERNEL_F32 ? FLT_MAX : DBL_MAX)
-                                                        : number_random(dtype, &stream));
+                element_set(dtype, target, i,
+                            turn == 1 ? (dtype == KERNEL_F32 ? FLT_MAX : DBL_MAX) : number_random(dtype, &stream));
             const bool spoiled = turn >= 2 && count > 0;
             if (spoiled)
                 element_set(dtype, target, check_random(&stream) % count, bad[turn % 4]);

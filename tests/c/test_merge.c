@@ -71,8 +71,13 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
         }
     }
     memset(in, 7, nbytes);
-    struct kernel_range range = {.count = count, .shards = shards, .grads = (const void *const *)values,
-                                 .weights = weights, .params_in = in, .params_out = out, .grad_scale = 0.5};
+    struct kernel_range range = {.count = count,
+                                 .shards = shards,
+                                 .grads = (const void *const *)values,
+                                 .weights = weights,
+                                 .params_in = in,
+                                 .params_out = out,
+                                 .grad_scale = 0.5};
     merge(MERGE_MEAN, is_double ? KERNEL_F64 : KERNEL_F32, &range);
     for (uint64_t i = 0; i < count; i++) {
         const uint8_t *got = out + i * itemsize;

@@ -20,7 +20,9 @@ static const int64_t MINUTE_NS = INT64_C(60) * 1000000000;
 static const size_t COUNTS[] = {1, 2, 127, 128, 254, 600};
 enum { COUNTS_LENGTH = sizeof COUNTS / sizeof COUNTS[0] };
 
-struct line { shared_u32 word, sleepers; };
+struct line {
+    shared_u32 word, sleepers;
+};
 
 /* Shared memory, and what one sleeper knows of it. */
 struct bench {

@@ -1,4 +1,5 @@
-/* A channel whose files anybody has written to: attaching, pinning, and taking over read and write nothing outside them.
+/* A channel whose files anybody has written to: attaching, pinning, and taking over read and write nothing outside
+ * them.
  *
  *     input:  operations on the two files of a healthy channel, which has two versions and a slot that is free:
  *             u8 what | u8 | u16 where | u64 value
@@ -44,9 +45,11 @@ static void operation_do(struct channel_files files, const uint8_t *operation)
     uint64_t where = operation[2] | (uint64_t)operation[3] << 8, value;
     memcpy(&value, operation + 4, sizeof value);
     switch (operation[0] & 7) {
-    case 2: put(files.control, (uint64_t)sysconf(_SC_PAGESIZE) + where % ((READERS + 1) * CHANNEL_LINE), value, nbytes); break;
-    case 3: put(files.control, 64 + where % 16, value, 8); break;                /* the latest */
-    case 4: put(files.control, 128 + where % (4 * 16), value, 8); break;         /* where its slots lie */
+    case 2:
+        put(files.control, (uint64_t)sysconf(_SC_PAGESIZE) + where % ((READERS + 1) * CHANNEL_LINE), value, nbytes);
+        break;
+    case 3: put(files.control, 64 + where % 16, value, 8); break;        /* the latest */
+    case 4: put(files.control, 128 + where % (4 * 16), value, 8); break; /* where its slots lie */
     case 5: put(files.data, where, value, nbytes); break;
     case 6: (void)!ftruncate(files.data, (off_t)(value % MAX_FILE_NBYTES)); break;
     case 7: (void)!ftruncate(files.control, (off_t)(value % MAX_FILE_NBYTES)); break;

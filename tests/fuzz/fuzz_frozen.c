@@ -42,7 +42,8 @@ static void table_read(const struct frozen *table)
     static const struct frozen_key absent = {(const uint8_t *)"absent", 6, FROZEN_STR};
     struct frozen_record record, found;
     uint64_t offset = 0;
-    for (uint64_t i = 0; i < table->count && frozen_read(table->entries, table->entries_nbytes, &offset, &record); i++) {
+    for (uint64_t i = 0; i < table->count && frozen_read(table->entries, table->entries_nbytes, &offset, &record);
+         i++) {
         record_read(&record, 0);
         if (frozen_find(table, &record.key, &found) == FROZEN_FOUND)
             record_read(&found, 0);

@@ -30,11 +30,11 @@ static size_t change(uint8_t *data, size_t nbytes, uint64_t *state)
     const uint64_t known = values[value % (sizeof values / sizeof *values)] << (value >> 32) % 2;
     const size_t room = nbytes - at < 8 ? nbytes - at : 8;
     switch (which) {
-    case 0: return at;                                                         /* cut short */
+    case 0: return at; /* cut short */
     case 1: memcpy(data + at, &known, room); return nbytes;
     case 2: memcpy(data + at, &value, room); return nbytes;
     case 3: memmove(data, data + at, nbytes - at); return nbytes - at;
-    case 4:                                                                    /* a part of it once more */
+    case 4: /* a part of it once more */
         if (nbytes + room > MAX_NBYTES)
             return nbytes;
         memmove(data + at + room, data + at, nbytes - at);
@@ -49,10 +49,7 @@ static size_t change(uint8_t *data, size_t nbytes, uint64_t *state)
 /* The sanitizers' own: called when one of them ends the program. */
 extern void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
 
-static void say_where(void)
-{
-    fprintf(stderr, "replay: %s, change %lu\n", at_file, at_change);
-}
+static void say_where(void) { fprintf(stderr, "replay: %s, change %lu\n", at_file, at_change); }
 
 int main(int count, char **names)
 {
