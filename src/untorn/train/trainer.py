@@ -123,9 +123,6 @@ class Trainer(Generic[ModelT_co]):
     threads_per_worker: int
     max_restarts: int
     tuner: Tuner | None
-    stop_training: bool
-    epoch: int
-    step: int
 
     def __init__(
         self,
@@ -174,10 +171,10 @@ class Trainer(Generic[ModelT_co]):
         self._rate = LearningRate(self._optimizer)
         self._replica = self._model.replica(None)
         #: set it to True in a callback to stop after the epoch
-        self.stop_training = False
+        self.stop_training: bool = False
         #: the epoch that runs now or comes next, and the step since training began
-        self.epoch = 0
-        self.step = 0
+        self.epoch: int = 0
+        self.step: int = 0
         self._sent = self._model.for_workers()
         self._name = name
         self._team = Team(
