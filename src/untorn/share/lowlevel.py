@@ -67,6 +67,7 @@ from untorn.share.storage import (
     take_over,
 )
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
+from untorn.typevars import T
 
 __all__ = [
     "CONTROL_NBYTES",
@@ -131,7 +132,7 @@ def extra(snapshot: Snapshot) -> Any:
     return decoder.extra(hold)
 
 
-def copy_value(snapshot: Snapshot) -> Any:
+def copy_value(snapshot: Snapshot[T]) -> T:
     """Return a copy of the value, whose arrays are writable and share one block of memory. Raises what
     ``Snapshot.value`` does.
 
@@ -142,21 +143,24 @@ def copy_value(snapshot: Snapshot) -> Any:
         >>> params["w"] += 1
     """
     hold, decoder = _opened(snapshot)
-    return decoder.value(bytearray(memoryview(hold)))
+    value: T = decoder.value(bytearray(memoryview(hold)))
+    return value
 
 
-def copy_with_extra(snapshot: Snapshot) -> tuple[Any, Any]:
+def copy_with_extra(snapshot: Snapshot[T]) -> tuple[T, Any]:
     """Return copies of the value and of what was published beside it (or None), as copy_value() does."""
     hold, decoder = _opened(snapshot)
     memory = bytearray(memoryview(hold))
     return decoder.value(memory), decoder.extra(memory)
 
 
-def private_value(snapshot: Snapshot) -> Any:
+def private_value(snapshot: Snapshot[T]) -> T:
     """Return the value as writable views of a private mapping of the version: a page is copied when it is first written
-    to, and nobody else sees what is written. Raises what ``Snapshot.value`` does."""
+    to. Other processes and ``Snapshot.value`` do not see what is written; all private values of a snapshot share one
+    mapping. Raises what ``Snapshot.value`` does."""
     hold, decoder = _opened(snapshot)
-    return decoder.value(hold.private())
+    value: T = decoder.value(hold.private())
+    return value
 
 
 def _opened(snapshot: Snapshot) -> tuple[_core.Hold, Decoder]:
@@ -174,13 +178,13 @@ def decoder_of(hold: _core.Hold) -> Decoder:
 
 
 def publish_with_extra(
-    value: Any,
+    value: T,
     extra: Any = None,
     *,
     name: str | None = None,
     sizes: tuple[int, int, int] = (256, 64, 4),
     tolerant: bool = False,
-) -> Publisher:
+) -> Publisher[T]:
     """Open a channel as untorn.publish() does, with ``extra`` beside the value (None for nothing).
 
     Args:
