@@ -183,24 +183,6 @@ def flatten(
         UnsupportedTypeError: a tree contains itself, or is nested more than 200 deep; names the place.
     """
     leaves: list[Any] = []
-    above: list[int] = []
-
-    def inside(node: Node, value: Any, path: Path) -> Spec:
-        if id(value) in above:
-            raise UnsupportedTypeError(
-                f"{path_of(path)}: the tree contains itself here (a cycle of {type(value).__name__}); "
-                "a shared value must be a finite tree"
-            )
-        if len(above) >= MAX_DEPTH:
-            raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
-        above.append(id(value))
-        children = []
-        for name, member in zip(node.names, node.members):  # noqa: B905  # of one length, and this runs often
-            place = (*path, name)
-            found = taken(member, place, leaves)
-            children.append(found if isinstance(found, Spec) else inside(found, member, place))
-        above.pop()
-        return Spec(node.kind, node.detail, tuple(children))
 
     def plain(value: Any, path: Path, leaves: list[Any]) -> Spec | Node:
         node = opened(value, kinds)
@@ -210,7 +192,29 @@ def flatten(
 
     taken = take or plain
     root = taken(tree, at, leaves)
-    return root if isinstance(root, Spec) else inside(root, tree, at), leaves
+    return root if isinstance(root, Spec) else _spec_of(root, tree, at, taken, leaves, []), leaves
+
+
+def _spec_of(
+    node: Node, value: Any, path: Path, take: Callable[..., Spec | Node], leaves: list[Any], above: list[int]
+) -> Spec:
+    """No closure of flatten: one that calls itself is a reference cycle, and would keep the leaves until the garbage
+    collector runs."""
+    if id(value) in above:
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: the tree contains itself here (a cycle of {type(value).__name__}); "
+            "a shared value must be a finite tree"
+        )
+    if len(above) >= MAX_DEPTH:
+        raise UnsupportedTypeError(f"{path_of(path[:8])}/...: nested more than {MAX_DEPTH} deep")
+    above.append(id(value))
+    children = []
+    for name, member in zip(node.names, node.members):  # noqa: B905  # of one length, and this runs often
+        place = (*path, name)
+        found = take(member, place, leaves)
+        children.append(found if isinstance(found, Spec) else _spec_of(found, member, place, take, leaves, above))
+    above.pop()
+    return Spec(node.kind, node.detail, tuple(children))
 
 
 def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:

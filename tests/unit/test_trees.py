@@ -1,5 +1,7 @@
 """trees: every kind of container is taken apart and put together again, and its places have names."""
 
+import gc
+import weakref
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
@@ -103,6 +105,18 @@ def test_leaves_are_not_copied():
     spec, leaves = trees.flatten({"w": (w,)})
     assert leaves[0] is w
     assert trees.unflatten(spec, leaves)["w"][0] is w
+
+
+def test_leaves_are_let_go_at_once():
+    gc.disable()
+    try:
+        array = np.zeros(3)
+        trees.flatten({"a": [array]})
+        alive = weakref.ref(array)
+        del array
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_kinds_and_types_of_keys_are_structure():
