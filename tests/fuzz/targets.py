@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 import untorn
-from untorn import control
 from untorn.cli.outline import outline, walk
+from untorn.control import client, protocol
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
 from untorn.share.layout import Decoder
@@ -127,12 +127,12 @@ def _with_digest(data: bytes) -> bytes:
 
 def socket(data: bytes) -> None:
     """A line that is said to a job; the same as what a job answers; and as the kernel's table of sockets."""
-    answer = control._carried_out("fuzz", data.partition(b"\n")[0], _Job())
+    answer = protocol.answer_to(data.partition(b"\n")[0], "fuzz", _Job())
     assert answer.endswith(b"\n")
     assert isinstance(json.loads(answer), dict)
-    with contextlib.suppress(UntornError, *control._SAME_HERE.values()):
-        assert isinstance(control._answer_of("fuzz", data), dict)
-    assert all(isinstance(name, str) for name in control._listed(data, b"untorn/0/"))
+    with contextlib.suppress(UntornError, *protocol._SAME_TYPE.values()):
+        assert isinstance(protocol.read_answer(data, "fuzz"), dict)
+    assert all(isinstance(name, str) for name in client._names_in(data, b"untorn/0/"))
 
 
 class _Job:
