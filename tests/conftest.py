@@ -1,6 +1,6 @@
-"""What every test gets: a printed seed, and the proof that it left nothing behind.
+"""Fixtures of every test: a printed seed, and the check that the test left nothing behind.
 
-A failing run is repeated with ``UNTORN_SEED=<the printed seed>``. Tests marked ``soak`` run with ``-m soak`` alone.
+``UNTORN_SEED=<the printed seed>`` repeats a failing run. Tests marked ``soak`` run only with ``-m soak``.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Kills, errors, states and openings that were tried, as the tests printed them: `make proof` shows these.
+    """Collect the numbers of kills, errors, states and openings that the tests printed: `make proof` shows them.
 
-    A figure is a line with a number, not indented. What is indented is the way to a mistake that a model was given on
-    purpose."""
+    A figure is a line with a number that is not indented. Indented lines are the counterexamples of deliberate mistakes
+    of a model."""
     if not config.option.figures:
         return
     terminalreporter.section("figures")
@@ -137,7 +137,7 @@ def nothing_is_left(request: pytest.FixtureRequest):
 
 
 class _Traces:
-    """What there is of this process's doings in the system."""
+    """The resources that this process has in the system."""
 
     def __init__(self) -> None:
         self.descriptors = descriptors()
@@ -146,7 +146,7 @@ class _Traces:
         self.children = _children()
 
     def left(self) -> list[str]:
-        """What is there now and was not before."""
+        """Return the resources that exist now and did not exist before."""
         spared = _helpers_descriptors()
         found = [
             f"descriptor {fd} -> {target}"
@@ -158,7 +158,7 @@ class _Traces:
         mappings = untorn_mappings()
         if len(mappings) > self.mappings:
             found += [f"mapping {line}" for line in mappings]
-        # by number alone: what was just forked then had still its parent's command line
+        # by pid only: a child that had just been forked then still had its parent's command line
         found += [f"process {pid}: {what}" for pid, what in _children().items() if pid not in self.children]
         found += [f"file {file}" for file in sorted(_channel_files() - self.files) if not _is_in_use(file)]
         return found
@@ -195,8 +195,8 @@ def _channel_files() -> set[Path]:
 
 
 def _is_in_use(file: Path) -> bool:
-    """Does a living process have a lock on this channel? Then it is not ours: our children are dead by now, and our
-    own descriptors are closed. Other runs on this machine share the directory."""
+    """Return whether a living process holds a lock on this channel. If so, it belongs to another run on this machine,
+    which shares the directory: our children are dead by now, and our own descriptors are closed."""
     control = file.with_suffix(".control")
     try:
         with open(control, "rb+") as opened:

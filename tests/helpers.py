@@ -1,7 +1,7 @@
-"""What the tests share: child processes that are steered by messages, never by sleeping.
+"""Helpers of the tests: child processes that are controlled by messages, never by sleeping.
 
 ``start(target, *args)`` runs ``target(pipe, *args)`` in a child and returns a Child. A test and its child talk through
-the pipe; ``get`` has a watchdog of a minute, which is no claim about speed: it only turns a hang into a failure.
+the pipe; ``get`` has a watchdog of a minute, which only turns a hang into a failure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mounts of a process's own, for tests of file systems. For root; what is mounted goes with the process."""
+"""Private mounts of a process, for tests of file systems. They need root, and end with the process."""
 
 from __future__ import annotations
 

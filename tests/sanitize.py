@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 CC = os.environ.get("CC", "gcc")
 
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
-#: What runs in one process is a line here. Under AddressSanitizer a fork costs as many page tables as the process has
-#: memory, so what forks most has a process of its own.
+#: Each line runs in one process. Under AddressSanitizer the cost of a fork grows with the memory of the process, so the
+#: tests that fork most have their own process.
 TESTS = {
     "address": [
         ["tests/unit/share"],

@@ -36,7 +36,7 @@ def counting(**arguments):
 
 
 class Steps(Callback):
-    """What each step measured."""
+    """Keeps the logs of each step."""
 
     def __init__(self) -> None:
         self.logs: list[dict] = []

@@ -1,4 +1,4 @@
-"""One suite over every kind of data: the same numbers give the same weights, whatever holds them, whoever computes."""
+"""One suite over every kind of data: the same numbers give the same weights, for every kind and every engine."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def trained(data, *, model=networks.mlp, engine, **options):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the serial engine makes of a tuple of arrays."""
+    """Return the weights of the serial engine for a tuple of arrays."""
     return trained((X, Y), engine=ENGINES["serial"])
 
 

@@ -1,7 +1,7 @@
-"""One suite over every engine: the weights are those of a plain loop, bit for bit, whoever computed them.
+"""One suite over every engine: the weights are those of a plain loop, bit for bit.
 
-The plain loop here knows nothing of untorn but what is documented: the order of an epoch, how a batch is cut into
-shards, the weight of a shard and the tree in which shards are summed.
+The plain loop uses only documented facts about untorn: the order of an epoch, the division of a batch into shards, the
+weight of a shard and the tree in which shards are summed.
 """
 
 from __future__ import annotations
@@ -169,13 +169,13 @@ def trained(case: Case, *, shards: int = SHARDS, seed: int = 3, **engine):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the plain loop makes of each case."""
+    """Return the weights of the plain loop for each case."""
     return {name: weights_sha256(plain_loop(case, shards=SHARDS, seed=3)) for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")
 def histories():
-    """What the serial engine measures."""
+    """Return the history of the serial engine."""
     return {name: trained(case, engine="serial")[1].history for name, case in CASES.items()}
 
 

@@ -1,4 +1,4 @@
-"""Every optimizer, with clipping and with a schedule: the same bits from every engine, whoever is killed, and PyTorch's
+"""Every optimizer, with clipping and with a schedule: the same bits from every engine and after kills, and PyTorch's
 numbers within rounding.
 """
 
@@ -57,7 +57,7 @@ def trained(case, *, model=networks.mlp, callbacks=(), **engine):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the serial engine makes of each case."""
+    """Return the result of the serial engine for each case."""
     return {case: trained(case, engine="serial") for case in OPTIMIZERS}
 
 

@@ -1,4 +1,4 @@
-"""JaxModel: every engine gives the bits of the serial one, whoever is killed on the way.
+"""JaxModel: every engine gives the bits of the serial one, also when workers are killed.
 
 JAX warns at every fork in a process that used it, while other tests fork. So the functions named ``jax_...`` run in a
 process of their own, with as many of XLA's threads as the workers have.

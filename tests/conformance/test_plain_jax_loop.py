@@ -87,7 +87,7 @@ def plain_loop(optimizer, *, apart=False):
 
 
 def accumulating_loop(optimizer, *, parts):
-    """With optax's own way to accumulate: the mean over so many calls of update."""
+    """Train with optax's own accumulation: the mean over several calls of update."""
     optimizer = optax.MultiSteps(optimizer, every_k_schedule=parts)
 
     @jax.jit

@@ -233,7 +233,7 @@ class Program:
 
     def __init__(self, name: str) -> None:
         self.mark = secrets.token_hex(16)
-        resource_tracker.ensure_running()  # which is the tests' own, and outlives the program
+        resource_tracker.ensure_running()  # the tests' own tracker outlives the program
         os.environ[MARK] = self.mark
         try:
             self.child = start(_run_program, name, method="spawn")
@@ -314,7 +314,7 @@ each_pool = pytest.mark.parametrize("program", POOLS, indirect=True)
 
 
 class Read(NamedTuple):
-    """What a task saw."""
+    """The observations of a task."""
 
     pid: int
     task: Any
@@ -352,7 +352,7 @@ _seen: dict[bytes, list[weakref.ref]] = {}
 
 
 def attachments_seen(reader: untorn.Subscriber) -> int:
-    """How many attachments to this channel the tasks of this process were given; objects, not addresses of such."""
+    """Return the number of attachments to this channel that the tasks of this process got, counted as objects."""
     seen = _seen.setdefault(reader.address.id, [])
     if not any(known() is reader._attached for known in seen):
         seen.append(weakref.ref(reader._attached))

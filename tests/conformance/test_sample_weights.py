@@ -1,4 +1,4 @@
-"""A weight per example: what it means, and that neither shards nor workers change that."""
+"""Sample weights: their meaning, for any number of shards and workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained(data, loss, *, batch_size=20, **arguments):
 
 
 def plain_loop(batch_size=20):
-    """What Keras computes for fit(x, y, sample_weight=w): divided by the number of examples."""
+    """Compute the loss of Keras' fit(x, y, sample_weight=w), which is divided by the number of examples."""
     module = module_of()
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     x, y, w = map(torch.from_numpy, (X, Y, W))

@@ -36,7 +36,7 @@ def digits():
 
 
 def loss_and_grad(params, batch):
-    """What MLPClassifier computes: cross entropy, and alpha / 2 of the squared weights per batch, not of the biases."""
+    """Compute MLPClassifier's loss: cross entropy, and alpha / 2 of the squared weights without biases, per batch."""
     x, y = batch
     hidden = np.maximum(x @ params["w0"] + params["b0"], 0)
     scores = hidden @ params["w1"] + params["b1"]

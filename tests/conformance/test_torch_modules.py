@@ -20,7 +20,7 @@ EXAMPLES, BATCH = 24, 8
 
 @pytest.fixture(autouse=True)
 def open_files():
-    """Those of the modules are closed with them; and some kinds are deprecated."""
+    """Ignore warnings of unclosed files, which belong to the modules, and of deprecated kinds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

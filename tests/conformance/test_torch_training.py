@@ -82,7 +82,7 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def merged(parts: list[tuple[float, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
-    """What becomes of the buffers of the shards, each with its share of the examples."""
+    """Merge the buffers of the shards, each weighted by its share of the examples."""
     result = {}
     for name, first in parts[0][1].items():
         values = [part[name] for _, part in parts]

@@ -1,4 +1,4 @@
-"""One suite over every kind of value: what comes back is what was published, whoever reads it and whoever dies.
+"""One suite over every kind of value: readers get exactly the published value, whichever process reads or dies.
 
 values.py has the kinds. Most checks need one process; ``processes`` has a partner that reads, publishes, and is killed.
 Kinds of libraries that start threads are checked in a process of their own, so that this one may go on to fork.
@@ -42,7 +42,7 @@ def newest(kind: Kind, publisher):
 
 
 def wrote(kind: Kind, value) -> bool:
-    """Try to change a value in place; did it let us?"""
+    """Try to change a value in place; return whether that was possible."""
     if kind.write is None:
         return False
     errors = (ValueError, TypeError) if kind.refuses else (Exception,)  # each library has its own
@@ -58,7 +58,7 @@ def assert_same(kind: Kind, found, expected) -> None:
 
 
 def assert_in_channel(kind: Kind, found, expected) -> None:
-    """What must not be a copy lies in a mapping of a channel."""
+    """Check that the views of a value lie in a mapping of a channel."""
     mapped = [
         range(*(int(end, 16) for end in re.match("([0-9a-f]+)-([0-9a-f]+) ", line).groups()))
         for line in untorn_mappings()
@@ -141,7 +141,7 @@ def structure(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def writing(kind: Kind, rng: np.random.Generator) -> None:
-    """update, patch and edit by assignment; what was not named stays."""
+    """update, patch and edit by assignment; all other parts stay."""
     first, second, third, fourth = (kind.make(rng) for _ in range(4))
     with published(kind, {"v": first, "n": 1, "a": np.zeros(3)}) as publisher:
         publisher.update({"v": second, "n": 2, "a": np.ones(3)})
@@ -168,7 +168,7 @@ def writing(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def editing(kind: Kind, rng: np.random.Generator) -> None:
-    """edit in place, where the kind allows it; what is kept of the tree changes nothing afterwards."""
+    """edit in place, if the kind allows it; kept parts of the tree change nothing afterwards."""
     value = kind.make(rng)
     changed = copy.deepcopy(value)
     with published(kind, {"v": value, "n": 1}) as publisher:
@@ -215,7 +215,7 @@ def nested(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def neighbour(kind: Kind, rng: np.random.Generator) -> None:
-    """What cannot be shared is named, wherever it lies, and nothing is published."""
+    """A value that cannot be shared is named, at any place, and nothing is published."""
     value = kind.make(rng)
     spoiled = {"v": value, "deep": [value, {"x": threading.Lock()}]}
     with pytest.raises(untorn.UnsupportedTypeError, match="deep/1/x: "):
@@ -343,7 +343,7 @@ def _home(pipe):
 
 
 def _left_behind() -> str | None:
-    """What this process still has of channels, though everything is closed."""
+    """Return the descriptors and mappings of channels that this process still has after everything was closed."""
     for _ in range(RETRIES):
         drop_dead_attachments()
         gc.collect()

@@ -36,10 +36,10 @@ class Kind:
     """One kind of value.
 
     Attributes:
-        name: what tests call it.
+        name: for the tests.
         build: (rng, n) -> a value whose structure depends on n alone, and whose data on ``rng``.
-        equal: have two values the same type, structure and data?
-        views: the addresses of the memory that must not be a copy, of what is not empty.
+        equal: returns whether two values have the same type, structure and data.
+        views: the addresses of the non-empty memory that must not be a copy.
         write: tries to change the value in place.
         refuses: ``write`` must raise; otherwise it may change this reader's own copy.
         part: a piece of the value that shares its memory, and outlives it.
@@ -63,7 +63,7 @@ class Kind:
 
     @property
     def threaded(self) -> bool:
-        """Must it stay out of processes that fork?"""
+        """Whether it must stay out of processes that fork."""
         return bool(THREADED.intersection(self.needs))
 
     def missing(self) -> str:
@@ -81,7 +81,7 @@ class Kind:
         return self.larger(rng) if self.larger else self.build(rng, LARGE)
 
     def parts_equal(self, one: Any, other: Any) -> bool:
-        """Are these parts the same?"""
+        """Return whether these parts are equal."""
         return (self.same_part or self.equal)(one, other)
 
 
@@ -140,7 +140,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def all_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    """Are the values of two containers the same, one by one?"""
+    """Return whether the values of two containers are equal, one by one."""
     return all(same(one, other) for one, other in zip(some, others, strict=True))
 
 
@@ -150,7 +150,7 @@ def members(box: Any) -> list[Any]:
 
 
 def same_array(one: Any, other: Any) -> bool:
-    """The same dtype, shape and bits; what lies between fields is nobody's value."""
+    """Compare dtype, shape and bits, without the gaps between fields."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return all(map(same_bits, plain_fields(one), plain_fields(other)))
@@ -173,12 +173,12 @@ def plain_fields(array: Any) -> list[Any]:
 
 
 def array_views(*arrays: Any) -> list[int]:
-    """Where arrays lie that have elements."""
+    """Return the addresses of arrays with elements."""
     return [array.__array_interface__["data"][0] for array in arrays if array.size]
 
 
 def tree_views(value: Any) -> list[int]:
-    """Where the arrays of a tree lie."""
+    """Return the addresses of the arrays of a tree."""
     if isinstance(value, np.ndarray):
         return array_views(value)
     if isinstance(value, dict):
@@ -606,7 +606,7 @@ def write_frame(frame: Any) -> None:
 
 
 def numbers_views(frame: Any) -> list[int]:
-    """Where the columns of plain numbers lie."""
+    """Return the addresses of the columns of plain numbers."""
     names = [name for name in ("float", "int", "bool", "time", "duration") if name in frame.columns]
     return array_views(*(frame[name].to_numpy(copy=False) for name in names))
 
@@ -750,7 +750,7 @@ def same_tensor(one: Any, other: Any) -> bool:
 
 
 def tensor_views(value: Any) -> list[int]:
-    """Where the data of tensors lies."""
+    """Return the addresses of the data of tensors."""
     if isinstance(value, dict):
         return [address for tensor in value.values() for address in tensor_views(tensor)]
     parts = [value.detach()] if str(value.layout) == "torch.strided" else [value.detach().values()]
@@ -868,7 +868,7 @@ def jax() -> list[Kind]:
 
 
 def pickled() -> list[Kind]:
-    """What is pickled, if both sides ask for it. Large buffers inside stay where they are."""
+    """Objects that are pickled, if both sides ask for it. Large buffers inside are not copied."""
     return [
         Kind(
             "pickled object",
@@ -924,7 +924,7 @@ def together(library: str) -> Kind:
 
     def write(value: dict[str, Any]) -> None:
         for name, kind in kinds.items():
-            with contextlib.suppress(Exception):  # whatever the library raises
+            with contextlib.suppress(Exception):  # any error of the library
                 if kind.write is not None:
                     kind.write(value[name])
 

@@ -1,8 +1,8 @@
-"""What a crash of the machine leaves of a channel: a recorder of all that the disk may have.
+"""Simulate crashes of the machine: record every state of a channel that the disk may have after a crash.
 
-What a crash leaves of a file is what was synced last, and of what was written since any part of it: each piece as it
-was at any moment since then. Pieces of 4096 bytes are pages, of 512 sectors, and of 64 lines of persistent memory. Of
-the names it leaves what the directory had at any moment since it was synced.
+After a crash a file has the bytes of its last sync, and any part of the later writes: each piece as it was at any
+moment since the sync. Pieces of 4096 bytes are pages, of 512 bytes sectors, and of 64 bytes lines of persistent memory.
+The directory has its names of any moment since it was synced.
 """
 
 import os
@@ -60,7 +60,7 @@ class Machine:
 
     Attributes:
         returned: the last version whose call has returned.
-        expected: what each version is.
+        expected: the value of each version.
         states: (returned, begun, control, data) without repetitions; a file is None where it has no name.
     """
 

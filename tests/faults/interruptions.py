@@ -180,7 +180,7 @@ def public_calls(layer: str) -> Iterator[str]:
 
 
 def in_a_child(body: Callable[..., Any], *args: Any) -> Any:
-    """Run it in a process of its own, whose hang is a failure that shows where; what it returns."""
+    """Run it in its own process and return its result. A hang is a failure that shows its place."""
     with start(_child, body, args) as child:
         result = child.get()
         assert child.join() == 0

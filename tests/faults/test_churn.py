@@ -63,7 +63,7 @@ def _move_names(pipe, folder):
 
 
 class Counts:
-    """What openers met: pairs that they were attached to, mixed ones among these, and those that they were refused."""
+    """Counts of the openers: pairs that they attached to, mixed pairs among these, and refused pairs."""
 
     def __init__(self) -> None:
         self.opened = self.mixed = self.refused = self.data_files = 0
@@ -94,7 +94,7 @@ def counts(monkeypatch):
 
 
 def run(folder, counts: Counts, count: int) -> float:
-    """Open the name until it was there so often, by the code of subscribe(). Returns how many a second."""
+    """Open the name with the code of subscribe() until it was found ``count`` times. Return the rate per second."""
     for number in range(CHANNELS):
         untorn.publish(number, name=f"channel-{number}", directory=folder).close()
     places = ((f"{folder}/c.control", f"{folder}/c.data"),)

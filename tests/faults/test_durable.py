@@ -275,7 +275,7 @@ def crashes(scenario, rng, folder, mutate=lambda patch: None) -> Machine:
 
 
 def fault(state, expected, folder) -> str:
-    """What is wrong with a state; empty if it is as promised."""
+    """Return the faults of a state; empty if it is as promised."""
     try:
         _check(state, expected, folder)
         return ""
@@ -314,7 +314,7 @@ def _check(state, expected, folder) -> None:
 
 
 def faults(machine: Machine, folder) -> list[str]:
-    """What is wrong after which crash."""
+    """Return the faults after each crash."""
     folder.mkdir()
     return [found for state in machine.states if (found := fault(state, machine.expected, folder))]
 
@@ -326,7 +326,7 @@ def test_a_crash_at_any_step(scenario, rng, tmp_path):
     assert faults(machine, tmp_path / "after") == []
 
 
-# -- would it be seen?
+# -- mutants that must be detected
 
 
 def _without_data(patch):
@@ -432,12 +432,12 @@ def test_an_error_of_the_disk_leaves_a_whole_version(tmp_path, monkeypatch, fail
 
 
 def test_slots_that_overlap_are_among_what_is_left(rng, tmp_path):
-    """What the first publisher after a crash must not trust; tests/c/test_attachment.c has the mutant that does."""
+    """The first publisher after a crash must not trust the slot table; a mutant in tests/c/test_attachment.c does."""
     machine = crashes(moving, rng, tmp_path / "life")
     assert any(control and overlaps(control) for _, _, control, _ in machine.states)
 
 
 def overlaps(control: bytes) -> bool:
-    """Do two slots of the slot table (docs/format.md) lie over one another?"""
+    """Return whether two slots of the slot table (docs/format.md) overlap."""
     extents = sorted(extent for extent in struct.iter_unpack("<QQ", control[128:1152]) if extent[1])
     return any(first[0] + first[1] > second[0] for first, second in itertools.pairwise(extents))

@@ -166,7 +166,7 @@ def handed_over(folder: str) -> None:
     for call, number in (("open", errno.EIO), ("open", errno.ENOMEM), ("setlk", errno.ENOLCK), ("mmap", errno.ENOMEM)):
         with Failing(call, number):
             expect(type(OSError(number, "")), number, publisher.subscriber().snapshot)
-    for number in (errno.ENXIO, errno.EACCES):  # what such a path says when somebody else has the number
+    for number in (errno.ENXIO, errno.EACCES):  # the target of such a path when another file has the number
         with Failing("open", number):
             expect(ChannelNotFoundError, 0, publisher.subscriber().snapshot)
     assert publisher.subscriber().snapshot().value == "x"

@@ -1,4 +1,4 @@
-"""A copy of the server, or of a worker, that was made by fork: whatever it does and however it ends, training goes on.
+"""Forked copies of the server or of a worker: training continues, whatever they do and however they end.
 
 The programs are forking.py.
 """

@@ -53,7 +53,7 @@ def linger(rng, work) -> None:
 
 
 def held_rows(publisher) -> int:
-    """How many reader rows hold anything, by the bytes of the control file."""
+    """Return the number of reader rows that hold a slot, by the bytes of the control file."""
     attachment = publisher._attachment
     raw = os.pread(attachment.control_fd, 64 * (attachment.max_readers + 1), 4096)
     return sum(struct.unpack_from("<Q", raw, 64 * row)[0] != 0 for row in range(1, attachment.max_readers + 1))
@@ -289,7 +289,7 @@ def test_thousands_of_kills(rng, name):
 
 
 def _look_on(pipe, snapshot, view, version):
-    """In a forked child: what was inherited stays whole."""
+    """Check in a forked child that inherited versions stay whole."""
     pipe.put()
     while not pipe.has_message():
         assert check(snapshot) == version

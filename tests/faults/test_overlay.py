@@ -1,7 +1,7 @@
 """A channel on overlayfs, in a lower layer that a container's image brought along.
 
-A file of the lower layer is copied to the upper one when somebody opens it for writing. Who has mapped the lower one by
-then goes on seeing that. Each test has a mount name space of its own.
+A file of the lower layer is copied to the upper one when somebody opens it for writing. A process that has
+mapped the lower file by then continues to see that file. Each test has its own mount namespace.
 """
 
 from __future__ import annotations

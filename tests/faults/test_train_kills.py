@@ -1,4 +1,4 @@
-"""What may go wrong while training: kills at any moment, models that fail, servers that vanish, readers that hold on.
+"""Faults during training: kills at any moment, models that fail, servers that vanish, readers that hold versions.
 
 After each test the leak check of conftest.py finds no process, descriptor, mapping or file; where the server itself is
 killed, the tests here look for what its orphans may have left.
@@ -54,7 +54,7 @@ def serial_sha256(epochs: int, batch_size: int) -> str:
 
 
 class Killer(threading.Thread):
-    """Kills a random worker at a random moment, until so many are dead; between two kills training moves on."""
+    """Kills random workers at random moments, a given number of times; training makes progress between two kills."""
 
     def __init__(self, trainer: Trainer, rng: random.Random, kills: int, at_once: int = 1) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ def keep_everything(pipe, reader) -> None:
     except CapacityError as error:
         pipe.put((len(kept), str(error)))
     first = kept[0].copy()
-    kept.clear()  # what the error advises
+    kept.clear()  # as the error advises
     del snapshot
     with reader.snapshot() as newest:
         pipe.put((newest.version >= version, bool((newest.value["w"] != first).any())))

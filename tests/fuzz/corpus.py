@@ -1,9 +1,8 @@
-"""Makes the corpus: small healthy inputs of every target, and those that found something once.
+"""Make the corpus: small valid inputs of every target, and inputs that once found a bug.
 
     python tests/fuzz/corpus.py        writes tests/fuzz/corpus/TARGET/NAME
 
-What it writes is checked in; a test compares. A finding is a line in FOUND: what was wrong, and the bytes that
-showed it.
+The files are checked in, and a test compares them. A finding is a line in FOUND: the bug, and the bytes that showed it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def replayed(name: str, changes: int, seed: int) -> None:
     import targets
 
     run, inputs = targets.TARGETS[name], 0
-    run(b"")  # what it imports and keeps is no input's
+    run(b"")  # memory of imports and caches does not count for an input
     with bounded_memory():
         for path in sorted((HERE / "corpus" / name).iterdir()):
             data = path.read_bytes()

@@ -1,10 +1,9 @@
-"""What is fuzzed in Python: a target is a function of bytes, which returns or fails.
+"""The fuzz targets in Python: a target is a function of bytes, which returns or fails.
 
-Each reads bytes as a process reads them that somebody else wrote: a version's schema, the parts of a FrozenDict, the
-files of a channel, a checkpoint, a line on a job's socket. The contract is the same for all: a value, or one of
-``ANSWERS``. Whatever else is raised is a finding, and so is a crash, a hang, or memory beyond what a small file can ask
-for. ``corpus.py`` makes what it starts from, ``fuzzing.py`` runs the targets for a time, and ``test_corpus.py`` in each
-test run.
+Each reads bytes of another process: a version's schema, the parts of a FrozenDict, the files of a channel, a
+checkpoint, a line on a job's socket. The contract is the same for all: a value, or one of ``ANSWERS``. Any other
+exception is a finding, and so is a crash, a hang, or more memory than a small file may need. ``corpus.py`` makes the
+initial inputs; ``fuzzing.py`` runs the targets for a given time, and ``test_corpus.py`` runs them in each test run.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """What a process has in its registers; in a dead worker's row, what the server has."""
+    """The registers of a process; in a dead worker's row, those of the server."""
 
     pc: str = IDLE
     step: int = -1  # the phase that was loaded
@@ -90,12 +90,12 @@ class Worker(NamedTuple):
     pinned: int = -1  # the held word: stays when the worker dies
     latest: tuple[int, int] | None = None
     norms: tuple[int, ...] = ()  # of the ranges, as an update has collected them
-    source: int = -1  # what the range contained in the version before
+    source: int = -1  # content of the range in the version before
     todo: tuple[str, ...] = ()  # the rest of a commit
     stopped: bool = False
-    server: str = ""  # what the server does next, having seen it stopped
-    # from here on, see key(): what names buffers
-    word: Task | None = None  # what a swap expects; a claim
+    server: str = ""  # the server's next step after it saw the worker stopped
+    # from here on, see key(): fields that name buffers
+    word: Task | None = None  # value that a swap expects; a claim
     buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
     record: Record | None = None  # somebody's, about to be settled
     mine: int = -1  # the server's: the dead worker's buffer
@@ -136,13 +136,13 @@ class Board:
     stops_anywhere: bool = False  # not only with a claim, or in a commit: elsewhere it is as if nobody scheduled it
     looks_around: bool = False  # idle workers look at any time, not only when there is something to do
     commit: tuple[str, ...] = (RECORD, SWAP, SCRATCH)
-    reaps: Literal["before", "after", "anything", "never"] = "before"  # the claim; whatever commit the record is of
+    reaps: Literal["before", "after", "anything", "never"] = "before"  # the claim; the record may be of any commit
     reap_swaps: bool = True  # or it stores the record, whatever is there by then
     looks_again: bool = True  # the server swaps a dead worker's record, and failing that looks again; or it stores it
     neither: Literal["scratch", "other"] = "scratch"  # a dead worker's buffer where the shard's word names neither
     recovers: tuple[str, ...] = (GRADIENT, NORM, UPDATE)  # a dead worker's claims of these are freed
     gives_up: tuple[str, ...] = (GRADIENT,)  # and a stopped one's of these
-    kills_stopped: bool = True  # who is stopped with a claim of a range
+    kills_stopped: bool = True  # workers that are stopped with a claim of a range
     shared_words: bool = False  # norm tasks have the updates' words
     in_place: bool = False  # updates write into latest's slot
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
@@ -237,7 +237,7 @@ class Board:
         return None
 
     def finished(self, state: State) -> bool:
-        """Whether the last step's version is published and every worker is idle, or stopped and nobody needs it."""
+        """Return whether the last step's version is published and every worker is idle, or stopped and not needed."""
         idle = state.phase[0] == self.rounds and all(w.pc == IDLE or w.stopped for w in state.workers)
         return idle or all(w.stopped for w in state.workers)
 
@@ -263,7 +263,7 @@ class Board:
     # --- a worker: board_next -------------------------------------------------------------------------------
 
     def _wakes(self, state: State) -> bool:
-        """Whether an idle worker looks at the board: it sleeps while it would find nothing to do."""
+        """Return whether an idle worker looks at the board: it sleeps while there is nothing to do."""
         step, kind, _ = state.phase
         if step == self.rounds or self.looks_around:
             return step < self.rounds
@@ -427,7 +427,7 @@ class Board:
         old, scratch = worker.word.buffer, state.rows[row].scratch
         onward = worker._replace(pc=worker.todo[0], todo=worker.todo[1:]) if worker.todo else _idle(worker)
         if worker.pc == SWAP:
-            if state.shards[shard] != worker.word:  # What a scratch buffer contains counts no more.
+            if state.shards[shard] != worker.word:  # The content of a scratch buffer no longer matters.
                 return f"commits shard {shard} (CAS fails)", _fill(_put(state, row, _idle(worker)), scratch)
             after = _fill(_put(state, row, onward._replace(swapped=SCRATCH in worker.todo)), old)
             label = f"commits shard {shard} with buffer {scratch}"
@@ -522,12 +522,12 @@ class Board:
         return pc != IDLE and (self.stops_anywhere or pc in self.commit or claims != [])
 
     def _in_the_way(self, state: State, row: int) -> bool:
-        """Whether a stopped worker has something that the server would take from it."""
+        """Return whether a stopped worker has a claim that the server would take."""
         kinds = self.gives_up + ((NORM, UPDATE) if self.kills_stopped else ())
         return self._claims(state, row, kinds) != []
 
     def _pass_over(self, state: State, row: int) -> tuple[str, State]:
-        """What the server does about a worker that it saw stopped, which may have gone on since."""
+        """Return the server's steps for a worker that it saw stopped, which may have continued since."""
         worker, name = state.workers[row], f"worker {row}"
         claims = self._claims(state, row, self.gives_up)
         if worker.server == "":
@@ -571,7 +571,7 @@ class Board:
                 return f"server settles {name} record (CAS fails)", _put(state, row, again)
             after = _put(state, row, server._replace(pc=START, record=None))
             return f"server settles {name} record", _record(after, row, Record(server.mine, server.mine))
-        # The dead worker's held word is zeroed. What its buffer contains counts no more.
+        # The dead worker's held word is zeroed. The content of its buffer no longer matters.
         after = _put(state, row, Worker())
         after = after._replace(rows=_with(state.rows, row, state.rows[row]._replace(scratch=server.mine)))
         return f"server starts another worker {row} with buffer {server.mine}", _fill(after, server.mine)

@@ -1,4 +1,4 @@
-"""The channel's protocol (`csrc/channel.c`) as a model: who holds which slot, and who writes it.
+"""The channel's protocol (`csrc/channel.c`) as a model of holding and writing slots.
 
     writer   FENCE; load every row's words, one at a time; pick a slot that is not latest and that no row
              holds; store half 1; store half 2; store latest (release)
@@ -21,8 +21,8 @@ FENCE waits until the buffer is empty. Steps that touch nothing shared are merge
 process killed or stopped between the two has done nothing that others could see. A kill therefore drops the
 buffer: that is the kill that came before those stores; the kill after them is a kill after they drained.
 
-Versions, kills and restarts are unlimited. What keeps the model finite is its key: versions count only by
-their order, and what a slot contains only while somebody can still come to hold it.
+Versions, kills and restarts are unlimited. The key keeps the model finite: versions count only by their
+order, and the content of a slot only while some process can still come to hold it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reader(NamedTuple):
 
     pc: str = IDLE
     tries: int = 0
-    seen: Latest | None = None  # what the first load of latest said
+    seen: Latest | None = None  # result of the first load of latest
     held: tuple[Latest, ...] = ()  # validated snapshots
     last: int = 0  # the newest version that this process has held
     buffer: tuple[Store, ...] = ()
@@ -83,7 +83,7 @@ class State(NamedTuple):
 class Channel:
     """One configuration. Every option after `memory` that is not the default is a mutant or a rival design.
 
-    fallback: what a reader does after `tries` tries. "all": set every bit, load latest, keep only that bit.
+    fallback: of a reader after `tries` tries. "all": set every bit, load latest, keep only that bit.
     "help": ask the writer, which answers with a slot. "none": go on trying.
     when_full: no slot free: "grow" first and reclaim dead rows at the cap, or "reclaim" first.
     """
@@ -94,7 +94,7 @@ class Channel:
     tries: int = 1
     memory: Literal["sc", "tso", "pso"] = "tso"
     never_waits: bool = True  # promise: the writer does not wait
-    bound: int | None = None  # promise: at most so many slots ever exist
+    bound: int | None = None  # promise: the largest number of slots that ever exist
     fallback: Literal["all", "help", "none"] = "all"
     when_full: Literal["grow", "reclaim"] = "reclaim"
     kills: int | None = None  # of readers; None: any number, of the writer too
@@ -154,7 +154,7 @@ class Channel:
         return False
 
     def publishes(self, state: State) -> bool:
-        """Whether a new version can become visible now: the writer's progress."""
+        """Return whether a new version can become visible now: the writer's progress."""
         return any(location == "latest" for location, _, _ in state.writer.buffer[:1])
 
     def key(self, state: State) -> Hashable:
@@ -180,7 +180,7 @@ class Channel:
                     buffer.append("held")
                 else:
                     buffer.append(_keep(value, named))
-            # What a process held last matters only while something older could still be pinned.
+            # The last version that a process held matters only while an older one could still be pinned.
             lowest = latest[0] if reader.seen is None else min(latest[0], reader.seen[0])
             last = 0 if reader.last <= lowest else reader.last - lowest
             seen = _keep(reader.seen, named)
@@ -371,7 +371,7 @@ class Channel:
             yield "a new writer wins the publisher's lock", goes(self._scan(Writer())), False
             return
         if self.kills is None:
-            # The next writer will use the same version number: what this one wrote must not pass for it.
+            # The next writer will use the same version number: the writes of this one must not pass for it.
             halves = tuple(tuple(v if v <= state.latest[0] else 0 for v in pair) for pair in state.halves)
             after_kill = state._replace(halves=halves, writer=Writer(pc=DEAD))  # type: ignore[arg-type]
             yield "KILL writer: the kernel releases its lock", after_kill, True
@@ -470,7 +470,7 @@ def _with(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type
 
 
 def _keep(word: object, named: list[Latest]) -> object:
-    """Move a word that names a slot to the list of those; what is left says that it was one."""
+    """Move a word that names a slot to the list of such words; the remaining value marks its place."""
     if not isinstance(word, tuple):
         return word
     named.append(word)

@@ -4,11 +4,11 @@ A model is a set of processes over shared state. It names, for a state, every st
 next; the explorer visits every state that any order of steps can reach, breadth first, and asks the model
 of each one whether it breaks a promise. So the first counterexample found is also a shortest one.
 
-    model.steps(state) -> (label, next state, is it a fault?)
+    model.steps(state) -> (label, next state, whether it is a fault)
           |
-    explore: frontier -> key(state) seen? -> broken(state)? -> next frontier
+    explore: frontier -> skip seen key(state) -> check broken(state) -> next frontier
           |
-    Result: how many states, or a Counterexample: the labels, and what each one changed
+    Result: number of states, or a Counterexample: the labels, and the changes of each step
 
 Faults (a kill, a worker given up) may happen, but nothing may depend on their happening: a state that only a
 fault can leave is a deadlock, and progress is judged on the other steps alone.
@@ -28,7 +28,7 @@ S = TypeVar("S")
 
 
 class Model(Protocol[S]):
-    """What the explorer asks of a model. States are immutable; `steps` is deterministic."""
+    """The interface of a model. States are immutable; `steps` is deterministic."""
 
     def initial(self) -> S: ...
 
@@ -36,13 +36,13 @@ class Model(Protocol[S]):
         """Every (label, next state, is a fault) that one process can do next."""
 
     def key(self, state: S) -> Hashable:
-        """What two states must share to have the same future. Finer is always right, only slower."""
+        """Return a key that is equal only for states with the same future. A finer key is correct, but slower."""
 
     def broken(self, state: S) -> str | None:
         """Say which promise this state breaks."""
 
     def finished(self, state: S) -> bool:
-        """Whether it is right that nobody has anything left to do."""
+        """Return whether the state is a proper end, in which no process has a step left."""
 
     def show(self, state: S) -> dict[str, str]:
         """Name the parts of a state, for a trace."""
@@ -68,7 +68,7 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Result:
-    """What one exploration saw."""
+    """The result of one exploration."""
 
     states: int
     steps: int
@@ -202,7 +202,7 @@ class _Graph:
         return into
 
     def on_a_cycle(self, count: int) -> int | None:
-        """Peel off states all of whose steps lead to peeled states; what resists can go round for ever."""
+        """Peel off states all of whose steps lead to peeled states; the remaining states can loop for ever."""
         into = self._into(count)
         left = array("L", bytes(array("L").itemsize * count))
         for source in self.source:

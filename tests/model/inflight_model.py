@@ -70,7 +70,7 @@ class InFlight:
     stops: int = 0
     waits: bool = True  # a gradient waits for those that it would make too old
     more: int = 0  # places
-    swaps: bool = True  # a commit stores its word, whoever has the place by then
+    swaps: bool = True  # a commit stores its word, even if another worker has the place by then
     settles: bool = True  # emptying a place settles a record
     reopens: bool = False  # a place that is DONE takes a batch
 
@@ -90,7 +90,7 @@ class InFlight:
         )
 
     def steps(self, state: State) -> Iterator[Step]:
-        """What the server can do with each place and each worker, the next step of every worker, and the faults."""
+        """Yield the server's steps for each place and each worker, the next step of every worker, and the faults."""
         for place in range(len(state.places)):
             yield from self._serve(state, place)
         for row, worker in enumerate(state.workers):
@@ -141,7 +141,7 @@ class InFlight:
         return state.wrong or None
 
     def finished(self, state: State) -> bool:
-        """Whether every batch is applied, or nobody is left to compute one."""
+        """Return whether every batch is applied, or no worker is left to compute one."""
         return len(state.applied) == self.batches or all(worker.stopped for worker in state.workers)
 
     def show(self, state: State) -> dict[str, str]:

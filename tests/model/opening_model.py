@@ -1,16 +1,16 @@
-"""Two names, one channel: what happens before anybody is attached (`src/untorn/share/storage.py`), as a model.
+"""A model of opening a channel (`src/untorn/share/storage.py`): two names, one channel, before any process is attached.
 
     reader      open control; open data; compare the ids: equal, it is attached; else it begins again
-    publisher   open control; lock; does the name still lead to it? open data; compare; do both names still lead there?
+    publisher   open control; lock; check its name; open data; compare; check both names
                   no control: make both files, locked; link control; remove a data file that was left; link data; open
                   no data, or another's while the names were being given: remove both names, begin again
-    publisher   unlinks (is the control name mine? remove data; remove control), closes
-    cleaner     removes one of the names, by no rule: what RemoveIPC and those who tidy up do
+    publisher   unlinks (check the control name; remove data; remove control), closes
+    cleaner     removes one of the names at any time, as RemoveIPC and cleaning tools do
 
 Each of these is a system call, and a step here. Any process may be killed before each: the kernel releases its lock.
 `untorn gc` does what a publisher does that takes a channel over and unlinks it. Channels are made without limit; the
-key forgets their names. What contents there are does not matter: the promise is that nobody ever is attached to the
-control file of one channel and the data file of another, and that after any kills the name can be published again.
+key forgets their names. The contents do not matter: the promise is that no process is ever attached to the control file
+of one channel and the data file of another, and that after any kills the name can be published again.
 
 `Numbers` is the same for an anonymous channel, whose place is two descriptor numbers of a process that closes files and
 opens others.
@@ -214,7 +214,7 @@ class Names:
         return any(p.pc == PUBLISHING and state.control == p.control == state.data for p in state.publishers)
 
     def key(self, state: State) -> Hashable:
-        """Channels are interchangeable: they are numbered as they are met. What nobody refers to is forgotten."""
+        """Channels are interchangeable: they are numbered as they are met. Unreferenced channels are forgotten."""
         met: dict[int | None, int] = {None: 0}
         everybody = (*state.publishers, state.reader)
         for number in (state.control, state.data, *(n for p in everybody for n in (p.control, p.data))):

@@ -1,7 +1,7 @@
 """The board's protocol in every state that any order of steps, kills and stops can reach.
 
 Every run is also checked to end with the last version published, if nobody is killed or stopped any more: no deadlock,
-no going round for ever, and whoever is stopped for good is not needed.
+no endless loop, and workers that are stopped for good are not needed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_mutant_gives_one_buffer_two_owners(mutant: dict[str, Any]) -> None:
     assert_broken(Board(**SMALL, kills=1, **mutant), "belongs to")
 
 
-# --- mutants: who is stopped ----------------------------------------------------------------------------------
+# --- mutants: stopped workers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_mutant_gives_one_buffer_two_owners(mutant: dict[str, Any]) -> None:
     ],
 )
 def test_mutant_ranges_of_stopped_workers_are_given_to_others(mutant: dict[str, Any]) -> None:
-    """Whoever goes on with it writes what others read by then."""
+    """The worker that continues with it overwrites data that others read by then."""
     assert_broken(Board(shards=1, stops=1, **mutant), "is not right")
 
 

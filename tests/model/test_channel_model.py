@@ -60,7 +60,7 @@ def test_too_few_slots_only_delay_the_writer(slots: int) -> None:
 
 @pytest.mark.parametrize("held", [1, 2])
 def test_with_help_the_writer_never_waits(held: int) -> None:
-    """readers * held + 2 slots are enough, and exactly so many exist, whoever is killed or stopped."""
+    """readers * held + 2 slots are enough, and exactly that many exist, for any kills and stops."""
     channel = Channel(readers=1, held=held, slots=held + 3, bound=held + 2, fallback="help")
     assert_safe(channel, goal=channel.publishes)
 

@@ -112,7 +112,7 @@ def test_each_order_of_the_code_is_taken_away() -> None:
     assert {name for _, name in [*NEEDED, *KEPT]} == {*ORDERS, *STEPS}
 
 
-# -- the machine itself: what C11 allows, and what it forbids
+# -- the machine itself: behaviour that C11 allows or forbids
 
 
 def _outcomes(machine: Machine) -> set[tuple[Any, ...]]:

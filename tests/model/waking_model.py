@@ -1,4 +1,4 @@
-"""Sleeping and waking (`csrc/futex.h`) as a model: is there a moment at which a wake is lost?
+"""Sleeping and waking (`csrc/futex.h`) as a model, which shows that no wake is lost.
 
     sleeper   load the word; announce: make `sleepers` odd (a compare-and-swap), that is its ticket; look at the word
               again; sleep, if `sleepers` still is the ticket: the kernel looks and sleeps in one step
@@ -19,7 +19,7 @@ CHANGE, CHECK, ADD, WAKE = "change", "check", "add", "wake"
 
 
 class Sleeper(NamedTuple):
-    """What it has in its registers."""
+    """The registers of a process."""
 
     pc: str = LOAD
     seen: int = 0
@@ -95,7 +95,7 @@ class Waking:
             odd = state.sleepers % 2 == 1
             yield f"finds {state.sleepers}", state, me._replace(pc=ADD if odd else CHANGE, ticket=state.sleepers)
         elif me.pc == ADD:
-            if self.is_flag:  # it has seen the flag, and takes it, whoever set it
+            if self.is_flag:  # it has seen the flag, and takes it, even if another process set it
                 pc = WAKE if state.sleepers else CHANGE
                 yield "clears the flag", state._replace(sleepers=0), me._replace(pc=pc)
             elif state.sleepers == me.ticket:

@@ -32,7 +32,7 @@ ORDERS = {
     "extent, load": ACQUIRE,
     "sleepers, swap": BOTH,
 }
-#: what is there or not
+#: parts that can be left out
 STEPS = (
     "fence of the pin",
     "fence of all bits",
@@ -98,7 +98,7 @@ class Channel:
     def _writer(self, *, rows: int, grows: bool = False) -> Thread:
         me = Thread("writer")
         me.let("latest", (1, 0))
-        me.let("places", (0, 1, *[None] * (self.slots - 2)))  # by slot; what this thread alone writes, it knows
+        me.let("places", (0, 1, *[None] * (self.slots - 2)))  # by slot; a thread knows the words that only it writes
         for version in range(2, self.versions + 2):
             if self.has("fence of the scan"):
                 me.fence()
@@ -128,7 +128,7 @@ class Channel:
             me.load("again", "handoffs", self.order("handoffs, second load"))
             me.jump(label, lambda r: r["again"] != r["handoffs"])
         for register in ("row", "again", "handoffs", "high"):
-            me.let(register, 0)  # what nobody asks for any more need not tell states apart
+            me.let(register, 0)  # unused values need not distinguish states
 
     def _free(self, registers: Registers) -> list[int]:
         taken = registers["held"] | 1 << registers["latest"][1]
@@ -204,7 +204,7 @@ class Channel:
         me.store("row 2", 1, self.order("held, set"))
         if self.has("handoffs"):
             me.update("handoffs", "handoffs", lambda count, _: count + 1, self.order("handoffs, add"))
-        me.store("forked", 1, RELEASE)  # the kernel's: what was before the fork, the child sees
+        me.store("forked", 1, RELEASE)  # by the kernel: the child sees all stores from before the fork
         me.store("row 1", 0, self.order("held, clear"))
         return me
 

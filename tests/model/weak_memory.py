@@ -41,9 +41,9 @@ class Message(NamedTuple):
 class Running(NamedTuple):
     """A thread: the number of its next step, registers by name, and its views.
 
-    `seen`: what its loads may not go behind. `loaded`: the same with the views of relaxed loads, which a fence takes
-    over. `left`: what a relaxed store carries since the last fence. `reads`: words of memory that it is reading: (word,
-    the first store that it may see, the value that is right, a description).
+    `seen`: a lower bound for its loads. `loaded`: the same with the views of relaxed loads, which a fence takes over.
+    `left`: the view that a relaxed store carries since the last fence. `reads`: words of memory that it is reading:
+    (word, the first store that it may see, the value that is right, a description).
     """
 
     at: int
@@ -90,7 +90,7 @@ class Thread:
         self.steps.append(("fence",))
 
     def check(self, word: Any, value: Any, what: str) -> None:
-        """Read plain memory from here on; whatever else than `value` is seen is the harm that is looked for. The reads
+        """Read plain memory from here on; seeing another value than `value` is the harm that is searched for. The reads
         may be made as late as the next release store or fence of this thread: a processor may do that."""
         self.steps.append(("check", word, value, what))
 

@@ -39,7 +39,7 @@ TOUCHED = 100_000
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_directory_here(tmp_path_factory):
-    """What hypothesis writes for its own use goes to pytest's temporary directory."""
+    """Let hypothesis write its files to pytest's temporary directory."""
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
     yield
     hypothesis.configuration.set_hypothesis_home_dir(None)
@@ -263,7 +263,7 @@ def path_of(trail) -> str:
 
 
 def apart(trails: list[tuple]) -> list[tuple]:
-    """Those trails of which none leads into another."""
+    """Return the trails of which none leads into another."""
     chosen: list[tuple] = []
     for trail in trails:
         if not any(trail[: len(other)] == other or other[: len(trail)] == trail for other in chosen):
@@ -301,7 +301,7 @@ def assert_same_bits(found, expected) -> None:
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     if found.dtype.names is not None:
-        for name in found.dtype.names:  # what lies between fields is nobody's value
+        for name in found.dtype.names:  # gaps between fields have no value
             assert_same_bits(found[name], expected[name])
     elif found.dtype.char in "gG":
         assert np.array_equal(found, expected, equal_nan=True)
@@ -389,7 +389,7 @@ def test_edits_of_some_leaves(tree, data):
 def varied(leaf, seed: int):
     """Another leaf of the same structure."""
     if isinstance(leaf, np.ndarray):
-        in_fortran_order = leaf.flags.f_contiguous and not leaf.flags.c_contiguous  # which published arrays keep
+        in_fortran_order = leaf.flags.f_contiguous and not leaf.flags.c_contiguous  # published arrays keep them
         return np.asarray(raw_array(leaf.dtype, leaf.shape, seed), order="F" if in_fortran_order else "C")
     if isinstance(leaf, np.generic):
         made = raw_array(leaf.dtype, (1,), seed)[0]

@@ -43,7 +43,7 @@ LEAF_OVERHEAD = 256  # alignment, and its part of the schema
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_directory_here(tmp_path_factory):
-    """What hypothesis writes for its own use goes to pytest's temporary directory."""
+    """Let hypothesis write its files to pytest's temporary directory."""
     hypothesis.configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
     yield
     hypothesis.configuration.set_hypothesis_home_dir(None)
@@ -63,7 +63,7 @@ values = st.fixed_dictionaries({"w": arrays, "n": st.integers(-9, 9), "sub": sub
 
 
 def digest(value: Any) -> str:
-    """What tells a value from another, whole or in part."""
+    """Return a digest that identifies a value, whole or in part."""
     made = hashlib.sha256()
 
     def add(node: Any) -> None:
@@ -195,7 +195,7 @@ def _serve(pipe):
 
 
 class Kept(NamedTuple):
-    """What one process keeps of a version."""
+    """The part of a version that one process keeps."""
 
     channel: int
     version: int
@@ -203,7 +203,7 @@ class Kept(NamedTuple):
 
 
 class Model:
-    """What each process has."""
+    """The objects of each process."""
 
     def __init__(self) -> None:
         self.subscribed: list[int] = []
@@ -218,7 +218,7 @@ class Channel(NamedTuple):
 
 
 class Dropped(Exception):
-    """What an edit's block raises."""
+    """The exception of an edit's block."""
 
 
 class Machine(RuleBasedStateMachine):

@@ -251,7 +251,7 @@ class TestFailure:
 
 
 class TestDamagedBoards:
-    """The header is shared memory; what is read from it is checked before each view."""
+    """The header is shared memory; its values are checked before each view."""
 
     @pytest.mark.parametrize("place", [lambda end: end - 8, lambda end: end, lambda end: 2**64 - 8, lambda end: 2**63])
     @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import untorn
 from untorn import _core
 
-#: what stubtest finds and is right: the stub names the buffer protocol, which Python sees from 3.12 on
+#: accepted reports of stubtest: the stub names the buffer protocol, which Python code sees from 3.12 on
 ALLOWED = [] if sys.version_info >= (3, 12) else [r"untorn\._core\.\w+\.__buffer__"]
 
 

@@ -45,7 +45,7 @@ BELOW = {
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
-#: untorn/__init__.py; what it has of train it imports on first use
+#: untorn/__init__.py; it imports train on first use
 BELOW[""] = {"adapters", "share", "errors", "train"}
 
 MODULES = {

@@ -62,7 +62,7 @@ def test_the_help_says_what_a_command_does(command, level):
 
 def test_no_assert_does_work():
     trees = {source: ast.parse(source.read_text()) for source in SOURCES}
-    properties = {  # what looks like reading a field, and may run code
+    properties = {  # an attribute access, which may run code
         function.name
         for tree in trees.values()
         for function in ast.walk(tree)

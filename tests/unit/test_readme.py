@@ -50,7 +50,7 @@ GUIDE = sorted(path for path in ROOT.glob("docs/guide/*.md") if python_blocks(pa
 
 
 def expected_output(block: str) -> list[str]:
-    """What a block says that it prints: the comment behind each print, up to a colon and an explanation."""
+    """Return the output that a block documents: the comment behind each print, up to a colon and an explanation."""
     said = re.findall(r"print\(.*\)\s+# (.+)$", block, re.MULTILINE)
     return [re.sub(r": a .*", "", comment).strip() for comment in said]
 

@@ -209,7 +209,7 @@ def test_take_decides_what_a_leaf_is_and_what_is_opened():
     assert spec.children[0].children[0] == Spec(
         "complex", None, (Spec("float", ("at", "z", "0", "real")), Spec("float", ("at", "z", "0", "imag")))
     )
-    assert [path for path, _ in trees.leaf_specs(spec)] == [("z", "0")]  # other kinds belong to whoever made them
+    assert [path for path, _ in trees.leaf_specs(spec)] == [("z", "0")]  # other kinds belong to their creator
 
 
 def test_mismatch_finds_the_first_place_that_differs():

@@ -1,4 +1,4 @@
-"""Which errors a system call may plausibly have, and what an operation may make of them.
+"""The plausible errors of each system call, and the outcomes that an operation may have then.
 
 The contract: an operation that meets an error either succeeds all the same, or raises an error of untorn or an OSError
 whose errno, cause or words are the error that the kernel gave. It leaves no descriptor and no mapping behind.
@@ -23,7 +23,7 @@ _NAMES = "EACCES EPERM EIO ENOSPC EDQUOT EROFS ENOMEM"
 _SYNC = "EIO ENOSPC EINTR"
 
 #: by system call; those that are not here cannot fail, or fail only where the program is wrong, or are asyncio's own,
-#: which wakes its loop with sendto() and passes over its errors
+#: asyncio wakes its loop with sendto() and ignores its errors
 ERRNOS = {
     "open": _OPEN,
     "openat": _OPEN,
@@ -113,12 +113,12 @@ def plans_of(call: str, at: int, *, follow_child: bool, keep_failing: bool) -> I
 
 @dataclass
 class Outcome:
-    """How an operation ended, as the victim tells it.
+    """The end of an operation, as the victim reports it.
 
     Attributes:
         kind: "value", or the class of the error.
         numbers: the errno of the error and of its causes.
-        texts: what these say.
+        texts: their messages.
     """
 
     kind: str = "value"

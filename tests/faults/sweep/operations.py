@@ -1,7 +1,7 @@
-"""What a victim does: every operation of share, each with what comes before it and what may be the newest version then.
+"""The operations of victims: every operation of share, its preparation, and the versions that may be the newest then.
 
-An operation is a function of a Stage and of what its preparation returned. What either opens is kept on the stage, and
-closed at the end, so that what the operation itself leaves open is seen.
+An operation is a function of a Stage and of the result of its preparation. The stage keeps everything that either
+opens, and closes it at the end, so that the sweep sees resources that the operation itself leaves open.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["MISTAKES", "OPERATIONS", "Operation", "Stage"]
 
 @dataclass
 class Stage:
-    """Where a victim works, and what it has open."""
+    """The place of a victim's work, and the objects that it has open."""
 
     folder: Path
     kept: list[Any] = field(default_factory=list)
@@ -60,10 +60,10 @@ class Operation:
     """One row of the sweep.
 
     Attributes:
-        prepare: what comes before, unwatched; ``work`` gets what it returns.
-        versions: what may be the newest version after a kill; the last is so when the work is done.
+        prepare: runs before, unwatched; ``work`` gets its result.
+        versions: those that may be the newest after a kill; the last one is the newest when the work is done.
         follow_child: the child that the work forks is swept, not the process itself.
-        message: made from what ``prepare`` returned, for the scene.
+        message: for the scene, made from the result of ``prepare``.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-#: what breaks a promise on purpose: a sweep must see it
+#: operations that break a promise deliberately: a sweep must detect them
 MISTAKES: dict[str, Operation] = {}
 
 
@@ -413,7 +413,7 @@ def _wait_for_a_thread(stage: Stage, state: Any) -> None:
             publisher.update(payload(4))
         except Exception as error:
             errors.append(error)
-            publisher.close()  # which ends the wait
+            publisher.close()  # this ends the wait
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -427,7 +427,7 @@ def _wait_for_a_thread(stage: Stage, state: Any) -> None:
 
 
 def with_a_loop(prepare: Callable[[Stage], Any], stage: Stage) -> Any:
-    """The same, and an event loop: what can go wrong with making one is Python's."""
+    """The same with an event loop; failures to create one are errors of Python."""
     state = prepare(stage)
     stage.keep(asyncio.new_event_loop())
     return state

@@ -1,12 +1,12 @@
-"""What the sweeper holds while a victim works, and what must be true after the victim was killed or had an error.
+"""The objects that the sweeper holds while a victim works, and the conditions after a kill or an error.
 
-A scene is one kind of surroundings, made anew for each victim:
+A scene is one kind of surroundings, created again for each victim:
 
 - ``NamedScene``: the victim publishes, takes over or removes a channel in a directory; the sweeper reads it.
 - ``AnonymousScene``: the victim publishes without a name; the sweeper reads it.
 - ``ReaderScene``: the sweeper publishes, the victim reads.
 
-``problems`` is a list of what was not as promised, in words; it stays empty.
+``problems`` is a list of broken promises, in words; it must stay empty.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scene(ABC):
         self._before = (set(descriptors()), len(untorn_mappings()))
 
     def call(self, what: str, step: Any, *args: Any) -> Any:
-        """Do one step of the check; what goes wrong is a problem, and the next steps are tried all the same."""
+        """Do one step of the check; record a failure as a problem, and continue with the next steps."""
         try:
             return step(*args)
         except Exception as error:

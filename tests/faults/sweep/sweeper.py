@@ -40,14 +40,14 @@ MOST_ATTEMPTS = 4
 
 @dataclass
 class Sweep:
-    """What became of all victims of one operation.
+    """The results of all victims of one operation.
 
     Attributes:
-        calls: how many system calls the operation makes.
-        tried: how many victims were hit.
+        calls: number of system calls of the operation.
+        tried: number of victims that were hit.
         marked: it makes few system calls, and was killed before and after its calls into the extension, too.
-        broken: what was not as promised: where, and what.
-        outcomes: for failing calls: how often each (call, errno) ended how.
+        broken: the broken promises and their places.
+        outcomes: for failing calls, the number of each outcome of each (call, errno).
     """
 
     operation: str
@@ -125,7 +125,7 @@ def _plans(how: str, whole: Run, counting: Plan, rng: random.Random, limit: int)
         for at in rng.sample(steps, min(limit, len(steps))) if limit else steps:
             yield replace(counting, mode=tracer.KILL_AT_STEP, at=at)
     else:
-        # by what the call is: what comes between two of a kind may differ from run to run
+        # by the kind of call: the calls between two of a kind may differ from run to run
         for call, at in zip(whole.calls, _occurrences(whole.calls), strict=True):
             yield from errnos.plans_of(call, at, follow_child=counting.follow_child, keep_failing=how == "keep failing")
 

@@ -64,13 +64,13 @@ class _Result(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to a victim.
+    """The treatment of a victim.
 
     Attributes:
         at: counted from 1: the stop (two for each call), the call of this name, or the instruction.
         call: the call that fails, where it is this one.
         error: the errno with which it does; with ``keep_failing`` all later ones of its number do too.
-        do_call: the call that fails is done all the same, as a close() is that returns EIO.
+        do_call: the failing call is executed nevertheless, like a close() that returns EIO.
         marked: the victim makes a system call of no effect before and after each call of a function that is marked().
         text: count instructions in this range of addresses, while stepped() says so.
     """
@@ -88,13 +88,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of a victim.
+    """The fate of a victim.
 
     Attributes:
         calls: the names of the system calls that it made, in order.
         call: the one where it was killed, or that failed.
         signal: the signal that it died of, if it was not ours.
-        report: what it returned, if it came to an end; a Failure if it raised.
+        report: its result, if it ended by itself; a Failure if it raised.
     """
 
     ended: int
@@ -261,8 +261,8 @@ class Victim:
     """A forked process. ``end()`` kills and reaps it at the latest.
 
     Args:
-        first: what prepare() has it do; returns a state, and a message for the other side.
-        then: what run() has it do, with that state; it puts its work into ``with watched():`` and returns a report.
+        first: run by prepare(); returns a state, and a message for the other side.
+        then: run by run() with that state; puts its work into ``with watched():`` and returns a report.
     """
 
     first: Callable[[], Any]

@@ -1,13 +1,13 @@
 """The sweep for training: workers and servers that are killed, or have errors, inside ``fit``.
 
 A victim is a server that trains a small model, forked from the sweeper; its workers are forked in turn, so that one
-takes milliseconds to come and not half a second. What is hit is one of:
+takes milliseconds to start and not half a second. The sweep hits one of:
 
 - the server itself, anywhere in ``fit``, with two workers or with the serial engine, which writes checkpoints;
 - the first of its workers that passes a ``Turnstile``: while it starts, or in its first steps.
 
-A worker's death must not change a bit of the weights. After a server's death nothing of it is left, and who resumes
-from its checkpoints gets the same bits.
+A worker's death must not change a bit of the weights. After a server's death nothing of it is left, and resuming from
+its checkpoints gives the same bits.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def sweep(how: str, name: str, base: Path, seed: int, limit: int, progress: Call
     """Sweep one training, as sweeper.sweep does an operation."""
     training = TRAININGS[name]
     folder = Path(tempfile.mkdtemp(dir=base))
-    digest = fit(folder, _SERIAL, _ALL)  # which loads what it needs for all victims to come
+    digest = fit(folder, _SERIAL, _ALL)  # loads the modules for all later victims
     assert fit(folder, _SERIAL, {**_ALL, "resume": True}) == digest
     shutil.rmtree(folder)
     return swept(how, name, partial(one, training, digest, base), Plan(), seed, limit, progress)

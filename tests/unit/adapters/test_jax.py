@@ -38,7 +38,7 @@ def test_jax_in_a_process_of_its_own():
 
 
 def in_a_channel(array) -> bool:
-    """Does its memory lie in a mapping of a channel?"""
+    """Return whether its memory lies in a mapping of a channel."""
     address = array.unsafe_buffer_pointer()
     with open("/proc/self/maps") as maps:
         for line in maps:

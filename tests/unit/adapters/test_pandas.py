@@ -60,9 +60,9 @@ COLUMNS = {
     "object": np.array(["a", None, np.nan, pd.NA, pd.NaT, "\ud800"], object),
     "object of numbers": np.array([1, -(2**80), True, 1e300, b"\xff\x00", "5"], object),
 }
-#: what a reader copies: Python's objects
+#: columns that a reader copies: Python objects
 COPIED = {"string in Python", "str in Python", "object", "object of numbers"}
-#: what a reader may write to, in a copy of its own, because pandas does while it computes
+#: columns that a reader may write to, in a private copy, because pandas writes to them while it computes
 PRIVATE = {"Int64", "UInt8", "Float64", "boolean", "sparse", "sparse around NaN", "sparse bool", "sparse blocks"}
 INDEXES = {
     "labels": pd.Index(list("abcd")),
@@ -126,7 +126,7 @@ def assert_same(got, value):
 
 
 def objects_of(column):
-    """Which of the missing ones each is, for assert_frame_equal takes them for the same."""
+    """Return the kind of each missing value, since assert_frame_equal treats all kinds as equal."""
     return [(type(element), repr(element)) for element in column]
 
 
@@ -179,7 +179,7 @@ def test_one_dtype_is_one_block(order):
 
 
 def test_publishing_copies_no_column():
-    """Nothing is consolidated: what is taken apart is what the frame has."""
+    """Nothing is consolidated: the frame is taken apart as it is."""
     frame = pd.DataFrame({"i": range(N), "f": np.arange(N) * 1.5, "j": range(N), "c": COLUMNS["categorical"]})
     leaves = leaves_of(frame)
     for name in "ifj":

@@ -23,7 +23,7 @@ COMPRESSED = ("csr", "csc", "bsr", "bsc")
 
 
 def in_a_channel(tensor) -> bool:
-    """Does its memory lie in a mapping of a channel?"""
+    """Return whether its memory lies in a mapping of a channel."""
     address = tensor.data_ptr()
     with open("/proc/self/maps") as maps:
         for line in maps:

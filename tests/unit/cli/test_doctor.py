@@ -1,4 +1,4 @@
-"""``untorn doctor``: what it says of machines that are not this one, and of this one."""
+"""``untorn doctor``: its output for other machines, and for this one."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_blank_in_a_mount_point():
 
 
 def test_this_machine():
-    """It runs the tests, so every feature works here; what is noted is this machine's matter."""
+    """Every feature works on a machine that runs the tests; the notes may differ."""
     result = run("--json")
     document = json.loads(result.stdout)
     assert document["problems"] == 0, result.stdout

@@ -1,4 +1,4 @@
-"""``untorn gc``: what nobody alive uses goes; what somebody uses, and what is no channel's, stays."""
+"""``untorn gc``: it removes unused channels, and keeps used channels and other files."""
 
 from __future__ import annotations
 
@@ -179,11 +179,11 @@ def test_without_a_directory_no_yes_is_needed(own_directory):
     assert run().stdout == f"nothing to remove in {own_directory}\n"
 
 
-# -- races: what was seen is not what is there any more
+# -- races: the state has changed since it was seen
 
 
 def seen_before(directory):
-    """What gc saw, before something else happens."""
+    """Return the state that gc saw, before something else happens."""
     return listing.list_channels(directory)
 
 

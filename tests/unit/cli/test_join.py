@@ -1,4 +1,4 @@
-"""``untorn join`` and ``untorn leave``: what they ask of a job, what they print, and how they fail."""
+"""``untorn join`` and ``untorn leave``: their requests to a job, their output and their errors."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class Terminal:
         return termios.tcgetattr(self._slave)
 
     def end(self) -> int:
-        """The exit status; what was written until then is read."""
+        """Wait for the exit status, and read the output until then."""
         code = None
         while code is None:
             if select.select([self._master], [], [], 0.01)[0]:

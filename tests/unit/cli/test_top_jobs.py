@@ -84,7 +84,7 @@ def view_of(**changed: object) -> JobView:
 
 
 class Job:
-    """What answers with a status, one step on each time."""
+    """A job that answers with a status, one step further each time."""
 
     workers = 2
 
@@ -312,7 +312,7 @@ def test_a_job_becomes_busy_and_ends(child, name, monkeypatch):
     assert busy == Look(name, first.at, first.status, "busy: validation or a callback may be running")
     child.put("go on")
     again = look(name, busy)
-    assert (again.status["step"], again.problem) == (2, "")  # what was asked while it was busy is not answered later
+    assert (again.status["step"], again.problem) == (2, "")  # a request during the busy time is not answered later
     child.kill()
     ended = look(name, again)
     assert (ended.status, ended.problem) == (again.status, "it has ended")
@@ -320,7 +320,7 @@ def test_a_job_becomes_busy_and_ends(child, name, monkeypatch):
 
 
 def test_a_name_is_a_job_or_a_channel(child, name):
-    """Where no job answers, a name is a channel's, as it is where there are several names, or a path."""
+    """If no job answers, a name is that of a channel, and so is one of several names, or a path."""
     with untorn.publish(1, name=name) as publisher:
         both = json.loads(run(name, name, *FAST, "--count", 1, "--json").stdout)
         assert [channel["name"] for channel in both["channels"]] == [name]

@@ -1,4 +1,4 @@
-"""``untorn train``: what it prints, how it fails, and Ctrl-C."""
+"""``untorn train``: its output, its errors, and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def command(*arguments: str, **options) -> subprocess.Popen[str]:
 
 
 def result_of(*arguments: str) -> dict[str, str]:
-    """What it says on stdout: values by key."""
+    """Return its output on stdout: values by key."""
     with command(*arguments) as running:
         output, errors = running.communicate()
     assert running.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""Waiting in asyncio: what coroutines get, who may come and go meanwhile, and the one thread that sleeps for them."""
+"""Waiting in asyncio: results, publishers and subscribers that start and end meanwhile, and the one sleeping thread."""
 
 import asyncio
 import contextlib
@@ -208,7 +208,7 @@ def test_event_loops_in_several_threads(weights, kernel):
     threads = [threading.Thread(target=lambda: results.append(asyncio.run(read()))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(waiters()) < 3 or len(watching_threads()) > 1:  # what began at the same time, and in vain, ends at once
+    while len(waiters()) < 3 or len(watching_threads()) > 1:  # a vain wait that began with it ends at once
         time.sleep(0)
     assert len(watching_threads()) == 1
     for value in range(50):

@@ -1,5 +1,5 @@
 """Documents and tables that no publisher writes: each is a FormatError that names the place, and nothing outside the
-version is read. tests/fuzz looks for more of them; what it found is here by name."""
+version is read. tests/fuzz looks for more of them; its findings are here by name."""
 
 import json
 import os

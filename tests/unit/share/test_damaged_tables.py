@@ -1,5 +1,5 @@
-"""What a damaged slot table or slot header can do: a reader gets a value or a FormatError, in bounded memory, and the
-next publisher makes the channel good again."""
+"""Damaged slot tables and slot headers: a reader gets a value or a FormatError, in bounded memory, and the next
+publisher repairs the channel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What may lie under a channel's names: this user's regular files. Anything else is an error for every opener, which
-names the file and says what to do; nothing hangs, and nothing of another user's is read, written or removed."""
+"""Files under a channel's names must be regular files of this user. Others are an error for every opener, which names
+the file and says what to do; nothing hangs, and no file of another user is read, written or removed."""
 
 import os
 import shutil
@@ -265,7 +265,7 @@ def test_files_that_have_another_name(shared, tmp_path, part):
 
 @as_root
 def test_one_users_directory_to_root(shared):
-    """Root may do everything, and is told all the same: what it read or wrote there would be that user's to change."""
+    """Root has all permissions, but gets the error too: that user could change what root reads or writes there."""
     shared.chmod(0o755)
     os.chown(shared, NOBODY, NOBODY)
     plant(shared, NOBODY, mode=0o600)

@@ -211,7 +211,7 @@ def test_a_name_alone_makes_no_directory(monkeypatch, tmp_path):
 
 
 def garbage_files(folder: str) -> dict[str, tuple[str, type[Exception]]]:
-    """How to spoil a channel's control file, and the error that names it."""
+    """A way to damage a channel's control file, and the error for it."""
     return {
         "empty": ("control", FormatError),
         "noise": ("control", FormatError),

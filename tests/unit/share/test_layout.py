@@ -66,7 +66,7 @@ def assert_same(one, other):
     assert type(one) is type(other), (one, other)
     if isinstance(one, np.ndarray):
         assert one.dtype == other.dtype and one.shape == other.shape
-        for a, b in zip(_fields(one), _fields(other), strict=True):  # what lies between fields is nobody's value
+        for a, b in zip(_fields(one), _fields(other), strict=True):  # gaps between fields have no value
             assert np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
     elif isinstance(one, np.generic):
         assert one.dtype == other.dtype and one.tobytes() == other.tobytes()

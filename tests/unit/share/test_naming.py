@@ -436,7 +436,7 @@ def test_a_publisher_whose_data_file_was_shortened(folder, nbytes):
 
 
 def test_versions_that_others_hold_stay_when_the_end_of_the_file_is_cut(folder):
-    """What lies before the cut is as it was, and is not written again while it is held."""
+    """The bytes before the cut are unchanged, and are not written again while they are held."""
     with publish(folder, np.full(1000, 1.0), slots=4) as publisher:
         held = publisher.subscriber().snapshot()
         for number in range(2, 6):

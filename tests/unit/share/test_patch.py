@@ -23,7 +23,7 @@ def newest(publisher):
 
 @pytest.fixture
 def copied(monkeypatch):
-    """How many bytes were copied from version to version, and how many into leaves."""
+    """Count the bytes that were copied from version to version, and those that were copied into leaves."""
     counts = {"carried": 0, "written": 0}
     copy, write_leaf = versions._core.copy, versions.Layout.write_leaf
 

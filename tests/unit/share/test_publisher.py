@@ -1,4 +1,4 @@
-"""publish, update, edit: what becomes a version and what does not."""
+"""publish, update and edit."""
 
 import gc
 import os

@@ -67,7 +67,7 @@ def refuse_nameless(monkeypatch, number):
 
 @pytest.fixture(params=[errno.EOPNOTSUPP, errno.EISDIR], ids=errno.errorcode.get)
 def without_tmpfile(request, monkeypatch):
-    """No nameless files: what a file system or an old kernel says then."""
+    """Simulate a file system or an old kernel without nameless files."""
     refuse_nameless(monkeypatch, request.param)
 
 
@@ -187,7 +187,7 @@ def test_a_child_forked_meanwhile_leaves_the_temporary_names(without_tmpfile, tm
     assert names(tmp_path) == before and len(before) == 2
     for fd in fds:
         os.close(fd)
-    del files  # and whoever had them
+    del files  # and the processes that had them
 
 
 # -- where nothing may be written, or there is no room

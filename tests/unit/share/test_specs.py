@@ -1,4 +1,4 @@
-"""flatten: what a value is made of, and what is refused, by place."""
+"""flatten: the structure of a value, and the places of refused parts."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from untorn.train.callbacks import Callback, EarlyStopping, ProgressBar, early_s
 
 
 def epochs_until_stop(stop: EarlyStopping, values: list[float]) -> int:
-    """How many epochs a training with these values of the metric runs."""
+    """Return the number of epochs of a training with these values of the metric."""
     trainer = SimpleNamespace(stop_training=False)
     stop.set_trainer(trainer)
     stop.on_train_begin({})

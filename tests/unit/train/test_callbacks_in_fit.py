@@ -1,4 +1,4 @@
-"""Callbacks in a training: who is called when something goes wrong, and what survives being resumed."""
+"""Callbacks in a training: calls after errors, and state that survives resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate: what callbacks make of it, and what a trainer lets them set."""
+"""The learning rate: changes by callbacks, and the values that a trainer accepts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(learning_rate=0.05, **arguments):
 
 
 class Rates(Callback):
-    """What the logs say of the learning rate."""
+    """Keeps the learning rates in the logs."""
 
     def __init__(self):
         self.steps, self.epochs = [], []

@@ -1,4 +1,4 @@
-"""Checkpoints: what is in the file, what is refused, and that going on gives the bits of never having stopped."""
+"""Checkpoints: the contents of the file, refused files, and bit-identical weights after resuming."""
 
 from __future__ import annotations
 

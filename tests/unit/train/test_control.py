@@ -1,6 +1,6 @@
-"""A job's control socket: what it answers, whom, and that no client can hold it up.
+"""A job's control socket: its answers, its access check, and that no client can block it.
 
-A client here is a plain socket: what it sends is in the kernel when ``send`` returns, so one ``poll`` sees it.
+A client here is a plain socket: its data is in the kernel when ``send`` returns, so one ``poll`` sees it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Client:
         self.socket.sendall(said)
 
     def heard(self) -> bytes:
-        """What has come by now; fails if nothing has."""
+        """Return the data that has arrived; fail if there is none."""
         return self.socket.recv(1_000_000)
 
     def answer(self) -> dict:
@@ -338,7 +338,7 @@ def test_an_answer_that_nobody_reads_is_given_up(name, listening, job, later):
         later()
         listening.poll(job)
         assert not listening._clients
-        while deaf.heard():  # what was on its way, and then the end
+        while deaf.heard():  # the data on its way, and then the end
             pass
 
 

@@ -1,4 +1,4 @@
-"""Arrays as data: what may be given, what is wrong with it, how it is cut, and which files are mapped."""
+"""Arrays as data: accepted and refused values, the cutting into batches, and mapped files."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Which gradient may be applied: the bound of async training is kept whatever the order in which gradients come."""
+"""The rule for applying gradients: it keeps the bound of async training for any order of gradients."""
 
 import random
 

@@ -1,7 +1,7 @@
-"""JaxModel: what params may be, against a plain JAX loop, and what is said of everything else.
+"""JaxModel: accepted params, compared with a plain JAX loop, and the errors for others.
 
-JAX warns at every fork in a process that used it, while other tests fork. So what is tested here, the functions named
-``jax_...``, runs in a process of its own. What workers make of it is in tests/conformance/test_jax_training.py.
+JAX warns at every fork in a process that used it, while other tests fork. So the functions named ``jax_...`` run in
+their own process. tests/conformance/test_jax_training.py tests JaxModel in workers.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""evaluate and predict: the same bits whoever computes, and what goes wrong in a worker is told."""
+"""evaluate and predict: the same bits in workers and without, and errors of workers are reported."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""FunctionModel: what a model may be, and what it may return."""
+"""FunctionModel: accepted models and return values."""
 
 import functools
 
@@ -14,7 +14,7 @@ GRADS = {"w": np.ones((2, 3)), "b": np.ones(3), "t": np.ones(())}
 
 
 def answer(value, params=PARAMS):
-    """What becomes of a model that returns this."""
+    """Return the outcome of a model that returns this."""
     return FunctionModel(lambda params, batch: value).replica(None)(params, None, None)
 
 

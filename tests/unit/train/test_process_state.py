@@ -58,7 +58,7 @@ def in_a_thread(function, *arguments):
 @pytest.fixture(autouse=True)
 def as_before(request):
     """After each of these tests, however it went with the trainers."""
-    if "torch.optim" in request.node.name:  # what torch itself imports, and changes, with an optimizer's first step
+    if "torch.optim" in request.node.name:  # torch itself imports and changes these with an optimizer's first step
         torch.optim.NAdam([torch.zeros(1, requires_grad=True)]).step()
     before = process_state()
     yield

@@ -1,4 +1,4 @@
-"""Optimizers of torch.optim that the server steps: what is taken for one, learning rates, state, and clipping."""
+"""Optimizers of torch.optim that the server steps: accepted factories, learning rates, state, and clipping."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def train(workers: int = 1) -> int:
 def test_in_the_task_of_a_pool(method, tmp_path):
     """Its processes are daemonic: multiprocessing starts nothing in them.
 
-    In a program of its own: what other tests have imported here may have threads, and a fork does not take them along.
+    Runs in its own program: libraries that other tests have imported here may have threads, which a fork does not copy.
     """
     (tmp_path / "program.py").write_text(POOL)
     ran = run("program.py", method, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What a running job tells: the curve of its losses, and its numbers."""
+"""The status of a running job: the curve of its losses, and its numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""How many workers there are: the tuner of workers='auto', and what resize() refuses."""
+"""The number of workers: the tuner of workers='auto', and the arguments that resize() refuses."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from untorn.train.run.team import Tuner, most_workers
 
 
 def tuned(most: int, steps_per_s: dict[int, float]) -> Tuner:
-    """Run a tuner against machines that are so fast with so many workers."""
+    """Run a tuner on simulated machines, given their speed for each number of workers."""
     tuner, now, step = Tuner(most), 0.0, 0
     tuner.begin_epoch(now, step)
     commits = [0] * most

@@ -1,4 +1,4 @@
-"""How modules are copied: what a copy shares with the user's module, and what is said of what cannot be copied."""
+"""Copies of modules: the objects that a copy shares with the user's module, and the errors for others."""
 
 from __future__ import annotations
 

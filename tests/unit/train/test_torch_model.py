@@ -1,5 +1,5 @@
-"""TorchModel: what a module may be, what data may be, and what is said of everything else. In this process alone; what
-the workers make of it is in tests/conformance/test_torch_training.py."""
+"""TorchModel: accepted modules and data, and the errors for others, in this process only.
+tests/conformance/test_torch_training.py tests TorchModel in workers."""
 
 import copy
 
@@ -379,7 +379,7 @@ def test_a_buffer_that_changes_its_shape_is_an_error():
 
 
 def test_no_step_reads_what_a_buffer_has_become_in_another_shard():
-    """Each shard begins with the version's value, whoever computes it."""
+    """Each shard begins with the version's value, in every worker."""
     seen = []
 
     def change(module, x):
@@ -618,7 +618,7 @@ def test_a_forward_that_writes_to_a_parameter_is_an_error_and_changes_nothing(wr
 
 
 def test_a_forward_that_replaces_a_parameter_is_an_error():
-    """What it puts there would be used and not trained."""
+    """The tensors that it puts there would be used, but not trained."""
 
     def replacing(module, x):
         module.line.weight = nn.Parameter(torch.zeros(1, 3))

@@ -1,4 +1,4 @@
-"""How a fit fails, and how a trainer ends."""
+"""Failures of fit, and the end of a trainer."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What share's classes say of the values that go through them."""
+"""Types of the values that pass through share's classes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def subscribes(publisher: Publisher[Point], reader: Subscriber[Point]) -> None:
     assert_type(subscribe(publisher), Subscriber[Point])
     assert_type(subscribe(reader, allow_pickle=True), Subscriber[Point])
     assert_type(subscribe("policy", timeout_s=5), Subscriber[Any])
-    told: Subscriber[Point] = subscribe("policy")  # what a name leads to, the program must say
+    told: Subscriber[Point] = subscribe("policy")  # the program must state the type behind a name
     assert_type(told.snapshot().value, Point)
     subscribe(3)  # refused
     subscribe(told.snapshot())  # refused
@@ -91,7 +91,7 @@ def does_not_pass_on(publisher: Publisher[bool]) -> Publisher[int]:
 
 
 def publishes_another_shape() -> None:
-    publisher: Publisher[NDArray[np.float64]] = publish(np.zeros(3))  # what may come later, the program must say
+    publisher: Publisher[NDArray[np.float64]] = publish(np.zeros(3))  # later versions: the program states it
     publisher.update(np.zeros((2, 2)))
 
 

@@ -1,4 +1,4 @@
-"""What a Trainer of a function, or of an object with it as a method, takes and gives."""
+"""Argument and result types of a Trainer of a function or of a method."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def passes_on(model: ModelLike, optimizer: OptimizerLike, params: Params) -> Tra
 
 
 def narrows(trainer: Trainer[Linear]) -> Trainer[ModelLike]:
-    return trainer  # what is known of a trainer of some model holds for one of any
+    return trainer  # a trainer of a certain model is a trainer of any model
 
 
 def takes_a_protocol(function: LossAndGrad, trainer: Trainer) -> None:
