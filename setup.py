@@ -1,4 +1,4 @@
-"""The C extension: all that pyproject.toml cannot say.
+"""The build of the C extension, which pyproject.toml cannot describe.
 
 `UNTORN_SANITIZE=address,undefined pip install -e .` builds it under sanitizers.
 """
@@ -14,7 +14,7 @@ sanitizers = os.environ.get("UNTORN_SANITIZE")
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 flags = ["-std=c11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-# Declared by nothing is a guess of the types of arguments; newer compilers refuse it by themselves.
+# Without a declaration the compiler guesses argument types; newer compilers refuse this by default.
 flags += ["-Werror=implicit-function-declaration"]
 # One rounding per operation, on every processor: vector width must not change a single bit of the weights.
 flags += ["-ffp-contract=off", "-fno-math-errno"]
