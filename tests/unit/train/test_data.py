@@ -39,10 +39,10 @@ class Strings:
         ((X, Y[:5]), ValueError, "data[1] has 5 examples and data[0] has 6"),
         ({"x": X, "y": Y[:1]}, ValueError, "data['y'] has 1 examples and data['x'] has 6"),
         ({"x": X, "y": (Y, Y[:2])}, ValueError, "data['y'][1] has 2 examples"),
-        ((), ValueError, "data: no arrays in it"),
-        ({}, ValueError, "data: no arrays in it"),
-        ((X[:0], Y[:0]), ValueError, "data: no examples in it"),
-        ((X, np.array(3.0)), ValueError, "data[1]: a single number"),
+        ((), ValueError, "data: found no arrays"),
+        ({}, ValueError, "data: found no arrays"),
+        ((X[:0], Y[:0]), ValueError, "data: expected at least one example"),
+        ((X, np.array(3.0)), ValueError, "data[1]: found a single number"),
         ((X, [*np.ones(6)]), TypeError, "data[1][0]: expected a NumPy array"),
         ((X, [1, 2, 3]), TypeError, "data[1][0]: expected a NumPy array"),
         (
@@ -50,7 +50,7 @@ class Strings:
             TypeError,
             "data[1]: expected a NumPy array, or a tuple, list or dict of them, found builtins.str",
         ),
-        ((X, range(6)), TypeError, "a dataset is given alone"),
+        ((X, range(6)), TypeError, "give a dataset by itself"),
         ((X, np.array([1, None], object)), TypeError, "data[1]: expected numbers, found dtype object"),
         ((X, Strings()), TypeError, "data[1]: expected numbers, found dtype object"),
         (None, TypeError, "found builtins.NoneType"),
@@ -90,7 +90,7 @@ def test_tensors_become_arrays_without_a_copy():
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(X.copy()).requires_grad_()
     assert type(source_of("data", (x, Y)).take(TAKEN)[0]) is np.ndarray
-    with pytest.raises(TypeError, match=r"data\[0\]: a torch.Tensor that cannot be made a NumPy array"):
+    with pytest.raises(TypeError, match=r"data\[0\]: found a torch.Tensor that cannot be converted to a NumPy array"):
         source_of("data", (torch.zeros(6, dtype=torch.bfloat16), Y))
 
 
@@ -106,7 +106,7 @@ def test_tables_of_numbers_become_arrays():
 
 def test_a_sparse_matrix_is_refused_with_what_to_do():
     sparse = pytest.importorskip("scipy.sparse")
-    with pytest.raises(TypeError, match=r"data\[0\]: a sparse .*toarray"):
+    with pytest.raises(TypeError, match=r"data\[0\]: found a sparse .*toarray"):
         source_of("data", (sparse.csr_array(X), Y))
 
 

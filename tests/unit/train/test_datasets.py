@@ -93,7 +93,7 @@ def test_getitems_is_asked_for_all_at_once():
     assert asked == [[4, 1, 1]]
     table = Table(lambda i: i)
     table.__class__.__getitems__ = lambda self, indices: [0]
-    with pytest.raises(ValueError, match="__getitems__ gave 1 items for 3 indices"):
+    with pytest.raises(ValueError, match="__getitems__ returned 1 items for 3 indices"):
         source_of("data", table).take(TAKEN)
 
 
@@ -125,7 +125,7 @@ def but_for_one(good, bad):
         (Items(lambda i: {"x": None}), TypeError, "data[4]['x']: expected a number"),
         (Items(lambda i: np.str_("text")), TypeError, "data[4]: expected numbers, found"),
         (Items(lambda i: 2**70), TypeError, "data[4]: expected numbers, found 1180591620717411303424"),
-        (Items(lambda i: [[1, 2], [3]]), ValueError, "data[4]: a list of lists of different lengths"),
+        (Items(lambda i: [[1, 2], [3]]), ValueError, "data[4]: found lists of different lengths"),
         (Items(lambda i: {}[i]), RuntimeError, "data[4]: KeyError: 4"),
     ],
 )
@@ -150,10 +150,10 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (Items(int, length=0), ValueError, "data: no examples in it"),
+        (Items(int, length=0), ValueError, "data: expected at least one example"),
         (iter([(1, 2)]), TypeError, "data: a builtins.list_iterator can only be read from its beginning"),
-        (Stream(), TypeError, "gives examples one by one; expected batches: torch.utils.data.DataLoader("),
-        (DataLoader(Stream()), TypeError, "DataLoader can only be read from its beginning, which does for fit alone"),
+        (Stream(), TypeError, "yields single examples; expected batches: torch.utils.data.DataLoader("),
+        (DataLoader(Stream()), TypeError, "DataLoader can only be read from its beginning, which only fit supports"),
         (Dataset(), TypeError, "or a dataset with len() and [index], found torch"),
         (Items, TypeError, "found builtins.type"),
     ],

@@ -212,10 +212,10 @@ class Endless(Sampler):
 @pytest.mark.parametrize(
     ("sampler", "error", "message"),
     [
-        (Lying(3, [1, 2]), ValueError, "has len() 3, and gave 2 indices"),
-        (Lying(1, [1, 2]), ValueError, "has len() 1, and gave more indices"),
-        (Lying(2, [1, EXAMPLES]), ValueError, "gave the index 40; there are 40 examples"),
-        (Lying(1, ["a"]), TypeError, "gave 'a'; expected an index"),
+        (Lying(3, [1, 2]), ValueError, "has len() 3, but yielded 2 indices"),
+        (Lying(1, [1, 2]), ValueError, "has len() 1, but yielded more indices"),
+        (Lying(2, [1, EXAMPLES]), ValueError, "yielded index 40, with only 40 examples"),
+        (Lying(1, ["a"]), TypeError, "yielded 'a'; expected an index"),
         (Endless(), TypeError, "iterable of batches"),
     ],
 )

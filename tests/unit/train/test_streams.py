@@ -55,7 +55,7 @@ def test_tensors_from_a_loader_of_an_iterable_dataset(expected):
 
     loader = torch.utils.data.DataLoader(Examples(), batch_size=16)
     assert trained(loader, engine="serial") == expected
-    with pytest.raises(TypeError, match=r"data: a .*Examples gives examples one by one; expected batches"):
+    with pytest.raises(TypeError, match=r"data: a .*Examples yields single examples; expected batches"):
         trained(Examples(), batch_size=16, engine="serial")
 
 

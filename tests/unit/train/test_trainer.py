@@ -99,7 +99,7 @@ def test_a_wrong_model_is_named():
         ({"data": (DATA[0], DATA[1][:50])}, ValueError, "data[1] has 50 examples and data[0] has 100"),
         ({"data": (DATA[0], list(DATA[1]))}, TypeError, "data[1][0]: expected a NumPy array"),
         ({"data": None}, TypeError, "data: expected a NumPy array"),
-        ({"data": (DATA[0][:0], DATA[1][:0])}, ValueError, "data: no examples in it"),
+        ({"data": (DATA[0][:0], DATA[1][:0])}, ValueError, "data: expected at least one example"),
         ({"data": (DATA[0].astype(object), DATA[1])}, UnsupportedTypeError, "object"),
         ({"validation_data": (DATA[0], DATA[1][:5])}, ValueError, "validation_data[1] has 5 examples"),
         ({"resume": True}, ValueError, "resume=True needs checkpoint_dir="),

@@ -1,16 +1,16 @@
-"""The data of a fit: whatever a user gives, behind ``take(indices) -> batch``.
+"""The data of a fit, of any kind, behind ``take(indices) -> batch``.
 
 ::
 
-    given                                            Source          what workers read
+    given                                            Source          workers read
     arrays, tensors, tables; trees of them           ArraySource     one copy in shared memory
-    arrays that are a mapped file (.npy, memmap)     ArraySource     the file itself
-    a Dataset, a DataLoader, Examples                ItemSource      the dataset, sent once; items, read in parallel
-    a DataLoader with a sampler of its own           SampledSource   the same, in the sampler's order
+    arrays over a mapped file (.npy, memmap)         ArraySource     the file itself
+    a Dataset, a DataLoader, Examples                ItemSource      the dataset, sent once; items in parallel
+    a DataLoader with a sampler                      SampledSource   the same, in the sampler's order
     an iterable of batches                           Stream          windows of batches, each an ArraySource
 
-A batch is a tree of NumPy arrays, whatever it was taken from, and the same indices give the same bits: so the weights
-do not depend on the kind of data.
+A batch is always a tree of NumPy arrays, and the same indices give the same bits, so the weights do not depend on the
+kind of data.
 """
 
 from untorn.train.data.base import SharedData, Source, chunks

@@ -1,4 +1,4 @@
-"""Arrays, and tuples, lists and dicts of them, one example per row: published once, or mapped from their files."""
+"""Arrays, or trees of arrays, with one example per row: published once, or mapped from their files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["ArraySource", "as_array", "is_array", "take_examples", "type_name"]
 
 
 def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
-    """Return the examples of these indices from every array of a tree of arrays; copies."""
+    """Return copies of the examples with these indices, from every array of a tree."""
     return trees.map(lambda array: array.take(indices, axis=0), data)
 
 
 class ArraySource(Source):
-    """A tree of arrays. Raises TypeError or ValueError saying which part does not fit."""
+    """A tree of arrays. Raises TypeError or ValueError, which name the part that does not fit."""
 
     def __init__(self, what: str, data: Any) -> None:
         arrays: list[tuple[str, NDArray[Any]]] = []
@@ -36,14 +36,14 @@ class ArraySource(Source):
 
         self._tree = trees.map_with_path(check, data, at=what)
         if not arrays:
-            raise ValueError(f"{what}: no arrays in it; expected arrays with one example per row, such as (x, y)")
+            raise ValueError(f"{what}: found no arrays; expected arrays with one example per row, such as (x, y)")
         first, rows = arrays[0]
         self.examples = len(rows)
         for path, array in arrays:
             if len(array) != self.examples:
                 raise ValueError(f"{path} has {len(array):,} examples and {first} has {self.examples:,}")
         if self.examples == 0:
-            raise ValueError(f"{what}: no examples in it")
+            raise ValueError(f"{what}: expected at least one example, found none")
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
@@ -65,7 +65,7 @@ class ArraySource(Source):
 
 @dataclass(frozen=True)
 class _ReadArrays:
-    """Where the arrays are that the version does not have: None stands there."""
+    """Reads a tree in which None stands for each array that is mapped from a file."""
 
     files: tuple[MappedFile, ...]
 
@@ -75,7 +75,7 @@ class _ReadArrays:
 
 
 class _ArrayReader(Reader):
-    """A tree of arrays that others share."""
+    """A tree of shared arrays."""
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
@@ -86,22 +86,22 @@ class _ArrayReader(Reader):
 
 
 def is_array(value: Any) -> bool:
-    """Is it an array, or what NumPy can make one of: a tensor, a table, a column?"""
+    """Return whether the value is an array, or can become one: a tensor, a table or a column."""
     if isinstance(value, type | np.generic):
         return False
     return isinstance(value, np.ndarray) or hasattr(value, "__array__") or hasattr(value, "toarray")
 
 
 def as_array(path: str, value: Any) -> NDArray[Any]:
-    """An array or array-like as a NumPy array; a view where possible. Raises TypeError, for Python objects
-    UnsupportedTypeError, where that is no plain thing to do."""
+    """Return an array or array-like as a NumPy array, a view if possible. Raises TypeError if it cannot be converted,
+    UnsupportedTypeError if it holds Python objects."""
     if not isinstance(value, np.ndarray):
         value = _converted(path, value)
     array: NDArray[Any] = value
     if array.dtype.hasobject:
         raise UnsupportedTypeError(
-            f"{path}: expected numbers, found dtype {array.dtype}, which holds Python objects; convert it, such as "
-            "with astype(np.float32), or give each text or category a number"
+            f"{path}: expected numbers, found dtype {array.dtype}, which holds Python objects; convert it, for example "
+            "with astype(np.float32), or replace each text or category by a number"
         )
     return array
 
@@ -109,17 +109,17 @@ def as_array(path: str, value: Any) -> NDArray[Any]:
 def _converted(path: str, value: Any) -> Any:
     if hasattr(value, "toarray"):  # scipy.sparse
         raise TypeError(
-            f"{path}: a sparse {type_name(value)}; expected a dense array: .toarray(), or a Dataset whose items are "
-            "dense"
+            f"{path}: found a sparse {type_name(value)}; expected a dense array: use .toarray(), or a Dataset whose "
+            "items are dense"
         )
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach()
     try:
         return np.asarray(value)
-    except Exception as error:  # whatever the other library raises
+    except Exception as error:  # the other library may raise any error
         raise TypeError(
-            f"{path}: a {type_name(value)} that cannot be made a NumPy array ({error}); expected dense data in CPU "
-            "memory, of a dtype that NumPy has"
+            f"{path}: found a {type_name(value)} that cannot be converted to a NumPy array ({error}); expected dense "
+            "data in CPU memory, of a dtype that NumPy has"
         ) from error
 
 
@@ -127,16 +127,16 @@ def _checked(path: str, leaf: Any) -> NDArray[Any]:
     if not is_array(leaf):
         hint = "np.asarray(...) may convert it"
         if hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__") and not isinstance(leaf, str | bytes):
-            hint += "; a dataset is given alone, not in a tuple or dict, and its items are the examples"
+            hint += "; give a dataset by itself, not in a tuple or dict, since its items are the examples"
         raise TypeError(
             f"{path}: expected a NumPy array, or a tuple, list or dict of them, found {type_name(leaf)}; {hint}"
         )
     array = as_array(path, leaf)
     if array.ndim == 0:
-        raise ValueError(f"{path}: a single number; expected an array with one example per row")
+        raise ValueError(f"{path}: found a single number; expected an array with one example per row")
     return array
 
 
 def type_name(value: Any) -> str:
-    """A value's type, as errors name it."""
+    """Return the name of a value's type for error messages."""
     return f"{type(value).__module__}.{type(value).__qualname__}"

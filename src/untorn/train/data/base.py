@@ -1,4 +1,4 @@
-"""What a source of examples is, and how workers come to read it."""
+"""The interface of a source of examples, and of its readers in workers."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ __all__ = ["Reader", "SharedData", "Source", "chunks"]
 
 
 class Reader(ABC):
-    """Examples, as one process reads them."""
+    """The examples as one process reads them."""
 
     @abstractmethod
     def take(self, indices: NDArray[np.int64]) -> Any:
-        """The batch of these examples, in this order: a tree of NumPy arrays of the caller's own. Raises ValueError,
-        TypeError or RuntimeError naming the example that does not fit."""
+        """Return the batch of these examples, in this order, as a tree of NumPy arrays that the caller may change.
+        Raises ValueError, TypeError or RuntimeError, which name the example that does not fit."""
 
 
 class Source(Reader):
     """The examples of one call of fit, evaluate or predict, in the process that called it."""
 
-    #: how many an epoch has; at least one
+    #: the number of examples in an epoch; at least one
     examples: int
-    #: what gives the order, if it is not fit's shuffle=
+    #: the name of what determines the order, if it is not fit's shuffle=
     order_by: str | None = None
 
     def order(self, seed: int, epoch: int, *, shuffle: bool) -> NDArray[np.int64]:
-        """The examples of an epoch, in their order."""
+        """Return the indices of an epoch's examples, in their order."""
         return epoch_order(seed, epoch, self.examples) if shuffle else np.arange(self.examples)
 
     def replay(self) -> None:
-        """Go, in a resumed training, to where one that never stopped would be."""
+        """Prepare for a resumed training, so that it gets the same order as one that never stopped."""
 
     @abstractmethod
     def shared(self, *, max_readers: int, local: bool) -> AbstractContextManager[SharedData]:
-        """Make it readable by workers, until the block ends; ``local``: those in this process alone. Raises TypeError
-        for data that cannot be sent to other processes, CapacityError for want of memory."""
+        """Make the data readable by workers for the block; with ``local``, only by workers in this process. Raises
+        TypeError if the data cannot be sent to other processes, CapacityError if there is not enough memory."""
 
 
 @dataclass(frozen=True)
 class SharedData:
-    """What a worker needs to read the data; it pickles to little. The channel is there as long as the job is, also
-    where nothing is in it: a worker that comes too late does not find it."""
+    """What a worker needs to read the data; its pickle is small. The channel exists as long as the job, even if it is
+    empty, so that a worker that comes too late does not find it."""
 
     channel: Subscriber
     read: Callable[[Snapshot], Reader]
 
     def open(self) -> Reader:
-        """Attach. Raises ChannelNotFoundError if the job is over."""
+        """Attach to the channel and return a reader. Raises ChannelNotFoundError if the job is over."""
         return self.read(self.channel.snapshot())
 
 
 def chunks(examples: int, size: int) -> Iterator[NDArray[np.int64]]:
-    """Indices 0 to examples, ``size`` at a time."""
+    """Yield the indices from 0 to ``examples``, ``size`` at a time."""
     for start in range(0, examples, size):
         yield np.arange(start, min(examples, start + size))

@@ -1,7 +1,7 @@
-"""Items put together to a batch: part by part, as torch's default_collate does it, but into NumPy arrays.
+"""Combine items into a batch, as torch's default_collate does, but into NumPy arrays.
 
-A tuple, a list or a dict of parts stays one. A number, an array or a tensor becomes a row of an array; so does a list
-of numbers, which is how datasets read from JSON or Arrow give a vector.
+A tuple, a list or a dict of parts keeps its form. A number, an array or a tensor becomes a row of an array, and so does
+a list of numbers, since datasets that are read from JSON or Arrow give vectors as lists.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NUMBERS = (bool, int, float, complex, np.generic)
 
 
 def collate(items: list[Any], names: list[str]) -> Any:
-    """One batch of these items, at least one; ``names`` of each for errors. Raises TypeError or ValueError naming the
-    items that do not fit together."""
+    """Return a batch of these items, of which there is at least one. Raises TypeError or ValueError for items that do
+    not fit together, which appear there by their ``names``."""
     node = trees.opened(items[0], trees.BATCH)
     if node is None or _is_row(items[0]):
         return _stacked(items, names)
@@ -31,12 +31,12 @@ def collate(items: list[Any], names: list[str]) -> Any:
 
 
 def as_batch(path: str, tree: Any) -> Any:
-    """What a collate_fn returned, with NumPy arrays for tensors; what is no array is left as it is."""
+    """Return the result of a collate_fn with NumPy arrays in place of tensors; other leaves stay unchanged."""
     return trees.map_with_path(lambda path, leaf: as_array(path, leaf) if is_array(leaf) else leaf, tree, at=path)
 
 
 def _is_row(value: Any) -> bool:
-    """A list of numbers, or of such lists?"""
+    """Return whether the value is a list of numbers, or of such lists."""
     return isinstance(value, list) and len(value) > 0 and (isinstance(value[0], _NUMBERS) or _is_row(value[0]))
 
 
@@ -46,7 +46,7 @@ def _stacked(items: list[Any], names: list[str]) -> NDArray[Any]:
         if row.shape != rows[0].shape or row.dtype != rows[0].dtype:
             raise ValueError(
                 f"{name} is {_described(row)}, and {names[0]} is {_described(rows[0])}; expected items of one shape "
-                "and dtype. Make them so in the dataset, or give a collate_fn that does: Examples(dataset, collate_fn)"
+                "and dtype. Convert them in the dataset, or in a collate_fn: Examples(dataset, collate_fn)"
             )
     return np.stack(rows)
 
@@ -60,11 +60,11 @@ def _row(item: Any, name: str) -> NDArray[Any]:
         try:
             row = np.asarray(item)
         except ValueError:
-            raise ValueError(f"{name}: a list of lists of different lengths; pad them, or give a collate_fn") from None
+            raise ValueError(f"{name}: found lists of different lengths; pad them, or give a collate_fn") from None
     else:
         raise TypeError(
             f"{name}: expected a number, an array, a tensor, or a tuple, list or dict of them, found "
-            f"{type_name(item)}; leave it out of the items, make a number of it, or give a collate_fn: "
+            f"{type_name(item)}; leave it out of the items, convert it to a number, or give a collate_fn: "
             "Examples(dataset, collate_fn)"
         )
     if row.dtype.kind in "OSU":

@@ -1,5 +1,5 @@
-"""Arrays that are the memory of a mapped file, as np.load(mmap_mode="r") and np.memmap make them: other processes map
-the file themselves, and nothing is copied."""
+"""Arrays over a mapped file, such as those from np.load(mmap_mode="r") and np.memmap. Other processes map the file
+themselves, so nothing is copied."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["MappedFile", "mapped_file"]
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A part of a file as an array: whoever has this can map the same bytes.
+    """The place of an array in a file, with which any process can map it.
 
     Attributes:
-        identity: device and inode, so that another file of that name is not mistaken for it.
-        offset: of the array's first element in the file, in bytes.
+        identity: the file's device and inode, which tell it from another file of that name.
+        offset: the position of the array's first element in the file, in bytes.
     """
 
     path: str
@@ -32,7 +32,7 @@ class MappedFile:
     strides: tuple[int, ...]
 
     def open(self) -> NDArray[Any]:
-        """Return the array, read-only. Raises OSError if the file is gone, is another one now, or became shorter."""
+        """Return the array, read-only. Raises OSError if the file was removed, replaced or shortened."""
         with open(self.path, "rb") as file:
             found = os.fstat(file.fileno())
             changed = (
@@ -47,18 +47,18 @@ class MappedFile:
 
     @property
     def _end(self) -> int:
-        """The offset in the file at which the last of its bytes ends."""
+        """The position in the file after the array's last byte."""
         last = sum((length - 1) * max(stride, 0) for length, stride in zip(self.shape, self.strides, strict=True))
         return self.offset + last + self.dtype.itemsize if 0 not in self.shape else 0
 
 
 def mapped_file(array: NDArray[Any]) -> MappedFile | None:
-    """Where the array lies, if its memory is a file's and stays so; None if it must be copied."""
+    """Return the array's place if its memory is a mapped file; None if it must be copied."""
     root: Any = array
     while isinstance(root.base, np.ndarray):
         root = root.base
     if type(root) is not np.memmap or root.mode == "c" or root.size == 0 or not isinstance(root.base, mmap.mmap):
-        return None  # "c": what was written to it is not in the file
+        return None  # with mode "c", writes to the array are not in the file
     if root.filename is None or type(array) not in (np.ndarray, np.memmap):
         return None
     path = os.path.abspath(os.fspath(root.filename))
@@ -67,7 +67,7 @@ def mapped_file(array: NDArray[Any]) -> MappedFile | None:
     except OSError:
         return None
     if not stat.S_ISREG(found.st_mode) or found.st_ino != _inode_at(root.ctypes.data):
-        return None  # removed or replaced since
+        return None  # the file was removed or replaced
     offset = root.offset + array.ctypes.data - root.ctypes.data
     return MappedFile(path, _identity(found), offset, array.dtype, array.shape, array.strides)
 
@@ -77,7 +77,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _inode_at(address: int) -> int:
-    """The inode of the file that is mapped at this address; 0 for none."""
+    """Return the inode of the file that is mapped at this address; 0 if there is none."""
     with open("/proc/self/maps") as lines:
         for line in lines:
             place, _, _, _, inode, *_ = line.split(None, 5)

@@ -1,4 +1,4 @@
-"""Anything with ``len()`` and ``[index]``: its items are examples, read and put together where they are needed."""
+"""Datasets: objects with ``len()`` and ``[index]``, whose items are read and combined in the workers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Dataset(Protocol[T_co]):
 
 
 class Examples(Generic[T_co]):
-    """A dataset with a collate_fn, or a list of examples, as data of a Trainer.
+    """A dataset with a collate_fn, or a list of examples, as data for a Trainer.
 
     Args:
-        items: anything with ``len(items)`` and ``items[index]``.
-        collate_fn: a list of items -> a batch: a tree of arrays or tensors. By default the items' parts are stacked.
+        items: an object with ``len(items)`` and ``items[index]``.
+        collate_fn: a function of a list of items that returns a batch, a tree of arrays or tensors. By default, the
+            items' parts are stacked.
 
     Example:
         >>> import numpy as np
@@ -66,7 +67,7 @@ class ItemSource(Source):
         self._what, self._items, self._collate_fn = what, items, collate_fn
         self.examples = len(items)
         if self.examples == 0:
-            raise ValueError(f"{what}: no examples in it")
+            raise ValueError(f"{what}: expected at least one example, found none")
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
@@ -91,18 +92,18 @@ class ItemSource(Source):
             listed = _listed([f"{self._what}[{number}]" for number in numbers])
             raise RuntimeError(f"{listed}: {type(error).__name__}: {error}") from error
         if len(items) != len(numbers):
-            raise ValueError(f"{self._what}: __getitems__ gave {len(items)} items for {len(numbers)} indices")
+            raise ValueError(f"{self._what}: __getitems__ returned {len(items)} items for {len(numbers)} indices")
         return items
 
     def _item(self, number: int) -> Any:
         try:
             return self._items[number]
-        except Exception as error:  # whatever the dataset raises; which example it was is what its author must know
+        except Exception as error:  # any error of the dataset, whose author needs to know the example
             raise RuntimeError(f"{self._what}[{number}]: {type(error).__name__}: {error}") from error
 
     @contextmanager
     def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
-        """See Source. The dataset is sent once; its arrays and tensors lie in shared memory."""
+        """See Source. The dataset is sent once, with its arrays and tensors in shared memory."""
         value = None if local else sendable(self._what, self)
         with publish(value, max_slots=2, slots=1, max_readers=max_readers) as publisher:
             yield SharedData(publisher.subscriber(), (lambda _: self) if local else _read)

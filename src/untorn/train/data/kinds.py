@@ -1,4 +1,4 @@
-"""Which kind of data was given. Frameworks are known by the names of their classes, so none is imported."""
+"""Find the kind of the data. Classes of frameworks are recognised by their names, so none is imported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from untorn.train.data.sampled import Chosen, SampledBatches, SampledSource, cho
 
 __all__ = ["batches_of", "source_of"]
 
-#: samplers whose order is what shuffle=True or shuffle=False of fit gives
+#: samplers whose order is that of fit's shuffle=True or shuffle=False
 _PLAIN_SAMPLERS = frozenset({"RandomSampler", "SequentialSampler"})
 
 
 def batches_of(data: Any) -> Any:
-    """The iterable of batches that this is, or None if its examples can be chosen: a DataLoader that reads an
-    IterableDataset, or has a batch_sampler of its own, or anything that has iter() but is no tree of arrays and has no
-    [index]."""
+    """Return the data as an iterable of batches, or None if its examples can be chosen by index. An iterable of batches
+    is a DataLoader that reads an IterableDataset or has a custom batch_sampler, or any other iterable without [index]
+    that is not a tree of arrays."""
     if _is_torch(data, "DataLoader"):
         if _is_torch(data.dataset, "IterableDataset"):
             return data if data.batch_size is not None else None
@@ -33,9 +33,9 @@ def batches_of(data: Any) -> Any:
 
 
 def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
-    """The source of this data, checked as far as that is cheap. Raises TypeError or ValueError naming ``what``, the
-    part and what is wrong with it. Of a DataLoader with a sampler of its own it has what that chooses: ``in_epochs``
-    anew in each, else once."""
+    """Return the source of this data, after all checks that are cheap. Raises TypeError or ValueError, which name
+    ``what``, the part, and what is wrong with it. For a DataLoader with a custom sampler, the source has the examples
+    that the sampler chooses: again in each epoch with ``in_epochs``, else once."""
     if isinstance(data, Source):
         return data
     if isinstance(data, Examples):
@@ -60,13 +60,13 @@ def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
 
 
 def _is_torch(data: Any, name: str) -> bool:
-    """Is it of this class of torch.utils.data, or of one derived from it?"""
+    """Return whether it is an instance of this class of torch.utils.data."""
     return any(cls.__name__ == name and cls.__module__.startswith("torch.utils.data") for cls in type(data).__mro__)
 
 
 def _of_loader(what: str, loader: Any, *, in_epochs: bool) -> Source:
-    """A DataLoader's dataset, collate_fn and sampler. Its workers and plain batches are for loops that read it; fit has
-    its own."""
+    """Return the source with a DataLoader's dataset, collate_fn and sampler. Its workers and batch size are ignored,
+    since fit has its own."""
     if _is_torch(loader.dataset, "IterableDataset"):
         raise _only_for_training(what, loader) if loader.batch_size else _examples_one_by_one(what, loader)
     source = _examples_of(what, loader)
@@ -93,19 +93,19 @@ def _examples_of(what: str, loader: Any) -> Source:
 
 
 def _collate_of(loader: Any) -> Any:
-    """Return the collate_fn, if it is the user's."""
+    """Return the collate_fn if it is not torch's own, else None."""
     return None if getattr(loader.collate_fn, "__module__", "").startswith("torch.utils.data") else loader.collate_fn
 
 
 def _only_for_training(what: str, data: Any) -> Exception:
     return TypeError(
-        f"{what}: a {type_name(data)} can only be read from its beginning, which does for fit alone; expected arrays, "
+        f"{what}: a {type_name(data)} can only be read from its beginning, which only fit supports; expected arrays, "
         "or a dataset with len() and [index]"
     )
 
 
 def _examples_one_by_one(what: str, data: Any) -> Exception:
     return TypeError(
-        f"{what}: a {type_name(data)} gives examples one by one; expected batches: "
+        f"{what}: a {type_name(data)} yields single examples; expected batches: "
         "torch.utils.data.DataLoader(dataset, batch_size=...)"
     )

@@ -1,10 +1,10 @@
-"""Examples and batches in the order of a sampler of the user's, such as torch's WeightedRandomSampler.
+"""Examples and batches in the order of a user's sampler, such as torch's WeightedRandomSampler.
 
-A sampler is iterated once per epoch, in the process that trains, before the epoch's first step; workers read the
-examples that it chose. So the result depends on no worker. Samplers draw from torch's, NumPy's or Python's global
-random numbers; these are keyed by (seed, epoch) meanwhile, and then as they were. A generator of a sampler's own is
-left to it: in a training that is resumed, the sampler is iterated for the epochs before, too, so that it is where it
-would have been.
+The process that trains iterates the sampler once per epoch, before the epoch's first step, and workers read the
+examples that it chose. So the result does not depend on the workers. Samplers draw from torch's, NumPy's or Python's
+global random generators; these are seeded with (seed, epoch) meanwhile, and then restored. A sampler may also have its
+own generator: in a resumed training the sampler is iterated for the earlier epochs, too, so that its generator is in
+the same state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Chosen", "SampledBatches", "SampledSource", "choice_of"]
 
 
 class _Drawn:
-    """The items that a sampler gives in each epoch: the same for the same seed and epoch, also if resumed."""
+    """The items that a sampler yields in each epoch, which depend only on the seed and the epoch."""
 
     def __init__(self, sampler: Any, checked: Callable[[Any], Any], limit: int | None) -> None:
         self._sampler, self._checked, self._limit = sampler, checked, limit
@@ -36,11 +36,11 @@ class _Drawn:
         self._found: list[Any] = []
 
     def replay(self) -> None:
-        """Begin with epoch 0 even if a later one is wanted first."""
+        """Begin with epoch 0, even if a later one is needed first."""
         self._next = 0
 
     def of(self, seed: int, epoch: int) -> list[Any]:
-        """Return the items of this epoch; epochs are asked for in their order."""
+        """Return the items of this epoch. Must be called in the order of the epochs."""
         if self._next is None:
             self._next = epoch
         while self._next <= epoch:
@@ -54,7 +54,7 @@ class _Drawn:
 
 
 class SampledSource(Source):
-    """Another source, whose epochs are what a sampler of indices chooses."""
+    """Another source in the order of a sampler of indices."""
 
     def __init__(self, what: str, source: Source, sampler: Any) -> None:
         self._source, self._what = source, what
@@ -63,12 +63,12 @@ class SampledSource(Source):
         self._drawn = _Drawn(sampler, _index_below(what, sampler, source.examples), self.examples + 1)
 
     def order(self, seed: int, epoch: int, *, shuffle: bool) -> NDArray[np.int64]:
-        """See Source. Raises ValueError if the sampler gives another number of indices than it said."""
+        """See Source. Raises ValueError if the sampler yields another number of indices than its len()."""
         found = self._drawn.of(seed, epoch)
         if len(found) != self.examples:
             raise ValueError(
-                f"{self._what}: the sampler has len() {self.examples}, and gave "
-                f"{'more' if len(found) > self.examples else len(found)} indices; expected as many in each epoch"
+                f"{self._what}: the sampler has len() {self.examples}, but yielded "
+                f"{'more' if len(found) > self.examples else len(found)} indices; expected that number in each epoch"
             )
         return np.array(found, np.int64)
 
@@ -77,7 +77,7 @@ class SampledSource(Source):
         self._drawn.replay()
 
     def take(self, indices: NDArray[np.int64]) -> Any:
-        """See Reader. Indices are the dataset's."""
+        """See Reader. The indices are those of the dataset."""
         return self._source.take(indices)
 
     def shared(self, *, max_readers: int, local: bool) -> AbstractContextManager[SharedData]:
@@ -86,7 +86,7 @@ class SampledSource(Source):
 
 
 class SampledBatches:
-    """The batches that a batch_sampler, an iterable of lists of indices, chooses: an iterable of batches."""
+    """An iterable of the batches that a batch_sampler, an iterable of lists of indices, chooses."""
 
     def __init__(self, what: str, source: Source, batch_sampler: Any) -> None:
         self._source = source
@@ -96,7 +96,7 @@ class SampledBatches:
         self._batches: list[list[int]] = []
 
     def begin(self, seed: int, *, limit: int | None, replay: bool) -> None:
-        """Begin a training, or resume one if ``replay``. It takes at most ``limit`` batches of each epoch."""
+        """Begin a training, or resume one with ``replay``. It uses at most ``limit`` batches of each epoch."""
         self._seed = seed
         self._drawn = _Drawn(self._sampler, lambda batch: list(map(self._index, batch)), limit)
         if replay:
@@ -111,7 +111,7 @@ class SampledBatches:
 
 
 class Chosen:
-    """A dataset of these examples of another one."""
+    """A dataset of some of the examples of another one."""
 
     def __init__(self, items: Any, indices: list[int]) -> None:
         self._items, self._indices = items, indices
@@ -124,7 +124,7 @@ class Chosen:
 
 
 def choice_of(what: str, sampler: Any, batches: bool, examples: int) -> list[int]:
-    """Return the indices that a sampler, or a batch_sampler, chooses outside any epoch."""
+    """Return the indices that a sampler, or a batch_sampler, chooses when there are no epochs."""
     index = _index_below(what, sampler, examples)
     with _keyed(0, 0):
         found = list(sampler)
@@ -136,8 +136,8 @@ def _length(what: str, sampler: Any) -> int:
         return len(sampler)
     except TypeError:
         raise TypeError(
-            f"{what}: a DataLoader with a sampler ({type(sampler).__name__}) without len(); expected one with as many "
-            "indices in each epoch. Or give an iterable of batches, which may have any order"
+            f"{what}: a DataLoader with a sampler ({type(sampler).__name__}) without len(); expected one with the same "
+            "number of indices in each epoch. Or give an iterable of batches, which may have any order"
         ) from None
 
 
@@ -146,21 +146,21 @@ def _index_below(what: str, sampler: Any, examples: int) -> Callable[[Any], int]
         try:
             index = operator.index(value)
         except TypeError:
-            raise TypeError(f"{what}: {type(sampler).__name__} gave {value!r}; expected an index") from None
+            raise TypeError(f"{what}: {type(sampler).__name__} yielded {value!r}; expected an index") from None
         if not -examples <= index < examples:
-            raise ValueError(f"{what}: {type(sampler).__name__} gave the index {index}; there are {examples} examples")
+            raise ValueError(f"{what}: {type(sampler).__name__} yielded index {index}, with only {examples} examples")
         return index % examples
 
     return checked
 
 
 def _keyed(seed: int, epoch: int) -> AbstractContextManager[None]:
-    """Key the global random numbers by these in the block; afterwards they are as before."""
+    """Seed the global random generators with these numbers for the block, and restore them afterwards."""
     return _core.Block(_keyed_steps(seed, epoch))
 
 
 def _keyed_steps(seed: int, epoch: int) -> Iterator[None]:
-    """Key the global random numbers of torch (if it is imported), NumPy and Python by these, then restore them."""
+    """Seed the global generators of torch (if it is imported), NumPy and Python, then restore them."""
     torch = sys.modules.get("torch")
     words = np.random.SeedSequence((seed, epoch)).generate_state(4)
     with generators_lock():

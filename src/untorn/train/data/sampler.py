@@ -1,6 +1,6 @@
-"""Which examples go into which shard of which step: pure functions of seed, epoch, step and shard.
+"""Choose the examples of each shard of each step, by pure functions of seed, epoch, step and shard.
 
-Nothing here depends on the number of workers: that is what makes the result independent of it.
+Nothing here depends on the number of workers, and so the result does not either.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 __all__ = ["ShardRandom", "epoch_order", "shard_bounds", "shard_rng", "steps_per_epoch", "used_examples"]
 
-# different uses of one seed draw from different streams
+# different uses of the same seed draw from different streams
 _ORDER_STREAM = 2**63
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
-    """The order of the examples in one epoch, shape (examples,), drawn from Philox keyed by (seed, epoch)."""
+    """Return the order of the examples in an epoch, shape (examples,), drawn from Philox keyed by (seed, epoch)."""
     key = np.array([seed, _ORDER_STREAM + epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(examples)
 
 
 def used_examples(examples: int, batch_size: int, *, drop_last: bool) -> tuple[int, int]:
-    """(batch size, examples of an epoch). Raises ValueError if no batch is whole and others are dropped."""
+    """Return the batch size and the number of examples in an epoch. Raises ValueError if ``drop_last`` leaves none."""
     if not drop_last:
         return min(batch_size, examples), examples
     if batch_size > examples:
@@ -34,17 +34,17 @@ def used_examples(examples: int, batch_size: int, *, drop_last: bool) -> tuple[i
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """The number of batches; the last may be smaller."""
+    """Return the number of batches in an epoch, of which the last may be smaller."""
     return -(-examples // batch_size)
 
 
 def shard_bounds(
     step: int, shard: int, *, shards: int, examples: int, batch_size: int, least: int = 1
 ) -> tuple[int, int]:
-    """The [start, stop) positions in the epoch's order of one shard of one step of the epoch.
+    """Return the positions [start, stop) in the epoch's order of one shard of one step of the epoch.
 
-    A batch is cut into parts whose sizes differ by one at most; a part of a small batch may be empty. Where they would
-    have fewer than ``least`` examples, the first few shards share the batch, and the others are empty.
+    A batch is cut into parts whose sizes differ by at most one; parts of a small batch may be empty. If they would have
+    fewer than ``least`` examples, the first few shards share the batch and the others are empty.
     """
     start = step * batch_size
     size = min(batch_size, examples - start)
@@ -57,13 +57,13 @@ def shard_bounds(
 
 
 def shard_rng(seed: int, step: int, shard: int, shards: int) -> np.random.Generator:
-    """The random numbers of one shard of one step since training began: Philox keyed by (seed, step and shard)."""
+    """Return the generator of one shard of one step since training began: Philox keyed by (seed, step and shard)."""
     return ShardRandom(seed, shards).rng(step, shard)
 
 
 class ShardRandom:
-    """The random numbers of one shard after another: one generator, set to each, for making one takes ten times as
-    long.
+    """The random numbers of shards, one after the other. It resets a single generator for each shard, since making a
+    new one takes ten times as long.
 
     Example:
         >>> random = ShardRandom(seed=0, shards=2)
@@ -79,10 +79,10 @@ class ShardRandom:
         self._shards = shards
         self._philox = np.random.Philox(key=0)
         self._rng = np.random.Generator(self._philox)
-        self._state: Any = self._philox.state  # of one that has drawn nothing
+        self._state: Any = self._philox.state  # before anything is drawn
 
     def rng(self, step: int, shard: int) -> np.random.Generator:
-        """Those of one shard of one step since training began. The generator is the same object each time."""
+        """Return the generator for one shard of one step since training began. It is the same object each time."""
         self._state["state"]["key"] = (self._seed, step * self._shards + shard)
         self._philox.state = self._state
         return self._rng

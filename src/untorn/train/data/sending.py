@@ -1,7 +1,7 @@
-"""A dataset on its way to the workers: a pickle whose arrays and tensors lie beside it in shared memory.
+"""Send a dataset to the workers as a pickle, with its arrays and tensors outside the pickle in shared memory.
 
-So a dataset that holds its examples in memory is there once, not once per worker. Each worker reads it through a
-private mapping: what its ``__getitem__`` writes is its own.
+So a dataset that holds its examples in memory exists once, not once per worker. Each worker reads it through a private
+mapping, so that writes in its ``__getitem__`` stay in that worker.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ __all__ = ["received", "sendable"]
 
 
 def sendable(what: str, value: Any) -> list[NDArray[np.uint8]]:
-    """Return the value as arrays of bytes: the pickle first. Raises TypeError saying why it cannot be sent."""
+    """Return the value as arrays of bytes, the pickle first. Raises TypeError, which says why it cannot be sent."""
     otherwise = "open files, connections and the like in __getitem__, or use engine='serial'"
     stream, apart = pickled_apart(f"{what}: the dataset", value, otherwise=otherwise, reduce=_reduced)
     return [np.frombuffer(stream, np.uint8), *apart]
 
 
 def received(snapshot: Snapshot) -> Any:
-    """The value again, on memory of the version. Loads a pickle: for jobs alone, whose server this process obeys."""
+    """Return the value, in the memory of the version. It loads a pickle, so it must only be used for jobs, whose server
+    this process trusts."""
     stream, *buffers = lowlevel.private_value(snapshot)
     return pickle.loads(stream, buffers=buffers)
 
@@ -37,7 +38,7 @@ def _reduced(part: Any) -> Any:
 
 
 def _memory(part: Any) -> NDArray[Any] | None:
-    """The memory of a plain tensor: torch itself would put it into the stream, and into every worker."""
+    """Return the memory of a plain tensor, which torch itself would put into the pickle; None for anything else."""
     cls = type(part)
     if cls.__module__ != "torch" or cls.__name__ != "Tensor" or part.requires_grad:
         return None

@@ -1,11 +1,11 @@
-"""Batches that come one after the other, from something that can only be read from its beginning.
+"""Batches from an iterable, which can only be read from its beginning.
 
 ::
 
-    iterable ── a thread reads ahead, a bounded number of bytes ──> batches ── take(): all that are there ──> window
+    iterable ── a thread reads ahead, a bounded number of bytes ──> batches ── take(): all that are ready ──> window
 
-A window is a run of batches of one size (the last may be smaller), put together to arrays: a source like any other, for
-as many steps as it has batches. How the batches fall into windows depends on who was faster; the result does not.
+A window is a run of batches of the same size (the last may be smaller), combined into arrays: a source like any other,
+with one step per batch. How batches are grouped into windows depends on timing; the result does not.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from untorn.trees import BATCH, Spec, flatten, unflatten
 
 __all__ = ["Stream", "Window"]
 
-#: what is read ahead, at most, beside one batch
+#: the limits for reading ahead, beyond one batch
 _AHEAD_NBYTES = 64 << 20
 _AHEAD_BATCHES = 256
 
 
 class Window(NamedTuple):
-    """Some batches: where their examples are, and the size of all but the last."""
+    """Some batches: the source of their examples, and the size of all but the last."""
 
     source: Source
     batch_size: int
@@ -47,7 +47,7 @@ class _Batch(NamedTuple):
         return sum(leaf.nbytes for leaf in self.leaves)
 
     def kind(self) -> Any:
-        """Its structure, and what its rows are like."""
+        """Return the structure, and the dtypes and shapes of the rows."""
         return self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves]
 
 
@@ -56,9 +56,9 @@ class Stream:
 
     Args:
         what: its name in errors.
-        batches: each epoch begins with iter(batches). Where that starts anew, an epoch is all of it, or the first
-            ``steps_per_epoch`` batches; an iterator, such as a generator, goes on where the last epoch left it.
-        steps_per_epoch: batches of an epoch; None: as many as there are.
+        batches: the iterable. Each epoch calls iter(batches) and uses all of it, or the first ``steps_per_epoch``
+            batches; an iterator, such as a generator, continues where the last epoch left it.
+        steps_per_epoch: the number of batches in an epoch; None for all.
     """
 
     def __init__(self, what: str, batches: Iterable[Any], steps_per_epoch: int | None) -> None:
@@ -68,15 +68,15 @@ class Stream:
 
     @property
     def goes_on(self) -> bool:
-        """Is it an iterator, which cannot start anew?"""
+        """Whether it is an iterator, which cannot start again."""
         return isinstance(self._batches, Iterator)
 
     def windows(self, epoch: int, *, skip: int, late: Collection[int] = (), behind: int = 0) -> Iterator[Window]:
-        """Yield the windows of an epoch, without ``skip`` batches, which are its first ones but for those that are
-        ``late``, and without the ``behind`` that come before it. Raises ValueError or TypeError for batches that do not
-        fit, and whatever the iterable raises."""
+        """Yield the windows of an epoch after its first batches, of which ``skip`` are done and the ``late`` ones are
+        not. The iterable's first ``behind`` batches, which come before the epoch, are skipped as well. Raises
+        ValueError or TypeError for batches that do not fit, and the errors of the iterable."""
         set_epoch = getattr(self._batches, "set_epoch", None)
-        if callable(set_epoch):  # as samplers and datasets of PyTorch and Hugging Face have it
+        if callable(set_epoch):  # as in samplers and datasets of PyTorch and Hugging Face
             set_epoch(epoch)
         with _ReadAhead(self._read(skip, late, behind)) as ahead:
             while batches := ahead.take():
@@ -100,7 +100,7 @@ class Stream:
         if number == 0:
             raise ValueError(
                 f"{self.what}: a {type_name(self._batches)} without batches; an iterator can be read once, so give an "
-                "object whose iter() starts anew, or enough batches and steps_per_epoch="
+                "object whose iter() starts again, or enough batches and steps_per_epoch="
             )
 
     def _checked(self, where: str, tree: Any) -> _Batch:
@@ -120,12 +120,12 @@ class Stream:
 
 
 class _ReadAhead:
-    """Reads in a thread of its own, and keeps what was read until it is taken. A context manager."""
+    """Reads batches in a separate thread, and keeps them until they are taken. A context manager."""
 
     def __init__(self, batches: Iterator[_Batch]) -> None:
         self._batches = batches
         self._ready: list[_Batch] = []
-        self._lock = threading.RLock()  # taken itself: Ctrl-C could leave it taken in what Condition does around it
+        self._lock = threading.RLock()  # not taken through Condition, in whose code Ctrl-C could leave it taken
         self._changed = threading.Condition(self._lock)
         self._over = self._closed = False
         self._error: BaseException | None = None
@@ -139,7 +139,7 @@ class _ReadAhead:
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()  # one batch at most is still being read
+        self._thread.join()  # at most one batch is still being read
 
     def _run(self) -> None:
         try:
@@ -162,8 +162,8 @@ class _ReadAhead:
         return len(self._ready) >= _AHEAD_BATCHES or nbytes >= _AHEAD_NBYTES
 
     def take(self) -> list[_Batch]:
-        """All that are there and fit together, at least one; empty at the end. Raises what reading raised, after what
-        was read before."""
+        """Wait for a batch, and return all that are ready and fit together; an empty list at the end. An error while
+        reading is raised after the batches read before it."""
         with self._lock:
             self._changed.wait_for(lambda: self._ready or self._over)
             if not self._ready and self._error is not None:
@@ -175,7 +175,7 @@ class _ReadAhead:
 
 
 def _fitting(batches: list[_Batch]) -> int:
-    """How many are of one kind and size; the last of them may be smaller."""
+    """Return the number of batches from the first on with the same structure and size; the last may be smaller."""
     for index, batch in enumerate(batches):
         if batch.kind() != batches[0].kind() or batch.examples > batches[0].examples:
             return index
