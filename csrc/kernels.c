@@ -63,20 +63,20 @@ struct block {
 
 typedef void block_step(const struct kernel_hyper *hyper, const struct block *block);
 
-#define REAL float
-#define SQRT sqrtf
-#define NAME(noun) noun##_f32
+#define KERNEL_REAL float
+#define KERNEL_SQRT sqrtf
+#define KERNEL_NAME(noun) noun##_f32
 #include "kernels_impl.h"
-#undef REAL
-#undef SQRT
-#undef NAME
-#define REAL double
-#define SQRT sqrt
-#define NAME(noun) noun##_f64
+#undef KERNEL_REAL
+#undef KERNEL_SQRT
+#undef KERNEL_NAME
+#define KERNEL_REAL double
+#define KERNEL_SQRT sqrt
+#define KERNEL_NAME(noun) noun##_f64
 #include "kernels_impl.h"
-#undef REAL
-#undef SQRT
-#undef NAME
+#undef KERNEL_REAL
+#undef KERNEL_SQRT
+#undef KERNEL_NAME
 
 static unsigned sgd_state_count(const struct kernel_hyper *hyper) { return hyper->momentum != 0; }
 static unsigned adam_state_count(const struct kernel_hyper *hyper) { return 2 + (hyper->amsgrad != 0); }

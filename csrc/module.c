@@ -126,13 +126,23 @@ static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
 
 static PyMethodDef core_methods[] = {
     {"format_control", core_format_control, METH_VARARGS,
-     "format_control(fd, id, max_readers, max_slots, keep_slots): lay out a new control file."},
-    {"own_descriptor", core_own_descriptor, METH_O, "own_descriptor(fd): forked children are to have it closed."},
-    {"own_descriptor_end", core_own_descriptor_end, METH_O, "own_descriptor_end(fd): it is about to be closed here."},
+     "format_control($module, fd, id, max_readers, max_slots, keep_slots, /)\n--\n\n"
+     "Lay out a new control file."},
+    {"own_descriptor", core_own_descriptor, METH_O,
+     "own_descriptor($module, fd, /)\n--\n\n"
+     "Have the descriptor closed in forked children."},
+    {"own_descriptor_end", core_own_descriptor_end, METH_O,
+     "own_descriptor_end($module, fd, /)\n--\n\n"
+     "Stop that: the descriptor is about to be closed here."},
     {"format_data", core_format_data, METH_VARARGS,
-     "format_data(fd, id): write the header of a data file that begins with zeros, or was cut off within it."},
-    {"control_nbytes", core_control_nbytes, METH_O, "control_nbytes(max_readers): size of a control file."},
-    {"is_overlay", core_is_overlay, METH_O, "is_overlay(fd): return whether this file is on overlayfs."},
+     "format_data($module, fd, id, /)\n--\n\n"
+     "Write the header of a data file that begins with zeros, or was cut off within it."},
+    {"control_nbytes", core_control_nbytes, METH_O,
+     "control_nbytes($module, max_readers, /)\n--\n\n"
+     "Return the size of a control file."},
+    {"is_overlay", core_is_overlay, METH_O,
+     "is_overlay($module, fd, /)\n--\n\n"
+     "Return whether the file is on overlayfs."},
     {NULL, NULL, 0, NULL},
 };
 

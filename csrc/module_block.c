@@ -111,15 +111,20 @@ static PyObject *Block_exit(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef Block_methods[] = {
-    {"__enter__", Block_enter, METH_NOARGS, "Run the generator up to its yield; what it yields."},
-    {"__exit__", Block_exit, METH_VARARGS, "Let the generator go on, or raise the block's error in it."},
+    {"__enter__", Block_enter, METH_NOARGS,
+     "__enter__($self, /)\n--\n\n"
+     "Run the generator up to its yield; return what it yields."},
+    {"__exit__", Block_exit, METH_VARARGS,
+     "__exit__($self, kind, error, trace, /)\n--\n\n"
+     "Let the generator go on, or raise the block's error in it."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot Block_slots[] = {
     {Py_tp_doc,
-     "Block(steps): a context manager over a generator, as contextlib.contextmanager makes, without a moment at "
-     "which an interrupt leaves taken what the generator took."},
+     "Block(steps)\n--\n\n"
+     "A context manager over a generator, as contextlib.contextmanager makes, without a moment at which an interrupt "
+     "keeps taken what the generator took."},
     {Py_tp_new, Block_new},
     {Py_tp_dealloc, Block_dealloc},
     {Py_tp_traverse, Block_traverse},

@@ -357,33 +357,59 @@ BOARD_FIELDS(CORE_GETTER)
 
 static PyMethodDef Board_methods[] = {
     {"next", Board_next, METH_VARARGS,
-     "next(weights, worker, spin, wait_s) -> (kind, step, shard, offset of the scratch buffer)."},
-    {"commit", Board_commit, METH_O, "commit(worker) -> bool: does the gradient taken by next() count?"},
+     "next($self, weights, worker, spin, wait_s, /)\n--\n\n"
+     "Take the worker's next task; return (kind, step, shard, offset of the scratch buffer)."},
+    {"commit", Board_commit, METH_O,
+     "commit($self, worker, /)\n--\n\n"
+     "Commit the gradient taken by next(); return whether it counts."},
     {"refuse", Board_refuse, METH_VARARGS,
-     "refuse(worker, errno): hand the gradient taken by next() back, for which there is no memory to map."},
+     "refuse($self, worker, errno, /)\n--\n\n"
+     "Hand back the gradient taken by next(), for which there is no memory to map."},
     {"still_claimed", Board_still_claimed, METH_NOARGS,
-     "still_claimed() -> bool: does this worker still hold the task taken by next()?"},
-    {"fail", Board_fail, METH_O, "fail(worker): the worker's error text is complete."},
-    {"set_limit", Board_set_limit, METH_O, "set_limit(limit): let steps below `limit` run."},
-    {"stop", Board_stop, METH_NOARGS, "Stop every worker at its next run."},
+     "still_claimed($self, /)\n--\n\n"
+     "Return whether this worker still holds the task taken by next()."},
+    {"fail", Board_fail, METH_O,
+     "fail($self, worker, /)\n--\n\n"
+     "Announce that the worker's error text is complete."},
+    {"set_limit", Board_set_limit, METH_O,
+     "set_limit($self, limit, /)\n--\n\n"
+     "Let steps below `limit` run."},
+    {"stop", Board_stop, METH_NOARGS,
+     "stop($self, /)\n--\n\n"
+     "Stop every worker when it asks for its next task."},
     {"set_workers", Board_set_workers, METH_VARARGS,
-     "set_workers(workers, spin_s): set the number of workers that take part; the others leave."},
-    {"nbytes_used", Board_nbytes_used, METH_O, "nbytes_used(workers): bytes from the start that need memory then."},
+     "set_workers($self, workers, spin_s, /)\n--\n\n"
+     "Set the number of workers that take part; the others leave."},
+    {"nbytes_used", Board_nbytes_used, METH_O,
+     "nbytes_used($self, workers, /)\n--\n\n"
+     "Return how many bytes from the start need memory with that many workers."},
     {"give_up", Board_give_up, METH_O,
-     "give_up(worker): give a stopped worker's gradient task to others; the shard, or -1."},
-    {"holds_range", Board_holds_range, METH_O, "holds_range(worker) -> bool: has it claimed a norm or an update?"},
+     "give_up($self, worker, /)\n--\n\n"
+     "Give a stopped worker's gradient task to others; return its shard, or -1."},
+    {"holds_range", Board_holds_range, METH_O,
+     "holds_range($self, worker, /)\n--\n\n"
+     "Return whether the worker has claimed a norm or an update."},
     {"inflight_open", Board_inflight_open, METH_VARARGS,
-     "inflight_open(index, batch) -> bool: put a batch into an empty place."},
+     "inflight_open($self, index, batch, /)\n--\n\n"
+     "Put a batch into an empty place; return whether it was empty."},
     {"in_flight", Board_in_flight, METH_O,
-     "in_flight(index) -> (state, batch, version of the weights of its gradient, offset of the buffer with it)."},
-    {"inflight_empty", Board_inflight_empty, METH_O, "inflight_empty(index): empty the place of a batch that is done."},
+     "in_flight($self, index, /)\n--\n\n"
+     "Return (state, batch, version of the weights of its gradient, offset of the buffer with it)."},
+    {"inflight_empty", Board_inflight_empty, METH_O,
+     "inflight_empty($self, index, /)\n--\n\n"
+     "Empty the place of a batch that is done."},
     {"inflight_apply", Board_inflight_apply, METH_VARARGS,
-     "inflight_apply(weights, index, step, staleness): publish the version that the gradient of a batch makes, and "
-     "empty its place."},
+     "inflight_apply($self, weights, index, step, staleness, /)\n--\n\n"
+     "Publish the version that the gradient of a batch makes, and empty its place."},
     {"recover", Board_recover, METH_O,
-     "recover(worker): settle the affairs of a worker that is dead; the shard it had claimed, or -1."},
-    {"slot_ready", Board_slot_ready, METH_NOARGS, "There is a free slot again."},
-    {"wait_server", Board_wait_server, METH_VARARGS, "wait_server(seen, timeout_s) -> the server's bell."},
+     "recover($self, worker, /)\n--\n\n"
+     "Free the claims of a dead worker; return the shard that it had claimed, or -1."},
+    {"slot_ready", Board_slot_ready, METH_NOARGS,
+     "slot_ready($self, /)\n--\n\n"
+     "Announce that there is a free slot again."},
+    {"wait_server", Board_wait_server, METH_VARARGS,
+     "wait_server($self, seen, timeout_s, /)\n--\n\n"
+     "Wait until the server's bell differs from `seen`; return the bell."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -471,8 +497,9 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
 
 static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
-     "format_board(fd, *, job, ...): lay out a board in an empty file; the rest are the fields of "
-     "untorn.board.BoardSpec."},
+     "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
+     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges)\n--\n\n"
+     "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -481,26 +508,27 @@ struct board_member {
     const char *name, *format;
     size_t offset;
 };
-#define MEMBER(struct_name, member, format) {#member, format, offsetof(struct struct_name, member)}
+#define BOARD_MEMBER(struct_name, member, format) {#member, format, offsetof(struct struct_name, member)}
 _Static_assert(BOARD_METRICS == 16, "the formats below");
 static const struct board_member log_members[] = {
-    MEMBER(board_log, examples, "f8"),  MEMBER(board_log, loss, "f8"),      MEMBER(board_log, metrics, "16f8"),
-    MEMBER(board_log, staleness, "f8"), MEMBER(board_log, grad_norm, "f8"), {NULL, NULL, 0},
+    BOARD_MEMBER(board_log, examples, "f8"),  BOARD_MEMBER(board_log, loss, "f8"),
+    BOARD_MEMBER(board_log, metrics, "16f8"), BOARD_MEMBER(board_log, staleness, "f8"),
+    BOARD_MEMBER(board_log, grad_norm, "f8"), {NULL, NULL, 0},
 };
 /* measured: the loss, and the metrics behind it */
 _Static_assert(offsetof(struct board_buffer, metrics) == offsetof(struct board_buffer, loss) + sizeof(double),
                "measured");
 static const struct board_member buffer_members[] = {
-    MEMBER(board_buffer, examples, "u8"),
+    BOARD_MEMBER(board_buffer, examples, "u8"),
     {"measured", "17f8", offsetof(struct board_buffer, loss)},
-    MEMBER(board_buffer, version, "u8"),
+    BOARD_MEMBER(board_buffer, version, "u8"),
     {NULL, NULL, 0},
 };
 static const struct board_member range_members[] = {
-    MEMBER(board_range, slot_offset, "u8"),
-    MEMBER(board_range, grad_offset, "u8"),
-    MEMBER(board_range, count, "u8"),
-    MEMBER(board_range, dtype, "u8"),
+    BOARD_MEMBER(board_range, slot_offset, "u8"),
+    BOARD_MEMBER(board_range, grad_offset, "u8"),
+    BOARD_MEMBER(board_range, count, "u8"),
+    BOARD_MEMBER(board_range, dtype, "u8"),
     {NULL, NULL, 0},
 };
 

@@ -448,38 +448,70 @@ static PyObject *Attachment_seal(PyObject *self, PyObject *argument)
 }
 
 static PyMethodDef Attachment_methods[] = {
-    {"pin", Attachment_pin, METH_NOARGS, "Pin the newest version; the Hold exports its bytes, read-only."},
-    {"wait", Attachment_wait, METH_VARARGS, "wait(seen, timeout_s) -> bool: is there a version newer than `seen`?"},
-    {"pick", Attachment_pick, METH_O, "pick(nbytes) -> slot that nobody can read, with at least that room."},
-    {"grow", Attachment_grow, METH_O, "grow(nbytes): one more slot of at least that room."},
-    {"draft", Attachment_draft, METH_O, "draft(slot) -> Draft: the slot's bytes, writable."},
-    {"seal", Attachment_seal, METH_O, "seal(draft): later writes through it land in a private copy."},
+    {"pin", Attachment_pin, METH_NOARGS,
+     "pin($self, /)\n--\n\n"
+     "Pin the newest version. The Hold exports its bytes, read-only."},
+    {"wait", Attachment_wait, METH_VARARGS,
+     "wait($self, seen, timeout_s, /)\n--\n\n"
+     "Wait for a version newer than `seen`; return whether there is one."},
+    {"pick", Attachment_pick, METH_O,
+     "pick($self, nbytes, /)\n--\n\n"
+     "Return a slot with at least this room that no reader can see."},
+    {"grow", Attachment_grow, METH_O,
+     "grow($self, nbytes, /)\n--\n\n"
+     "Give space of at least this size to one more slot."},
+    {"draft", Attachment_draft, METH_O,
+     "draft($self, slot, /)\n--\n\n"
+     "Return the slot's bytes, writable."},
+    {"seal", Attachment_seal, METH_O,
+     "seal($self, draft, /)\n--\n\n"
+     "Let later writes through the draft go to a private copy."},
     {"finish", Attachment_finish, METH_VARARGS,
-     "finish(slot, version, nbytes, schema_nbytes, schema_id): write the header of a slot that is complete otherwise."},
-    {"publish", Attachment_publish, METH_VARARGS, "publish(slot, version): make a finished slot the latest."},
+     "finish($self, slot, version, nbytes, schema_nbytes, schema_id, /)\n--\n\n"
+     "Write the header of a slot that is otherwise complete."},
+    {"publish", Attachment_publish, METH_VARARGS,
+     "publish($self, slot, version, /)\n--\n\n"
+     "Make a finished slot the latest."},
     {"set_named", Attachment_set_named, METH_O,
-     "set_named(named): whether pick() tells that the data file lost its name."},
-    {"adopt", Attachment_adopt, METH_O, "adopt(data_fd): the data file of a publisher that came with -1. Owns it."},
-    {"set_naming", Attachment_set_naming, METH_O, "set_naming(whether): the channel's names are being given just now."},
+     "set_named($self, named, /)\n--\n\n"
+     "Set whether pick() reports that the data file lost its name."},
+    {"adopt", Attachment_adopt, METH_O,
+     "adopt($self, data_fd, /)\n--\n\n"
+     "Take over the data file of a publisher that was opened with -1. Owns the descriptor."},
+    {"set_naming", Attachment_set_naming, METH_O,
+     "set_naming($self, naming, /)\n--\n\n"
+     "Set whether the channel's names are being given just now."},
     {"publisher_alive", Attachment_publisher_alive, METH_NOARGS,
-     "Return whether the kernel says that a publisher lives."},
+     "publisher_alive($self, /)\n--\n\n"
+     "Return whether the kernel says that a publisher is alive."},
     {"reserve_slots", Attachment_reserve_slots, METH_O,
-     "reserve_slots(slots): readers that hold many versions leave this many slots alone."},
-    {"retire", Attachment_retire, METH_NOARGS, "End publishing: mark the channel closed and release the lock."},
-    {"abandon", Attachment_abandon, METH_NOARGS, "Release the publisher's lock, as if the process had been killed."},
-    {"reclaim", Attachment_reclaim, METH_NOARGS, "Clear the rows of dead readers; how many held something."},
-    {"rows", Attachment_rows, METH_NOARGS, "[(row, pid, attached_ns, held bits)] of living readers."},
-    {"slots", Attachment_slots, METH_NOARGS, "[(slot, offset, capacity, version, published_ns)] of slots with space."},
+     "reserve_slots($self, slots, /)\n--\n\n"
+     "Set the number of slots that readers with many versions leave alone."},
+    {"retire", Attachment_retire, METH_NOARGS,
+     "retire($self, /)\n--\n\n"
+     "End publishing: mark the channel closed and release the lock."},
+    {"abandon", Attachment_abandon, METH_NOARGS,
+     "abandon($self, /)\n--\n\n"
+     "Release the publisher's lock, as if the process had been killed."},
+    {"reclaim", Attachment_reclaim, METH_NOARGS,
+     "reclaim($self, /)\n--\n\n"
+     "Clear the rows of dead readers; return how many held something."},
+    {"rows", Attachment_rows, METH_NOARGS,
+     "rows($self, /)\n--\n\n"
+     "Return (row, pid, attached_ns, held bits) of each living reader."},
+    {"slots", Attachment_slots, METH_NOARGS,
+     "slots($self, /)\n--\n\n"
+     "Return (slot, offset, capacity, version, published_ns) of each slot that has space."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef Attachment_getset[] = {ATTACHMENT_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Attachment_slots_[] = {
-    {Py_tp_doc,
-     "Attachment(control_fd, data_fd, role, id=None): one process's side of a channel, of that one if `id` is "
-     "given; for a reader the one that this process has already, if it has one. Owns both descriptors, also "
-     "when it fails."},
+    {Py_tp_doc, "Attachment(control_fd, data_fd, role, id=None)\n--\n\n"
+                "One process's side of a channel, of the channel with this `id` if one is given. A reader gets the "
+                "attachment that "
+                "this process already has, if any. Owns both descriptors, also when it fails."},
     {Py_tp_new, Attachment_new},
     {Py_tp_dealloc, Attachment_dealloc},
     {Py_tp_methods, Attachment_methods},
@@ -564,8 +596,12 @@ static PyObject *Hold_schema(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef Hold_methods[] = {
-    {"schema", Hold_schema, METH_NOARGS, "The schema's bytes, copied."},
-    {"private", Hold_private, METH_NOARGS, "The same bytes, writable: what is written is seen by nobody else."},
+    {"schema", Hold_schema, METH_NOARGS,
+     "schema($self, /)\n--\n\n"
+     "Return a copy of the schema's bytes."},
+    {"private", Hold_private, METH_NOARGS,
+     "private($self, /)\n--\n\n"
+     "Return the same bytes, writable; no other process sees what is written."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -105,10 +105,12 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 
 static PyMethodDef copy_functions[] = {
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves(target, ((offset, nbytes, format), ...), leaves, first_gradient) -> (indices of the leaves that are "
-     "not "
-     "such bytes, index of a gradient that is not finite or -1)."},
-    {"copy", core_copy, METH_VARARGS, "copy(target, offset, source): one memcpy, without the GIL."},
+     "copy_leaves($module, target, places, leaves, first_gradient, /)\n--\n\n"
+     "Copy each leaf to its place, (offset, nbytes, format), in the target. Return the indices of the "
+     "leaves that are not such bytes, and the index of a gradient that is not finite, or -1."},
+    {"copy", core_copy, METH_VARARGS,
+     "copy($module, target, offset, source, /)\n--\n\n"
+     "Copy the source into the target with one memcpy, without the GIL."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -174,7 +174,8 @@ static PyMethodDef FrozenTable_methods[] = {
     {"get", (PyCFunction)(void (*)(void))FrozenTable_get, METH_FASTCALL | METH_KEYWORDS,
      "get($self, key, /, default=None)\n--\n\nThe value of the key, or the default."},
     {"_iterate", (PyCFunction)(void (*)(void))FrozenTable_iterate, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
-     "Iterator over the keys (0), the values (1) or the items (2)."},
+     "_iterate($self, what, /)\n--\n\n"
+     "Return an iterator over the keys (0), the values (1) or the items (2)."},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, "FrozenTable[K, V], for annotations."},
     {NULL, NULL, 0, NULL},
 };
@@ -241,12 +242,14 @@ static PyObject *FrozenIterator_length_hint(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef FrozenIterator_methods[] = {
-    {"__length_hint__", FrozenIterator_length_hint, METH_NOARGS, "How many are left."},
+    {"__length_hint__", FrozenIterator_length_hint, METH_NOARGS,
+     "__length_hint__($self, /)\n--\n\n"
+     "Return how many are left."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot FrozenIterator_slots[] = {
-    {Py_tp_doc, "Goes through a FrozenTable in the order of insertion."},
+    {Py_tp_doc, "Iterates over a FrozenTable in the order of insertion."},
     {Py_tp_dealloc, FrozenIterator_dealloc},
     {Py_tp_iter, PyObject_SelfIter},
     {Py_tp_iternext, FrozenIterator_next},

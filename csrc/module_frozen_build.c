@@ -384,7 +384,8 @@ static PyObject *core_frozen_build(PyObject *module, PyObject *args)
 
 static PyMethodDef build_functions[] = {
     {"frozen_build", core_frozen_build, METH_VARARGS,
-     "frozen_build(data, spare_seed, pack, refuse) -> (index, entries, blob, count, seed): see frozen_dict.py."},
+     "frozen_build($module, data, spare_seed, pack, refuse, /)\n--\n\n"
+     "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -127,16 +127,23 @@ WATCH_FIELDS(CORE_GETTER)
 
 static PyMethodDef Watch_methods[] = {
     {"wait", Watch_wait, METH_VARARGS,
-     "wait({attachment: version}, timeout_s) -> the attachments to look at: newer than that, or their waiters woken."},
-    {"ring", Watch_ring, METH_NOARGS, "Make wait() return, now or the next time. From any thread."},
-    {"forget", Watch_forget, METH_NOARGS, "In a forked child: let go what a thread of the parent sleeps on."},
+     "wait($self, versions, timeout_s, /)\n--\n\n"
+     "Wait until a channel of {attachment: version} has a newer version, or its waiters are woken; return "
+     "those to look at."},
+    {"ring", Watch_ring, METH_NOARGS,
+     "ring($self, /)\n--\n\n"
+     "Make wait() return, now or the next time. Any thread may call it."},
+    {"forget", Watch_forget, METH_NOARGS,
+     "forget($self, /)\n--\n\n"
+     "In a forked child: drop what a thread of the parent sleeps on."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef Watch_getset[] = {WATCH_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot Watch_slots[] = {
-    {Py_tp_doc, "Watch(polls=False): sleeps until one of several channels has something newer, or somebody rings."},
+    {Py_tp_doc,
+     "Watch(polls=False)\n--\n\nSleeps until one of several channels has a newer version, or ring() is called."},
     {Py_tp_new, Watch_new},
     {Py_tp_dealloc, Watch_dealloc},
     {Py_tp_methods, Watch_methods},
