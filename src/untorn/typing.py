@@ -1,4 +1,4 @@
-"""Types for the annotations of programs that train with untorn: what a Trainer takes.
+"""The types of a Trainer's arguments, for annotations in programs that use untorn.
 
 >>> from untorn.typing import ModelLike, OptimizerLike
 >>> def trained(model: ModelLike, optimizer: OptimizerLike) -> dict[str, float]: ...

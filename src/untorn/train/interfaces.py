@@ -1,4 +1,4 @@
-"""The types of what a user gives a Trainer. They are structural: a user's function or class needs no base class.
+"""The types of a Trainer's arguments. They are structural: a user's function or class needs no base class.
 
 Programs import them from untorn.typing, for annotations. Nothing checks them at run time.
 """
@@ -85,10 +85,10 @@ class GradientTransformation(Protocol):
 
 
 ModelLike: TypeAlias = LossAndGrad | LossAndGradWithRng | LossModel | Model
-"""What Trainer takes as ``model``: a function, an object with such a method, or a TorchModel or JaxModel."""
+"""The model of a Trainer: a function, an object with such a method, a TorchModel or a JaxModel."""
 
 OptimizerLike: TypeAlias = FusedOptimizer | Callable[[list[Any]], TorchOptimizer] | GradientTransformation
-"""What Trainer takes as ``optimizer``: SGD and the others, a function that makes one of torch.optim from a list of
-parameters, or an optax.GradientTransformation."""
+"""The optimizer of a Trainer: SGD, Adam, AdamW, RMSprop or Adagrad, a function that makes an optimizer of torch.optim
+from a list of parameters, or an optax.GradientTransformation."""
 
 ModelT_co = TypeVar("ModelT_co", bound=ModelLike, default=Any, covariant=True)

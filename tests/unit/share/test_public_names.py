@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import untorn
+import untorn.typing
 from untorn import errors, share, train
 
 NAMES = """
@@ -12,6 +13,11 @@ NAMES = """
     CSVLogger EarlyStopping Examples FormatError FrozenDict History LearningRateScheduler ModelCheckpoint
     NonFiniteLossError ProgressBar Publisher ReaderInfo ReduceLROnPlateau RMSprop SGD Snapshot Subscriber TensorBoard
     TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError WorkerError publish subscribe
+"""
+
+TYPES = """
+    Answer Dataset EngineName GradientTransformation Logs LossAndGrad LossAndGradWithRng LossModel Mode ModelLike
+    OptimizerLike TorchOptimizer
 """
 
 MEMBERS = {
@@ -40,6 +46,10 @@ SIGNATURES = {
 def test_exports():
     assert sorted(untorn.__all__) == sorted(NAMES.split())
     assert set(untorn.__all__) <= set(dir(untorn))
+
+
+def test_exports_for_annotations():
+    assert sorted(untorn.typing.__all__) == sorted(TYPES.split())
 
 
 def test_the_layers_export_these_names():
