@@ -23,9 +23,10 @@ import helpers
 import networks
 import untorn
 from untorn import SGD, CapacityError, NonFiniteLossError, Trainer, WorkerError
+from untorn.share import lowlevel
 from untorn.train import Callback, weights_sha256
 from untorn.train.data.sampler import epoch_order
-from untorn.train.run import running
+from untorn.train.run import weights
 
 SHARDS = 4
 CLASSES = networks.classes_of(256, 16, 4)
@@ -99,7 +100,7 @@ def test_the_weights_do_not_depend_on_who_is_killed(rng, workers, at_once, kills
         trainer.fit(CLASSES, epochs=1, batch_size=32)
         epochs = train_under_fire(trainer, Killer(trainer, rng, kills, at_once), batch_size=32)
         assert trainer.restarts >= kills
-        in_tasks = sum(trainer._open._deaths.values())
+        in_tasks = trainer._pool.supervisor.deaths_in_tasks
         print(f"{trainer.restarts} killed, {in_tasks} of them inside a gradient, in {epochs} epochs")
         assert in_tasks > 0
         got = weights_sha256(trainer.params)
@@ -390,7 +391,7 @@ def test_readers_that_hold_old_versions_keep_them_whole():
         assert len({snapshot.version for snapshot in hold.kept}) == 20
         for snapshot in hold.kept:
             check_level(snapshot)
-        assert len(trainer._open.weights._open().slots()) > 20
+        assert len(lowlevel.attachment_of(trainer._open().weights.channel).slots()) > 20
         with trainer.snapshot() as newest:
             assert newest.version == 1 + trainer.step
             check_level(newest)
@@ -399,8 +400,8 @@ def test_readers_that_hold_old_versions_keep_them_whole():
 
 
 def test_when_every_slot_is_held_it_says_who_holds_them(monkeypatch):
-    monkeypatch.setattr(running, "FREE_SLOT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(running, "_RESERVED_SLOTS", 0)  # or else this reader is the one to be told
+    monkeypatch.setattr(weights, "FREE_SLOT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(weights, "_RESERVED_SLOTS", 0)  # or else this reader is the one to be told
     data = (np.zeros((1, 1)),)
     kept = []
     with Trainer(level, level_params(), optimizer=SGD(1.0), engine="serial") as trainer:

@@ -54,14 +54,7 @@ MODULES = {
 }
 
 #: (module, what it imports late): why the circle that this closes must stay
-ALLOWED_LAZY = {
-    ("untorn.train.run.evaluation", "untorn.train.trainer"): "until Trainer is taken apart",
-    ("untorn.train.run.loop", "untorn.train.trainer"): "until Trainer is taken apart",
-    ("untorn.train.run.small_batches", "untorn.train.trainer"): "until Trainer is taken apart",
-    ("untorn.train.run.status", "untorn.train.run.running"): "until Trainer is taken apart",
-    ("untorn.train.run.status", "untorn.train.trainer"): "until Trainer is taken apart",
-    ("untorn.train.run.steps", "untorn.train.run.running"): "until Trainer is taken apart",
-}
+ALLOWED_LAZY: dict[tuple[str, str], str] = {}
 
 #: what other layers may import of share
 DOORS = {"untorn.share", "untorn.share.lowlevel"}

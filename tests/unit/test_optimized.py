@@ -19,7 +19,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SUITE = (
     "tests/unit/share/test_patch.py",
     "tests/unit/share/test_publisher.py",
-    "tests/unit/train/test_driving.py",
+    "tests/unit/train/test_async_schedule.py",
     "tests/unit/train/test_callbacks_in_fit.py::test_an_error_ends_training_for_all_and_is_the_one_that_is_raised",
     "tests/unit/train/test_checkpoint.py::test_save_and_load",
     "tests/unit/train/test_checkpoint.py::test_another_number_of_workers_resumes[2-3]",

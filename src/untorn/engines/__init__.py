@@ -12,8 +12,8 @@ threads.py      limits BLAS threads in this process to the number that a worker 
 default_generators.py    the lock around the default random generators of a process
 """
 
-from untorn.engines.base import Death, Engine, Worker
+from untorn.engines.base import Death, Engine, EngineJob, Worker
 from untorn.engines.processes import ProcessEngine
 from untorn.engines.serial import SerialEngine
 
-__all__ = ["Death", "Engine", "ProcessEngine", "SerialEngine", "Worker"]
+__all__ = ["Death", "Engine", "EngineJob", "ProcessEngine", "SerialEngine", "Worker"]

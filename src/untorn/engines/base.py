@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from untorn.board import Board
 
-__all__ = ["Death", "Engine", "Worker"]
+__all__ = ["Death", "Engine", "EngineJob", "Worker"]
 
 
 class Worker(Protocol):
@@ -39,18 +39,41 @@ class Death:
     out_of_memory: bool = False
 
 
+class EngineJob(Protocol):
+    """A job as an engine sees it."""
+
+    def worker(self, index: int, board: Board) -> Worker:
+        """Return a worker in this process."""
+
+    def payload(self, board: Board, *, within: int) -> dict[str, Any]:
+        """Return what worker processes are told, with the number of the board's job as "number". ``within`` is the
+        number of the job that this one interrupts; 0 for none."""
+
+
 class Engine(ABC):
     """Runs the workers of one job after another."""
+
+    #: whether the workers are in this process
+    is_local: bool
 
     #: the number of workers
     workers: int
     #: the number of workers that were replaced so far
     restarts: int
 
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the worker processes, by index; empty if there are none."""
+        return []
+
     @abstractmethod
-    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
-        """Start a job. Worker processes receive ``payload``; workers in this process come from
-        ``make_worker(index)``."""
+    def begin(self, job: EngineJob, board: Board) -> None:
+        """Have the workers do this job at this board."""
+
+    def interrupt(self, job: EngineJob, board: Board, spin_s: float) -> AbstractContextManager[None]:
+        """Have the worker processes do another job for the block, in which advance() uses its board. Works between jobs
+        too. For an engine that has ``pids``."""
+        raise NotImplementedError
 
     @abstractmethod
     def resize(self, workers: int) -> None:

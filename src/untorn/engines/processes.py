@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from untorn.board import Board
-from untorn.engines.base import Death, Engine, Worker
+from untorn.engines.base import Death, Engine, EngineJob
 from untorn.engines.child import ChildProcess
 from untorn.engines.launching import launch
 from untorn.engines.memory import OutOfMemory
@@ -68,6 +68,8 @@ class ProcessEngine(Engine):
         max_workers: the largest number that resize() may ask for.
     """
 
+    is_local = False
+
     def __init__(self, workers: int, max_workers: int, threads_per_worker: int, main: WorkerMain) -> None:
         self.workers = workers
         self.restarts = 0
@@ -95,8 +97,9 @@ class ProcessEngine(Engine):
         processes = dict(self._processes)  # other threads may read this at any time
         return [processes[index].pid for index in sorted(processes)]
 
-    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+    def begin(self, job: EngineJob, board: Board) -> None:
         """See Engine."""
+        payload = job.payload(board, within=0)
         self._boards = [board]
         self._assign(payload)
         self._payload = payload
@@ -111,20 +114,11 @@ class ProcessEngine(Engine):
         else:
             self._jobs.update(payload)
 
-    @property
-    def job_number(self) -> int:
-        """The number of the running job; 0 between jobs."""
-        return int(self._payload["number"]) if self._payload else 0
-
-    @property
-    def has_workers(self) -> bool:
-        """Whether any worker process has been started."""
-        return bool(self._processes)
-
     @contextmanager
-    def interrupt(self, board: Board, payload: dict[str, Any], spin_s: float) -> Iterator[None]:
-        """Have the workers do another job for the block, in which advance() uses its board. Works between jobs too."""
+    def interrupt(self, job: EngineJob, board: Board, spin_s: float) -> Iterator[None]:
+        """See Engine."""
         outer = self._boards[-1] if self._boards else None
+        payload = job.payload(board, within=outer.job if outer is not None else 0)
         self._boards.append(board)
         self._assign(payload)
         self._start_missing()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
 
 from untorn import _core
 from untorn.board import Board
-from untorn.engines.base import Death, Engine, Worker
+from untorn.engines.base import Death, Engine, EngineJob, Worker
 from untorn.engines.threads import threads_limited
 
 __all__ = ["SerialEngine"]
@@ -20,6 +18,8 @@ _POLL_INTERVAL_S = 0.05
 class SerialEngine(Engine):
     """Does every task in this process, with the number of BLAS threads that a worker process would have."""
 
+    is_local = True
+
     def __init__(self, threads_per_worker: int) -> None:
         self.workers = 1
         self.restarts = 0
@@ -27,9 +27,9 @@ class SerialEngine(Engine):
         self._worker: Worker | None = None
         self._board: Board | None = None
 
-    def begin(self, board: Board, payload: dict[str, Any], make_worker: Callable[[int], Worker]) -> None:
+    def begin(self, job: EngineJob, board: Board) -> None:
         """See Engine."""
-        self._board, self._worker = board, make_worker(0)
+        self._board, self._worker = board, job.worker(0, board)
 
     def resize(self, workers: int) -> None:
         """See Engine. Does nothing: this engine always has one worker."""

@@ -1,11 +1,14 @@
-"""The Trainer: the server's side of data-parallel training.
+"""The Trainer: checks what it is given, and hands it to the parts that do the work.
+
+::
+
+    Trainer.fit ──────> FitLoop ─────┬──> WorkerPool      the workers, at a board
+    Trainer.evaluate ─> Evaluator ───┤
+    Trainer.save ─────> checkpoints  ├──> Weights         the newest version: weights and optimizer state
+                                     └──> TrainingState   step, epoch, history, learning rate
 
 The workers move each epoch on by themselves (csrc/board.h). The server opens an epoch, watches, reads what was
-measured, runs validation and callbacks, and opens the next::
-
-    Trainer.fit ── epoch: order, learning rates ──> board ──> workers: gradients, updates, new versions
-         ^                                            │
-         └── losses, deaths, failures, want of slots ─┘
+measured, runs validation and callbacks, and opens the next.
 """
 
 from __future__ import annotations
@@ -13,47 +16,36 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, Generic, Literal, Self
 
-from untorn.board import Board
-from untorn.engines import Engine, ProcessEngine, SerialEngine
-from untorn.errors import BusyError, ClosedError
-from untorn.share import Snapshot, Subscriber, lowlevel
-from untorn.train.arguments import (
-    check_busy,
-    check_no_cut,
-    checked_callbacks,
-    checked_count,
-    checked_path,
-    checked_shards,
-    checked_staleness,
-)
+from untorn.errors import BusyError
+from untorn.share import Snapshot, Subscriber
+from untorn.share.lowlevel import extra
+from untorn.train.arguments import checked_callbacks, checked_count, checked_path
 from untorn.train.callbacks import Callback
-from untorn.train.checkpoints.checkpoint import Checkpoint, Progress, check_installed, read, write
-from untorn.train.checkpoints.resuming import DataRef, Part, callback_states, check_settings
+from untorn.train.checkpoints.checkpoint import check_installed, read, write
+from untorn.train.checkpoints.resuming import check_settings
 from untorn.train.checkpoints.saver import make_saver, newest
-from untorn.train.data import SampledBatches, Stream, batches_of, sampler, source_of
+from untorn.train.data import source_of
+from untorn.train.data.epochs import training_data
 from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
 from untorn.train.models.function import as_model
 from untorn.train.optim.convert import as_optimizer
-from untorn.train.optim.fused import check_clip_norm
 from untorn.train.optim.learning_rate import LearningRate
-from untorn.train.run import evaluation
-from untorn.train.run.copy_weights import copy_weights
-from untorn.train.run.cpus import available_cpus
-from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE
-from untorn.train.run.loop import run_epochs
-from untorn.train.run.payload import payload_of
-from untorn.train.run.running import Fit, Running
-from untorn.train.run.status import JobStatus
-from untorn.train.run.step_log import NO_RECORDS
-from untorn.train.run.team import Team, Tuner
-from untorn.train.run.worker import worker_main
+from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
+from untorn.train.run.lifetime import Lifetime, Resources
+from untorn.train.run.local_model import LocalModel
+from untorn.train.run.loop import FitLoop
+from untorn.train.run.pool import WorkerPool
+from untorn.train.run.step_log import NO_STEPS
+from untorn.train.run.tuner import Tuner
+from untorn.train.run.weights import Weights, copy_weights
+from untorn.train.settings import checked_settings
+from untorn.train.state import TrainingState
 from untorn.typevars import T
 
 __all__ = ["Trainer"]
@@ -142,127 +134,119 @@ class Trainer(Generic[ModelT_co]):
         max_restarts: int = 3,
         name: str | None = None,
     ) -> None:
-        if engine not in ("processes", "serial"):
-            raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
-        self.engine: EngineName = engine
-        self.mode: Mode = mode
-        self.seed = checked_count("seed", seed, 0, 2**63 - 1)
-        self.accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
-        self.threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
-        if isinstance(workers, str) and workers != "auto":
-            raise TypeError(f"workers: expected an int or 'auto', found {workers!r}")
-        cpus = available_cpus()
-        fitting = max(1, cpus // self.threads_per_worker)
-        self.tuner = Tuner(1 if engine == "serial" else fitting) if workers == "auto" else None
-        given = workers is not None and workers != "auto"
-        count = checked_count("workers", workers, 1, 1000) if given else fitting
-        self.max_staleness = checked_staleness(mode, max_staleness, count, given=given)
-        if mode == "async":
-            count = min(count, self.max_staleness + 1)
-        self.shards = checked_shards(mode, shards, count if given else fitting)
-        self.max_restarts = checked_count("max_restarts", max_restarts, 0, 1_000_000)
+        settings = self._settings = checked_settings(
+            workers=workers, engine=engine, shards=shards, mode=mode, max_staleness=max_staleness, seed=seed,
+            clip_norm=clip_norm, accumulate=accumulate, threads_per_worker=threads_per_worker,
+            max_restarts=max_restarts,
+        )  # fmt: skip
         self.model = model
         self.optimizer = optimizer
-        self._at_work = False
-        self.clip_norm = check_clip_norm(clip_norm)
+        self.engine, self.mode, self.max_staleness = settings.engine, settings.mode, settings.max_staleness
+        self.seed, self.shards, self.clip_norm = settings.seed, settings.shards, settings.clip_norm
+        self.accumulate, self.threads_per_worker = settings.accumulate, settings.threads_per_worker
+        self.max_restarts = settings.max_restarts
         self._model = as_model(model)
-        self._initial: Parts | None = self._model.parts(params)
-        self._optimizer = as_optimizer(optimizer, self._initial.trained)
-        self._rate = LearningRate(self._optimizer)
-        self._replica = self._model.replica(None)
-        #: set it to True in a callback to stop after the epoch
-        self.stop_training: bool = False
-        #: the epoch that runs now or comes next, and the step since training began
-        self.epoch: int = 0
-        self.step: int = 0
-        self._sent = self._model.for_workers()
+        initial = self._model.parts(params)
+        self._initial: Parts | None = initial
+        self._optimizer = as_optimizer(optimizer, initial.trained)
+        self._local = LocalModel(self._model)
+        self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings)
+        server_works = settings.is_async or self._optimizer.server_steps
+        self._pool = WorkerPool(settings, self._model.for_workers(), server_works=server_works)
+        self.tuner = self._pool.tuner
         self._name = name
-        self._team = Team(
-            1 if engine == "serial" else count,
-            cpus=cpus // self.threads_per_worker,
-            server_works=mode == "async" or self._optimizer.server_steps,
-            can_change=engine != "serial",
-        )
-        self._closed = False
-        #: held by the thread that has the workers do something
-        self._using = threading.RLock()
-        self._open: Running | None = None
-        #: of all epochs since training began; the epoch that was loaded half done; how the data is cut into batches
-        self._history = History()
-        self._part: Part | None = None
-        self._cut: dict[str, Any] = {}
-        self._fit: Fit | None = None
+        self._lifetime = Lifetime()
+        self._resources: Resources | None = None
+        self._loop: FitLoop | None = None
 
     # -- what others may see
 
     @property
+    def step(self) -> int:
+        """The number of steps since training began."""
+        return self._state.step
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs now, or comes next."""
+        return self._state.epoch
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether to stop after this epoch; set it to True in a callback."""
+        return self._state.stop
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:
+        self._state.stop = stop
+
+    @property
     def params(self) -> Any:
         """The newest weights: a writable copy, the same tree as was given."""
-        with self.snapshot() as snapshot:
-            return lowlevel.copy_value(snapshot)
+        return self._weights().copy()
 
     @params.setter
     def params(self, value: Any) -> None:
         """Publish other weights, the same tree; copied. The optimizer's state stays. RuntimeError while workers work:
         set them in on_train_end, or between two calls of fit."""
-        if self._at_work:
+        if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
-        self._running().replace(lambda params, _: copy_weights(params, value))
-        if self._part is not None:
+        self._weights().replace(lambda params, _: copy_weights(params, value))
+        if self._state.partial is not None:
             _log.info("epoch %d, which is half done, begins anew with the weights that were set", self.epoch)
-            self._part = None
+            self._state.partial = None
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step. One that is set counts from the next epoch on; where the optimizer's is
         a function of the step, it multiplies all later rates, so that the next step's is this one. Of torch.optim's
         it is the first parameter group's, and the others keep their ratio to it; optax's is NaN and cannot be set."""
-        return self._rate.at(self.step)
+        return self._state.learning_rate.at(self.step)
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        self._rate.set(rate, step=self.step)
+        self._state.learning_rate.set(rate, step=self.step)
 
     def snapshot(self) -> Snapshot:
         """The newest weights: a zero-copy, read-only Snapshot; its version counts steps from 1."""
-        return self._running().reader.snapshot()
+        return self._weights().snapshot()
 
     def subscriber(self) -> Subscriber:
-        """Hand this to other processes: they follow the weights while they change. One that holds four versions or
-        more, when slots run short, gets CapacityError from snapshot(); training goes on."""
-        return self._running().weights.subscriber()
+        """Return a subscriber to hand to other processes: they follow the weights while they change. One that holds
+        four versions or more, when slots run short, gets CapacityError from snapshot(); training goes on."""
+        return self._weights().subscriber()
+
+    def module(self: Trainer[Model[T]]) -> T:
+        """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
+        model that has no module."""
+        module: T = self._model.module(self.params)
+        return module
 
     @property
     def workers(self) -> int:
-        """How many workers there are to be; resize() changes it."""
-        return self._team.wanted
+        """The number of workers that is wanted; resize() changes it."""
+        return self._pool.count.wanted
 
     def resize(self, workers: int) -> None:
-        """Have so many workers from now on: while fit runs, too, from a callback or another thread. In sync mode the
-        bits of the result do not change. Returns at once; a process takes a moment to start, and one that is too many
-        ends after its gradient.
+        """Set the number of workers: while fit runs, too, from a callback or another thread. In sync mode the bits of
+        the result do not change. Returns at once; a process takes a moment to start, and one that is too many ends
+        after its gradient.
 
         Raises ValueError for less than 1, for more than there is room for (64, or twice as many as at first), for more
         than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError for want of memory.
         """
-        self._check_owner()
-        workers = checked_count("workers", workers, 1, 1000)
-        if self.mode == "async":
-            check_busy(workers, self.max_staleness)
-        self._team.set(workers)
+        self._lifetime.check_owner()
+        self._pool.resize(workers)
 
     @property
     def restarts(self) -> int:
         """Workers that were replaced so far."""
-        running = self._open  # read once: a signal handler may close this in between
-        return running.engine.restarts if running else 0
+        return self._pool.restarts
 
     @property
     def pids(self) -> list[int]:
         """The process ids of the workers, by index; empty before fit and with the serial engine."""
-        running = self._open
-        engine = running.engine if running else None
-        return engine.pids if isinstance(engine, ProcessEngine) else []
+        return self._pool.pids
 
     # -- training
 
@@ -320,82 +304,40 @@ class Trainer(Generic[ModelT_co]):
             BusyError: another training writes its checkpoints there.
             OSError: a checkpoint could not be written. The weights are kept, and so are the checkpoints before.
         """
-        self._check_owner()
+        self._lifetime.check_owner()
         epochs = checked_count("epochs", epochs, 0, 2**31)
+        validation = None
         if validation_data is not None:
-            validation_data = source_of("validation_data", self._model.arrays(validation_data))
-        batches = batches_of(data)
-        source, stream, examples = None, None, 0
-        if batches is not None:
-            check_no_cut(batch_size=batch_size, drop_last=drop_last)
-            steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
-            if isinstance(batches, SampledBatches):
-                batches.begin(self.seed, limit=steps, replay=resume)
-            stream = Stream("data", batches, steps)
-        elif steps_per_epoch is not None:
-            raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
-        else:
-            source = source_of("data", self._model.arrays(data), in_epochs=True)
-            if resume:
-                source.replay()
-            if batch_size is None:
-                raise TypeError(
-                    "fit() needs batch_size=, the examples per step; only iterables of batches have their own"
-                )
-            batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-            batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
+            validation = source_of("validation_data", self._model.arrays(validation_data))
+        training = training_data(
+            data, self._model.arrays, seed=self.seed, batch_size=batch_size, steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle, drop_last=drop_last, replay=resume,
+        )  # fmt: skip
         if checkpoint_dir is not None:
             checkpoint_dir = checked_path("checkpoint_dir", checkpoint_dir)
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
         callbacks = checked_callbacks(callbacks)
-        fit = Fit(
-            self._running(), source, stream, examples, batch_size or 0, epochs, validation_data, callbacks, saver,
-            self._team.max_readers, DataRef(data), shuffle=bool(shuffle),
+        resources = self._open()
+        loop = FitLoop(
+            settings=self._settings, state=self._state, weights=resources.weights, pool=self._pool,
+            evaluator=self._evaluator(), lifetime=self._lifetime, optimizer=self._optimizer, data=training,
+            epochs=epochs, validation=validation, callbacks=callbacks, saver=saver, control=resources.control,
         )  # fmt: skip
-        fit.status = JobStatus(self, fit)
-        with self._using:
-            if self._fit is not None:
+        with self._pool.lock:
+            if self._loop is not None:
                 raise RuntimeError(
                     "fit: it runs already, and this is one of its callbacks; call it again when it has returned"
                 )
             try:
-                with saver, fit.held:
-                    self._train(fit, data, resume=resume)
+                with saver, loop:
+                    for callback in callbacks:
+                        callback.set_trainer(self)
+                    self._loop, self._lifetime.fitting = loop, True
+                    return loop.run(resume=resume)
             finally:
-                self._fit = None
-                if self._closed:
-                    self._let_go()
-        return fit.history
-
-    def _train(self, fit: Fit, data: Any, *, resume: bool) -> None:
-        """Go on from the newest checkpoint, if asked to, and run the epochs."""
-        for callback in fit.callbacks:
-            callback.set_trainer(self)
-        self.stop_training = False
-        states = self._resume(fit) if resume else {}
-        self._part = self._part_of(fit, data)
-        self._cut, fit.part = fit.cut, self._part
-        if resume and fit.stream is not None and fit.stream.goes_on:
-            fit.behind = self.step - (self._part.progress.step_in_epoch if self._part else 0)
-        fit.saver.begin(self.step, resume=resume)
-        self._fit = fit
-        run_epochs(self, fit, max(0, fit.epochs - self.epoch) if resume else fit.epochs, states)
-        fit.saver.finish()
-
-    def _part_of(self, fit: Fit, data: Any) -> Part | None:
-        """Return the half-done epoch, if fit goes on with it. Raises ValueError if it was loaded and cannot go on."""
-        if self._part is None:
-            return None
-        part = self._part.with_rate(self._rate.override)
-        if part.data is None:
-            part.check_cut(fit.cut)
-            return part
-        made, why_not = part.progress.step_in_epoch, part.why_not(fit.cut, data)
-        if why_not:
-            _log.warning("epoch %d, which was left after %d steps, begins anew: %s", self.epoch, made, why_not)
-            return None
-        _log.info("going on in epoch %d, which was left after %d steps", self.epoch, made)
-        return part
+                self._loop, self._lifetime.fitting = None, False
+                if self._lifetime.closed:
+                    self._release()
 
     # -- checkpoints
 
@@ -410,13 +352,15 @@ class Trainer(Generic[ModelT_co]):
         """
         path = checked_path("path", path)
         check_installed()
-        if self._fit is not None and self._fit.inside_epoch:
+        if self._loop is not None and self._loop.inside_epoch:
             raise RuntimeError("save: inside an epoch; call it from on_epoch_end, or give fit checkpoint_every_s=")
         with self.snapshot() as snapshot:
-            progress, records = self._progress(), NO_RECORDS
-            if self._part is not None:
-                progress, records, _ = self._part.with_rate(self._rate.override)
-            write(path, progress, params=snapshot.value, state=lowlevel.extra(snapshot), records=records)
+            partial, override = self._state.partial, self._state.learning_rate.override
+            if partial is not None:
+                progress, records, _ = partial.with_rate(override)
+            else:
+                progress, records = self._state.progress(self._loop.callbacks if self._loop else ()), NO_STEPS
+            write(path, progress, params=snapshot.value, state=extra(snapshot), records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint: a file, or the newest whole one in a directory. The next fit() begins where it was
@@ -427,57 +371,14 @@ class Trainer(Generic[ModelT_co]):
         """
         path = checked_path("path", path)
         check_installed()
-        if self._fit is not None:
+        if self._loop is not None:
             raise RuntimeError("load: training runs; call it between two calls of fit")
         found = newest(path) if path.is_dir() else read(path)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this directory", str(path))
-        check_settings(found, self._settings(), only=("seed", "shards"))
-        self._go_on_from(found)
-
-    def _resume(self, fit: Fit) -> dict[str, Any]:
-        """Go on from the newest checkpoint, if there is one; returns the states of the callbacks."""
-        assert fit.saver.directory is not None
-        found = newest(fit.saver.directory)
-        if found is None:
-            _log.info("%s: no checkpoint yet; training begins at step %d", fit.saver.directory, self.step)
-            return {}
-        check_settings(found, self._settings() | fit.cut)
-        self._go_on_from(found)
-        fit.history = History.from_dict(found.progress.history)
-        _log.info("%s: going on at step %d, in epoch %d", found.path, self.step, self.epoch)
-        return found.progress.callbacks
-
-    def _go_on_from(self, found: Checkpoint) -> None:
-        self._running().replace(found.fill)
-        progress = found.progress
-        self.step, self.epoch = progress.step, progress.epoch
-        self._rate.override = progress.settings.get("learning_rate")
-        self._history = History.from_dict(progress.history)
-        cut = ("batch_size", "examples", "shuffle")
-        self._cut = {name: progress.settings[name] for name in cut if name in progress.settings}
-        self._part = Part(progress, found.records) if progress.step_in_epoch else None
-
-    def _settings(self) -> dict[str, Any]:
-        """What the bits depend on, beside the data and the model."""
-        return {
-            "seed": self.seed,
-            "shards": self.shards,
-            "mode": self.mode,
-            "accumulate": self.accumulate,
-            "clip_norm": self.clip_norm,
-            "optimizer": self._optimizer.settings,
-        }
-
-    def _progress(self, **more: Any) -> Progress:
-        return Progress(
-            step=self.step,
-            epoch=self.epoch,
-            settings=self._settings() | self._cut | {"learning_rate": self._rate.override},
-            history=self._history.to_dict(),
-            callbacks=callback_states(self._fit.callbacks if self._fit else ()),
-            **more,
-        )
+        check_settings(found, self._state.settings(), only=("seed", "shards"))
+        self._weights().replace(found.fill)
+        self._state.restore(found)
 
     # -- evaluation
 
@@ -488,7 +389,7 @@ class Trainer(Generic[ModelT_co]):
         Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return evaluation.evaluate(self, source_of("data", self._model.arrays(data)), batch_size)
+        return self._evaluator().evaluate(source_of("data", self._model.arrays(data)), batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
         """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
@@ -498,97 +399,69 @@ class Trainer(Generic[ModelT_co]):
         Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return evaluation.predict(self, source_of("x", self._model.arrays(x)), batch_size)
+        return self._evaluator().predict(source_of("x", self._model.arrays(x)), batch_size)
 
-    def module(self: Trainer[Model[T]]) -> T:
-        """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
-        model that has no module."""
-        module: T = self._model.module(self.params)
-        return module
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self._settings, self._weights(), self._pool, self._local, self._while_waiting)
 
-    def _payload(self, job: Any, board: Board, *, within: int = 0) -> dict[str, Any]:
-        """What workers get to know about a job."""
-        return payload_of(
-            job,
-            number=board.job,
-            board_path=board.path,
-            model=self._sent,
-            threads=self.threads_per_worker,
-            within=within,
-        )
-
-    def _params_of(self, snapshot: Snapshot) -> Any:
-        """The weights as a model reads them here."""
-        if not self._model.private_params:
-            return snapshot.value
-        return lowlevel.private_value(snapshot)
+    def _while_waiting(self) -> None:
+        if self._loop is not None:
+            self._loop.answer_requests()
 
     # -- the end
 
-    def _running(self) -> Running:
-        self._check_open()
-        running = self._open
-        if running is None:
-            running = self._begin()
-            self._check_open()
-        return running
+    def _weights(self) -> Weights:
+        return self._open().weights
 
-    def _begin(self) -> Running:
-        """Open the weights' channel. A signal handler may do so, or close the trainer, in the middle of this."""
-        initial: Any = self._initial  # read first: None only if somebody was faster
-        if self._open is not None:
-            return self._open
+    def _open(self) -> Resources:
+        self._lifetime.check_open()
+        resources = self._resources
+        if resources is None:
+            resources = self._begin()
+            self._lifetime.check_open()
+        return resources
+
+    def _begin(self) -> Resources:
+        """Open the channel of the weights. A signal handler may do so, or close the trainer, in the middle of this."""
+        initial = self._initial  # read first: it is gone only if another call was faster
+        if self._resources is not None:
+            return self._resources
         try:
-            running = Running(initial, self._optimizer, self._name, self._make_engine())
+            assert initial is not None
+            resources = Resources(Weights(initial, self._optimizer, self._name), self._pool, self._name)
         except BusyError:
-            if self._open is None:
+            if self._resources is None:
                 raise
-            return self._open
-        if self._open is not None:
-            running.close()
-            return self._open
-        finalizer = weakref.finalize(self, running.close)
-        self._finalizer, self._open, self._initial = finalizer, running, None
-        if self._closed:
-            self._let_go()
-        return running
-
-    def _make_engine(self) -> Engine:
-        if self.engine == "serial":
-            return SerialEngine(self.threads_per_worker)
-        return ProcessEngine(self.workers, self._team.most, self.threads_per_worker, worker_main)
+            return self._resources
+        if self._resources is not None:
+            resources.close()
+            return self._resources
+        finalizer = weakref.finalize(self, resources.close)
+        self._finalizer, self._resources, self._initial = finalizer, resources, None
+        self._lifetime.owner = os.getpid()
+        if self._lifetime.closed:
+            self._release()
+        return resources
 
     def close(self) -> None:
         """End the workers and close the weights' channel; a named one is removed. Closing twice is fine. A fit that
         runs, in another thread or because this is one of its callbacks, ends with ClosedError; this waits for that of
         another thread."""
-        self._closed = True
-        if self._open is not None and self._open.is_copy:
-            self._let_go()  # the lock may be held by a thread that is not in this copy
+        self._lifetime.closed = True
+        if self._lifetime.is_copy:
+            self._release()  # the lock may be held by a thread that is not in this copy
             return
-        with self._using:
-            if self._fit is None:
-                self._let_go()
+        with self._pool.lock:
+            if self._loop is None:
+                self._release()
 
-    def _let_go(self) -> None:
-        if self._open is not None:
+    def _release(self) -> None:
+        if self._resources is not None:
             self._finalizer()
-            self._open = None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this trainer was closed while it trained" if self._fit else "this trainer is closed")
-
-    def _check_owner(self) -> None:
-        """Raise ClosedError in a forked copy of the process that trains."""
-        if self._open is not None and self._open.is_copy:
-            raise ClosedError(
-                f"this trainer is process {self._open.owner}'s, and this process was forked from it: here its weights "
-                "can be read, and nothing else. A child that a callback forks is to end with os._exit()"
-            )
+            self._resources = None
 
     def __enter__(self) -> Self:
-        self._running()
+        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:

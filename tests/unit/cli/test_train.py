@@ -194,7 +194,7 @@ def test_async_mode(file):
 
 
 def test_workers_auto_says_what_it_found(file, monkeypatch):
-    monkeypatch.setattr("untorn.train.trainer.available_cpus", lambda: 1)
+    monkeypatch.setattr("untorn.train.settings.available_cpus", lambda: 1)
     result = run("train", f"{file}:job", "--workers", "auto", "--epochs", 2)
     assert result.exit_code == 0, result.output
     assert "--workers auto: 1 worker" in result.stderr

@@ -3,7 +3,7 @@
 import numpy as np
 
 from untorn import SGD, Callback, Trainer
-from untorn.train.run.worker import _Desk
+from untorn.train.run.worker_process import WorkerProcess
 
 
 def model(params, batch, rng):
@@ -18,12 +18,12 @@ class Look(Callback):
         self.trainer, self.told, self.begun = trainer, told, []
 
     def on_batch_end(self, batch, logs):
-        payload = self.trainer._running().engine._payload
+        payload = self.trainer._pool._engine._payload
         self.told.append(payload)
         for other in self.told[:-1]:
             if other["number"] != payload["number"]:
                 misled = {**other, "board": payload["board"]}
-                self.begun.append(_Desk(0, None, None)._begin(1, misled))
+                self.begun.append(WorkerProcess(0, None, None)._begin(1, misled))
 
 
 def test_a_board_is_never_taken_for_another_trainers():

@@ -245,7 +245,7 @@ def jax_old_versions_are_let_go_of():
     with Trainer(JaxModel(loss_fn, start()), optimizer=SGD(0.1), engine="serial") as trainer:
         for _ in range(8):
             trainer.fit((x, y), epochs=1, batch_size=22)
-        assert sum(len(info.versions) for info in trainer._open.weights.readers()) <= 3
+        assert sum(len(info.versions) for info in trainer._open().weights.channel.readers()) <= 3
 
 
 # -- flax and equinox

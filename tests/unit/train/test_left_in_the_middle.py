@@ -23,8 +23,8 @@ from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.engines import SerialEngine
 from untorn.share.lowlevel import extra
 from untorn.train import Callback, EarlyStopping, weights_sha256
-from untorn.train.checkpoints.resuming import DataRef
-from untorn.train.run import evaluation
+from untorn.train.data.epochs import DataRef
+from untorn.train.run.evaluation import Evaluator
 
 pytest.importorskip("safetensors")
 
@@ -227,7 +227,7 @@ def test_only_the_end_of_the_epoch_is_left(whole, tmp_path, monkeypatch):
     for how in ("fit again", "save and load"):
         with make() as trainer:
             with monkeypatch.context() as patch:
-                patch.setattr(evaluation, "evaluate", lambda *_: press_ctrl_c())
+                patch.setattr(Evaluator, "evaluate", lambda *_, **__: press_ctrl_c())
                 with pytest.raises(KeyboardInterrupt):
                     fit(trainer, 3)
             assert (trainer.step, trainer.epoch) == (STEPS, 0)

@@ -17,7 +17,7 @@ from untorn.share.lowlevel import extra
 from untorn.train import SGD, Trainer, weights_sha256
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.torch import TorchOptimizer
-from untorn.train.run.parameter_layout import ParameterPlan
+from untorn.train.run.parameter_layout import ParameterLayout
 from untorn.train.run.server_steps import _clip
 
 X, Y = networks.data_of(40, 5, seed=2)
@@ -104,7 +104,10 @@ def test_the_learning_rate_can_be_read_and_set():
         trainer.fit((X, Y), epochs=1, batch_size=10)
         assert weights_sha256(trainer.params) == weights_sha256(before)
         trainer.learning_rate = other.learning_rate = 0.125
-        trainer._history, trainer.epoch = other._history, other.epoch  # the same order of the examples
+        trainer._state.history, trainer._state.epoch = (
+            other._state.history,
+            other.epoch,
+        )  # the same order of the examples
         for each in (trainer, other):
             each.fit((X, Y), epochs=1, batch_size=10)
         assert weights_sha256(trainer.params) == weights_sha256(other.params)
@@ -202,7 +205,7 @@ def test_a_gradient_that_is_not_finite_does_not_stay():
 
 
 def test_a_plan_of_sums_has_no_step():
-    plan = ParameterPlan.of({"w": np.zeros(3), "v": np.zeros(2, np.float32)}, None, sums=True)
+    plan = ParameterLayout.of({"w": np.zeros(3), "v": np.zeros(2, np.float32)}, None, sums=True)
     ranges = np.frombuffer(plan.ranges(), np.uint64).reshape(-1, 4)
     assert {int(kind) >> 8 for kind in ranges[:, 3]} == {1}
 

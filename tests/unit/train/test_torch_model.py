@@ -74,7 +74,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_have_no_gradient():
     model = TorchModel(module, nn.MSELoss())
     with trainer_of(model, optimizer=SGD(0.1, momentum=0.9)) as trainer:
         trainer.fit(regression(), epochs=2, batch_size=8)
-        assert trainer._open.plan.parameters == 5
+        assert trainer._open().weights.layout.parameters == 5
         with trainer.snapshot() as snapshot:
             assert list(extra(snapshot)["momentum"]) == ["2.weight", "2.bias"]
         params, got = trainer.params, trainer.module()
@@ -87,7 +87,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_have_no_gradient():
 def test_frozen_parameters_cost_no_gradient_memory():
     module = nn.Sequential(nn.Linear(1000, 3).requires_grad_(False), nn.Linear(3, 1))
     with trainer_of(TorchModel(module, nn.MSELoss())) as trainer, trainer:
-        assert trainer._open.plan.nbytes == 128
+        assert trainer._open().weights.layout.nbytes == 128
 
 
 def test_tied_parameters_are_there_once():

@@ -34,7 +34,10 @@ class FittingTrainer(Protocol):
     """The part of a Trainer that callbacks rely on."""
 
     stop_training: bool
-    step: int
+
+    @property
+    def step(self) -> int:
+        """The number of steps since training began."""
 
     @property
     def learning_rate(self) -> float:

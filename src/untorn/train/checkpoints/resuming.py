@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
-from untorn.trees import BATCH, flatten
+from untorn.train.data.epochs import DataRef
 
-__all__ = ["DataRef", "Part", "callback_states", "check_settings", "described", "give_states_back", "rest_of"]
+__all__ = ["PartialEpoch", "callback_states", "check_settings", "described", "give_states_back", "rest_of"]
 
 
-class Part(NamedTuple):
+class PartialEpoch(NamedTuple):
     """The first part of an epoch, as a checkpoint made in the middle of it has it, or as it was left by an error. The
     rest is a job of its own: batches are slices of the epoch's order, and random numbers are keyed by the step since
     training began.
@@ -33,7 +32,7 @@ class Part(NamedTuple):
     records: NDArray[np.float64]
     data: DataRef | None = None
 
-    def with_rate(self, changed: float | None) -> Part:
+    def with_rate(self, changed: float | None) -> PartialEpoch:
         """Return this part, for the same learning rate. A rate that was set since then counts for the rest."""
         settings = self.progress.settings
         if settings["learning_rate"] == changed:
@@ -62,27 +61,7 @@ class Part(NamedTuple):
             )
 
 
-class DataRef:
-    """Knows data again, without keeping it: the very arrays or tensors of a tree, or else the object."""
-
-    def __init__(self, data: Any) -> None:
-        self._refs = [_reference(leaf) for leaf in flatten(data, kinds=BATCH)[1]]
-
-    def is_of(self, data: Any) -> bool:
-        """Return whether it is this data."""
-        leaves = flatten(data, kinds=BATCH)[1]
-        same = [ref() is leaf for ref, leaf in zip(self._refs, leaves, strict=False)]
-        return len(leaves) == len(self._refs) and all(same)
-
-
-def _reference(leaf: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(leaf)
-    except TypeError:  # a list, for one
-        return lambda: leaf
-
-
-def rest_of(batches: NDArray[np.int64], batch_size: int, part: Part | None) -> NDArray[np.int64]:
+def rest_of(batches: NDArray[np.int64], batch_size: int, part: PartialEpoch | None) -> NDArray[np.int64]:
     """Return what is left of an epoch's examples, which come in this order, without those of the steps already made."""
     if part is None:
         return batches

@@ -1,394 +1,409 @@
-"""One call of fit: its board, its epochs and their steps. The workers work; this watches, and tells callbacks.
+"""One call of fit: its epochs, the boards that they run on, and their steps.
 
 ::
 
-    run_epochs ── one board with the workers at it ──> epoch ──> steps: progress, deaths, failures, checkpoints
+    FitLoop.run ─> epoch ─> segment: one board, with the workers at it ─> steps: failures, checkpoints, callbacks
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import time
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import _core
-from untorn.board import Board, BoardSpec
-from untorn.engines import Death, ProcessEngine
-from untorn.errors import CapacityError
-from untorn.share import lowlevel
-from untorn.share.lowlevel import shortage
+from untorn.board import BoardSpec
+from untorn.control import Control
+from untorn.train.callbacks import Callback
 from untorn.train.callbacks.calls import training
-from untorn.train.checkpoints.resuming import Part, give_states_back, rest_of
-from untorn.train.data import SharedData, Source, Stream, sampler
-from untorn.train.run import evaluation
-from untorn.train.run.running import Fit, Running
+from untorn.train.checkpoints.resuming import PartialEpoch, check_settings, give_states_back, rest_of
+from untorn.train.checkpoints.saver import Saver, newest
+from untorn.train.data import SharedData, Source, Stream
+from untorn.train.data.epochs import TrainingData
+from untorn.train.history import History
+from untorn.train.optim.base import Optimizer
+from untorn.train.run.epoch import Epoch, Segment
+from untorn.train.run.evaluation import Evaluator
+from untorn.train.run.gradient_worker import GradientJob
+from untorn.train.run.lifetime import Lifetime
+from untorn.train.run.pool import WorkerPool
+from untorn.train.run.server_steps import ServerStepper
 from untorn.train.run.small_batches import least_examples
-from untorn.train.run.step_log import NO_RECORDS, Records, failure, means_of
-from untorn.train.run.steps import Driver, driver_of
-from untorn.train.run.worker import Job, ShardWorker
+from untorn.train.run.status import JobStatus
+from untorn.train.run.step_log import NO_STEPS, StepLog, means_of
+from untorn.train.run.steps import StepStrategy, strategy_of
+from untorn.train.run.tasks import GradientTasks
+from untorn.train.run.weights import Weights
+from untorn.train.settings import Settings
+from untorn.train.state import TrainingState
 
-if TYPE_CHECKING:
-    from untorn.train.trainer import Trainer
+__all__ = ["FitLoop"]
 
-__all__ = ["run_epochs"]
-
-
-def run_epochs(trainer: Trainer, fit: Fit, epochs: int, states: dict[str, Any]) -> None:
-    """Run so many epochs, or what is left of one and then so many, after giving callbacks their ``states`` back."""
-    with training(fit.callbacks, trainer._check_owner):
-        give_states_back(fit.callbacks, states)
-        if states and trainer.stop_training:
-            return  # it had been stopped early
-        try:
-            with contextlib.ExitStack() as job:
-                _run_all(trainer, fit, epochs, job)
-        except BaseException as error:
-            if not fit.running.is_copy:
-                _keep_place(trainer, fit, error)
-            raise
+_log = logging.getLogger(__name__)
 
 
-def _run_all(trainer: Trainer, fit: Fit, epochs: int, job: contextlib.ExitStack) -> None:
-    driver = None
-    for _ in range(epochs):
-        trainer._check_open()
-        trainer._check_owner()
-        fit.skipped = fit.part.progress.step_in_epoch if fit.part else 0
-        if fit.stream is not None:
-            _fit_stream(trainer, fit, fit.stream)
-        else:
-            piece = _rest_of(fit)
-            if driver is None and piece is not None:
-                driver = job.enter_context(_job(trainer, fit, piece))
-            _fit_epoch(trainer, fit, driver)
-        if fit.part is not None:  # it is over, and its board was made for the rest of it alone
-            fit.part = driver = None
-            job.close()
-        if trainer.stop_training:
-            break
+class FitLoop:
+    """Runs the epochs of one call of fit. The workers do the work; this watches, and tells the callbacks.
 
+    A context manager: the end closes what is shared for the length of fit.
 
-class _Piece(NamedTuple):
-    """What one board is for: examples of this source, in batches of this size."""
-
-    source: Source
-    examples: int
-    batch_size: int
-
-
-def _rest_of(fit: Fit) -> _Piece | None:
-    """Return an epoch, or what is left of one; None if that is nothing but its end."""
-    assert fit.data is not None
-    examples = len(rest_of(np.arange(fit.examples), fit.batch_size, fit.part))
-    return _Piece(fit.data, examples, min(fit.batch_size, examples)) if examples else None
-
-
-@contextlib.contextmanager
-def _job(trainer: Trainer, fit: Fit, piece: _Piece) -> Iterator[Driver]:
-    """A board for a piece, with the workers at it."""
-    running, team = fit.running, trainer._team
-    sizes = {"examples": piece.examples, "batch_size": piece.batch_size}
-    running.least = least_examples(trainer, piece.source, **sizes, cut=fit.stream is None)
-    version = running.weights.version
-    server = running.server_steps(trainer.clip_norm, trainer.threads_per_worker)
-    with _make_board(trainer, running, piece, clips=server is None) as board:
-        try:
-            team.begin(board)
-            driver = driver_of(board, running, trainer.max_staleness, server)
-            running.engine.resize(team.wanted)
-            local = not isinstance(running.engine, ProcessEngine)
-            with piece.source.shared(max_readers=fit.max_readers, local=local) as shared:
-                job = _make_job(trainer, running, shared)
-                threads = trainer.threads_per_worker
-                payload = {} if local else trainer._payload(job, board)
-                try:
-                    running.engine.begin(
-                        board,
-                        payload,
-                        lambda index: ShardWorker(job, index, board, trainer._sent.replica(threads)),
-                    )
-                    trainer._at_work = True
-                    yield driver
-                finally:
-                    # what was left in the middle must not publish its step when others have begun the next job
-                    running.engine.end(abandon=not driver.at_rest)
-                    trainer._at_work = False
-                    # after a failure, there are steps that nobody has counted
-                    trainer.step = job.first_step + running.weights.version - version
-        finally:
-            team.end()
-
-
-def _make_board(trainer: Trainer, running: Running, piece: _Piece, *, clips: bool) -> Board:
-    """A board for the steps of a piece."""
-    plan, team = running.plan, trainer._team
-    is_async = trainer.mode == "async"
-    spec = BoardSpec(
-        shards=trainer.max_staleness + 1 if is_async else trainer.shards,
-        max_workers=team.most,
-        workers=team.wanted,
-        is_async=is_async,
-        steps=sampler.steps_per_epoch(piece.examples, piece.batch_size),
-        examples=piece.examples,
-        batch_size=piece.batch_size,
-        gradient_nbytes=plan.nbytes,
-        state_stride=plan.state_stride,
-        first_version=running.target.version,
-        kernel=running.optimizer.kernel,
-        clip_norm=trainer.clip_norm or 0.0 if clips else 0.0,
-        ranges=plan.ranges(),
-    )
-    try:
-        return Board.create(spec)
-    except (_core.StatusError, OSError) as error:
-        if not shortage(error):
-            raise
-        raise CapacityError(
-            f"no memory for {spec.shards + spec.workers} gradient buffers of {plan.nbytes:,} bytes "
-            f"({shortage(error)}); use fewer {'workers' if is_async else 'shards or workers'}"
-        ) from None
-
-
-def _make_job(trainer: Trainer, running: Running, data: SharedData) -> Job:
-    return Job(
-        weights=running.weights.subscriber().address,
-        target=running.target.subscriber().address,
-        data=data,
-        plan=running.plan,
-        seed=trainer.seed,
-        first_step=trainer.step,
-        accumulate=trainer.accumulate,
-        least=running.least,
-    )
-
-
-def _fit_epoch(trainer: Trainer, fit: Fit, driver: Driver | None) -> None:
-    """An epoch, or what is left of one, on one board."""
-    epoch = _begin_epoch(trainer, fit, steps=fit.skipped + (driver.board.steps if driver else 0))
-    if driver is not None:
-        order = rest_of(fit.order(trainer.seed, trainer.epoch), fit.batch_size, fit.part)
-        _run_piece(trainer, fit, driver, epoch, order)
-    _end_epoch(trainer, fit, epoch)
-
-
-def _fit_stream(trainer: Trainer, fit: Fit, stream: Stream) -> None:
-    """An epoch of batches as they come: one board after the other."""
-    epoch = _begin_epoch(trainer, fit, steps=stream.steps_per_epoch or 0)
-    fit.examples = int(epoch.rows[:, 0].sum())
-    behind, fit.behind = fit.behind, 0
-    for source, batch_size in stream.windows(trainer.epoch, skip=fit.skipped, late=epoch.late, behind=behind):
-        with _job(trainer, fit, _Piece(source, source.examples, batch_size)) as driver:
-            _run_piece(trainer, fit, driver, epoch, np.arange(source.examples))
-        fit.skipped += driver.board.steps
-        fit.examples += source.examples
-    _end_epoch(trainer, fit, epoch)
-
-
-class _Run(NamedTuple):
-    """A piece that runs: the version of the weights that it began with, and the steps of the epoch before it."""
-
-    version: int
-    before: int
-    driver: Driver
-    log: Records
-
-
-@dataclass
-class _Epoch:
-    """What the pieces of one epoch add up to.
+    Args:
+        settings: of the trainer.
+        state: where training stands; moved on.
+        weights: the channel of the weights.
+        pool: the workers.
+        evaluator: measures the validation data.
+        lifetime: whether the trainer may still be used.
+        optimizer: makes the steps, with the workers or in this process.
+        data: what to train on.
+        epochs: how many, as given.
+        validation: evaluated after each epoch, or None.
+        callbacks: told of what happens.
+        saver: writes checkpoints.
+        control: answers requests of other processes, or None.
 
     Attributes:
-        started: when, by the clock of perf_counter.
-        rows: what the steps before the piece that runs measured.
-        names: of the rows' columns, from the third.
-        begun: steps of it that were made before this fit.
-        late: batches among the first that these steps have left out, see Progress.
-        run: the piece that runs, or was the last.
-        learning_rate: of the last step.
+        history: what fit returns.
+        inside_epoch: from the begin of an epoch until its numbers are in the history.
     """
 
-    started: float
-    rows: NDArray[np.float64]
-    names: list[str]
-    begun: int
-    late: list[int]
-    run: _Run | None = None
-    learning_rate: float = math.nan
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        state: TrainingState,
+        weights: Weights,
+        pool: WorkerPool,
+        evaluator: Evaluator,
+        lifetime: Lifetime,
+        optimizer: Optimizer,
+        data: TrainingData,
+        epochs: int,
+        validation: Source | None,
+        callbacks: list[Callback],
+        saver: Saver,
+        control: Control | None,
+    ) -> None:
+        self.history = History()
+        self.inside_epoch = False
+        self.callbacks = callbacks
+        self._settings = settings
+        self._state = state
+        self._weights = weights
+        self._pool = pool
+        self._evaluator = evaluator
+        self._lifetime = lifetime
+        self._optimizer = optimizer
+        self._data = data
+        self._epochs = epochs
+        self._validation = validation
+        self._saver = saver
+        self._control = control
+        self._status = JobStatus(settings, state, pool, weights, epochs)
+        #: the callbacks that hear of each step: a row for it costs this process time that the workers could use
+        self._listeners = [each for each in callbacks if type(each).on_batch_end is not Callback.on_batch_end]
+        #: the first part of the epoch that runs, if this is the rest of one that was loaded or left
+        self._partial: PartialEpoch | None = None
+        self._epoch = Epoch.begin(None)
+        #: steps of the epoch that are on no board any more, or were on none
+        self._skipped = 0
+        #: batches of earlier epochs that an iterator has to be read past first, after resuming
+        self._behind = 0
+        self._examples = data.examples
+        #: the learning rate that was set when the epoch began
+        self._override: float | None = None
+        #: let go when fit ends: the validation data that workers read
+        self._held = contextlib.ExitStack()
+        self._shared_validation: SharedData | None = None
 
-    def place(self, version: int) -> tuple[int, list[int]]:
-        """Return how many steps are made with weights of this version, and which batches are late."""
-        if self.run is None:
-            return self.begun, self.late
-        made = version - self.run.version
-        first = self.run.before - self.begun  # of the batches that this fit was to do, the piece's first
-        pending = self.run.driver.pending(made)
-        taken = first + made + len(pending)
-        late = [self._batch(first + index) for index in pending] + self.late[taken:]
-        return self.run.before + made, sorted(late)
+    def __enter__(self) -> FitLoop:
+        return self
 
-    def _batch(self, index: int) -> int:
-        """Return the number in the epoch of a batch of this fit: first the late ones, and then those that follow."""
-        return self.late[index] if index < len(self.late) else self.begun + index
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
-    def measured(self, version: int) -> tuple[list[str], NDArray[np.float64]]:
-        """Return the names of the metrics, and what was measured up to weights of this version."""
-        if self.run is None or version == self.run.version:
-            return self.names, self.rows
-        return self.run.log.names, self.run.log.until(version - self.run.version)
+    # -- the whole
 
+    def run(self, *, resume: bool) -> History:
+        """Go on from the newest checkpoint if asked to, and run the epochs. Return their history."""
+        state = self._state
+        state.stop = False
+        states = self._resume() if resume else {}
+        self._partial = state.partial = self._continued(state.partial)
+        state.cut = self._data.cut
+        if resume and self._data.goes_on:
+            self._behind = state.step - (self._partial.progress.step_in_epoch if self._partial else 0)
+        self._saver.begin(state.step, resume=resume)
+        with training(self.callbacks, self._lifetime.check_owner):
+            give_states_back(self.callbacks, states)
+            if not (states and state.stop):  # or else it had been stopped early
+                try:
+                    self._run_epochs(max(0, self._epochs - state.epoch) if resume else self._epochs)
+                except BaseException as error:
+                    if not self._lifetime.is_copy:
+                        self._keep_place(error)
+                    raise
+        self._saver.finish()
+        return self.history
 
-def _begin_epoch(trainer: Trainer, fit: Fit, *, steps: int) -> _Epoch:
-    progress = fit.part.progress if fit.part else None
-    started = time.perf_counter() - (progress.seconds if progress else 0.0)
-    epoch = _Epoch(started, NO_RECORDS, [], 0, [])
-    if progress is not None and fit.part is not None:
-        epoch = _Epoch(started, fit.part.records, progress.metrics, progress.step_in_epoch, progress.late)
-    fit.epoch, fit.inside_epoch, trainer._part = epoch, True, None
-    for callback in fit.callbacks:
-        logs = {"steps": steps, "examples": 0 if fit.stream else fit.examples, "epochs": fit.epochs}
-        callback.on_epoch_begin(trainer.epoch, logs)
-        trainer._check_owner()
-    fit.rate = trainer._rate.override
-    if progress is not None:
-        fit.rate = progress.rate_of_epoch  # what callbacks set now, they had set when the epoch began
-        trainer._rate.override = progress.settings["learning_rate"]  # set in the first part of it, for the next
-    return epoch
+    def _resume(self) -> dict[str, Any]:
+        """Go on from the newest checkpoint, if there is one. Return the states of the callbacks."""
+        state, directory = self._state, self._saver.directory
+        assert directory is not None
+        found = newest(directory)
+        if found is None:
+            _log.info("%s: no checkpoint yet; training begins at step %d", directory, state.step)
+            return {}
+        check_settings(found, state.settings() | self._data.cut)
+        self._weights.replace(found.fill)
+        state.restore(found)
+        self.history = History.from_dict(found.progress.history)
+        _log.info("%s: going on at step %d, in epoch %d", found.path, state.step, state.epoch)
+        return found.progress.callbacks
 
+    def _continued(self, partial: PartialEpoch | None) -> PartialEpoch | None:
+        """Return the half-done epoch, if this goes on with it. Raises ValueError if it was loaded and cannot go on."""
+        if partial is None:
+            return None
+        partial = partial.with_rate(self._state.learning_rate.override)
+        if partial.data is None:
+            partial.check_cut(self._data.cut)
+            return partial
+        made, why_not = partial.progress.step_in_epoch, partial.why_not(self._data.cut, self._data.given)
+        if why_not:
+            _log.warning("epoch %d, which was left after %d steps, begins anew: %s", self._state.epoch, made, why_not)
+            return None
+        _log.info("going on in epoch %d, which was left after %d steps", self._state.epoch, made)
+        return partial
 
-def _keep_place(trainer: Trainer, fit: Fit, error: BaseException) -> None:
-    """Keep the place where an error or Ctrl-C ended fit inside an epoch: save() and the next fit() go on from it."""
-    if not fit.inside_epoch or fit.epoch is None:
-        return
-    version = fit.running.weights.version
-    made, late = fit.epoch.place(version)
-    names, rows = fit.epoch.measured(version)
-    if fit.epoch.run is None:
-        trainer._part = fit.part
-    elif made:
+    def _run_epochs(self, epochs: int) -> None:
+        with contextlib.ExitStack() as job:
+            strategy = None
+            for _ in range(epochs):
+                self._lifetime.check()
+                self._skipped = self._partial.progress.step_in_epoch if self._partial else 0
+                if self._data.stream is not None:
+                    self._run_stream(self._data.stream)
+                else:
+                    assert self._data.source is not None
+                    examples = len(rest_of(np.arange(self._data.examples), self._data.batch_size, self._partial))
+                    if strategy is None and examples:
+                        batch_size = min(self._data.batch_size, examples)
+                        strategy = job.enter_context(self._job(self._data.source, examples, batch_size))
+                    self._run_epoch(strategy)
+                if self._partial is not None:  # it is over, and its board was made for the rest of it alone
+                    self._partial = strategy = None
+                    job.close()
+                if self._state.stop:
+                    break
+
+    # -- an epoch
+
+    def _run_epoch(self, strategy: StepStrategy | None) -> None:
+        """Run an epoch, or what is left of one, on one board; None: only its end is left."""
+        self._begin_epoch(steps=self._skipped + (strategy.board.steps if strategy else 0))
+        if strategy is not None:
+            order = self._data.order(self._settings.seed, self._state.epoch)
+            self._run_segment(strategy, rest_of(order, self._data.batch_size, self._partial))
+        self._end_epoch()
+
+    def _run_stream(self, stream: Stream) -> None:
+        """Run an epoch of batches as they come: one board after the other."""
+        self._begin_epoch(steps=stream.steps_per_epoch or 0)
+        self._examples = int(self._epoch.rows[:, 0].sum())
+        behind, self._behind = self._behind, 0
+        windows = stream.windows(self._state.epoch, skip=self._skipped, late=self._epoch.late, behind=behind)
+        for source, batch_size in windows:
+            with self._job(source, source.examples, batch_size) as strategy:
+                self._run_segment(strategy, np.arange(source.examples))
+            self._skipped += strategy.board.steps
+            self._examples += source.examples
+        self._end_epoch()
+
+    def _begin_epoch(self, *, steps: int) -> None:
+        state, partial = self._state, self._partial
+        self._epoch, self.inside_epoch, state.partial = Epoch.begin(partial), True, None
+        for callback in self.callbacks:
+            logs = {"steps": steps, "examples": self._data.examples, "epochs": self._epochs}
+            callback.on_epoch_begin(state.epoch, logs)
+            self._lifetime.check_owner()
+        self._override = state.learning_rate.override
+        if partial is not None:
+            # what callbacks set now, they had set when the epoch began
+            self._override = partial.progress.rate_of_epoch
+            # set in the first part of it, for the next
+            state.learning_rate.override = partial.progress.settings["learning_rate"]
+
+    def _end_epoch(self) -> None:
+        state, epoch = self._state, self._epoch
+        seconds = epoch.seconds
+        metrics = means_of(epoch.rows, epoch.names)
+        if self._validation is not None:
+            validated = self._evaluator.evaluate(self._validation, share=self._share_validation)
+            metrics |= {f"val_{name}": value for name, value in validated.items()}
+        self._status.end_epoch(metrics)
+        rate = self._examples / seconds
+        for history in (state.history, self.history):
+            history.append(state.epoch, metrics, seconds=seconds, examples_per_s=rate)
+        state.epoch += 1
+        self.inside_epoch = False
+        ended = metrics | {"learning_rate": epoch.learning_rate, "examples_per_s": rate, "seconds": seconds}
+        for callback in self.callbacks:
+            callback.on_epoch_end(state.epoch - 1, ended)
+            self._lifetime.check_owner()
+        if self._saver.directory is not None:
+            score = metrics.get("val_loss", metrics["loss"])
+            self._saver.save(self._weights.snapshot(), state.progress(self.callbacks, score=score), NO_STEPS)
+
+    def _share_validation(self) -> SharedData:
+        """Make the validation data readable by workers, until fit ends."""
+        if self._shared_validation is None:
+            assert self._validation is not None
+            shared = self._validation.shared(max_readers=self._pool.count.max_readers, local=False)
+            self._shared_validation = self._held.enter_context(shared)
+        return self._shared_validation
+
+    def _keep_place(self, error: BaseException) -> None:
+        """Keep the place where an error or Ctrl-C ended fit inside an epoch: save() and the next fit() go on there."""
+        if not self.inside_epoch:
+            return
+        epoch, version = self._epoch, self._weights.version
+        made, late = epoch.place(version)
+        names, rows = epoch.measured(version)
+        if epoch.segment is None:
+            self._state.partial = self._partial
+        elif made:
+            try:
+                progress = self._progress_inside(made, names, late=late)
+            except Exception as another:  # a callback's state_dict()
+                error.add_note(f"and where the epoch was left is not known: {type(another).__name__}: {another}")
+            else:
+                self._state.partial = PartialEpoch(progress, rows, self._data.ref)
+        self.inside_epoch = False
+
+    def _progress_inside(self, step_in_epoch: int, names: list[str], **more: Any) -> Any:
+        """Return the progress at a step inside the epoch."""
+        return self._state.progress(
+            self.callbacks,
+            step_in_epoch=step_in_epoch,
+            seconds=self._epoch.seconds,
+            rate_of_epoch=self._override,
+            metrics=names,
+            **more,
+        )
+
+    # -- a segment: one board
+
+    @contextlib.contextmanager
+    def _job(self, source: Source, examples: int, batch_size: int) -> Iterator[StepStrategy]:
+        """Have the workers at a board for these examples, in batches of this size."""
+        settings, weights, pool = self._settings, self._weights, self._pool
+        sizes = {"examples": examples, "batch_size": batch_size}
+        least = least_examples(self._evaluator.local, weights, source, settings, **sizes, cut=self._data.stream is None)
+        version, first_step = weights.version, self._state.step
+        stepper = ServerStepper.of(self._optimizer, weights, settings)
+        spec = BoardSpec(
+            shards=settings.max_staleness + 1 if settings.is_async else settings.shards,
+            max_workers=pool.count.max,
+            workers=pool.count.wanted,
+            is_async=settings.is_async,
+            steps=-(-examples // batch_size),
+            examples=examples,
+            batch_size=batch_size,
+            gradient_nbytes=weights.layout.nbytes,
+            state_stride=weights.layout.state_stride,
+            first_version=weights.target.version,
+            kernel=self._optimizer.kernel,
+            clip_norm=settings.clip_norm or 0.0 if stepper is None else 0.0,
+            ranges=weights.layout.ranges(),
+        )
+        advice = f"use fewer {'workers' if settings.is_async else 'shards or workers'}"
+        with pool.make_board(spec, advice=advice) as board:
+            strategy = strategy_of(board, weights, settings.max_staleness, stepper)
+            self._tasks = GradientTasks(board, least)
+            with source.shared(max_readers=pool.count.max_readers, local=pool.is_local) as shared:
+                job = GradientJob(
+                    weights=weights.subscriber().address,
+                    target=weights.target.subscriber().address,
+                    data=shared,
+                    layout=weights.layout,
+                    seed=settings.seed,
+                    first_step=first_step,
+                    accumulate=settings.accumulate,
+                    least=least,
+                )
+                try:
+                    with pool.run(job, board, at_rest=lambda: strategy.at_rest):
+                        yield strategy
+                finally:
+                    # after a failure, there are steps that are not counted yet
+                    self._state.step = first_step + weights.version - version
+
+    def _run_segment(self, strategy: StepStrategy, order: NDArray[np.int64]) -> None:
+        """Put a part of the epoch on its board, and run its steps."""
+        board, state = strategy.board, self._state
+        board.order[:] = order
+        with state.learning_rate.as_it_was(self._override):
+            board.rates[:] = state.learning_rate.rates(state.step, board.steps)
+            steps = range(state.step, state.step + board.steps)
+            shown = [state.learning_rate.at(step) for step in steps] if self._listeners else []
+            self._epoch.learning_rate = state.learning_rate.at(steps[-1])
+        log = StepLog(board, self._epoch.rows, clips=self._settings.clip_norm is not None)
+        self._epoch.segment = Segment(self._weights.version, self._skipped, strategy, log)
+        self._tasks.place(state.epoch, self._skipped)
+        self._status.begin_segment(board, log, self._skipped)
+        self._pool.stepping = True
         try:
-            progress = trainer._progress(
-                step_in_epoch=made,
-                late=late,
-                seconds=time.perf_counter() - fit.epoch.started,
-                rate_of_epoch=fit.rate,
-                metrics=names,
-            )
-        except Exception as another:  # a callback's state_dict()
-            error.add_note(f"and where the epoch was left is not known: {type(another).__name__}: {another}")
-        else:
-            trainer._part = Part(progress, rows, fit.data_ref)
-    fit.inside_epoch = False
+            self._run_steps(self._epoch.segment, shown)
+        finally:
+            self._pool.stepping = False
+        self._epoch.names, self._epoch.rows = log.names, log.until(board.steps)
 
+    def _run_steps(self, segment: Segment, rates: list[float]) -> None:
+        strategy, log, state = segment.strategy, segment.log, self._state
+        board, version = strategy.board, segment.version
+        strategy.begin(board.steps)
+        self._pool.begin_epoch(state.step)
+        seen = 0
+        while seen < board.steps:
+            self._pool.advance(board, self._tasks, strategy.until, self._lifetime.check)
+            if board.need_slot:
+                self._weights.make_room(board)
+            if board.refused:
+                raise self._weights.no_mapping(board)
+            done = max(seen, strategy.move())
+            snapshot = None
+            if self._saver.due() and strategy.settled():
+                newest_weights = self._weights.snapshot()
+                if max(seen, 1) <= newest_weights.version - version < board.steps:
+                    snapshot = newest_weights
+                    done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
+                strategy.go_on()
+            state.step += done - seen
+            self._tell_listeners(log, range(seen, done), rates)
+            if snapshot is not None:
+                progress = self._progress_inside(self._skipped + done, log.names)
+                self._saver.save(snapshot, progress, log.until(done))
+            seen = done
+            self._status.saw(seen)
+            self.answer_requests()
+            self._pool.follow(board, state.step)
 
-def _run_piece(trainer: Trainer, fit: Fit, driver: Driver, epoch: _Epoch, order: NDArray[np.int64]) -> None:
-    """Put a piece of the epoch on its board, and run its steps."""
-    board = driver.board
-    board.order[:] = order
-    with trainer._rate.as_it_was(fit.rate):
-        rates = trainer._rate.rates(trainer.step, board.steps)
-        shown = [trainer._rate.at(trainer.step + step) for step in range(board.steps)] if fit.listeners else []
-        epoch.learning_rate = trainer._rate.at(trainer.step + board.steps - 1)
-    board.rates[:] = rates
-    log = Records(board, epoch.rows, clips=trainer.clip_norm is not None)
-    epoch.run = _Run(fit.running.weights.version, fit.skipped, driver, log)
-    fit.status.begin_epoch(board, log)
-    fit.stepping = True
-    try:
-        _run_steps(trainer, fit, driver, log, epoch.started, shown)
-    finally:
-        fit.stepping = False
-    epoch.names, epoch.rows = log.names, log.until(board.steps)
+    def _tell_listeners(self, log: StepLog, steps: range, rates: list[float]) -> None:
+        if not self._listeners:
+            return
+        for step in steps:
+            logs = log.row(step) | {"version": self._weights.version, "restarts": self._pool.restarts}
+            logs["learning_rate"] = rates[step]
+            for callback in self._listeners:
+                callback.on_batch_end(self._skipped + step, logs)
+                self._lifetime.check_owner()
 
-
-def _end_epoch(trainer: Trainer, fit: Fit, epoch: _Epoch) -> None:
-    seconds = time.perf_counter() - epoch.started
-    metrics = means_of(epoch.rows, epoch.names)
-    if fit.validation_data is not None:
-        share = fit.share_validation
-        validated = evaluation.evaluate(trainer, fit.validation_data, evaluation.EVALUATION_BATCH_SIZE, share)
-        metrics |= {f"val_{name}": value for name, value in validated.items()}
-    fit.status.end_epoch(metrics)
-    rate = fit.examples / seconds
-    for history in (trainer._history, fit.history):
-        history.append(trainer.epoch, metrics, seconds=seconds, examples_per_s=rate)
-    trainer.epoch += 1
-    fit.inside_epoch = False
-    ended = metrics | {"learning_rate": epoch.learning_rate, "examples_per_s": rate, "seconds": seconds}
-    for callback in fit.callbacks:
-        callback.on_epoch_end(trainer.epoch - 1, ended)
-        trainer._check_owner()
-    if fit.saver.directory is not None:
-        score = metrics.get("val_loss", metrics["loss"])
-        fit.saver.save(trainer.snapshot(), trainer._progress(score=score), NO_RECORDS)
-
-
-def _run_steps(trainer: Trainer, fit: Fit, driver: Driver, log: Records, started: float, rates: list[float]) -> None:
-    running, board, listeners = fit.running, driver.board, fit.listeners
-    steps, version = board.steps, running.weights.version
-    driver.begin(steps)
-    if trainer.tuner is not None:
-        trainer.tuner.begin_epoch(time.monotonic(), trainer.step)
-    seen = 0
-    while seen < steps:
-        deaths = running.engine.advance(driver.until)
-        trainer._check_open()
-        trainer._check_owner()
-        _supervise(trainer, fit, board, deaths)
-        done = max(seen, driver.move())
-        snapshot = None
-        if fit.saver.due() and driver.settled():
-            newest = trainer.snapshot()
-            if max(seen, 1) <= newest.version - version < steps:
-                snapshot = newest
-                done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
-            driver.go_on()
-        trainer.step += done - seen
-        if listeners:
-            for step in range(seen, done):
-                logs = log.row(step) | {"version": running.weights.version, "restarts": trainer.restarts}
-                logs["learning_rate"] = rates[step]
-                for callback in listeners:
-                    callback.on_batch_end(fit.skipped + step, logs)
-                    trainer._check_owner()
-        if snapshot is not None:
-            progress = trainer._progress(
-                step_in_epoch=fit.skipped + done,
-                seconds=time.perf_counter() - started,
-                rate_of_epoch=fit.rate,
-                metrics=log.names,
-            )
-            fit.saver.save(snapshot, progress, log.until(done))
-        seen = done
-        _follow(trainer, fit, board, seen)
-
-
-def _follow(trainer: Trainer, fit: Fit, board: Board, done: int) -> None:
-    """Answer who asks from outside, and have as many workers as are wanted by now."""
-    fit.status.saw(done)
-    if fit.running.control is not None:
-        fit.running.control.poll(fit.status)
-        lowlevel.look_after_name(fit.running.weights)
-    tuner = trainer.tuner
-    if tuner is not None and not tuner.found:
-        wanted = tuner.saw(time.monotonic(), trainer.step, board.commits)
-        if wanted != trainer.workers:
-            trainer.resize(wanted)
-    trainer._team.follow(fit.running.engine, board)
-
-
-def _supervise(trainer: Trainer, fit: Fit, board: Board, deaths: list[Death]) -> None:
-    running = fit.running
-    for death in deaths:
-        running.count_death(death, trainer.max_restarts, board, trainer.epoch, fit.skipped)
-    if board.failed:
-        raise failure(board, trainer.epoch, fit.skipped, least=fit.running.least)
-    if board.need_slot:
-        running.find_slot(board)
-    if board.refused:
-        raise running.no_mapping(board)
+    def answer_requests(self) -> None:
+        """Answer the requests of other processes that have arrived."""
+        if self._control is not None and self.inside_epoch:
+            self._control.poll(self._status)
+            self._weights.look_after_name()

@@ -25,7 +25,7 @@ from untorn.board import Board, pack_ranges
 from untorn.share.lowlevel import Layout, flatten
 from untorn.trees import path_of, paths
 
-__all__ = ["ParameterPlan"]
+__all__ = ["ParameterLayout"]
 
 _DTYPES = {np.dtype(np.float32): _core.KERNEL_F32, np.dtype(np.float64): _core.KERNEL_F64}
 _LINE = 64
@@ -35,7 +35,7 @@ _BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
-class ParameterPlan:
+class ParameterLayout:
     """The places of parameters, optimizer state and gradients.
 
     Attributes:
@@ -61,7 +61,7 @@ class ParameterPlan:
     sums: bool = False
 
     @classmethod
-    def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterPlan:
+    def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterLayout:
         """Return the layout of these parameters, stored beside this optimizer state, if any. The first ``kept`` leaves
         are not trained, and the next ``buffers`` are buffers."""
         spec, leaves = flatten(params)

@@ -2,7 +2,7 @@
 
 ::
 
-    workers ── mean of the shards' gradients ──> channel of the sums ──> ServerSteps: clip, step, publish
+    workers ── mean of the shards' gradients ──> channel of the sums ──> ServerStepper: clip, step, publish
        ^                                                                                      │
        └────── weights of version t+1, and beside them the optimizer's state <── channel of the weights
 
@@ -22,47 +22,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.board import Board
-from untorn.share import Publisher, lowlevel
+from untorn.share import lowlevel
 from untorn.share.lowlevel import flatten
 from untorn.train.optim.base import Optimizer
+from untorn.train.run.weights import Weights
+from untorn.train.settings import Settings
 
-__all__ = ["ServerSteps"]
+__all__ = ["ServerStepper"]
 
 _Array = NDArray[Any]
 #: torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0
 _CLIP_EPSILON = 1e-6
 
 
-class ServerSteps:
+class ServerStepper:
     """The steps of one job. Each takes what the workers have summed, and publishes the weights that follow.
 
     Args:
         optimizer: makes the steps, from the newest weights and state on.
-        weights: the channel to publish to.
-        sums: the channel that the board writes to.
-        untrained: how many of the weights' leaves are not trained: kept parameters, and then ``buffers``, whose new
-            values come before the gradients in each sum.
-        clip_norm: the greatest norm of a gradient, or None.
+        weights: read, and published to.
+        settings: of the trainer.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        weights: Publisher,
-        sums: Publisher,
-        *,
-        untrained: int,
-        buffers: int,
-        clip_norm: float | None,
-        threads: int,
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings) -> None:
         self._weights = weights
-        self._reader = sums.subscriber()
-        self._clip_norm = clip_norm
-        with weights.subscriber() as reader, reader.snapshot() as newest:
+        self._reader = weights.target.subscriber()
+        self._clip_norm = settings.clip_norm
+        with weights.snapshot() as newest:
             params, state = lowlevel.copy_with_extra(newest)
         leaves = flatten(params)[1]
-        kept = untrained - buffers
+        kept, buffers = weights.untrained
+        untrained = kept + buffers
         self._changed = range(kept, len(leaves) + len(state))
         self._buffers = leaves[kept:untrained]
         self._gradients = [np.empty_like(leaf) for leaf in leaves[untrained:]]
@@ -70,11 +60,16 @@ class ServerSteps:
         self._kinds = [(leaf.shape, leaf.dtype) for leaf in [*leaves[untrained:], *state.values()]]
         self._base_version = weights.version
         trained = dict(list(params.items())[untrained:]) if untrained else params
-        self._session = optimizer.session(trained, state, threads=threads)
+        self._session = optimizer.session(trained, state, threads=settings.threads_per_worker)
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, weights: Weights, settings: Settings) -> ServerStepper | None:
+        """Return what makes the steps of a job that begins now; None where the workers make them."""
+        return cls(optimizer, weights, settings) if optimizer.server_steps else None
 
     @property
     def steps(self) -> int:
-        """How many were made."""
+        """The number of steps that are made."""
         return self._weights.version - self._base_version
 
     def make(self, board: Board, step: int) -> None:
@@ -100,11 +95,11 @@ class ServerSteps:
                     f"optimizer: {name}: expected {kind[1]} of shape {kind[0]}, as before the first step, found "
                     f"{value.dtype} of shape {value.shape}; only state that stays as large as it is can be published"
                 )
-        lowlevel.update_leaves(self._weights, dict(zip(self._changed, self._buffers + values, strict=True)))
+        lowlevel.update_leaves(self._weights.channel, dict(zip(self._changed, self._buffers + values, strict=True)))
 
 
 def _clip(gradients: list[_Array], clip_norm: float) -> float:
-    """Scale them, in place, as torch.nn.utils.clip_grad_norm_ does; the norm before that, counted in float64."""
+    """Scale the gradients in place, as torch.nn.utils.clip_grad_norm_ does. Return the norm before, in float64."""
     norm = math.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients))
     scale = clip_norm / (norm + _CLIP_EPSILON)
     if not scale > 1:  # a norm that is not a number stays one, and every parameter shows it

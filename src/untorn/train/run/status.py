@@ -1,20 +1,20 @@
-"""What a running job tells those who ask from outside (untorn.control): how far it is, its losses, its workers."""
+"""What a running job tells other processes that ask (untorn.control): how far it is, its losses, its workers."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untorn.board import Board
-from untorn.train.run.step_log import Records
-
-if TYPE_CHECKING:
-    from untorn.train.run.running import Fit
-    from untorn.train.trainer import Trainer
+from untorn.train.run.pool import WorkerPool
+from untorn.train.run.step_log import StepLog
+from untorn.train.run.weights import Weights
+from untorn.train.settings import Settings
+from untorn.train.state import TrainingState
 
 __all__ = ["JobStatus", "LossCurve"]
 
@@ -62,39 +62,53 @@ class LossCurve:
 
 
 class JobStatus:
-    """The handlers (control.Handlers) of one call of fit."""
+    """Answers requests of other processes about one call of fit. See control.Handlers.
 
-    def __init__(self, trainer: Trainer, fit: Fit) -> None:
-        self._trainer = trainer
-        self._fit = fit
+    Args:
+        settings: of the trainer.
+        state: where training stands.
+        pool: the workers.
+        weights: the channel of the weights, whose name is the job's.
+        epochs: of this call of fit.
+    """
+
+    def __init__(
+        self, settings: Settings, state: TrainingState, pool: WorkerPool, weights: Weights, epochs: int
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._pool = pool
+        self._weights = weights
+        self._epochs = epochs
         self._started_at = time.time()
         self._curve = LossCurve()
         self._board: Board | None = None
-        self._log: Records | None = None
+        self._log: StepLog | None = None
         self._begun_s = 0.0
-        #: steps of this board's epoch that are done, and that the curve has
+        #: steps of this board's epoch that are done, and that are in the curve
         self._done = self._in_curve = 0
-        self._first_step = 0
-        self._last: dict[str, float] = {}
+        #: steps since training began, and steps of the epoch, before this board's
+        self._first_step = self._skipped = 0
+        self._validated: dict[str, float] = {}
 
-    def begin_epoch(self, board: Board, log: Records) -> None:
-        """An epoch begins."""
-        self._board, self._log = board, log
+    def begin_segment(self, board: Board, log: StepLog, skipped: int) -> None:
+        """Begin an epoch, or a part of one after its first ``skipped`` steps."""
+        self._board, self._log, self._skipped = board, log, skipped
         self._begun_s = time.monotonic()
         self._done = self._in_curve = 0
-        self._first_step = self._trainer.step
+        self._first_step = self._state.step
 
     def saw(self, done: int) -> None:
-        """So many steps of it are done."""
+        """Take note of how many of its steps are done."""
         self._done = done
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
-        """It is over, and measured this."""
+        """End the epoch, which has measured this."""
         self._catch_up()
-        self._last = {name: value for name, value in metrics.items() if name.startswith("val_")}
+        self._validated = {name: value for name, value in metrics.items() if name.startswith("val_")}
 
     def _catch_up(self) -> None:
-        """Reading the losses costs some microseconds, so it is done when somebody asks, and at an epoch's end."""
+        """Reading the losses costs some microseconds, so it is done when they are asked for, and at an epoch's end."""
         if self._log is not None and self._done > self._in_curve:
             self._curve.extend(self._first_step + self._in_curve, self._log.losses(self._in_curve, self._done))
             self._in_curve = self._done
@@ -104,15 +118,15 @@ class JobStatus:
     @property
     def workers(self) -> int:
         """See control.Handlers."""
-        return self._trainer.workers
+        return self._pool.count.wanted
 
     def resize(self, workers: int) -> None:
         """See control.Handlers."""
-        self._trainer.resize(workers)
+        self._pool.resize(workers)
 
     def status(self) -> dict[str, Any]:
         """See control.Handlers, and docs/commands.md for the keys."""
-        trainer, fit, board, log = self._trainer, self._fit, self._board, self._log
+        settings, state, board, log = self._settings, self._state, self._board, self._log
         assert board is not None
         assert log is not None
         self._catch_up()
@@ -121,27 +135,27 @@ class JobStatus:
         step = self._first_step + self._done
         commits = board.commits
         return {
-            "name": fit.running.weights.name,
+            "name": self._weights.channel.name,
             "pid": os.getpid(),
-            "mode": trainer.mode,
-            "engine": trainer.engine,
+            "mode": settings.mode,
+            "engine": settings.engine,
             "step": step,
-            "epoch": trainer.epoch,
-            "epochs": fit.epochs,
-            "step_in_epoch": fit.skipped + self._done,
-            "steps_per_epoch": fit.skipped + board.steps,
-            "version": fit.running.weights.version,
+            "epoch": state.epoch,
+            "epochs": self._epochs,
+            "step_in_epoch": self._skipped + self._done,
+            "steps_per_epoch": self._skipped + board.steps,
+            "version": self._weights.version,
             "workers": [
-                {"index": index, "pid": pid, "state": state, "gradients": commits[index]}
-                for index, pid, state in fit.running.engine.members()
+                {"index": index, "pid": pid, "state": worker_state, "gradients": commits[index]}
+                for index, pid, worker_state in self._pool.members()
             ],
-            "restarts": trainer.restarts,
+            "restarts": self._pool.restarts,
             "losses": self._curve.points(),
             "loss": measured.pop("loss", None),
-            "metrics": {k: v for k, v in measured.items() if k not in ("examples", "staleness")} | self._last,
+            "metrics": {k: v for k, v in measured.items() if k not in ("examples", "staleness")} | self._validated,
             "examples_per_s": examples / max(time.monotonic() - self._begun_s, 1e-9) if self._done else None,
-            "learning_rate": trainer._rate.at(step),
-            "max_staleness": trainer.max_staleness,
+            "learning_rate": state.learning_rate.at(step),
+            "max_staleness": settings.max_staleness,
             "staleness": log.staleness(self._done),
             "started_at": self._started_at,
         }

@@ -1,4 +1,4 @@
-"""The step log of an epoch, and the errors that name a step's examples. Both are read from the board."""
+"""The step log of an epoch, as the board records it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.board import Board
-from untorn.errors import NonFiniteLossError, WorkerError
-from untorn.train.data import sampler
 
-__all__ = ["NO_RECORDS", "Records", "failure", "means_of", "task_named"]
+__all__ = ["NO_STEPS", "StepLog", "means_of"]
 
-NO_RECORDS = np.zeros((0, 2))
+NO_STEPS = np.zeros((0, 2))
 
 
-class Records:
+class StepLog:
     """The step log: the measurements of each step of the current epoch.
 
     Args:
@@ -27,7 +25,7 @@ class Records:
     def __init__(self, board: Board, earlier: NDArray[np.float64] | None = None, *, clips: bool = False) -> None:
         self._board = board
         self._log = board.log
-        self._earlier = NO_RECORDS if earlier is None else earlier
+        self._earlier = NO_STEPS if earlier is None else earlier
         #: the metrics that the board itself measures
         self._own = [*(["staleness"] if board.is_async else []), *(["grad_norm"] if clips else [])]
         self._known: tuple[list[str], list[NDArray[np.float64]]] | None = None
@@ -75,38 +73,8 @@ class Records:
 
 
 def means_of(rows: NDArray[np.float64], names: list[str]) -> dict[str, float]:
-    """Return the means over the examples of an epoch, from all its rows, as Records.until() returns them."""
+    """Return the means over the examples of an epoch, from all its rows, as StepLog.until() returns them."""
     # computed from all rows at once, so that the bits do not depend on where the epoch was interrupted
     examples = rows[:, 0]
     means = (rows[:, 1:] * examples[:, None]).sum(axis=0) / examples.sum()
     return {"loss": float(means[0])} | {name: float(means[1 + i]) for i, name in enumerate(names)}
-
-
-def task_named(board: Board, epoch: int, step: int, shard: int, skipped: int = 0, *, least: int = 1) -> str:
-    """Return a gradient's epoch, step, shard and examples in words. ``skipped``: steps before the board."""
-    start, stop = sampler.shard_bounds(
-        step % board.steps,
-        0 if board.is_async else shard,
-        shards=1 if board.is_async else board.shards,
-        examples=board.examples,
-        batch_size=board.batch_size,
-        least=least,
-    )
-    indices = board.order[start:stop]
-    return (
-        f"epoch {epoch}, step {skipped + step % board.steps}, shard {shard} "
-        f"({len(indices)} examples: {', '.join(map(str, indices[:8]))}{', ...' if len(indices) > 8 else ''})"
-    )
-
-
-def failure(board: Board, epoch: int, skipped: int = 0, *, least: int = 1) -> Exception:
-    """Return the error that the first failed worker reported. ``skipped``: steps of the epoch before this board."""
-    report = board.failure
-    assert report is not None
-    where = task_named(board, epoch, report.step, report.shard, skipped, least=least)
-    if report.non_finite:
-        return NonFiniteLossError(
-            f"{report.summary.split(': ', 1)[-1]} in {where}; the weights of the step before are kept in "
-            "trainer.params. Lower the learning rate, or look at these examples for bad values"
-        )
-    return WorkerError(f"failed in worker {report.worker}, {where}: {report.summary}", report.traceback)

@@ -7,7 +7,7 @@ import pytest
 
 from networks import Layer
 from untorn.train.models.checks import check_parameters
-from untorn.train.run.parameter_layout import ParameterPlan
+from untorn.train.run.parameter_layout import ParameterLayout
 
 
 def ranges_of(plan):
@@ -16,7 +16,7 @@ def ranges_of(plan):
 
 
 def plan_of(params, state=True):
-    return ParameterPlan.of(params, {"momentum": params} if state else None)
+    return ParameterLayout.of(params, {"momentum": params} if state else None)
 
 
 TREES = {

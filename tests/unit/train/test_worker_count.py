@@ -5,7 +5,8 @@ import pytest
 
 import networks
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.run.team import Tuner, most_workers
+from untorn.train.run.tuner import Tuner
+from untorn.train.run.worker_count import max_workers
 
 
 def tuned(most: int, steps_per_s: dict[int, float]) -> Tuner:
@@ -132,7 +133,7 @@ def test_in_async_mode_no_more_than_can_be_busy():
 
 
 def test_a_trainer_that_begins_with_many_may_have_more():
-    assert [most_workers(n) for n in (1, 32, 33, 700)] == [64, 64, 66, 1000]
+    assert [max_workers(n) for n in (1, 32, 33, 700)] == [64, 64, 66, 1000]
 
 
 def test_auto_finds_a_number_and_says_so():
@@ -151,7 +152,7 @@ def test_auto_finds_a_number_and_says_so():
 
 
 def test_as_many_workers_as_there_are_processors_for(monkeypatch):
-    monkeypatch.setattr("untorn.train.trainer.available_cpus", lambda: 8)
+    monkeypatch.setattr("untorn.train.settings.available_cpus", lambda: 8)
     numbers = [trainer_of(threads_per_worker=threads).workers for threads in (1, 2, 3, 8, 16)]
     assert numbers == [8, 4, 2, 1, 1]
     assert trainer_of(workers=5, threads_per_worker=4).workers == 5

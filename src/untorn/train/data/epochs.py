@@ -1,0 +1,119 @@
+"""The data of one call of fit, as epochs of batches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.train.arguments import check_no_cut, checked_count
+from untorn.train.data import sampler
+from untorn.train.data.base import Source
+from untorn.train.data.kinds import batches_of, source_of
+from untorn.train.data.sampled import SampledBatches
+from untorn.train.data.stream import Stream
+from untorn.trees import BATCH, flatten
+
+__all__ = ["DataRef", "TrainingData", "training_data"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What fit trains on.
+
+    Attributes:
+        given: the data, as the user gave it.
+        ref: knows it again.
+        source: its examples, which are shuffled and cut into batches; or else
+        stream: gives the batches.
+        batch_size: examples of a batch; 0 for a stream.
+        examples: of an epoch: those of the source, or with drop_last fewer; 0 for a stream.
+        shuffle: whether each epoch has a new order.
+    """
+
+    given: Any
+    ref: DataRef
+    source: Source | None
+    stream: Stream | None
+    batch_size: int = 0
+    examples: int = 0
+    shuffle: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its batches come from an iterator, which goes on in each epoch where the last one left it."""
+        return self.stream is not None and self.stream.goes_on
+
+    @property
+    def cut(self) -> dict[str, Any]:
+        """How the data is cut into batches, as a checkpoint stores it."""
+        shuffle = self.source.order_by or self.shuffle if self.source else False
+        return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": shuffle}
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of an epoch, in their order."""
+        assert self.source is not None
+        return self.source.order(seed, epoch, shuffle=self.shuffle)[: self.examples]
+
+
+def training_data(
+    data: Any,
+    arrays: Callable[[Any], Any],
+    *,
+    seed: int,
+    batch_size: int | None,
+    steps_per_epoch: int | None,
+    shuffle: bool,
+    drop_last: bool,
+    replay: bool,
+) -> TrainingData:
+    """Check the arguments of fit that say what it trains on. Raises TypeError or ValueError, naming the argument.
+
+    Args:
+        data: as given.
+        arrays: makes NumPy arrays of it.
+        seed: of the trainer.
+        batch_size, steps_per_epoch, shuffle, drop_last: of fit.
+        replay: a sampler of the data's own has to repeat the epochs before.
+    """
+    ref, batches = DataRef(data), batches_of(data)
+    if batches is not None:
+        check_no_cut(batch_size=batch_size, drop_last=drop_last)
+        steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
+        if isinstance(batches, SampledBatches):
+            batches.begin(seed, limit=steps, replay=replay)
+        return TrainingData(data, ref, None, Stream("data", batches, steps))
+    if steps_per_epoch is not None:
+        raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
+    source = source_of("data", arrays(data), in_epochs=True)
+    if replay:
+        source.replay()
+    if batch_size is None:
+        raise TypeError("fit() needs batch_size=, the examples per step; only iterables of batches have their own")
+    batch_size = checked_count("batch_size", batch_size, 1, 2**31)
+    batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
+    return TrainingData(data, ref, source, None, batch_size, examples, bool(shuffle))
+
+
+class DataRef:
+    """Knows data again, without keeping it: the very arrays or tensors of a tree, or else the object."""
+
+    def __init__(self, data: Any) -> None:
+        self._refs = [_reference(leaf) for leaf in flatten(data, kinds=BATCH)[1]]
+
+    def is_of(self, data: Any) -> bool:
+        """Return whether it is this data."""
+        leaves = flatten(data, kinds=BATCH)[1]
+        same = [ref() is leaf for ref, leaf in zip(self._refs, leaves, strict=False)]
+        return len(leaves) == len(self._refs) and all(same)
+
+
+def _reference(leaf: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(leaf)
+    except TypeError:  # a list, for one
+        return lambda: leaf

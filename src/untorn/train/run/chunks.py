@@ -1,0 +1,174 @@
+"""What evaluate and predict ask about each chunk of the data, and what the answers make together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untorn.board import Board, FailureReport
+from untorn.errors import NonFiniteLossError, WorkerError
+from untorn.train.models.outputs import Form, flattened
+
+__all__ = ["Chunks", "Collector", "Means", "Outputs"]
+
+_Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How examples are cut into chunks. Names them in errors, see supervisor.Tasks: a board's step is a chunk.
+
+    Attributes:
+        examples: how many there are.
+        size: of each chunk but the last.
+    """
+
+    examples: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """How many chunks there are."""
+        return -(-self.examples // self.size)
+
+    def indices(self, chunk: int) -> NDArray[np.int64]:
+        """Return the examples of a chunk."""
+        return np.arange(chunk * self.size, min(self.examples, (chunk + 1) * self.size))
+
+    def named(self, chunk: int) -> str:
+        """Return a chunk in words: "examples 50 to 99"."""
+        indices = self.indices(chunk)
+        return f"examples {indices[0]} to {indices[-1]}"
+
+    def where(self, step: int, shard: int) -> str:
+        """Return the place of a task: "at examples 50 to 99"."""
+        return f"at {self.named(step)}"
+
+    def failure(self, report: FailureReport) -> Exception:
+        """Return the error for what the first worker to fail has reported."""
+        named = self.named(report.step)
+        if report.non_finite:
+            return NonFiniteLossError(f"{report.summary.split(': ', 1)[-1]} for {named}")
+        return WorkerError(f"failed in worker {report.worker}, at {named}: {report.summary}", report.traceback)
+
+
+class Collector(ABC):
+    """Collects the answers for all chunks. Abstract."""
+
+    #: whether the model's outputs are asked for, and not its loss
+    outputs: bool
+
+    def __init__(self, chunks: Chunks) -> None:
+        self.chunks = chunks
+        #: how the outputs lie in a buffer
+        self.form: Form | None = None
+
+    @abstractmethod
+    def begin(self, answer: Any) -> int:
+        """Take the answer for the first chunk, which was computed in this process. Return how many bytes workers need
+        for one; -1 if all must be computed here."""
+
+    @abstractmethod
+    def take(self, chunk: int, answer: Any) -> None:
+        """Take an answer that was computed in this process."""
+
+    @abstractmethod
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+        """Take an answer that a worker left in a buffer of this board."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return what all answers make together."""
+
+
+class Means(Collector):
+    """Loss and metrics, as means over the examples."""
+
+    outputs = False
+
+    def __init__(self, chunks: Chunks) -> None:
+        super().__init__(chunks)
+        self._answers: dict[int, dict[str, float]] = {}
+
+    def begin(self, answer: Any) -> int:
+        """See Collector."""
+        self.take(0, answer)
+        return 8
+
+    def take(self, chunk: int, answer: Any) -> None:
+        """See Collector."""
+        self._answers[chunk] = {"loss": answer.loss} | dict(answer.metrics)
+
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+        """See Collector."""
+        names = ["loss", *board.metric_names]
+        values = board.buffer(buffer_at).measured[: len(names)]
+        self._answers[chunk] = dict(zip(names, map(float, values), strict=True))
+
+    def result(self) -> dict[str, float]:
+        """See Collector."""
+        totals: dict[str, float] = {}
+        for chunk in range(self.chunks.count):
+            for name, value in self._answers[chunk].items():
+                totals[name] = totals.get(name, 0.0) + value * len(self.chunks.indices(chunk))
+        return {name: total / self.chunks.examples for name, total in totals.items()}
+
+
+class Outputs(Collector):
+    """The model's outputs, joined in the order of the examples."""
+
+    outputs = True
+
+    def __init__(self, chunks: Chunks) -> None:
+        super().__init__(chunks)
+        self._form = Form(None, (), ())
+        self._whole: list[_Array] | None = None
+        self._answers: list[list[Any]] = []
+
+    def begin(self, answer: Any) -> int:
+        """See Collector."""
+        parts, tree = flattened(answer)
+        for name, part in parts:
+            if np.ndim(part) == 0:
+                raise TypeError(
+                    f"predict: expected {f'arrays, as output {name} too,' if name else 'an array'} with one row per "
+                    f"example, found a single {type(part).__name__}"
+                )
+        count = len(self.chunks.indices(0))
+        plain = all(isinstance(part, np.ndarray) and not part.dtype.hasobject for _, part in parts)
+        names = tuple(name for name, _ in parts)
+        if not plain or any(part.shape[:1] != (count,) for _, part in parts):
+            self._form = Form(tree, names, ())
+            self._answers.append([part for _, part in parts])
+            return -1
+        self.form = self._form = Form(tree, names, tuple((part.shape[1:], part.dtype) for _, part in parts))
+        self._whole = self._form.empty(self.chunks.examples)
+        self.take(0, answer)
+        return self._form.nbytes(self.chunks.size)
+
+    def take(self, chunk: int, answer: Any) -> None:
+        """See Collector."""
+        if self._whole is None:
+            self._answers.append([part for _, part in flattened(answer)[0]])
+            return
+        indices = self.chunks.indices(chunk)
+        for whole, part in zip(self._whole, self._form.checked(answer, self.chunks.named(chunk)), strict=True):
+            whole[indices] = part
+
+    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+        """See Collector."""
+        assert self._whole is not None
+        indices = self.chunks.indices(chunk)
+        places = self._form.places(self.chunks.size, len(indices))
+        for whole, (dtype, shape, offset) in zip(self._whole, places, strict=True):
+            whole[indices] = board.payload_array(buffer_at, dtype, shape, offset)
+
+    def result(self) -> Any:
+        """See Collector."""
+        if self._whole is None:
+            return self._form.built([np.concatenate(parts) for parts in zip(*self._answers, strict=True)])
+        return self._form.built(self._whole)

@@ -1,0 +1,120 @@
+"""Evaluation in a worker: one chunk of the data at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from untorn import _core
+from untorn.board import Board
+from untorn.engines import Worker
+from untorn.share.lowlevel import Address, attach_writer, decoder_of
+from untorn.train.data import SharedData, sampler
+from untorn.train.models.base import Replica
+from untorn.train.models.outputs import Form
+from untorn.train.run.chunks import Chunks
+from untorn.train.run.reporter import Reporter
+
+__all__ = ["ChunkEvaluator", "EvaluationJob"]
+
+#: a model's random numbers, while it is evaluated, are those of a step that no training comes to
+_STEP_OF_EVALUATION = 2**40
+
+
+class ChunkEvaluator:
+    """A model with the weights that it is evaluated with.
+
+    Args:
+        model: the model.
+        params: the weights.
+        seed: of the model's random numbers.
+        outputs: compute the model's outputs, and not its loss and metrics.
+    """
+
+    def __init__(self, model: Replica, params: Any, seed: int, *, outputs: bool) -> None:
+        self._model, self._params, self._seed, self._outputs = model, params, seed, outputs
+
+    def __call__(self, batch: Any) -> Any:
+        """Return the model's answer for a batch: a Gradient without leaves that count, or outputs."""
+        if self._outputs:
+            return self._model.predict(self._params, batch)
+        takes_rng = self._model.takes_rng
+        rng = sampler.shard_rng(self._seed, _STEP_OF_EVALUATION, 0, 1) if takes_rng else None
+        return self._model.measure(self._params, batch, rng)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Evaluate the chunks that the server asks for. See job.Job.
+
+    Attributes:
+        weights: the channel of the weights; its newest version is taken.
+        private: read the weights through a private mapping: the model's framework may write to them.
+        chunks: how the data is cut.
+        seed: of the trainer.
+        form: of the outputs, if they are asked for.
+        outputs: whether they are.
+    """
+
+    weights: Address
+    data: SharedData
+    private: bool
+    chunks: Chunks
+    seed: int
+    form: Form | None
+    outputs: bool
+
+    def begin(self, index: int, board: Board, model: Replica) -> Worker:
+        """See job.Job."""
+        return _EvaluationWorker(self, index, board, model)
+
+
+class _EvaluationWorker:
+    """Evaluates one chunk at each call of run_once."""
+
+    def __init__(self, job: EvaluationJob, index: int, board: Board, model: Replica) -> None:
+        self.board = board
+        self._job = job
+        self._index = index
+        self._weights = attach_writer(job.weights)
+        self._data = job.data.open()
+        self._hold = self._weights.pin()
+        params = decoder_of(self._hold).value(self._hold.private() if job.private else self._hold)
+        self._evaluate = ChunkEvaluator(model, params, job.seed, outputs=job.outputs)
+        self._reporter = Reporter(board, index)
+        self._spin = True
+
+    def run_once(self, wait_s: float) -> int:
+        """See Worker."""
+        kind, chunk, _, buffer_at = self.board.next(self._weights, self._index, self._spin, wait_s)
+        self._spin = kind != _core.TURN_IDLE
+        if kind != _core.TURN_GRADIENT:
+            return kind
+        try:
+            answer = self._evaluate(self._data.take(self._job.chunks.indices(chunk)))
+            if self._job.outputs:
+                self._write_outputs(chunk, buffer_at, answer)
+            else:
+                self._write_measured(buffer_at, answer)
+        except Exception as error:
+            if not self.board.still_claimed():
+                return kind
+            self._reporter.report(error, chunk, 0)
+            return _core.TURN_STOP
+        self.board.commit(self._index)
+        return kind
+
+    def _write_measured(self, buffer_at: int, answer: Any) -> None:
+        self._reporter.name_metrics(tuple(answer.metrics))
+        measured = self.board.buffer(buffer_at).measured
+        measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
+
+    def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
+        form, chunks = self._job.form, self._job.chunks
+        assert form is not None
+        parts = form.checked(answer, chunks.named(chunk))
+        places = form.places(chunks.size, len(chunks.indices(chunk)))
+        for part, (dtype, shape, offset) in zip(parts, places, strict=True):
+            np.copyto(self.board.payload_array(buffer_at, dtype, shape, offset), part)

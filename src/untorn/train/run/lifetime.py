@@ -1,0 +1,76 @@
+"""Whether a trainer may still be used, and by which process; and what it holds while it is open."""
+
+from __future__ import annotations
+
+import os
+
+from untorn.control import Control
+from untorn.errors import ClosedError
+from untorn.train.run.pool import WorkerPool
+from untorn.train.run.weights import Weights
+
+__all__ = ["Lifetime", "Resources"]
+
+
+class Lifetime:
+    """Tells a closed trainer, and a forked copy of the process that trains.
+
+    Attributes:
+        closed: whether close() was called.
+        fitting: whether fit runs.
+        owner: the process that opened the trainer; None before that. A forked copy of it may read the weights, and
+            ends nothing.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.fitting = False
+        self.owner: int | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process was forked from the one that trains."""
+        return self.owner is not None and self.owner != os.getpid()
+
+    def check(self) -> None:
+        """Raise ClosedError after close(), and in a forked copy."""
+        self.check_open()
+        self.check_owner()
+
+    def check_open(self) -> None:
+        """Raise ClosedError after close()."""
+        if self.closed:
+            raise ClosedError("this trainer was closed while it trained" if self.fitting else "this trainer is closed")
+
+    def check_owner(self) -> None:
+        """Raise ClosedError in a forked copy of the process that trains."""
+        if self.is_copy:
+            raise ClosedError(
+                f"this trainer is process {self.owner}'s, and this process was forked from it: here its weights can be "
+                "read, and nothing else. A child that a callback forks is to end with os._exit()"
+            )
+
+
+class Resources:
+    """What a trainer holds from its first use to its end.
+
+    Args:
+        weights: the channel of the weights.
+        pool: the workers.
+        name: of the job, under which other processes find it; None: they do not.
+    """
+
+    def __init__(self, weights: Weights, pool: WorkerPool, name: str | None) -> None:
+        self.weights = weights
+        self.control = Control(name) if name is not None else None
+        self._pool = pool
+        self._owner = os.getpid()
+
+    def close(self) -> None:
+        """End the workers and close the channel of the weights. Does nothing in a forked copy of the process."""
+        if os.getpid() != self._owner:
+            return
+        if self.control is not None:
+            self.control.close()
+        self._pool.close()
+        self.weights.close()

@@ -1,0 +1,56 @@
+"""What a worker tells the server through the board, beside what it computes."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from untorn.board import Board
+
+__all__ = ["Reporter"]
+
+#: what callbacks and the history find beside the model's metrics
+_RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
+
+
+class Reporter:
+    """Tells the server the names of the metrics, and what went wrong.
+
+    Args:
+        board: tells the server.
+        index: of the worker.
+    """
+
+    def __init__(self, board: Board, index: int) -> None:
+        self._board = board
+        self._index = index
+        self._named = False
+
+    def name_metrics(self, names: tuple[str, ...]) -> None:
+        """Write the names of the metrics, once. Every worker writes the same, so the server finds them whole after a
+        step, whichever worker is first."""
+        if self._named:
+            return
+        for name in names:
+            if name in _RESERVED_NAMES or name.startswith("val_"):
+                raise ValueError(
+                    f"the metric {name!r}: the trainer gives this name itself, as it does val_... and "
+                    f"{', '.join(_RESERVED_NAMES)}; take another"
+                )
+        self._board.write_metric_names(names)
+        self._named = True
+
+    def report(self, error: Exception, step: int, shard: int) -> None:
+        """Report an error, with the traceback as the user's own code would show it."""
+        trace = error.__traceback__
+        while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace)
+        self._board.report_failure(self._index, step, shard, error, "".join(lines))
+
+
+def _is_ours(filename: str) -> bool:
+    """Return whether a file lies between a worker and the user's code: one of train, or a framework's model."""
+    package = Path(__file__).parents[2]
+    path = Path(filename).absolute()
+    return path.parent == package or any(folder in path.parents for folder in (package / "train", package / "torch"))

@@ -1,0 +1,92 @@
+"""What becomes of a job whose workers die or fail: they are replaced, until one task has killed too many of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from untorn.board import Board, FailureReport
+from untorn.engines import Death
+from untorn.errors import WorkerError
+
+__all__ = ["Supervisor", "Tasks"]
+
+
+class Tasks(Protocol):
+    """Puts the tasks of a board into words."""
+
+    def where(self, step: int, shard: int) -> str:
+        """Return the place of a task, with its preposition: "in epoch 0, step 3, shard 1"."""
+        ...
+
+    def failure(self, report: FailureReport) -> Exception:
+        """Return the error for what the first worker to fail has reported."""
+        ...
+
+
+class Supervisor:
+    """Counts the deaths of workers, and ends the job when there are too many for one cause.
+
+    Args:
+        max_restarts: how often one task may kill its worker.
+    """
+
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        #: by job, step and shard
+        self._deaths: dict[tuple[int, int, int], int] = {}
+        #: of workers without a task, since this job and step
+        self._idle_deaths = 0
+        self._idle_since = (0, 0)
+
+    @property
+    def deaths_in_tasks(self) -> int:
+        """How many workers have died while they computed something."""
+        return sum(self._deaths.values())
+
+    def check(self, board: Board, tasks: Tasks, deaths: list[Death]) -> None:
+        """Take note of the workers that have died. Raises WorkerError when a task, or the very start, kills one after
+        the other, and what a worker has reported if one has failed."""
+        for death in deaths:
+            self._count(board, tasks, death)
+        report = board.failure
+        if report is not None:
+            raise tasks.failure(report)
+
+    def _count(self, board: Board, tasks: Tasks, death: Death) -> None:
+        if death.shard >= 0:
+            task = (board.job, death.step, death.shard)
+            count = self._deaths[task] = self._deaths.get(task, 0) + 1
+            if count > self._max_restarts:
+                raise WorkerError(
+                    f"{count} workers died one after the other {tasks.where(death.step, death.shard)}; the last "
+                    f"{_how_it_died(death)}. max_restarts is {self._max_restarts}"
+                )
+        elif death.exitcode is None or death.exitcode >= 0:  # it ended by itself, or may have, without a task
+            if self._idle_since != (board.job, board.step):
+                self._idle_since, self._idle_deaths = (board.job, board.step), 0
+            self._idle_deaths += 1
+            if self._idle_deaths > self._max_restarts:
+                raise WorkerError(
+                    f"{self._idle_deaths} workers ended before they could take part (the last {_how_it_died(death)}); "
+                    "what they printed says why. A script that trains needs `if __name__ == '__main__':` around its "
+                    "start, because worker processes import it"
+                )
+
+
+def _how_it_died(death: Death) -> str:
+    """Return the death in words, to go after "the last worker"."""
+    if death.exitcode is None and not death.out_of_memory:
+        return (
+            "ended, and why is not known: its exit status went elsewhere, because SIGCHLD is ignored in this process, "
+            "or its code waits for any child"
+        )
+    if death.exitcode in (None, -9) and death.out_of_memory:
+        return (
+            "was killed by the kernel because memory ran out; use fewer workers, smaller batches, or accumulate= to "
+            "compute a shard in parts"
+        )
+    if death.exitcode == -9:
+        return "was killed by SIGKILL, and not by the kernel for want of memory"
+    if death.exitcode is not None and death.exitcode < 0:
+        return f"was ended by signal {-death.exitcode}"
+    return f"ended with exit code {death.exitcode}"

@@ -1,0 +1,93 @@
+"""Which number of workers is fastest, for ``workers="auto"``."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from dataclasses import dataclass, field
+
+__all__ = ["Tuner"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tuner:
+    """Finds the fastest number of workers on the steps of the training itself. A state machine without a clock.
+
+    It begins with one worker per processor and halves the number, so that no worker is started in vain. Each number
+    gets a few windows of time, counted from when all its workers have computed something; the median window counts. Of
+    numbers that are equally fast within a few percent the smallest is taken.
+
+    Args:
+        most: the number to begin with.
+
+    Example:
+        >>> tuner = Tuner(2)
+        >>> tuner.workers, tuner.found
+        (2, False)
+    """
+
+    most: int
+    #: median steps per second, by number of workers
+    steps_per_s: dict[int, float] = field(default_factory=dict)
+    found: bool = False
+    _windows: list[float] = field(default_factory=list)
+    #: the time and step of the last look; the seconds and steps of the window, without the time between epochs
+    _last: tuple[float, int] | None = None
+    _seconds: float = 0.0
+    _steps: int = 0
+    _all_work: bool = False
+
+    #: seconds and steps of a window, at least; the number of windows; how much slower counts as equally fast
+    WINDOW_S = 0.15
+    WINDOW_STEPS = 3
+    WINDOWS = 3
+    TOLERANCE = 0.03
+
+    def __post_init__(self) -> None:
+        self.workers: int = self.most
+        if self.most == 1:
+            self.found = True
+
+    def begin_epoch(self, now_s: float, step: int) -> None:
+        """Begin an epoch: the time since the last one does not count."""
+        self._last = (now_s, step)
+
+    def saw(self, now_s: float, step: int, commits: list[int]) -> int:
+        """Take note of the steps made until now, and of the gradients that each worker has committed since it began.
+        Return how many workers there are to be."""
+        last, self._last = self._last, (now_s, step)
+        if self.found or last is None:
+            return self.workers
+        if not self._all_work:
+            self._all_work = len(commits) >= self.workers and all(count > 0 for count in commits[: self.workers])
+            return self.workers
+        self._seconds += now_s - last[0]
+        self._steps += step - last[1]
+        if self._seconds >= self.WINDOW_S and self._steps >= self.WINDOW_STEPS:
+            self._windows.append(self._steps / self._seconds)
+            self._seconds, self._steps = 0.0, 0
+        if len(self._windows) == self.WINDOWS:
+            self.steps_per_s[self.workers] = statistics.median(self._windows)
+            self._windows.clear()
+            self._all_work = False
+            self._next()
+        return self.workers
+
+    def _next(self) -> None:
+        if self.workers > 1:
+            self.workers //= 2
+            return
+        best = max(self.steps_per_s.values())
+        self.workers = min(n for n, rate in self.steps_per_s.items() if rate >= best * (1 - self.TOLERANCE))
+        self.found = True
+        _log.info("workers='auto': %s", self)
+
+    def __str__(self) -> str:
+        """``2 workers (1: 812, 2: 1,240 steps/s)``."""
+        rates = ", ".join(f"{n}: {rate:,.4g}" for n, rate in sorted(self.steps_per_s.items()))
+        chosen = f"{self.workers} worker{'s' * (self.workers != 1)}"
+        if not rates:
+            return chosen if self.found else f"{chosen} (not measured yet)"
+        return f"{chosen} ({rates} steps/s){'' if self.found else ', still measuring'}"

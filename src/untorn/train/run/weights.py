@@ -1,0 +1,162 @@
+"""The weights of a training: a channel that workers read, and the channel that they write the next version to.
+
+::
+
+    fused optimizer      workers ── next weights ──> weights ──> workers, subscribers, checkpoints
+    another library's    workers ── summed gradients ──> target ──> ServerSteps ── next weights ──> weights ──> ...
+
+The optimizer's state lies beside the weights in every version, so one version is all that a training needs to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from untorn import _core
+from untorn.board import Board
+from untorn.errors import CapacityError
+from untorn.share import Publisher, Snapshot, Subscriber, lowlevel
+from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, meaning, shortage
+from untorn.train.checkpoints import checkpoint
+from untorn.train.models.base import Parts
+from untorn.train.optim.base import Optimizer
+from untorn.train.run.parameter_layout import ParameterLayout
+
+__all__ = ["Weights", "copy_weights"]
+
+#: reader rows, slots and slots that keep their space, of the channel of the weights
+_CHANNEL_SIZES = (1024, 64, 8)
+#: the slots that watchers leave to training, whatever they keep
+_RESERVED_SLOTS = 24
+_RETRY_S = 0.001
+
+
+class Weights:
+    """The newest weights, with the optimizer's state beside them, and the room for the next version.
+
+    Args:
+        parts: the initial values.
+        optimizer: brings the initial state, and says whether workers write weights or sums.
+        name: publish the weights under this name.
+
+    Attributes:
+        channel: the channel of the weights.
+        target: the channel that a board writes to: that of the weights, or one of summed gradients.
+        layout: how the parameters lie in a version and in a gradient buffer.
+        untrained: how many leaves are not trained: kept parameters, and then buffers of the model.
+    """
+
+    def __init__(self, parts: Parts, optimizer: Optimizer, name: str | None) -> None:
+        self.untrained = kept, buffers = len(parts.kept), len(parts.buffers)
+        state = optimizer.state_for(parts.trained)
+        if optimizer.server_steps:
+            self.layout = ParameterLayout.of(parts.summed, None, buffers=buffers, sums=True)
+        else:
+            self.layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers)
+        sizes = _CHANNEL_SIZES
+        self.channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
+        lowlevel.attachment_of(self.channel).reserve_slots(_RESERVED_SLOTS)
+        self.target: Publisher = self.channel
+        if optimizer.server_steps:
+            self.target = lowlevel.publish_with_extra(parts.summed, sizes=sizes)
+        self._reader = self.channel.subscriber()
+
+    @property
+    def version(self) -> int:
+        """The version of the newest weights."""
+        return self.channel.version
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest weights, without a copy."""
+        return self._reader.snapshot()
+
+    def subscriber(self) -> Subscriber:
+        """Return a subscriber to the weights."""
+        return self.channel.subscriber()
+
+    def copy(self) -> Any:
+        """Return a writable copy of the newest weights."""
+        with self.snapshot() as newest:
+            return lowlevel.copy_value(newest)
+
+    def replace(self, fill: Callable[[Any, Any], None]) -> None:
+        """Publish what ``fill`` writes into a copy of the newest weights and optimizer state. If it raises, nothing is
+        published."""
+        with self.snapshot() as newest:
+            params, state = lowlevel.copy_with_extra(newest)
+        fill(params, state)
+        lowlevel.update_with_extra(self.channel, params, state)
+
+    def make_room(self, board: Board) -> None:
+        """Make room for the next version, after the workers found every slot of their target held. Raises CapacityError
+        if there is no memory, or if readers hold every slot for too long."""
+        attachment = lowlevel.attachment_of(self.target)
+        nbytes = lowlevel.newest_nbytes(self.target)
+        deadline = time.monotonic() + FREE_SLOT_TIMEOUT_S
+        while True:
+            try:
+                attachment.grow(nbytes)
+            except (_core.StatusError, OSError) as error:
+                if reason := shortage(error):
+                    raise CapacityError(
+                        f"the weights: no memory for one more version of {nbytes:,} bytes ({reason}); "
+                        "let old snapshots of the weights go"
+                    ) from None
+                if isinstance(error, OSError):
+                    raise
+                if error.args[0] != "no_slot":
+                    raise meaning(error, "weights") from None
+                if time.monotonic() > deadline:
+                    raise lowlevel.no_slot_error(self.target, FREE_SLOT_TIMEOUT_S) from None
+                time.sleep(_RETRY_S)
+                continue
+            board.slot_ready()
+            return
+
+    def no_mapping(self, board: Board) -> CapacityError:
+        """Return the error for a step that every worker has refused again and again."""
+        nbytes = lowlevel.newest_nbytes(self.target)
+        return CapacityError(
+            f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
+            f"and again ({os.strerror(board.refused)}); look at the limits of a process (ulimit -v, vm.max_map_count) "
+            "and at what the model keeps in memory"
+        )
+
+    def look_after_name(self) -> None:
+        """Restore the files of the weights' name if somebody removed them; looks at most once in a while."""
+        lowlevel.look_after_name(self.channel)
+
+    def close(self) -> None:
+        """Close the channels, and remove the name of the weights."""
+        self._reader.close()
+        self.channel.unlink()
+        self.channel.close()
+        self.target.close()
+
+
+def copy_weights(target: Any, value: Any) -> None:
+    """Copy a tree of arrays into a writable one. Raises ValueError, naming the place, where they differ in structure,
+    shape or dtype; then nothing is changed."""
+    targets, values = checkpoint.named_arrays("params", target), checkpoint.named_arrays("params", value)
+    for name in sorted(targets.keys() ^ values.keys()):
+        there, here = ("no", "one") if name in targets else ("one", "none")
+        raise ValueError(f"params: what is set has {there} {_short(name)}, and this trainer has {here}")
+    arrays = {name: np.asarray(leaf) for name, leaf in values.items()}
+    for name, array in arrays.items():
+        wanted = targets[name]
+        if (array.dtype, array.shape) != (wanted.dtype, wanted.shape):
+            raise ValueError(
+                f"params: {_short(name)}: expected {wanted.dtype} of shape {wanted.shape}, "
+                f"found {array.dtype} of shape {array.shape}"
+            )
+    for name, array in arrays.items():
+        np.copyto(targets[name], array)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("params/")

@@ -1,0 +1,127 @@
+"""The life of a worker process: it takes part in the jobs that the server publishes, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import time
+import traceback
+from typing import Any
+
+from untorn import _core
+from untorn.board import Board
+from untorn.engines import Worker
+from untorn.engines.threads import use_threads
+from untorn.engines.worker_logs import set_levels
+from untorn.errors import BrokenChannelError, CapacityError, UntornError
+from untorn.share import Subscriber
+from untorn.train.models.base import Model, Replica
+
+__all__ = ["WorkerProcess", "worker_main"]
+
+#: how long a worker waits for work before it looks whether its server lives
+_WAIT_S = 0.1
+
+
+def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None:
+    """Run a worker process: take part in every job that the server publishes, until the server is gone.
+
+    Args:
+        index: of the worker.
+        jobs: the channel that jobs are published to, see job.py.
+        problem: an error of the start; each job fails with it.
+    """
+    process, done = WorkerProcess(index, jobs, problem), 0
+    own_pid = os.getpid()
+    while os.getpid() == own_pid:  # a copy of it that the model forked, and that came back here, has nothing to do
+        try:
+            snapshot = jobs.snapshot(newer_than=done)
+        except BrokenChannelError:
+            return  # the server closed, or is dead: the kernel says so
+        done = snapshot.version
+        payload = snapshot.value
+        snapshot.close()
+        if payload is None:
+            process.clear()
+        elif process.take_part(done, payload) == _core.TURN_LEAVE and jobs.version == done:
+            return  # there is one worker too many, and no job that interrupts this one
+
+
+class WorkerProcess:
+    """A worker process from its start to its end: its replica of the model, and its jobs.
+
+    Two jobs are open at most: one, and another that interrupts it.
+    """
+
+    def __init__(self, index: int, jobs: Subscriber, problem: Exception | None) -> None:
+        self._index = index
+        self._jobs = jobs
+        self._problem = problem
+        self._workers: dict[int, Worker] = {}
+        self._model: tuple[bytes, int, Replica] | None = None
+
+    def clear(self) -> None:
+        """Let go of the memory of jobs, between jobs."""
+        self._workers.clear()
+
+    def take_part(self, version: int, payload: dict[str, Any]) -> int:
+        """Take part in a job, published as this version, until it ends. Return the kind of the last task."""
+        set_levels(json.loads(payload["levels"]))
+        number = payload["number"]
+        known = {key: self._workers[key] for key in (number, payload["within"]) if key in self._workers}
+        self._workers = known
+        if number not in known:
+            worker = self._begin(version, payload)
+            if worker is None:
+                return _core.TURN_STOP
+            known[number] = worker
+        return _run(known[number], self._jobs, version)
+
+    def _begin(self, version: int, payload: dict[str, Any]) -> Worker | None:
+        """Return the worker for this job; None if the job is over, or cannot begin: then the server has been told."""
+        try:
+            board = Board.open(payload["board"])
+        except (OSError, _core.StatusError) as error:
+            if self._jobs.version != version or not self._jobs.publisher_alive():
+                return None  # the job ended before we came to it
+            raise CapacityError(
+                f"worker {self._index} cannot map the board of its job, {payload['board']}: {error}; look at its "
+                "limits (ulimit -v, vm.max_map_count), and at whether it may read /proc"
+            ) from error
+        if board.job != payload["number"]:
+            return None  # likewise: the path names a descriptor, whose number the next job's board has got
+        try:
+            if self._problem is not None:
+                raise self._problem
+            model = self._replica(payload["model"], payload["threads"])
+            worker: Worker = pickle.loads(payload["job"]).begin(self._index, board, model)
+            return worker
+        except Exception as error:
+            over = isinstance(error, UntornError | OSError) and self._jobs.version != version
+            if board.stopped or not over:
+                board.report_failure(self._index, board.step, 0, error, traceback.format_exc())
+            return None
+
+    def _replica(self, model: bytes, threads: int) -> Replica:
+        """Return a replica of this model: that of the job before, with all that it has compiled, if it is the same."""
+        if self._model is None or self._model[:2] != (model, threads):
+            given: Model = pickle.loads(model)
+            use_threads(threads)
+            self._model = (model, threads, given.replica(threads))
+        return self._model[2]
+
+
+def _run(worker: Worker, jobs: Subscriber, version: int) -> int:
+    looked = time.monotonic()
+    with contextlib.suppress(BrokenChannelError):
+        while (kind := worker.run_once(_WAIT_S)) not in (_core.TURN_STOP, _core.TURN_LEAVE):
+            now = time.monotonic()
+            if now - looked < _WAIT_S:
+                continue
+            looked = now
+            if jobs.version != version or not jobs.publisher_alive():
+                return _core.TURN_STOP
+        return kind
+    return _core.TURN_STOP

@@ -1,0 +1,116 @@
+"""What is fixed when a Trainer is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from untorn.train.arguments import check_busy, checked_count, checked_shards, checked_staleness
+from untorn.train.interfaces import EngineName, Mode
+from untorn.train.optim.fused import check_clip_norm
+from untorn.train.run.cpus import available_cpus
+
+__all__ = ["Settings", "checked_settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of a Trainer that do not change any more, checked; see Trainer for each of them.
+
+    Attributes:
+        shards: parts of a batch; 1 in async mode.
+        max_staleness: 0 in sync mode.
+        workers: the number of workers at the start.
+        tuned: the number of workers is measured while training runs.
+        places: how many workers the processors have room for.
+    """
+
+    engine: EngineName
+    mode: Mode
+    shards: int
+    max_staleness: int
+    seed: int
+    clip_norm: float | None
+    accumulate: int
+    threads_per_worker: int
+    max_restarts: int
+    workers: int
+    tuned: bool
+    places: int
+
+    @property
+    def is_async(self) -> bool:
+        """Whether gradients are applied when they arrive."""
+        return self.mode == "async"
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether the only worker is this process."""
+        return self.engine == "serial"
+
+    @property
+    def parts(self) -> int:
+        """The number of parts in which a batch is computed."""
+        return self.shards * self.accumulate
+
+    def check_workers(self, workers: Any) -> int:
+        """Return a number of workers that resize() may set. Raises TypeError or ValueError."""
+        count = checked_count("workers", workers, 1, 1000)
+        if self.is_async:
+            check_busy(count, self.max_staleness)
+        return count
+
+    def for_checkpoint(self) -> dict[str, Any]:
+        """The settings that the bits of a result depend on, as a checkpoint stores them."""
+        return {
+            "seed": self.seed,
+            "shards": self.shards,
+            "mode": self.mode,
+            "accumulate": self.accumulate,
+            "clip_norm": self.clip_norm,
+        }
+
+
+def checked_settings(
+    *,
+    workers: Any,
+    engine: EngineName,
+    shards: int | None,
+    mode: Mode,
+    max_staleness: int | None,
+    seed: int,
+    clip_norm: float | None,
+    accumulate: int,
+    threads_per_worker: int,
+    max_restarts: int,
+) -> Settings:
+    """Check the arguments of a Trainer and fill in what was left out. Raises TypeError or ValueError, naming the
+    argument."""
+    if engine not in ("processes", "serial"):
+        raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
+    seed = checked_count("seed", seed, 0, 2**63 - 1)
+    accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
+    threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
+    if isinstance(workers, str) and workers != "auto":
+        raise TypeError(f"workers: expected an int or 'auto', found {workers!r}")
+    cpus = available_cpus()
+    fitting = max(1, cpus // threads_per_worker)
+    given = workers is not None and workers != "auto"
+    count = checked_count("workers", workers, 1, 1000) if given else fitting
+    staleness = checked_staleness(mode, max_staleness, count, given=given)
+    if mode == "async":
+        count = min(count, staleness + 1)
+    return Settings(
+        engine=engine,
+        mode=mode,
+        shards=checked_shards(mode, shards, count if given else fitting),
+        max_staleness=staleness,
+        seed=seed,
+        clip_norm=check_clip_norm(clip_norm),
+        accumulate=accumulate,
+        threads_per_worker=threads_per_worker,
+        max_restarts=checked_count("max_restarts", max_restarts, 0, 1_000_000),
+        workers=1 if engine == "serial" else count,
+        tuned=workers == "auto",
+        places=cpus // threads_per_worker,
+    )
