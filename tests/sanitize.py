@@ -64,7 +64,7 @@ OPTIONS = {
 
 
 def built(kind: str) -> Path:
-    """The package with its extension under the sanitizer, built anew; the directory that it lies in."""
+    """The package with its extension under the sanitizer, built again; the directory that it lies in."""
     place = ROOT / "build" / f"sanitize-{kind}"
     shutil.rmtree(place, ignore_errors=True)
     source = place / "source"

@@ -414,7 +414,7 @@ def refuses_to_travel():
 
 
 class LeavesSomeAtHome(RefusesToTravel):
-    """Its state is not all there is, and what it left is made anew."""
+    """Its state is not all there is, and what it left is made again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ ENGINES = [{"engine": "serial"}, {"workers": 1}, {"workers": 2}, {"workers": 4, 
 
 
 def count(params, batch):
-    """Each example's number is counted in a place of its own; the loss says which weights were read, and that they are
+    """Each example's number is counted in its own place; the loss says which weights were read, and that they are
     whole."""
     seen = params["seen"]
     assert (params["left"] == params["right"]).all()

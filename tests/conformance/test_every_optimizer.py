@@ -48,7 +48,7 @@ def trained(case, *, model=networks.mlp, callbacks=(), **engine):
     optimizer, clip_norm = OPTIMIZERS[case]
     arguments = {"optimizer": optimizer, "clip_norm": clip_norm, "shards": SHARDS, "seed": SEED} | engine
     with Trainer(model, PARAMS, max_restarts=10_000, **arguments) as trainer:
-        # two fits: the optimizer's step goes on
+        # two fits: the optimizer's step continues
         histories = [
             trainer.fit(CLASSES, epochs=1, batch_size=BATCH, callbacks=callbacks).history for _ in range(EPOCHS)
         ]

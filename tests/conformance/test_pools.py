@@ -1,6 +1,6 @@
 """One suite over every pool: a Subscriber as an argument costs its attachment once per process, not once per task.
 
-Each pool lives in a program of its own, a child of the tests: pools keep threads, signal handlers and caches for the
+Each pool lives in its own program, a child of the tests: pools keep threads, signal handlers and caches for the
 life of their process, and the end of that process is a part of what is shown here.
 
     test ── a function, its arguments ──> program: publisher, pool ── tasks ──> workers: Subscriber, snapshot

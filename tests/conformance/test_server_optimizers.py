@@ -2,7 +2,7 @@
 and checkpoints.
 
 JAX starts threads with its first array, and warns at every fork after that, while other tests fork. So what needs it,
-the functions named ``jax_...``, runs in a process of its own.
+the functions named ``jax_...``, runs in its own process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One suite over every kind of value: readers get exactly the published value, whichever process reads or dies.
 
 values.py has the kinds. Most checks need one process; ``processes`` has a partner that reads, publishes, and is killed.
-Kinds of libraries that start threads are checked in a process of their own, so that this one may go on to fork.
+Kinds of libraries that start threads are checked in a process of their own, so that this one may continue to fork.
 """
 
 from __future__ import annotations

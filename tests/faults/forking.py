@@ -1,7 +1,7 @@
 """A program that trains, and forks on the way: ``forking.py FOLDER ENGINE PLACE ENDING``.
 
 It prints what came of it as JSON. PLACE is where it forks, ENDING is how the child ends: see PLACES and ENDINGS. The
-parent waits for the child before it goes on, so whatever the child does to it has been done.
+parent waits for the child before it continues, so whatever the child does to it has been done.
 """
 
 from __future__ import annotations

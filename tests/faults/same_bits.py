@@ -1,7 +1,7 @@
 """One training, of every kind of model with every kind of optimizer, in every way that must not change a bit of it.
 
 ``python same_bits.py MODEL OPTIMIZER`` prints a line for each way, with the SHA-256 of the weights; the first is that
-of the serial engine. It is a program of its own because JAX and forks do not go together. test_same_bits.py runs it.
+of the serial engine. It is a separate program because JAX and forks do not go together. test_same_bits.py runs it.
 """
 
 from __future__ import annotations

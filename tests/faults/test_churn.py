@@ -1,4 +1,4 @@
-"""Names that come and go while others open them: nobody is ever attached to halves of two channels.
+"""Names that are created and removed while others open them: no process is ever attached to halves of two channels.
 
 Twice: names that are moved from channel to channel as fast as the system can, in the order in which publishers give and
 remove them, so that most of what can be opened is in the middle of it; and real publishers, that create, take over,

@@ -7,7 +7,7 @@ leave on the disk::
     disk     4 .......................................................... 4 or 5 ......  5
 
 Each such state must open at the last version whose call had returned, or at the one that was being made; it must be
-whole, and the next publisher must go on from there. Mutants of the code prove that the test would see it otherwise.
+whole, and the next publisher must continue from there. Mutants of the code prove that the test would see it otherwise.
 """
 
 import contextlib
@@ -406,7 +406,7 @@ def test_a_mutant_is_caught(mutant, rng, tmp_path):
 
 @pytest.mark.parametrize("failing", range(6))
 def test_an_error_of_the_disk_leaves_a_whole_version(tmp_path, monkeypatch, failing):
-    """It is the one before or the new one, and the next call goes on from there, with another structure too."""
+    """It is the one before or the new one, and the next call continues from there, with another structure too."""
     values = [{"a": np.arange(100)}, {"b": "text", "a": np.arange(50)}]
     real, left = os.fdatasync, [failing]
 

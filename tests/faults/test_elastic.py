@@ -1,4 +1,4 @@
-"""Workers that come, go, stop and are killed at random while training goes on: the weights are the same bits."""
+"""Workers that come, go, stop and are killed at random while training continues: the weights are the same bits."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_stopped_worker_does_not_keep_the_trainer_open():
 
 
 class Wait(Callback):
-    """Goes on until somebody outside has done what the test is about."""
+    """Continues until somebody outside has done what the test is about."""
 
     def __init__(self, over: threading.Event) -> None:
         self.over = over

@@ -1,7 +1,7 @@
 """A system call that fails is an error with its true cause: "no room" where there is no room, "another publisher" where
 there is one, and the system's own word for all else. A lock that nobody could ask about is no proof of anybody's death.
 
-Each test runs in a process of its own whose C library fails as it is told to (errnos.c).
+Each test runs in its own process whose C library fails as it is told to (errnos.c).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SIGKILL at random moments: of readers that hold snapshots, of the publisher inside update and edit, of both.
 
-What must hold each time: the survivors go on, a new publisher takes the channel over and versions go on, nothing is
-torn, memory does not grow, dead readers' rows come back, and in the end nothing is left (conftest.py looks).
+Each time the survivors continue, a new publisher takes the channel over and continues the versions, nothing is torn,
+memory does not grow, dead readers' rows are reclaimed, and in the end nothing is left (conftest.py checks).
 """
 
 import os
@@ -109,7 +109,7 @@ def test_readers_that_hold_snapshots_are_killed(rng):
 
 
 def test_killed_readers_make_room_at_once():
-    """Every slot and every row is held by a reader; each time it is killed the writer goes on without a wait."""
+    """Every slot and every row is held by a reader; each time it is killed the writer continues without a wait."""
     with untorn.publish(payload(1), max_slots=3, max_readers=2) as publisher:
         for _ in range(30):
             with start(_hold_two, publisher.subscriber()) as child:
@@ -353,7 +353,7 @@ def test_a_child_that_was_forked_without_a_row_gets_one_later():
 
 
 def _fork_an_orphan(pipe, name, orphans_in, orphans_out):
-    """A publisher and reader with a child of its own, which inherits everything and is told to look by a pipe."""
+    """A publisher and reader with its own child, which inherits everything and is told to look by a pipe."""
     publisher = take(name)
     snapshot = publisher.subscriber().snapshot()
     pid = os.fork()

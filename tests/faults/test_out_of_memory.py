@@ -1,4 +1,4 @@
-"""A worker that the kernel kills for want of memory is told from one that somebody kills."""
+"""A worker that the kernel kills for lack of memory is told from one that somebody kills."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class World:
         self.reader.close()
 
     def check(self):
-        """The channel is whole, and goes on."""
+        """The channel is whole, and continues."""
         for more in (0, 1):  # another structure, and back
             value = tree(next(self.numbers), more=more)
             version = self.publisher.update(value)
@@ -286,7 +286,7 @@ def _forks(folder, every, first):
 
 @pytest.mark.parametrize("forks", [30, pytest.param(300, marks=pytest.mark.soak)])
 def test_forks_while_another_thread_is_inside(tmp_path, forks):
-    """The child can go on wherever that thread is, in Python or in C: the thread is not there, and holds nothing."""
+    """The child can continue wherever that thread is, in Python or in C: the thread is not there, and holds nothing."""
     calls = in_a_child(_forks_beside, tmp_path, forks)
     print(f"{forks} forks while a thread made {calls} calls")
     assert calls >= forks
@@ -322,7 +322,7 @@ def _forks_beside(folder, forks):
 @pytest.mark.parametrize("action", ["closes", "unlinks", "is_taken_over"])
 @pytest.mark.parametrize("case", WRITES)
 def test_the_publisher_ends_in_a_signal_handler(tmp_path, case, action, most, rng):
-    """The call ends with its version or with ClosedError; the channel has whole versions alone, and goes on."""
+    """The call ends with its version or with ClosedError; the channel has whole versions alone, and continues."""
     print(f"{case}: {action} at {in_a_child(_ends, case, tmp_path, action, most, rng)} lines")
 
 

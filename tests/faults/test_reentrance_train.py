@@ -275,7 +275,7 @@ def _meets(folder, action, most, rng):
 
 @pytest.mark.parametrize("most", [40, pytest.param(400, marks=pytest.mark.soak)])
 def test_ctrl_c_leaves_a_trainer_that_others_can_use(tmp_path, most, rng):
-    """Also while somebody keeps the exception: another thread trains on, and closes it."""
+    """Also while somebody keeps the exception: another thread continues to train, and closes it."""
     count = in_a_child(_interrupts, most, rng)
     print(f"interrupted at {count} places")
     assert count > 10

@@ -159,7 +159,7 @@ def test_the_check_would_see_a_torn_read(rng):
 
 
 def _keep(pipe, reader, size):
-    """Keep views of one version, and nothing else of it, while the publisher goes on."""
+    """Keep views of one version, and nothing else of it, while the publisher continues."""
     snapshot = reader.snapshot()
     check(snapshot, size)
     version = snapshot.version

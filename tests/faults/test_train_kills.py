@@ -360,7 +360,7 @@ class Hold(Callback):
 
 
 def hold_versions(pipe, weights, count):
-    """A reader in another process: keeps versions while training goes on, and checks them at the end."""
+    """A reader in another process: keeps versions while training continues, and checks them at the end."""
     kept = []
     pipe.put("ready")
     with weights:

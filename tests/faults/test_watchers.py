@@ -1,4 +1,4 @@
-"""Watchers that keep every version of a training's weights: training goes on, and they are told to let go."""
+"""Watchers that keep every version of a training's weights: training continues, and they are told to let go."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def bounded_memory() -> Iterator[None]:
 
 
 def main() -> int:
-    """Each target in a process of its own, since some libraries have threads, and some inputs may end it; how many
+    """Each target in its own process, since some libraries have threads, and some inputs may end it; how many
     failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60)

@@ -146,7 +146,7 @@ class _Job:
 
 
 class _Channel:
-    """A channel with two versions in a directory of its own, and the bytes of its files."""
+    """A channel with two versions in its own directory, and the bytes of its files."""
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(dir="/dev/shm", prefix="untorn-fuzz-")
@@ -167,7 +167,7 @@ _channels: list[_Channel] = []
 
 
 def channel(data: bytes) -> None:
-    """Changes of the files of a channel, 12 bytes each: u8 what, u8, u16 where, u64 value. The library makes it anew in
+    """Changes of the files of a channel, 12 bytes each: u8 what, u8, u16 where, u64 value. The library makes it in
     every process, so the corpus does not age with its format."""
     if not _channels:
         _channels.append(_Channel())

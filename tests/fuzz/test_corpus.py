@@ -28,7 +28,7 @@ def test_the_corpus_is_what_its_script_makes():
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_input_and_changes_of_it(name, seed):
-    """Runs in a process of its own: libraries of adapters start threads, and a crash is then one failed test."""
+    """Runs in its own process: libraries of adapters start threads, and a crash is then one failed test."""
     command = [sys.executable, "-X", "faulthandler", Path(fuzzing.__file__), "--here", name]
     ended = subprocess.run(
         [*command, "--changes", str(CHANGES[name]), "--seed", str(seed)],

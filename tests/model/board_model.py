@@ -18,7 +18,7 @@
     board_recover   (the worker is dead) free its claims; load its record; load that shard's word: if it names the
                     scratch, the swap happened, and the other is its own, or else the scratch is; swap the record,
                     or look again; store scratch; start another worker
-    server          sees that a worker is stopped, which may go on at any moment, or never; then frees its claim of a
+    server          sees that a worker is stopped, which may continue at any moment, or never; then frees its claim of a
                     gradient (board_give_up), or, if it has claimed a norm or an update (board_holds_range), kills it
 
 Memory is sequentially consistent, pinning is one step, and so is scanning the held words for a free slot: fences

@@ -84,7 +84,7 @@ class Channel:
     """One configuration. Every option after `memory` that is not the default is a mutant or a rival design.
 
     fallback: of a reader after `tries` tries. "all": set every bit, load latest, keep only that bit.
-    "help": ask the writer, which answers with a slot. "none": go on trying.
+    "help": ask the writer, which answers with a slot. "none": continue trying.
     when_full: no slot free: "grow" first and reclaim dead rows at the cap, or "reclaim" first.
     """
 
@@ -150,7 +150,7 @@ class Channel:
         return None
 
     def finished(self, state: State) -> bool:
-        """Nobody is ever done: publishing and reading go on."""
+        """Nobody is ever done: publishing and reading continue."""
         return False
 
     def publishes(self, state: State) -> bool:

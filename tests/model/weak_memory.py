@@ -98,7 +98,7 @@ class Thread:
         self.steps.append(("let", register, value))
 
     def choose(self, register: str, options: Callable[[Registers], list[Any]]) -> None:
-        """Go on with each of them."""
+        """Continue with each of them."""
         self.steps.append(("choose", register, options))
 
     def jump(self, label: str, condition: Callable[[Registers], bool] = lambda _: True) -> None:

@@ -1,7 +1,7 @@
 """One publisher and the readers of three processes do whatever they may, in any order, against a plain model.
 
 The model is what was published, under which version, and who keeps what. From it follows what every snapshot must
-show, when a version must be refused for want of a slot, what readers() says, and how much memory there may be.
+show, when a version must be refused for lack of a slot, what readers() says, and how much memory there may be.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Reading:
         return os.getpid()
 
     def reset(self) -> list[str]:
-        """Let go of everything; returns what is mapped all the same."""
+        """Release everything; returns what is mapped all the same."""
         self.subscribers.clear()
         self.kept.clear()
         drop_dead_attachments()

@@ -49,7 +49,7 @@ class Stage:
         return self.keep(untorn.subscribe(self.folder / NAME))
 
     def close(self) -> None:
-        """Let go of all, the last first."""
+        """Release all, the last first."""
         self.views.clear()
         while self.kept:
             self.kept.pop().close()
@@ -460,14 +460,14 @@ def _wait_async_in_vain(stage: Stage, reader: untorn.Subscriber) -> None:
 
 
 def fork_and_look(stage: Stage, state: Any) -> None:
-    """Fork with a snapshot and a view; the child looks at both, reads, and ends; the parent goes on publishing."""
+    """Fork with a snapshot and a view; the child looks at both, reads, and ends; the parent continues publishing."""
     publisher, reader, snapshot = stage.kept
     pid = os.fork()
     if pid == 0:
         with exiting():
             assert np.array_equiv(stage.views[0], 3)
             assert whole(snapshot) == 3
-            with contextlib.suppress(untorn.UntornError, OSError):  # without a row of its own it can look no further
+            with contextlib.suppress(untorn.UntornError, OSError):  # without its own row it can look no further
                 assert whole(reader.snapshot()) in (3, 4)
     publisher.update(payload(4))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -46,7 +46,7 @@ def whole(snapshot: untorn.Snapshot) -> int:
 
 
 class Scene(ABC):
-    """The surroundings of one victim, in a directory of its own."""
+    """The surroundings of one victim, in its own directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

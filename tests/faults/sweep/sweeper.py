@@ -1,7 +1,7 @@
 """One sweep: an operation, done again and again by new victims, each of which is killed, or has an error, a call later.
 
-Runs in a process of its own that has loaded untorn and NumPy alone: a fork of it takes a millisecond. What it has to
-say goes back as a Sweep. ``python -m pytest tests/faults/test_kill_sweep.py -s`` prints a line for each.
+Runs in a separate process that has loaded only untorn and NumPy: a fork of it takes a millisecond. It sends its
+result back as a Sweep. ``python -m pytest tests/faults/test_kill_sweep.py -s`` prints a line for each.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Sweep:
 
 
 def serve(pipe: Any) -> None:
-    """Do the sweeps that come through the pipe, in a process of its own, and say before each victim what comes."""
+    """Do the sweeps that come through the pipe, in its own process, and say before each victim what comes."""
     while True:
         pipe.put(sweep(*pipe.get(), progress=pipe.put))
 

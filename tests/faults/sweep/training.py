@@ -110,7 +110,7 @@ def one(training: Training, digest: str, base: Path, plan: Plan) -> tuple[Run, l
         if not victim.end():
             problems.append("a process of this training does not end")
         turnstile.close()
-    # a worker's end is not its server's, which has to go on
+    # a worker's end is not its server's, which has to continue
     problems += judged(plan, replace(run, ended=tracer.REACHED_END) if training.place else run)
     if isinstance(run.report, Outcome) and not run.report.failed and run.report.value != digest:
         problems.append(f"other weights: {run.report.value}")

@@ -1,7 +1,7 @@
 """JAX arrays: on the version's memory, of every dtype.
 
 JAX has threads of its own from its first array on, and warns at every fork after that, while other tests fork. So what
-is tested here, the functions named ``jax_...``, runs in a process of its own; this one never makes a JAX array.
+is tested here, the functions named ``jax_...``, runs in its own process; this one never makes a JAX array.
 """
 
 import os

@@ -290,7 +290,7 @@ WRITES = {
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @pytest.mark.parametrize("one_block", [True, False])
 def test_a_readers_write_changes_only_its_own(write, one_block):
-    """It raises, or the reader has new columns; nobody else sees it, and nobody dies of it."""
+    """It raises, or the reader has new columns; no other process sees it, and nobody dies of it."""
     value = pd.DataFrame({"a": [1.0, np.nan, 3.0], "b": [4.0, 5.0, 6.0]})
     if not one_block:
         value["b"] = value["b"].astype("f4")
@@ -632,7 +632,7 @@ def _read_with_other_axes(pipe, kind, holder, shape):
 @pytest.mark.parametrize("shape", [b"[]", b"[1,1]"], ids=["no axis", "two axes"])
 @pytest.mark.parametrize("kind", EXTENSION_ARRAYS)
 def test_arrays_that_have_not_one_axis_are_a_format_error(kind, holder, shape):
-    """Runs in a process of its own: pandas would read outside the array."""
+    """Runs in its own process: pandas would read outside the array."""
     with start(_read_with_other_axes, kind, holder, shape) as child:
         assert "cannot be put together" in child.get()
         assert child.join() == 0

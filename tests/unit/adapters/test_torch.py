@@ -1,4 +1,4 @@
-"""PyTorch tensors: on the version's memory, writable, and their writes seen by nobody else."""
+"""PyTorch tensors: on the version's memory, writable, and their writes seen by no other process."""
 
 import collections
 import io

@@ -102,7 +102,7 @@ class Job:
 
 
 def train(pipe, name: str) -> None:
-    """A job that is told to be busy, and to go on."""
+    """A job that is told to be busy, and to continue."""
     job = Job(name)
     with contextlib.closing(Control(name)) as control:
         pipe.put()
@@ -146,7 +146,7 @@ def test_paces_are_what_changed_between_two_answers():
     ]
     workers = [{"index": 0, "pid": 10, "gradients": 110}, {"index": 1, "pid": 11, "gradients": 80}]
     assert paces(first, look_at(status(workers=workers), at=12.0)) == [Pace(5.0, 0.25), Pace(15.0, 0.75)]
-    workers = [{"index": 0, "pid": 10, "gradients": 0}]  # counted anew
+    workers = [{"index": 0, "pid": 10, "gradients": 0}]  # counted again
     assert paces(first, look_at(status(workers=workers), at=12.0)) == [Pace(0.0, None)]
 
 

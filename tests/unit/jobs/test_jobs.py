@@ -43,7 +43,7 @@ _hidden = 1
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """A job's file under a name of its own; the import leaves no trace."""
+    """A job's file under its own name; the import leaves no trace."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     path = tmp_path / "job_of_mine.py"

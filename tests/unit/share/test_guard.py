@@ -245,7 +245,7 @@ def test_files_that_others_may_write_to(shared, tmp_path, part, mode):
         (folder / f"c.{part}").chmod(mode)
     for opener, said in outcomes(shared).items():
         assert "can be written by other users" in said and "chmod 600 it, or use a directory that" in said, opener
-    with publish(tmp_path, 2) as publisher:  # nobody else reaches it there: its owner has given that right
+    with publish(tmp_path, 2) as publisher:  # no other process reaches it there: its owner has given that right
         assert untorn.subscribe(tmp_path / "c").snapshot().version == publisher.version == 2
     (shared / f"c.{part}").chmod(0o600)
     with publish(shared, 2) as publisher:
@@ -276,7 +276,7 @@ def test_one_users_directory_to_root(shared):
 @as_root
 @pytest.mark.parametrize("user", [0, OTHER])
 def test_a_user_who_gives_others_the_right_to_read(shared, user):
-    """In a directory of its own: a reader there has asked for that user's files. Nobody else publishes there."""
+    """In its own directory: a reader there has asked for that user's files. Nobody else publishes there."""
     shared.chmod(0o755)
     os.chown(shared, NOBODY, NOBODY)
     plant(shared, NOBODY, mode=0o666)

@@ -303,7 +303,7 @@ def test_numbers_that_cannot_be(folder, whole, offset, form, number):
 
 
 def test_random_damage_is_an_error_or_a_value_and_no_crash(folder, whole, rng):
-    """In a process of its own, so that a crash would be seen as one."""
+    """In its own process, so that a crash would be seen as one."""
     with start(_read_damaged, folder, whole, rng.randrange(2**32)) as child:
         outcomes = child.get()
         assert child.join() == 0

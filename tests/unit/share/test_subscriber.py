@@ -417,7 +417,7 @@ def test_in_a_pool(weights, method):
         results = pool.map(_sum, [reader] * 10, chunksize=1)
         assert [total for _, total in results] == [15] * 10
         assert pool.map(_sum_of_given, range(4)) == [15] * 4
-        # (a forked child of a process that reads has a row of its own before it reads)
+        # (a forked child of a process that reads has its own row before it reads)
         assert {pid for pid, _ in results} <= {info.pid for info in weights.readers()}
         assert len({info.pid for info in weights.readers()}) == len(weights.readers())
         pool.close()

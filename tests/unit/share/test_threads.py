@@ -17,7 +17,7 @@ ROUNDS = 300
 
 
 def together(*tasks, rounds=ROUNDS):
-    """Each task in a thread of its own, over and over; the first error ends them all."""
+    """Each task in its own thread, over and over; the first error ends them all."""
     errors = []
     start = threading.Barrier(len(tasks))
 

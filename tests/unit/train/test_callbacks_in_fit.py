@@ -91,7 +91,7 @@ def test_an_error_ends_training_for_all_and_is_the_one_that_is_raised(engine, pl
         for each in (failing, other):
             assert each.calls[-2:] == ["error", "train_end"]
             assert each.ended_with is caught.value
-        assert len(fit(trainer, 1)) == 1  # the trainer goes on
+        assert len(fit(trainer, 1)) == 1  # the trainer continues
 
 
 def test_an_error_in_on_train_begin_ends_those_that_had_begun():

@@ -610,7 +610,7 @@ def test_without_validation_data_the_loss_decides(tmp_path):
 def test_another_training_is_not_mixed_in(unstopped, tmp_path):
     with make() as trainer:
         fit(trainer, 1, tmp_path)
-        fit(trainer, 1, tmp_path)  # goes on, so it may
+        fit(trainer, 1, tmp_path)  # continues, so it may
     with make() as trainer:
         with pytest.raises(
             FileExistsError, match=r"has a checkpoint of step 10, and this training is at step 0; resume"

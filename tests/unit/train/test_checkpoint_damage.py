@@ -1,5 +1,5 @@
-"""A checkpoint that is damaged, in any way, is a FormatError that names the file; resuming passes it over with a
-warning that does too, and goes on from the one before. Nothing that a file says makes a reader wait, or take memory."""
+"""A checkpoint that is damaged, in any way, is a FormatError that names the file; resuming skips it with a warning
+that does too, and continues from the one before. No content of a file makes a reader wait, or take memory."""
 
 import hashlib
 import json
@@ -203,7 +203,7 @@ def test_what_is_no_file_neither_blocks_nor_stops_resuming(kind, two, monkeypatc
 
 
 def test_one_that_cannot_be_read_is_not_taken_for_damaged(two, monkeypatch):
-    """It may be whole, and what is passed over is removed when training goes on."""
+    """It may be whole, and what is passed over is removed when training continues."""
 
     def failing(path, *_):
         raise OSError(5, "Input/output error", os.fspath(path))

@@ -624,7 +624,7 @@ def test_a_job_with_a_full_queue_is_busy(name, listening):
 
 @contextlib.contextmanager
 def answering(name: str, said: bytes) -> Iterator[None]:
-    """Something that listens under this name, answers one client with this, and goes on until it is hung up on."""
+    """Something that listens under this name, answers one client with this, and continues until it is hung up on."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(addresses.address_of(name))
         server.listen()

@@ -103,7 +103,7 @@ class EvaluateInside(Callback):
 
 
 def test_an_evaluation_between_steps_is_of_one_version():
-    """The workers go on meanwhile, so it is done here."""
+    """The workers continue meanwhile, so it is done here."""
     inside = EvaluateInside()
     with trainer_of(Model()) as trainer:
         trainer.fit(DATA, epochs=2, batch_size=100, callbacks=[inside])

@@ -1,4 +1,4 @@
-"""A fit that ends in the middle of an epoch: the next fit(), or save() and load(), goes on there, or says why not.
+"""A fit that ends in the middle of an epoch: the next fit(), or save() and load(), continues there, or says why not.
 
 What ends it: Ctrl-C, a signal handler that raises, a callback's or the model's error, a loss that is not finite, and
 workers that die again and again. In the end every example of the epoch has counted once, and sync training has the same
@@ -113,7 +113,7 @@ INTERRUPTIONS = [(press_ctrl_c, KeyboardInterrupt), (terminate, Term), (fail, Va
 
 
 def go_on(trainer, how: str, folder: Path, **arguments) -> contextlib.AbstractContextManager[Trainer]:
-    """A trainer that goes on: the same, or a new one with what the old one has saved."""
+    """A trainer that continues: the same, or a new one with what the old one has saved."""
     if how == "fit again":
         return contextlib.nullcontext(trainer)
     trainer.save(folder / "left.safetensors")
@@ -264,7 +264,7 @@ def test_a_checkpoint_in_on_train_end_after_an_error(whole, tmp_path):
         assert (*digests(trainer), history.history) == whole
 
 
-# -- a learning rate, and weights, that are set before it goes on
+# -- a learning rate, and weights, that are set before it continues
 
 
 @pytest.mark.parametrize("how", ["fit again", "save and load"])

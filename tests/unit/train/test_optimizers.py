@@ -236,7 +236,7 @@ def start_of(dtype):
 
 
 def trained(optimizer, dtype, **arguments):
-    """An epoch of 300 steps and one of 300 in another fit, so that the step goes on; one example and shard each."""
+    """An epoch of 300 steps and one of 300 in another fit, so that the step continues; one example and shard each."""
     with Trainer(bowl, {"w": start_of(dtype)}, optimizer=optimizer, engine="serial", shards=1, **arguments) as trainer:
         trainer.fit((targets_of(dtype),), epochs=1, batch_size=1)
         trainer.fit((targets_of(dtype),), epochs=1, batch_size=1)

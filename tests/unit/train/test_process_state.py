@@ -474,6 +474,6 @@ raise SystemExit(status != 0)
 
 
 def test_a_forked_child_has_the_number_of_before():
-    """In a program of its own: libraries that other tests have imported here may have threads."""
+    """In its own program: libraries that other tests have imported here may have threads."""
     ran = subprocess.run([sys.executable, "-c", FORKED_WHILE_COMPUTING], check=False, timeout=helpers.WATCHDOG_S)
     assert ran.returncode == 0

@@ -27,7 +27,7 @@ def test_a_curve_is_short_and_every_step_counts_once(steps, at_once):
 
 
 class Ask(Callback):
-    """Asks for the status from another thread while training goes on, and so from the same process."""
+    """Asks for the status from another thread while training continues, and so from the same process."""
 
     def __init__(self) -> None:
         self.answer = None

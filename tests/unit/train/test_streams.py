@@ -13,7 +13,7 @@ X, Y = networks.data_of(200, 5)
 
 
 class Batches:
-    """Starts anew with each iter(): batches of 16, of which the last has 8."""
+    """Starts again with each iter(): batches of 16, of which the last has 8."""
 
     def __init__(self, size: int = 16) -> None:
         self.size = size

@@ -140,7 +140,7 @@ def test_it_learns(engine):
 @ENGINES
 @pytest.mark.parametrize("parts", [(1, 4), (2, 2, 1), (1, 1, 1, 1, 1)])
 def test_repeated_fits_are_one_long_fit(engine, parts):
-    """Momentum, the order of the examples and the random numbers go on where they were."""
+    """Momentum, the order of the examples and the random numbers continue where they were."""
     with mlp_trainer(networks.mlp_with_dropout) as trainer:
         whole = trainer.fit(CLASSES, epochs=5, batch_size=30)
         expected = weights_sha256(trainer.params)
