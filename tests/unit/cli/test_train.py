@@ -131,7 +131,7 @@ def test_resuming_gives_the_same_weights(file, tmp_path):
     assert re.search("^error: checkpoint .* was made with seed=0; found seed=1", other.stderr, re.MULTILINE)
     mixed = run("train", f"{file}:job", "--engine", "serial", "--checkpoint-dir", folder)
     assert mixed.exit_code == 1
-    assert re.search("^error: .*has a checkpoint of step 9, and this training is at step 0", mixed.stderr, re.MULTILINE)
+    assert re.search("^error: .*has a checkpoint of step 9, but this training is at step 0", mixed.stderr, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("fonts")

@@ -361,7 +361,7 @@ def test_a_damaged_checkpoint_is_passed_over(how, rng, every_step, unstopped, tm
         with pytest.raises(FormatError):
             checkpoint.read(newest_one)
     with make() as trainer:
-        with pytest.warns(RuntimeWarning, match=r"step-0*12.safetensors.* going on from step-0*8.safetensors"):
+        with pytest.warns(RuntimeWarning, match=r"step-0*12.safetensors.* resuming from step-0*8.safetensors"):
             history = fit(trainer, 3, tmp_path, resume=True)
         check_is_unstopped(trainer, history, unstopped)
     assert steps_in(tmp_path) == [8, 10, 15]  # the damaged one is gone; with 5 the best would have stayed
@@ -371,7 +371,9 @@ def test_none_that_can_be_read_is_an_error(every_step, tmp_path):
     for step in (5, 8):
         (tmp_path / file_of(step)).write_bytes(b"nothing")
     with make() as trainer:
-        with pytest.raises(FormatError, match=r"none of the 2 checkpoints can be read .*remove them to begin again"):
+        with pytest.raises(
+            FormatError, match=r"none of the 2 checkpoints can be read .*remove them to start from the beginning"
+        ):
             fit(trainer, 3, tmp_path, resume=True)
         assert (trainer.step, trainer.snapshot().version) == (0, 1)
     assert steps_in(tmp_path) == [5, 8]
@@ -380,7 +382,7 @@ def test_none_that_can_be_read_is_an_error(every_step, tmp_path):
 def test_another_file_is_no_checkpoint(every_step, tmp_path):
     save_file({"w": np.zeros(3)}, tmp_path / "theirs")
     with make() as trainer:
-        with pytest.raises(FormatError, match="no checkpoint of untorn"):
+        with pytest.raises(FormatError, match="not a checkpoint of untorn"):
             trainer.load(tmp_path / "theirs")
         with pytest.raises(FileNotFoundError, match="nothing-there"):
             trainer.load(tmp_path / "nothing-there")
@@ -435,10 +437,10 @@ def test_other_settings_are_named(every_step, tmp_path):
     ("params", "optimizer", "message"),
     [
         (networks.mlp_params((6, 8, 4)), SGD(0.1, momentum=0.9),
-         r"params/1/w is float32 of shape \(8, 3\), and this trainer's is float32 of shape \(8, 4\)"),
-        (networks.mlp_params((6, 8, 3), np.float64), SGD(0.1, momentum=0.9), "params/0/w is float32"),
-        (networks.mlp_params((6, 3)), SGD(0.1, momentum=0.9), "it has one optimizer/momentum/1/b, and this"),
-        (networks.mlp_params((6, 8, 3)), SGD(0.1), "it has one optimizer/momentum/0/b"),
+         r"expected params/1/w to be float32 of shape \(8, 4\), .*found float32 of shape \(8, 3\)"),
+        (networks.mlp_params((6, 8, 3), np.float64), SGD(0.1, momentum=0.9), "expected params/0/w to be float64"),
+        (networks.mlp_params((6, 3)), SGD(0.1, momentum=0.9), "has optimizer/momentum/1/b, which this trainer lacks"),
+        (networks.mlp_params((6, 8, 3)), SGD(0.1), "has optimizer/momentum/0/b, which"),
     ],
 )  # fmt: skip
 def test_other_parameters_are_named(params, optimizer, message, every_step):
@@ -613,7 +615,7 @@ def test_another_training_is_not_mixed_in(unstopped, tmp_path):
         fit(trainer, 1, tmp_path)  # continues, so it may
     with make() as trainer:
         with pytest.raises(
-            FileExistsError, match=r"has a checkpoint of step 10, and this training is at step 0; resume"
+            FileExistsError, match=r"has a checkpoint of step 10, but this training is at step 0; use resume=True"
         ):
             fit(trainer, 1, tmp_path)
         trainer.load(tmp_path)

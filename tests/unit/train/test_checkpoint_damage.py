@@ -48,7 +48,7 @@ def check_passed_over(path, reason=""):
     """Reading it is an error that names it, and the one before it is found instead."""
     with pytest.raises(FormatError, match=path.name):
         checkpoint.read(path)
-    with pytest.warns(RuntimeWarning, match=rf"{path.name}.*{reason}.*going on from step-0*1\.safetensors"):
+    with pytest.warns(RuntimeWarning, match=rf"{path.name}.*{reason}.*resuming from step-0*1\.safetensors"):
         assert newest(path.parent).progress.step == 1
 
 
@@ -155,7 +155,7 @@ def test_metadata_of_other_types(how, two):
 def test_a_header_that_says_any_size(nbytes, two):
     data = two[1].read_bytes()
     two[1].write_bytes(struct.pack("<Q", nbytes) + data[8:])
-    check_passed_over(two[1], "a header up to byte")
+    check_passed_over(two[1], "its header ends at byte")
 
 
 def test_a_file_that_is_all_hole(two):
@@ -163,7 +163,7 @@ def test_a_file_that_is_all_hole(two):
     os.truncate(two[1], 2**40)  # a file system without room for a byte of it has room for this
     with open(two[1], "rb+") as file:
         file.write(struct.pack("<Q", 2**39))
-    check_passed_over(two[1], "a header up to byte")
+    check_passed_over(two[1], "its header ends at byte")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 100, -1, -8])
@@ -198,7 +198,7 @@ def test_what_is_no_file_neither_blocks_nor_stops_resuming(kind, two, monkeypatc
             listener.bind(two[1].name)  # a socket's address has room for 108 bytes
         else:
             two[1].symlink_to("nowhere")
-        with pytest.warns(RuntimeWarning, match=r"step-0*2.safetensors.* going on from step-0*1"):
+        with pytest.warns(RuntimeWarning, match=r"step-0*2.safetensors.* resuming from step-0*1"):
             assert newest(two[1].parent).progress.step == 1
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint files: written, read, kept, and resumed from."""
+"""Checkpoints: write and read the files, choose which to keep, and resume from one."""

@@ -1,16 +1,16 @@
-"""One checkpoint: a file that holds a training, so that going on from it gives the same bits as never having stopped.
+"""The file of a checkpoint, from which training resumes with the same bits as if it had never stopped.
 
-A safetensors file with one tensor per array, and what is not an array as JSON in the file's own metadata::
+It is a safetensors file with one tensor per array, and with everything else as JSON in the file's metadata::
 
     step-000000000120.safetensors
     ├── params/...        the weights, by their paths in the tree
     ├── optimizer/...     the optimizer's state (momentum/..., ...)
-    ├── records           what each step of the running epoch measured: examples, loss, metrics
-    └── metadata          "untorn": step, epoch, seed, shards, ..., history, checksums;  "sha256": of that text
+    ├── records           the log of the running epoch's steps: examples, loss, metrics
+    └── metadata          "untorn": step, epoch, seed, shards, ..., history, checksums;  "sha256" of that text
 
-One file, because one rename then makes it whole: it is written aside, flushed, renamed, and the folder is flushed. A
-process killed at any moment leaves the checkpoints before, and at most a hidden folder ``.NAME.writing`` beside them,
-which the next one to write there removes.
+With a single file, a single rename makes the checkpoint appear complete: the file is written in a hidden folder,
+flushed and renamed, and its folder is flushed. A process that is killed at any moment leaves the earlier checkpoints
+intact, and at most the hidden folder ``.NAME.writing``, which the next process that writes there removes.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ _KNOWN |= {"float16", "float32", "float64"}
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, but for its arrays.
+    """The state of a training, without its arrays.
 
     Attributes:
-        step: steps since training began.
-        epoch: the epoch that runs, or comes next.
-        step_in_epoch: how many of its steps are done; 0 between epochs.
-        late: in async mode, the batches of the epoch that others have overtaken: the steps were made of the first
-            ``step_in_epoch + len(late)`` batches, without these.
-        seconds: what these took.
+        step: the number of steps since training began.
+        epoch: the running epoch, or the next one.
+        step_in_epoch: the number of its completed steps; 0 between epochs.
+        late: in async mode, the batches of the epoch that later ones have overtaken: the completed steps used the first
+            ``step_in_epoch + len(late)`` batches without these.
+        seconds: the duration of the completed steps.
         rate_of_epoch: the learning rate that was set when the running epoch began, as Rate.changed. What was set since
             then, for the next epoch, is in the settings.
-        settings: what must be the same for the same bits: seed, shards, optimizer, ...
-        history: as History.to_dict() gives it, of all epochs that are over.
-        metrics: the names of the records' columns, from the third.
-        callbacks: their states.
-        score: val_loss or loss at the end of an epoch, by which the best is kept; None in between.
-        sha256: of the weights, as weights_sha256() counts it.
+        settings: the settings on which the bits depend: seed, shards, optimizer, ...
+        history: History.to_dict() for the completed epochs.
+        metrics: the names of the records' columns from the third on.
+        callbacks: the states of the callbacks.
+        score: val_loss or loss at the end of an epoch, by which the best checkpoint is kept; None during an epoch.
+        sha256: weights_sha256() of the weights.
     """
 
     step: int
@@ -87,13 +87,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read, and is whole.
+    """A checkpoint that was read and found to be complete.
 
     Attributes:
-        path: where it is.
-        progress: where the training stood.
-        records: float64, a row per step of the running epoch.
-        tensors: weights and optimizer state by name.
+        path: its file.
+        progress: the state of the training.
+        records: the log of the running epoch's steps: float64, a row per step.
+        tensors: the weights and the optimizer's state, by name.
     """
 
     path: Path
@@ -102,21 +102,21 @@ class Checkpoint:
     tensors: dict[str, NDArray[Any]]
 
     def fill(self, params: Any, state: Any) -> None:
-        """Copy the arrays into two writable trees of the trainer's. Raises ValueError, and changes nothing, where the
+        """Copy the arrays into two writable trees of the trainer. Raises ValueError, and changes nothing, if the
         checkpoint has another structure, shape or dtype."""
         targets = named_arrays("params", params) | named_arrays("optimizer", state)
         for name in sorted(targets.keys() ^ self.tensors.keys()):
-            there, here = ("no", "one") if name in targets else ("one", "none")
+            there, here = ("lacks", "has") if name in targets else ("has", "lacks")
             raise ValueError(
-                f"checkpoint {self.path}: it has {there} {name}, and this trainer has {here}; give Trainer the "
-                "parameters and the optimizer that the checkpoint was made with"
+                f"checkpoint {self.path} {there} {name}, which this trainer {here}; give Trainer the parameters and "
+                "the optimizer that the checkpoint was made with"
             )
         for name, target in targets.items():
             found = self.tensors[name]
             if (found.dtype, found.shape) != (target.dtype, target.shape):
                 raise ValueError(
-                    f"checkpoint {self.path}: {name} is {found.dtype} of shape {found.shape}, and this trainer's is "
-                    f"{target.dtype} of shape {target.shape}"
+                    f"checkpoint {self.path}: expected {name} to be {target.dtype} of shape {target.shape}, as in this "
+                    f"trainer; found {found.dtype} of shape {found.shape}"
                 )
         for name, target in targets.items():
             np.copyto(target, self.tensors[name])
@@ -126,9 +126,9 @@ class Checkpoint:
 
 
 def write(path: Path, progress: Progress, *, params: Any, state: Any, records: NDArray[np.float64]) -> None:
-    """Write a checkpoint, replacing one of that name at once and whole. Blocks until it is on the disk.
+    """Write a checkpoint, replacing an existing one in one operation. Blocks until it is on the disk.
 
-    Raises OSError naming the file, such as for a full disk; what was there before is as it was.
+    Raises OSError, which names the file, for example if the disk is full; an existing checkpoint is then unchanged.
     """
     from safetensors.numpy import save_file
 
@@ -137,7 +137,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     tensors[_RECORDS] = records
     document = dataclasses.asdict(progress)
     if not progress.late:
-        del document["late"]  # so that versions that do not know of late batches can read it
+        del document["late"]  # so that older versions, which do not know late batches, can read it
     text = json.dumps({"format": FORMAT, **document, "tensors": _contents(tensors)})
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
@@ -145,7 +145,7 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
         remove_scratch(scratch)
         scratch.mkdir()
         try:
-            with standard_streams():  # or a stray message may get into the file
+            with standard_streams():  # otherwise a stray message could be written to the file
                 save_file({name: _storable(array) for name, array in tensors.items()}, scratch / "new", metadata)
             os.chmod(scratch / "new", 0o666 & ~_umask())
             _flush(scratch / "new")
@@ -156,13 +156,13 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
 
 
 def scratch_of(path: Path) -> Path:
-    """The folder in which a checkpoint is made; safetensors puts temporary files of its own beside what it writes."""
+    """Return the folder in which a checkpoint is written, since safetensors makes temporary files beside its file."""
     return path.with_name(f".{path.name}.writing")
 
 
 def remove_scratch(scratch: Path) -> None:
-    """Remove what an earlier write left, as far as that can be done. Not shutil.rmtree(): where close() fails it closes
-    the number again, and raises the error of that in place of the true one."""
+    """Remove the scratch folder of an earlier write, if possible. shutil.rmtree() is not used: if close() fails it
+    closes the descriptor again, and raises the error of that instead of the first one."""
     with contextlib.suppress(OSError):
         if scratch.is_dir():
             for left in scratch.iterdir():
@@ -173,14 +173,14 @@ def remove_scratch(scratch: Path) -> None:
 
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:
-    """In C order, since save_file writes what lies in memory, whatever the strides; of a dtype that safetensors does
-    not know, or of another byte order, the bytes."""
+    """Return the array in C order, since save_file ignores strides. If safetensors does not support its dtype or byte
+    order, return its bytes."""
     array = np.asarray(array, order="C")
     return array if array.dtype.name in _KNOWN and array.dtype.isnative else array.reshape(-1).view(np.uint8)
 
 
 def _contents(tensors: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-    """What a reader must find: dtype, shape and checksum of each tensor."""
+    """Return the dtype, shape and checksum of each tensor, for a reader to check."""
     return {
         name: [array.dtype.str, list(array.shape), _checksum(np.asarray(array, order="C"))]
         for name, array in tensors.items()
@@ -188,7 +188,7 @@ def _contents(tensors: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
 
 
 def _checksum(array: NDArray[Any]) -> int:
-    """It finds damage, not forgery, and takes a fraction of the time of a digest."""
+    """Return a checksum, which detects damage but not forgery, and is much faster than a digest."""
     data: Any = array.reshape(-1).view(np.uint8)
     return zlib.crc32(data)
 
@@ -202,26 +202,26 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    """os.umask() would have to change it, for all threads, to tell it."""
+    """Return the umask. os.umask() can return it only by changing it, for all threads."""
     found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1], 8) if found else 0o077
 
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Errors of the library and of the kernel as OSErrors that say which checkpoint could not be written."""
+    """Turn errors of the library and the kernel into OSErrors that name the checkpoint."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        said = re.search(r"os error (\d+)", str(error))  # all that the library lets through
+        said = re.search(r"os error (\d+)", str(error))  # the library passes on the number only in its text
         if number is None and said is not None:
             number = int(said[1])
         reason = str(error) if number is None else os.strerror(number)
         raise OSError(
-            number or errno.EIO, f"checkpoint {path} could not be written: {reason}; the ones before are as they were"
+            number or errno.EIO, f"checkpoint {path} could not be written: {reason}; earlier checkpoints are unchanged"
         ) from error
 
 
@@ -229,30 +229,30 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint and compare all of it with its checksums; the arrays are copies.
+    """Read a checkpoint and check it against its checksums; the arrays are copies.
 
-    Raises FormatError for a file that is damaged or is no checkpoint, ValueError for one of another version of untorn,
-    FileNotFoundError and other OSErrors.
+    Raises FormatError if the file is damaged or not a checkpoint, ValueError if another version of untorn wrote it,
+    FileNotFoundError, and other OSErrors.
     """
     with tensorfile.opened(path) as file:
         progress, contents = _parse(file)
         if file.tensors.keys() != contents.keys():
-            raise FormatError(f"checkpoint {path} is damaged: it has not the tensors that it should have")
+            raise FormatError(f"checkpoint {path} is damaged: its tensors differ from those in its metadata")
         tensors = {}
         for name, (dtype, shape, checksum) in contents.items():
             _check_stored(path, name, file.tensors[name], dtype, shape)
             data = file.read(name)
             if _checksum(data) != checksum:
-                raise FormatError(f"checkpoint {path} is damaged: {name} has not the checksum that was written with it")
+                raise FormatError(f"checkpoint {path} is damaged: the checksum of {name} is wrong")
             tensors[name] = data.view(dtype).reshape(shape)
     records = tensors.pop(_RECORDS, None)
     if records is None or records.dtype != np.float64 or records.ndim != 2:
-        raise FormatError(f"checkpoint {path} is damaged: it has not the records that it should have")
+        raise FormatError(f"checkpoint {path} is damaged: it lacks the records of steps, or they are malformed")
     return Checkpoint(path, progress, records, tensors)
 
 
 def read_progress(path: Path) -> Progress:
-    """What a checkpoint says of itself; its arrays are neither read nor checked. Raises as read()."""
+    """Return the progress in a checkpoint's metadata, without reading or checking its arrays. Raises as read()."""
     with tensorfile.opened(path) as file:
         return _parse(file)[0]
 
@@ -260,10 +260,10 @@ def read_progress(path: Path) -> Progress:
 def _parse(file: tensorfile.TensorFile) -> tuple[Progress, dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]]:
     path, text = file.path, file.metadata.get(_KEY)
     if text is None:
-        raise FormatError(f"{path} is no checkpoint of untorn: a safetensors file without its metadata")
+        raise FormatError(f"{path} is not a checkpoint of untorn: a safetensors file without its metadata")
     try:
         if hashlib.sha256(text.encode()).hexdigest() != file.metadata.get("sha256"):
-            raise ValueError("its metadata has not the digest that was written with it")
+            raise ValueError("the digest of its metadata is wrong")
         document = json.loads(text)
         found = document.pop("format")
         if type(found) is not int:
@@ -289,14 +289,14 @@ def _read_contents(tensors: dict[str, Any]) -> dict[str, tuple[np.dtype[Any], tu
 
 
 def _read_progress(document: dict[str, Any]) -> Progress:
-    """Return the progress in a document. Raises TypeError, ValueError or the like unless it is as write() writes it."""
+    """Return the progress in a document. Raises TypeError, ValueError or the like if write() cannot have written it."""
     for name, wanted in get_type_hints(Progress).items():
         if name in document and not _is_a(document[name], wanted):
             raise TypeError(f"{name} is {document[name]!r:.80}")
     progress = Progress(**document)
     History.from_dict(progress.history)
     if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
-        raise ValueError("it is of a step before the first")
+        raise ValueError("its step, epoch or step_in_epoch is negative")
     batches = progress.step_in_epoch + len(progress.late)
     if any(type(batch) is not int or not 0 <= batch < batches for batch in progress.late):
         raise ValueError(f"its late batches are {progress.late!r:.80}")
@@ -309,7 +309,7 @@ def _read_progress(document: dict[str, Any]) -> Progress:
 
 
 def _is_a(value: Any, wanted: Any) -> bool:
-    """Return whether a value from JSON is of this type. A bool is no number; a whole float may be written as an int."""
+    """Return whether a value from JSON has this type. A bool is not a number; an int may stand for a float."""
     choices = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
     kinds = [get_origin(choice) or choice for choice in choices]
     if isinstance(value, bool):
@@ -322,17 +322,17 @@ def _is_a(value: Any, wanted: Any) -> bool:
 def _check_stored(
     path: Path, name: str, stored: tensorfile.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> None:
-    """Raise FormatError unless the tensor, or its bytes, is what _storable() makes of such an array."""
+    """Raise FormatError unless the tensor can be the result of _storable() for such an array."""
     nbytes = dtype.itemsize * math.prod(shape)
     if (stored.dtype, stored.shape) not in ((dtype, shape), (np.dtype(np.uint8), (nbytes,))) or not dtype.itemsize:
         raise FormatError(
-            f"checkpoint {path} is damaged: {name} is {stored.dtype} of shape {stored.shape}, and should be {dtype} of "
-            f"shape {shape}"
+            f"checkpoint {path} is damaged: expected {name} to be {dtype} of shape {shape}, found {stored.dtype} of "
+            f"shape {stored.shape}"
         )
 
 
 def check_installed() -> None:
-    """Raises ImportError unless the library that writes checkpoints is there."""
+    """Raise ImportError unless safetensors is installed."""
     try:
         import safetensors  # noqa: F401
     except ImportError:
@@ -345,7 +345,7 @@ def check_installed() -> None:
 
 
 def named_arrays(prefix: str, tree: Any) -> dict[str, NDArray[Any]]:
-    """The arrays of a tree by their paths; None has none."""
+    """Return the arrays of a tree by their paths; empty for None."""
     if tree is None:
         return {}
     spec, leaves = flatten(tree)

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what is left of its epoch, what must agree, and what callbacks remember."""
+"""Resume from a checkpoint: the rest of its epoch, the settings that must agree, and the states of callbacks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PartialEpoch(NamedTuple):
 
 
 def rest_of(batches: NDArray[np.int64], batch_size: int, part: PartialEpoch | None) -> NDArray[np.int64]:
-    """Return what is left of an epoch's examples, which come in this order, without those of the steps already made."""
+    """Return the examples that are left of an epoch with this order, without those of the completed steps."""
     if part is None:
         return batches
     late, made = part.progress.late, part.progress.step_in_epoch
@@ -71,7 +71,7 @@ def rest_of(batches: NDArray[np.int64], batch_size: int, part: PartialEpoch | No
 
 
 def described(value: Any) -> Any:
-    """An optimizer, or another setting, as JSON can hold it: names and numbers; of code, its name."""
+    """Return an optimizer, or another setting, as JSON values. Code is described by its name."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -86,15 +86,16 @@ def described(value: Any) -> Any:
 
 
 def check_settings(found: Checkpoint, settings: dict[str, Any], *, only: Iterable[str] | None = None) -> None:
-    """Raises ValueError, naming every setting that differs from the checkpoint's. ``only`` these are compared."""
+    """Raise ValueError, which names every setting that differs from the checkpoint's. ``only`` limits the comparison to
+    these settings."""
     then = found.progress.settings
     names = [name for name in (settings if only is None else only) if name in then]
     differing = [name for name in names if json.dumps(then[name]) != json.dumps(settings[name])]
     if differing:
         raise ValueError(
             f"checkpoint {found.path} was made with {_listed({name: then[name] for name in differing})}; found "
-            f"{_listed({name: settings[name] for name in differing})}. Only with the same does training go on as if it "
-            "had never stopped"
+            f"{_listed({name: settings[name] for name in differing})}. Training can resume exactly only with the same "
+            "settings"
         )
 
 
@@ -109,13 +110,13 @@ def _shown(value: Any) -> str:
 
 
 def callback_states(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """What each callback wants to find again, by its class and its place among those of that class."""
+    """Return the states of callbacks, by class and position among the callbacks of that class."""
     states: dict[str, Any] = {}
     for name, callback in _numbered(callbacks):
         state = callback.state_dict()
         if state:
             try:
-                states[name] = json.loads(json.dumps(state))  # as it is now, and as it will come back
+                states[name] = json.loads(json.dumps(state))  # a copy, in the form in which it will be restored
             except TypeError as error:
                 raise TypeError(
                     f"{type(callback).__name__}.state_dict(): expected numbers, str, lists and dicts ({error})"
@@ -124,7 +125,7 @@ def callback_states(callbacks: Iterable[Callback]) -> dict[str, Any]:
 
 
 def give_states_back(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:
-    """Hand each callback what it had stored; one that was not there then gets nothing."""
+    """Restore the states of callbacks. A callback without a stored state is left alone."""
     for name, callback in _numbered(callbacks):
         if name in states:
             callback.load_state_dict(states[name])

@@ -1,7 +1,7 @@
-"""The checkpoints of one training: which there are, which stay, and the thread that writes the next.
+"""The checkpoints of one training: list them, keep some of them, and write new ones in a thread.
 
-A checkpoint is written while training goes on: the weights and the optimizer's state of one step are one version, so
-whoever holds a snapshot of it may take any time. Nothing waits for the disk, unless it is slower than an epoch::
+A checkpoint is written while training continues. The weights and the optimizer's state of one step are one version, so
+a snapshot of it can be written at any speed. Training waits for the disk only if that is slower than an epoch::
 
     fit ── snapshot of step 120, progress ──> writing ──> step-000000000120.safetensors
         ── snapshot of step 160, progress ──> waiting
@@ -34,40 +34,40 @@ __all__ = ["Saver", "make_saver", "newest", "steps_to_keep"]
 
 _NAME = re.compile(r"step-(\d{12})\.safetensors")
 _SCRATCH = re.compile(r"\.step-\d{12}\.safetensors\.writing")
-#: one that is being written, and one that waits for it
+#: one checkpoint that is being written, and one that waits
 _AT_ONCE = 2
-#: what a file system without locks says
+#: the errors of a file system without locks
 _NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, read and checked; None if there is none at all.
+    """Return the newest complete checkpoint, read and checked; None if the directory has no checkpoint.
 
-    Warns of damaged ones that it passes over, naming each and what is wrong with it. Raises FormatError if all are
-    damaged; OSError if one cannot be read, since it may be whole.
+    Warns about each damaged checkpoint that it skips, and says what is wrong with it. Raises FormatError if all are
+    damaged, and OSError if one cannot be read, since that one may be complete.
     """
     damaged: list[Exception] = []
     for _, path in sorted(_checkpoints(directory).items(), reverse=True):
         try:
             found = checkpoint.read(path)
-        except (FormatError, FileNotFoundError) as error:  # the latter of a link that leads nowhere
+        except (FormatError, FileNotFoundError) as error:  # the latter for a broken link
             damaged.append(error)
             continue
         for each in damaged:
-            warnings.warn(f"{each}; going on from {path.name}, the one before", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"{each}; resuming from {path.name}, the previous one", RuntimeWarning, stacklevel=4)
         return found
     if damaged:
         raise FormatError(
             f"{directory}: none of the {len(damaged)} checkpoints can be read ({damaged[0]}); "
-            "remove them to begin again"
+            "remove them to start from the beginning"
         )
     return None
 
 
 def make_saver(directory: str | os.PathLike[str] | None, *, resume: bool, every_s: float | None, keep: int) -> Saver:
-    """The saver that these arguments of fit ask for. Raises ValueError or TypeError."""
+    """Return the saver for these arguments of fit. Raises ValueError or TypeError."""
     if resume and directory is None:
-        raise ValueError("resume=True needs checkpoint_dir=: the directory to go on from")
+        raise ValueError("resume=True needs checkpoint_dir=: the directory to resume from")
     if every_s is not None and not every_s >= 0:
         raise ValueError(f"checkpoint_every_s: expected 0 or more seconds, or None, found {every_s}")
     if isinstance(keep, bool) or not isinstance(keep, int):
@@ -78,21 +78,21 @@ def make_saver(directory: str | os.PathLike[str] | None, *, resume: bool, every_
 
 
 def steps_to_keep(scores: dict[int, float | None], keep: int) -> set[int]:
-    """Of the checkpoints at these steps, the last ``keep``, and the one with the lowest score (the first of equals)."""
+    """Return the steps of the checkpoints to keep: the last ``keep``, and the first with the lowest score."""
     known = [(score, step) for step, score in scores.items() if score is not None and not math.isnan(score)]
     return set(sorted(scores)[-keep:]) | {step for _, step in sorted(known)[:1]}
 
 
 class Saver:
-    """Writes the checkpoints of one fit into one directory. Use as a context manager.
+    """Writes the checkpoints of one fit into a directory. Use it as a context manager.
 
-    The directory is made if it is not there. It is locked until the end, by the kernel: raises BusyError if another
-    process writes checkpoints there.
+    Makes the directory if it does not exist, and holds a lock on it. Raises BusyError if another training writes
+    checkpoints there.
 
     Args:
-        directory: where; None writes nothing.
-        every_s: seconds between two checkpoints inside an epoch, at least; None for none inside.
-        keep: how many stay, beside the best.
+        directory: the directory; None to write nothing.
+        every_s: the shortest time between two checkpoints during an epoch, in seconds; None to write only after epochs.
+        keep: the number of checkpoints to keep, in addition to the best.
     """
 
     def __init__(self, directory: Path | None, *, every_s: float | None, keep: int) -> None:
@@ -115,21 +115,21 @@ class Saver:
         return self
 
     def begin(self, step: int, *, resume: bool) -> None:
-        """Training begins at this step. What is later is damaged, if this resumes; else it is of another training, and
-        FileExistsError says so."""
+        """Prepare for a training that begins at this step. If it resumes, later checkpoints are damaged, and removed.
+        Otherwise they belong to another training, and FileExistsError is raised."""
         if self.directory is None:
             return
         for entry in self.directory.iterdir():
-            if _SCRATCH.fullmatch(entry.name):  # of a process that was killed
+            if _SCRATCH.fullmatch(entry.name):  # left by a process that was killed
                 checkpoint.remove_scratch(entry)
         for at, path in sorted(_checkpoints(self.directory).items(), reverse=True):
             if at > step and not resume:
                 raise FileExistsError(
-                    f"checkpoint_dir {self.directory} has a checkpoint of step {at}, and this training is at step "
-                    f"{step}; resume=True goes on from there, another directory keeps them apart"
+                    f"checkpoint_dir {self.directory} has a checkpoint of step {at}, but this training is at step "
+                    f"{step}; use resume=True to resume from it, or another directory"
                 )
             if at > step:
-                if not path.is_dir():  # which is nobody's checkpoint
+                if not path.is_dir():  # a folder is not a checkpoint
                     path.unlink()
                 continue
             self._scores[at] = None
@@ -137,13 +137,13 @@ class Saver:
                 self._scores[at] = checkpoint.read_progress(path).score
 
     def due(self) -> bool:
-        """Is it time for one inside an epoch? Raises what went wrong with those before."""
+        """Return whether it is time for a checkpoint during an epoch. Raises the errors of earlier ones."""
         self._settle()
         return not self._running and time.monotonic() - self._began_at >= self._every_s
 
     def save(self, snapshot: Snapshot, progress: Progress, records: NDArray[Any]) -> None:
-        """Write a checkpoint in the background; waits only if one waits already. Raises what went wrong with those
-        before."""
+        """Write a checkpoint in the background. Blocks only if another one is waiting already. Raises the errors of
+        earlier ones."""
         assert self._thread is not None
         self._settle()
         while len(self._running) >= _AT_ONCE:
@@ -174,13 +174,13 @@ class Saver:
         return self.directory / f"step-{step:012}.safetensors"
 
     def finish(self) -> None:
-        """Wait until all is on the disk. Raises what went wrong."""
+        """Wait until all checkpoints are on the disk. Raises their errors."""
         while self._running:
             self._running.pop(0).result()
 
     def __exit__(self, *_: object) -> None:
         if os.getpid() != self._owner:
-            return  # a forked copy of the process that trains: it has neither the thread nor the lock
+            return  # a forked copy of the process that trains has neither the thread nor the lock
         if self._thread is not None:
             self._thread.shutdown()
         self._running.clear()
@@ -190,7 +190,7 @@ class Saver:
 
 
 def _checkpoints(directory: Path) -> dict[int, Path]:
-    """By step; nothing where there is no such directory."""
+    """Return the files of checkpoints by step; empty if there is no such directory."""
     try:
         entries = list(directory.iterdir())
     except FileNotFoundError:

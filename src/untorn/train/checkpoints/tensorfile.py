@@ -1,4 +1,4 @@
-"""Read a safetensors file, and believe nothing that it says.
+"""Read a safetensors file without trusting its contents.
 
 ::
 
@@ -6,9 +6,9 @@
                                   ├── "__metadata__": {name: text}
                                   └── name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}
 
-Every number is checked against the file's size before anything is read by it, so that a file costs memory for what it
-has and not for what it says. The library that writes these files is not asked: it raises what its version happens to
-raise, and maps the file, so that one which is cut short meanwhile would be a signal.
+Every number is checked against the file's size before it is used, so that a damaged file cannot ask for more memory
+than its size. The safetensors library is not used for reading: its errors depend on its version, and it maps the file,
+so that a file which is truncated meanwhile would raise a signal.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from untorn.share.lowlevel import MALFORMED, count_of, items_of, name_of
 
 __all__ = ["Tensor", "TensorFile", "opened"]
 
-#: as in the library
+#: the same limit as in the library
 _MAX_HEADER_NBYTES = 100_000_000
 _LENGTH_NBYTES = 8
-#: those that NumPy has
+#: the dtypes that NumPy has
 _DTYPES = {
     "BOOL": "|b1",
     **{f"{letter}{bits}": f"<{kind}{bits // 8}" for letter, kind in ("Uu", "Ii") for bits in (8, 16, 32, 64)},
@@ -45,13 +45,13 @@ _DTYPES = {
 
 
 class Tensor(NamedTuple):
-    """The header's entry for one tensor, once it is known to be true.
+    """The checked entry of one tensor in the header.
 
     Attributes:
-        dtype: of its elements.
+        dtype: the dtype of its elements.
         shape: the lengths of its axes.
-        start: where it begins in the file.
-        nbytes: how many bytes it has.
+        start: the position of its first byte in the file.
+        nbytes: its size in bytes.
     """
 
     dtype: np.dtype[Any]
@@ -62,12 +62,12 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file whose header was read and checked.
+    """An open file whose header was read and checked.
 
     Attributes:
-        path: where it is.
-        metadata: texts by name.
-        tensors: by name. They lie in the file without a gap, up to its end.
+        path: its path.
+        metadata: the texts in its metadata, by name.
+        tensors: the tensors by name. They fill the file without gaps, up to its end.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class TensorFile:
     _fd: int
 
     def read(self, name: str) -> NDArray[np.uint8]:
-        """Return the bytes of one tensor, in memory of their own. Raises FormatError if the file has become shorter."""
+        """Return a copy of the bytes of one tensor. Raises FormatError if the file has become shorter."""
         tensor = self.tensors[name]
         made = np.empty(tensor.nbytes, np.uint8)
         if _read_into(self._fd, made, tensor.start) < tensor.nbytes:
@@ -86,16 +86,15 @@ class TensorFile:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[TensorFile]:
-    """Open the file at ``path``, for as long as the block runs. Raises FormatError, naming the file and what is wrong
-    with it, and OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for the writer of a pipe
-        raise FormatError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; expected a checkpoint")
+    """Open a file for the block. Raises FormatError, which says what is wrong with the file, and OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):  # before opening, which for a pipe would wait for a writer
+        raise FormatError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; expected a checkpoint")
     fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     try:
         try:
             found = TensorFile(path, *_read_header(fd, os.fstat(fd).st_size), fd)
         except MALFORMED as error:
-            raise FormatError(f"{path} is damaged, or no safetensors file: {error}") from error
+            raise FormatError(f"{path} is damaged, or not a safetensors file: {error}") from error
         yield found
     finally:
         os.close(fd)
@@ -105,7 +104,7 @@ def _read_header(fd: int, file_nbytes: int) -> tuple[dict[str, str], dict[str, T
     length = _read(fd, 0, min(_LENGTH_NBYTES, file_nbytes))
     start = _LENGTH_NBYTES + int.from_bytes(length, "little")
     if len(length) < _LENGTH_NBYTES or start > min(file_nbytes, _MAX_HEADER_NBYTES):
-        raise ValueError(f"a header up to byte {start}, and the file has {file_nbytes}")
+        raise ValueError(f"its header ends at byte {start}, but the file has {file_nbytes} bytes")
     header = json.loads(_read(fd, _LENGTH_NBYTES, start - _LENGTH_NBYTES).decode())
     if not isinstance(header, dict):
         raise TypeError(f"its header is a {type(header).__name__}")
@@ -115,10 +114,10 @@ def _read_header(fd: int, file_nbytes: int) -> tuple[dict[str, str], dict[str, T
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != end:
-            raise ValueError(f"{name} begins at byte {tensor.start}, and what is before it ends at {end}")
+            raise ValueError(f"{name} begins at byte {tensor.start}, but the tensor before it ends at {end}")
         end += tensor.nbytes
     if end != file_nbytes:
-        raise ValueError(f"it should end at byte {end}, and ends at {file_nbytes}")
+        raise ValueError(f"its tensors end at byte {end}, but the file has {file_nbytes} bytes")
     return texts, tensors
 
 
@@ -129,7 +128,7 @@ def _tensor(name: str, said: Any, data_start: int) -> Tensor:
     dtype, shape = np.dtype(known), tuple(map(count_of, items_of(said["shape"])))
     begin, end = map(count_of, items_of(said["data_offsets"]))
     if end - begin != dtype.itemsize * math.prod(shape):
-        raise ValueError(f"{name} is {said['dtype']} of shape {list(shape)}, and has {end - begin} bytes")
+        raise ValueError(f"{name} is {said['dtype']} of shape {list(shape)}, but has {end - begin} bytes")
     return Tensor(dtype, shape, data_start + begin, end - begin)
 
 
@@ -139,7 +138,7 @@ def _read(fd: int, start: int, nbytes: int) -> bytes:
 
 
 def _read_into(fd: int, array: NDArray[np.uint8], start: int) -> int:
-    """Fill the array from there on; returns how many bytes there were."""
+    """Read the file from this position into the array. Returns the number of bytes read."""
     memory, done = array.data, 0
     while done < array.size:
         count = os.preadv(fd, [memory[done:]], start + done)
