@@ -107,6 +107,32 @@ def test_every_test_that_a_document_names_exists(document):
             assert f"def {function}(" in (ROOT / file).read_text(), f"{file}::{function}"
 
 
+def test_every_file_in_the_table_of_contributing_exists():
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    assert not [name for row in rows for name in missing_files(re.findall(r"`([\w*./]+)`", row), [ROOT])]
+
+
+def test_every_file_in_the_picture_of_the_architecture_exists():
+    texts = re.findall(r'class="file">([^<(]+)</text>', (ROOT / "docs" / "architecture.svg").read_text())
+    folders = [ROOT / "src" / "untorn", ROOT / "src" / "untorn" / "train", ROOT]
+    paths = [text.split(", ") for text in texts if re.search(r"[./]", text)]
+    assert len(paths) > 10
+    assert not [name for row in paths for name in missing_files(row, folders)]
+
+
+def missing_files(names: list[str], folders: list[Path]) -> list[str]:
+    """Return the names of no file; a name without a folder is beside the file that was named before it."""
+    missing, beside = [], None
+    for name in names:
+        if not re.search(r"[./]", name):
+            continue
+        here = [beside, *folders] if beside else folders
+        found = [path for folder in here for path in folder.glob(name.rstrip("/"))]
+        missing += [] if found else [name]
+        beside = found[0].parent if found else beside
+    return missing
+
+
 SHOWN_IN_FORMAT = [
     {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)},
     {
