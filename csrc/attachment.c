@@ -50,20 +50,20 @@ enum status attachment_format_data(int data_fd, const uint8_t id[16])
         return STATUS_OS;
     const bool same = memcmp(&found, &header, (size_t)got) == 0;
     if (!same && memcmp(&found, &nothing, sizeof found) != 0)
-        return STATUS_DATA; /* somebody's file */
+        return STATUS_DATA; /* the file of something else */
     if (same && got == (ssize_t)sizeof found)
         return STATUS_OK;
     return pwrite(data_fd, &header, sizeof header, 0) == (ssize_t)sizeof header ? STATUS_OK : STATUS_OS;
 }
 
-/* What a control file says of itself, checked. */
+/* The identity that a control file states, checked. */
 struct identity {
     uint8_t id[16];
     uint32_t max_readers, max_slots, state;
     uint64_t rows_offset;
 };
 
-/* Read the identity with read(), not through a mapping: garbage of any length is then an answer, not a signal. */
+/* Read the identity with read(), not through a mapping: then garbage of any length is an error, not a signal. */
 static enum status control_check(int fd, struct identity *identity)
 {
     struct control control;
@@ -256,7 +256,7 @@ void attachment_close(struct attachment *a)
 
 /* -- slots ------------------------------------------------------------------------------------------------------ */
 
-/* Each field is read once, then checked, and what was checked is what everybody uses: the memory stays another's. */
+/* Read each field once, then check it, and use the checked value from then on: another process can write the memory. */
 static enum status header_read(const struct slot_mapping *map, uint64_t version, struct pin *pin)
 {
     const struct slot_header *header = (const struct slot_header *)map->base;
@@ -273,12 +273,12 @@ static enum status header_read(const struct slot_mapping *map, uint64_t version,
     return STATUS_OK;
 }
 
-/* So many versions may a reader hold whatever the publisher has reserved. */
+/* A reader may always hold this many versions, however many slots the publisher has reserved. */
 enum { HELD_ALWAYS = 4 };
 
-/* Return whether this reader may hold one slot more. One that holds a few always may. One that keeps on collecting them
- * leaves those alone that the publisher has reserved for itself. Others may pin at the same time, so each may be one
- * too many. */
+/* Return whether this reader may hold one slot more. A reader that holds a few always may. A reader that holds many
+ * leaves the slots alone that the publisher has reserved for itself. Other readers may pin at the same time, so each of
+ * them may hold one too many. */
 static bool slot_is_granted(struct attachment *a)
 {
     const struct channel *channel = &a->channel;
@@ -289,7 +289,7 @@ static bool slot_is_granted(struct attachment *a)
     for (;;) {
         if ((unsigned)__builtin_popcountll(~channel_taken(channel)) > reserved)
             return true;
-        if (attachment_reclaim(a) == 0) /* what the dead hold is free */
+        if (attachment_reclaim(a) == 0) /* the slots of dead readers are free */
             return false;
     }
 }
@@ -297,7 +297,7 @@ static bool slot_is_granted(struct attachment *a)
 static enum status pin_locked(struct attachment *a, struct pin *pin)
 {
     const struct channel *channel = &a->channel;
-    if (a->row == 0) { /* a forked child that found no row then may find one now */
+    if (a->row == 0) { /* a forked child that found no row at the fork may find one now */
         enum status status = STATUS_NO_ROW;
         if (a->control_fd >= 0)
             status = attachment_has_control(a) ? row_take(channel, a->control_fd, 0, &a->row) : STATUS_OS;
@@ -377,11 +377,11 @@ enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout
     return latest_version(channel_latest(&a->channel)) > seen ? STATUS_OK : STATUS_TIMEOUT;
 }
 
-/* An attachment without a descriptor is a forked child's that got none: it has no channel any more. */
+/* An attachment without a descriptor belongs to a forked child that got none: it has no channel any more. */
 static enum status attachment_look(struct attachment *a, uint32_t byte, bool *held)
 {
     enum status status = STATUS_OK;
-    if (a->control_fd >= 0) /* another file under this number knows nothing of who lives */
+    if (a->control_fd >= 0) /* another file under this number says nothing about living processes */
         status = attachment_has_control(a) ? lock_look(a->control_fd, byte) : STATUS_OS;
     *held = status != STATUS_OK;
     return status == STATUS_BUSY ? STATUS_OK : status;
@@ -451,7 +451,7 @@ void attachment_disown(struct attachment *a)
         const struct slot_mapping *map = &a->maps[slot];
         if (map->base != NULL && (!has_data || mmap(map->base, map->length, protection, flags, a->data_fd,
                                                     (off_t)map->offset) == MAP_FAILED))
-            mprotect(map->base, map->length, PROT_READ); /* no memory: better a signal than a torn version */
+            mprotect(map->base, map->length, PROT_READ); /* no memory: a signal is better than a torn version */
     }
 }
 
@@ -460,7 +460,7 @@ void attachment_retire(struct attachment *a)
     if (a->role != ROLE_PUBLISHER || a->forked)
         return;
     pthread_mutex_lock(&a->lock);
-    a->forked = true; /* from here on it may publish as little as a child */
+    a->forked = true; /* from here on it may not publish, as a child may not */
     attachment_disown(a);
     pthread_mutex_unlock(&a->lock);
     shared_store_release(&a->channel.control->state, CHANNEL_CLOSED); /* pairs with the waiters' shared_load_acquire */
@@ -483,13 +483,13 @@ unsigned attachment_reclaim(struct attachment *attachment)
     const struct channel *channel = &attachment->channel;
     unsigned reclaimed = 0;
     if (!attachment_has_control(attachment))
-        return 0; /* the locks of another file are no word about these rows */
+        return 0; /* the locks of another file say nothing about these rows */
     uint32_t high_water = shared_load_acquire(&channel->shared->high_water);
     for (uint32_t row = 1; row <= high_water && row <= channel->max_readers; row++) {
         struct reader_row *line = &channel->rows[row];
         if (row == attachment->row || shared_load_relaxed(&line->held) == 0 ||
             lock_take(attachment->control_fd, row) != STATUS_OK)
-            continue;                         /* it lives, or the kernel did not say that it is dead */
+            continue;                         /* its owner is alive, or the kernel did not say that it is dead */
         shared_store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
         shared_store_relaxed(&line->pid, 0);
         lock_drop(attachment->control_fd, row);

@@ -1,6 +1,6 @@
 /* One process's side of a channel: its two descriptors, its mappings, its reader row, its locks, and fork.
  *
- * What it promises: a slot stays pinned while this process has any use for it, also across fork; the publisher is one
+ * Guarantees: a slot stays pinned while this process has any use for it, also across fork; the publisher is one
  * process; space is reserved before it is written; only the kernel declares a process dead, by releasing its lock.
  *
  *     role        control descriptor   control page   rows   data     lock it holds while it lives
@@ -28,7 +28,7 @@ struct slot_mapping {
     uint64_t offset, length;
 };
 
-/* A mapping that is no slot's any more, but that drafts still point into. */
+/* A mapping that belongs to no slot any more, but that drafts still point into. */
 struct orphan {
     struct slot_mapping map;
     uint32_t loans;
@@ -38,7 +38,7 @@ struct orphan {
 struct attachment {
     enum attachment_role role;
     int control_fd, data_fd;
-    /* what the two lead to, unless somebody closed them behind our back */
+    /* the files that the two lead to, unless other code closed the descriptors */
     struct descriptor_file control_file, data_file;
     struct channel channel;
     size_t control_nbytes, rows_nbytes;
@@ -46,15 +46,15 @@ struct attachment {
     bool forked;                      /* a writer's copy in a child, or retired: it may write nothing */
     pthread_mutex_t lock;             /* guards all that follows and this process's row */
     uint32_t generation;              /* see attachment_unpin */
-    uint32_t pins[CHANNEL_MAX_SLOTS]; /* how many users in this process; the row has the bit while > 0 */
+    uint32_t pins[CHANNEL_MAX_SLOTS]; /* number of users in this process; the row has the bit while > 0 */
     struct slot_mapping maps[CHANNEL_MAX_SLOTS];
     uint32_t loans[CHANNEL_MAX_SLOTS]; /* writers: how many drafts point into maps[slot] */
     struct orphan *orphans;
     /* publisher: slots whose extents it did not write, see inherited_drop */
     uint64_t inherited;
-    /* publisher: the data file has at least this, unless somebody shortens it */
+    /* publisher: the data file has at least this size, unless another process shortens it */
     uint64_t reserved_nbytes;
-    bool named; /* publisher: its files are to have names, see attachment_pick */
+    bool named; /* publisher: its files should have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;
@@ -88,7 +88,7 @@ enum status attachment_open(int control_fd, int data_fd, enum attachment_role ro
                             struct attachment **result);
 /* Takes the descriptor over, also when it fails. */
 enum status attachment_adopt(struct attachment *attachment, int data_fd);
-/* Publishers: say that the names are being given, or that they are. See enum channel_state. */
+/* Publishers: state that the names are being given, or that they have been given. See enum channel_state. */
 void attachment_set_naming(struct attachment *attachment, bool naming);
 void attachment_close(struct attachment *attachment);
 
@@ -99,39 +99,40 @@ bool attachment_has_data(const struct attachment *attachment);
 /* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
 enum status attachment_pin(struct attachment *attachment, struct pin *pin);
 void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t generation);
-/* A mapping of its own of a pinned version: writes to it land in private copies of the pages. munmap ends it. */
+/* Map a pinned version once more: writes go to private copies of the pages. munmap ends the mapping. */
 enum status attachment_map_private(struct attachment *attachment, const struct pin *pin, uint8_t **base);
 /* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
 enum status attachment_wait(struct attachment *attachment, uint64_t seen, int64_t timeout_ns);
 /* Find out whether there is a living publisher. STATUS_OS if the kernel does not say, which is no proof of death. */
 enum status attachment_publisher_alive(struct attachment *attachment, bool *alive);
 
-/* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if
- * need be. STATUS_NO_SLOT if all are held; dead readers were taken back by then. A publisher picks no space that it did
- * not reserve itself: what it found is given back to the file system, as soon as it is neither the latest nor held.
+/* Writers. Pick a slot with room for `nbytes` that nobody can read until it is published, growing the data file if need
+ * be. STATUS_NO_SLOT if all are held; the rows of dead readers were cleared by then. A publisher picks no space that it
+ * did not reserve itself: it gives the space that it found back to the file system, as soon as that is neither the
+ * latest nor held.
  *
  * A publisher is told, once per call and changing nothing, that its data file has lost its name (STATUS_UNLINKED, while
- * `named` is set), and, once, that it was shortened and the latest version is lost (STATUS_TRUNCATED). What lay behind
- * the end of a shortened file is not used again. */
+ * `named` is set), and, once, that it was shortened and the latest version is lost (STATUS_TRUNCATED). Space behind the
+ * end of a shortened file is not used again. */
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* Give space to one slot that has none; touches no other, so it may run while others pick. */
 enum status attachment_grow(struct attachment *attachment, uint64_t nbytes);
-/* Where the slot lies in this process. */
+/* Map the slot; return its address in this process and its size. */
 enum status attachment_map(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
-/* The same, and the mapping stays where it is until the loan is returned. */
+/* The same, and the mapping stays in place until the loan is returned. */
 enum status attachment_lend(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
-/* Whatever is written to a lent mapping from here on lands in a private copy: the slot is about to be published. */
+/* Let later writes to a lent mapping go to a private copy: the slot is about to be published. */
 enum status attachment_seal(struct attachment *attachment, unsigned slot, const uint8_t *address);
 void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
-/* The publisher ends without a word, as if it had been killed. */
+/* End the publisher without marking the channel closed, as if it had been killed. */
 void attachment_abandon(struct attachment *attachment);
-/* The publisher ends: readers see `state`, and another may take the channel over. The mappings stay. */
+/* End the publisher: readers see `state`, and another publisher may take over the channel. The mappings stay. */
 void attachment_retire(struct attachment *attachment);
-/* The slots are another process's to write from here on: what is still written through mappings and drafts of this one
- * lands in private copies. A publisher may end, or a fork may come, in the middle of a version: inside edit(), or from
- * a signal handler inside update(). The caller has the lock. */
+/* Leave the slots to another process: later writes through mappings and drafts of this process go to private copies. A
+ * publisher may end, or a fork may come, in the middle of a version: inside edit(), or from a signal handler inside
+ * update(). The caller has the lock. */
 void attachment_disown(struct attachment *attachment);
 /* Find out whether a living process has this row: false for a row of this very attachment; STATUS_OS as above. */
 enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);

@@ -6,8 +6,8 @@
 #include "board_update.h"
 #include "futex.h"
 
-/* Waiting workers look around by themselves this often: a worker killed right after the last commit of a phase could
- * not move it on. */
+/* Waiting workers look at the board by themselves at this interval: a worker killed right after the last commit of a
+ * phase could not move it on. */
 static const int64_t LOOK_AROUND_NS = 10000000;
 
 /* -- phases ----------------------------------------------------------------------------------------------------- */
@@ -16,9 +16,10 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
 {
     uint64_t step = phase_step(phase), latest = channel_latest(&weights->channel);
     uint64_t version = board->header->base_version + step + 1;
-    if (latest_version(latest) + 1 == version) /* a second one that tries finds it done */
+    if (latest_version(latest) + 1 == version) /* a second worker that tries finds it done */
         channel_publish_if(&weights->channel, latest, version, phase_slot(phase));
-    channel_wake(&weights->channel); /* whoever published may have been killed before it woke the waiting */
+    /* the worker that published may have been killed before it woke the waiting processes */
+    channel_wake(&weights->channel);
     if (!shared_swap_if(&board->header->phase, phase, phase_make(step + 1, PHASE_GRADIENT, 0)))
         return;
     board_ring(board);
@@ -26,8 +27,8 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
         board_ring_server(board);
 }
 
-/* Every shard's gradient is there, and the norm, where it is wanted. False if there is no free slot, or, `refused`, no
- * memory to map the newest version. */
+/* Begin the update: every shard's gradient is there, and so is the norm, if clipping needs it. False if there is no
+ * free slot, or, with `refused` set, no memory to map the newest version. */
 static bool phase_begin_update(const struct board *board, struct attachment *weights, uint64_t phase, bool *refused)
 {
     uint64_t latest = channel_latest(&weights->channel), capacity;
@@ -69,7 +70,7 @@ static bool bell_wait(const struct board *board, uint32_t seen, int64_t spin_ns,
 
 /* -- refusals --------------------------------------------------------------------------------------------------- */
 
-/* So often has each worker tried: for about a second, since it looks around every LOOK_AROUND_NS. */
+/* The number of refusals after which a worker counts as unable: about a second's, at one per LOOK_AROUND_NS. */
 enum { REFUSALS_MAX = 100 };
 
 static uint64_t refused_step(uint64_t refused) { return refused >> 32; }
@@ -90,7 +91,8 @@ static void refusal_count(const struct board *board, uint32_t worker, uint64_t s
 void board_refuse(const struct board *board, uint32_t worker, const struct board_run *run, int error)
 {
     uint64_t free = task_make(task_step(run->claim), TASK_FREE, 0, task_buffer(run->claim));
-    shared_swap_if(&board->shard_tasks[run->shard].word, run->claim, free); /* failed: it was given to others before */
+    /* failed: the task was given to others before */
+    shared_swap_if(&board->shard_tasks[run->shard].word, run->claim, free);
     refusal_count(board, worker, board_step(board), error);
     board_ring(board);
 }
@@ -107,7 +109,7 @@ int board_refused(const struct board *board)
     return (int)(refused & 0xffff);
 }
 
-/* The server is asked for a free slot. */
+/* Ask the server for a free slot. */
 static void slot_ask(const struct board *board)
 {
     shared_store_release(&board->header->need_slot, 1);

@@ -1,32 +1,33 @@
-/* The board: sync training moved on by the workers themselves, through words in shared memory.
+/* The board: words in shared memory through which the workers themselves move sync training on.
  *
- * What it promises: each shard's gradient of each step counts exactly once; the weights of step t+1 are a function of
- * those of step t alone, whoever computes which part; a worker may be killed between any two instructions, and when
- * the server has handed its claims back the others finish its work.
+ * Guarantees: each shard's gradient of each step counts exactly once; the weights of step t+1 depend only on those of
+ * step t, and not on which worker computes which part; a worker may be killed between any two instructions, and when
+ * the server has freed its claims the other workers finish its work.
  *
  * One step t, from version base+t of the weights to version base+t+1:
  *
  *     phase (t, GRADIENT)        one task per shard: claim, compute into a scratch buffer, commit with one swap
- *         | all shards done: whoever sees it moves the phase; with clipping to NORM, otherwise to UPDATE
+ *         | all shards done: a worker that sees it moves the phase; with clipping to NORM, otherwise to UPDATE
  *     phase (t, NORM)            one task per range: claim, sum the shards in tree order, write down the sum of the
  *         |                      squares, commit
- *         | all ranges done: whoever sees it picks a free slot, and moves the phase
+ *         | all ranges done: a worker that sees it picks a free slot, and moves the phase
  *     phase (t, UPDATE, slot)    one task per range: claim, sum the shards in tree order, step the optimizer out of
  *         |                      place into the slot, commit
- *         | all ranges done: whoever sees it publishes the slot, and moves the phase
+ *         | all ranges done: a worker that sees it publishes the slot, and moves the phase
  *     phase (t+1, GRADIENT)
  *
  * Clipping is by the norm of the whole gradient: every update adds up the ranges' sums of squares in the tree over the
- * ranges, which the parameters alone fix, and so arrives at the same scale. Like an update, a norm task writes a place
- * of its own and reads what stands still, so running it twice is harmless.
+ * ranges, which depends on the parameters only, and so arrives at the same scale. Like an update, a norm task writes
+ * its own place and reads memory that nobody changes, so running it twice is harmless.
  *
  * A task is a word: step, state, worker, buffer. Words carry their step, so nothing is ever reset. Only the server
- * hands claims back: all those of a worker that the kernel declared dead, and the gradient of one that is stopped. A
- * claimed range is left to its worker as long as that lives, so it has one writer.
+ * frees claims: all claims of a worker that the kernel declared dead, and the gradient of a worker that is stopped. A
+ * claimed range belongs to its worker as long as that worker lives, so it has one writer.
  *
- * Buffers: every shard owns one, every worker has one as scratch. A commit swaps them: the shard's word names the
- * scratch, and what it named before is the worker's new scratch. The worker writes down in its record what it is about
- * to do before the swap; board_tasks.h says how that tells, after its death, which buffer is whose.
+ * Buffers: every shard owns one, and every worker has one as scratch. A commit swaps them: the shard's word names the
+ * scratch, and the buffer that it named before is the worker's new scratch. Before the swap, the worker writes to its
+ * record what it is about to do; board_tasks.h explains how the record tells, after the worker's death, which buffer
+ * belongs to whom.
  *
  * Workers come and go while steps run: rows below `active` take part, and a row has memory for its buffer once it was
  * active (board_nbytes_used).
@@ -44,17 +45,19 @@
 #include "attachment.h"
 #include "board_tasks.h"
 
-/* Take the worker's next gradient task, doing on the way all norms, updates and phase changes that are due. Waits for
- * work: spins for a while, if `spin`, sleeps up to wait_ns in all, then returns RUN_IDLE. */
+/* Take the worker's next gradient task; do all norms, updates and phase changes that are due before. Wait for work:
+ * spin for a while, if `spin`, and sleep, up to wait_ns in all; then return RUN_IDLE. */
 struct board_run board_next(const struct board *board, struct attachment *weights, uint32_t worker, bool spin,
                             int64_t wait_ns);
-/* The worker has no memory to map what the gradient needs: hand the task back, and count the refusal. */
+/* Hand the task back, and count the refusal: the worker has no memory to map what the gradient needs. */
 void board_refuse(const struct board *board, uint32_t worker, const struct board_run *run, int error);
-/* The server: let steps below `limit` run; let the workers below `active` take part, spinning so long; stop all. */
+/* The server: let steps below `limit` run; let the workers below `active` take part, each spinning for `spin_ns`; stop
+ * all workers. */
 void board_set_limit(const struct board *board, uint64_t limit);
 void board_set_workers(const struct board *board, uint32_t active, int64_t spin_ns);
 void board_stop(const struct board *board);
-/* Nobody can go on: why every worker that takes part has refused this step again and again; 0 if one has not. */
+/* Return the errno with which every worker that takes part has refused this step again and again, so that training
+ * cannot continue; 0 if one worker has not. */
 int board_refused(const struct board *board);
 /* The server of an asynchronous training: put a batch into an empty place; false if the place is not empty. No two
  * batches have the same number. */
@@ -71,7 +74,7 @@ struct inflight inflight_look(const struct board *board, uint32_t index);
  * Only the server changes a place that is DONE. */
 void inflight_empty(const struct board *board, uint32_t index);
 /* Apply the gradient of a DONE batch as this step, and record its staleness. The caller is the weights' publisher.
- * STATUS_NO_SLOT: nothing happened, and the server makes room. */
+ * STATUS_NO_SLOT: nothing happened, and the server must make room. */
 enum status inflight_apply(const struct board *board, struct attachment *weights, uint32_t index, uint64_t step,
                            uint64_t staleness);
 

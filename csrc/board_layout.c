@@ -126,7 +126,7 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
     if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
         config.examples > nbytes / sizeof(int64_t) || config.buffer_nbytes > nbytes / (config.shards + config.workers))
-        return false; /* what follows would overflow */
+        return false; /* the sums below would overflow */
     sections_place(&placed, &config);
     return placed.nbytes <= nbytes && placed.nbytes == header->nbytes &&
            memcmp(&placed.workers_at, &header->workers_at, SECTIONS_NBYTES) == 0;

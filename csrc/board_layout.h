@@ -1,4 +1,4 @@
-/* The board's memory: its structs and words, how they are laid out, and its bells. See board.h for what they are for.
+/* The board's memory: its structs, words, layout and bells. board.h explains their use.
  *
  * Everything here is below the claims (board_tasks.h), the arithmetic (board_update.h) and the order of a step
  * (board.h).
@@ -33,7 +33,7 @@ struct board_task {
 
 struct board_worker {
     shared_u64 scratch; /* its buffer; writer: the worker, or the server once it is dead */
-    shared_u64 record;  /* of its last commit, see board_tasks.h; writers: the worker, and who settles it */
+    shared_u64 record; /* of its last commit, see board_tasks.h; writers: the worker, and any process that settles it */
     shared_u64 commits; /* gradients committed; writer: the worker */
     shared_u64 refused; /* step << 32 | times << 16 | errno: what it could not map; writers: the worker, and the
                                 * server once it is dead. The server loads it with acquire, and needs no more than it */
@@ -48,7 +48,7 @@ struct board_range {
     uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 */
 };
 
-/* A gradient with what was measured on the way. Written by the owner of the buffer. */
+/* A gradient, and what was measured with it. Written by the owner of the buffer. */
 struct board_buffer {
     uint64_t examples;
     double loss; /* mean over the examples */
@@ -57,7 +57,7 @@ struct board_buffer {
     uint8_t pad[104];
 };
 
-/* One step's record, for the server to read. Written by the update of range 0; writing it twice is harmless. */
+/* One step's record, for the server to read. The update of range 0 writes it; writing it twice is harmless. */
 struct board_log {
     double examples, loss, metrics[BOARD_METRICS];
     double staleness; /* versions from the gradient's weights to those that it was applied to; async only */
@@ -67,31 +67,31 @@ struct board_log {
 struct board_header {
     char magic[8];
     uint64_t nbytes;
-    uint32_t shards, ranges, workers, optimizer; /* workers: the most that there can be */
+    uint32_t shards, ranges, workers, optimizer; /* workers: the maximum number */
     uint32_t is_async;                           /* 1: the task of each shard is the place of a batch in flight */
     uint64_t steps;                              /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes; /* of a gradient, without its header */
     uint64_t state_stride;
     uint64_t base_version;     /* of the weights of step 0 */
-    uint64_t job;              /* the server's number for what is done here */
+    uint64_t job;              /* the server's number for this job */
     double clip_norm;          /* the greatest norm of a gradient; 0: no clipping */
-    struct kernel_hyper hyper; /* but for the step's rates, which are rates[step] */
+    struct kernel_hyper hyper; /* except the step's rates, which are in rates[step] */
     /* offsets of the sections */
     uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, squares_at, log_at, rates_at,
         order_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
-    _Alignas(64) shared_u32 bell; /* counts changes that waiting workers should look at */
+    _Alignas(64) shared_u32 bell; /* counts the changes that waiting workers should look at */
     shared_u32 sleepers;
-    _Alignas(64) shared_u32 server_bell; /* counts what the server should look at */
+    _Alignas(64) shared_u32 server_bell; /* counts the changes that the server should look at */
     shared_u32 server_sleepers;
     _Alignas(64) shared_u64 limit; /* steps below it may run; writer: the server */
     shared_u32 stop;               /* writer: the server */
     shared_u32 need_slot;          /* raised by workers, lowered by the server */
-    shared_u32 active;             /* workers from this one on leave; writer: the server */
+    shared_u32 active;             /* workers from this index on leave; writer: the server */
     shared_u64 spin_ns;            /* how long to spin before sleeping; writer: the server */
-    shared_u32 failed;             /* 1 + the worker whose error text is complete; first one wins */
+    shared_u32 failed;             /* 1 + the first worker whose error text is complete */
 };
 _Static_assert(sizeof(struct board_task) == 64 && sizeof(struct board_worker) == 64, "one line each");
 _Static_assert(sizeof(struct board_buffer) == 256, "gradients stay aligned to lines");
@@ -108,17 +108,17 @@ struct board {
 };
 
 struct board_config {
-    uint32_t shards, ranges, workers, active, optimizer; /* workers, active: the most there can be, and at first */
+    uint32_t shards, ranges, workers, active, optimizer; /* workers: the maximum number; active: the number at first */
     bool is_async;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     double clip_norm;
     struct kernel_hyper hyper;
 };
 
-/* Bytes of a board; fills nothing. */
+/* Return the size of a board; write nothing. */
 uint64_t board_nbytes(const struct board_config *config);
-/* How many of these, from the start, need memory at first, and while so many workers take part. Behind them are the
- * buffers of workers that may come later, and the texts of errors, which take memory when there are any. */
+/* Return how many bytes, from the start, need memory at first, and while `workers` workers take part. Behind them lie
+ * the buffers of workers that may come later, and the texts of errors, which take memory only when they are written. */
 uint64_t board_nbytes_needed(const struct board_config *config);
 uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers);
 /* Lay a new board out in zeroed memory of board_nbytes. */
@@ -146,8 +146,8 @@ static inline bool task_is(uint64_t task, uint64_t step, enum task_state state)
 
 _Static_assert(BOARD_MAX_WORKERS <= 1 << 14, "a task's word has room for a worker");
 
-/* What a worker's record says: which buffer is its own, or that it is one of two. Settled: scratch and other are the
- * same, which no intent's are. */
+/* A worker's record states which buffer is its own, or that it is one of two. In a settled record scratch and other are
+ * the same; in an intent they differ. */
 static inline uint64_t record_intent(uint64_t step, uint32_t shard, uint32_t scratch, uint32_t other)
 {
     return step << 32 | (uint64_t)shard << 22 | (uint64_t)scratch << 11 | other;
@@ -169,7 +169,7 @@ static inline unsigned phase_slot(uint64_t phase) { return (unsigned)(phase & 63
 
 /* -- bells -------------------------------------------------------------------------------------------------------- */
 
-/* Wake the workers that wait, or the server: there is something new to look at. */
+/* Wake the workers that wait, or the server, to look at a change. */
 void board_ring(const struct board *board);
 void board_ring_server(const struct board *board);
 static inline uint64_t board_step(const struct board *board) { return shared_load_acquire(&board->header->phase) >> 8; }

@@ -8,19 +8,21 @@ void record_settle_overwritten(const struct board *board, uint32_t shard, uint64
     if (task_state(task) != TASK_DONE || task_worker(task) >= board->header->workers)
         return;
     shared_u64 *word = &board->workers[task_worker(task)].record;
-    uint64_t record = shared_load_acquire(word); /* at least as new as the commit: the task's word came after it */
+    /* at least as new as the commit: the task's word was stored after it */
+    uint64_t record = shared_load_acquire(word);
     if (record == record_intent(task_step(task), shard, task_buffer(task), record_other(record)))
-        /* failed: somebody else did, or it goes on */
+        /* failed: another process settled it, or its worker went on */
         shared_swap_if(word, record, record_settled(record_other(record)));
 }
 
-/* May this step's task be claimed? The phase may have moved on while we looked, so the word may be of a later step. */
+/* Return whether this step's task may be claimed. The phase may have moved on meanwhile, so the word may be of a later
+ * step. */
 static bool task_is_open(uint64_t task, uint64_t step)
 {
     return task_step(task) < step || task_is(task, step, TASK_FREE);
 }
 
-/* Neighbours begin at shards that lie apart, so that they seldom want the same. */
+/* Neighbours begin at shards that lie apart, so that they seldom compete for one. */
 static uint32_t shard_first(const struct board *board, uint32_t worker, uint32_t count)
 {
     uint32_t active = shared_load_relaxed(&board->header->active);
@@ -76,7 +78,7 @@ bool inflight_claim(const struct board *board, uint32_t worker, struct board_run
         if (oldest == UINT64_MAX)
             return false;
         if (shard_take(board, worker, shard, oldest, task_step(oldest), run))
-            return true; /* or else somebody was faster, and another batch may wait */
+            return true; /* otherwise another worker was faster, and another batch may wait */
     }
 }
 
@@ -118,7 +120,8 @@ bool board_commit(const struct board *board, uint32_t worker, const struct board
     uint64_t done = task_make(run->step, TASK_DONE, worker, run->buffer);
     shared_store_release(&self->record, record_intent(run->step, run->shard, run->buffer, other));
     bool counts = shared_swap_if(&board->shard_tasks[run->shard].word, run->claim, done);
-    if (counts) { /* killed before this store: the record tells; the server alone reads a dead worker's scratch */
+    /* if the worker is killed before this store, the record tells; only the server reads a dead worker's scratch */
+    if (counts) {
         shared_store_release(&self->scratch, other);
         shared_store_relaxed(&self->commits, shared_load_relaxed(&self->commits) + 1);
     }
@@ -156,8 +159,9 @@ static bool claims_any(const struct board_task *tasks, uint32_t count, uint32_t 
     return false;
 }
 
-/* The worker is dead, but others may settle its record at the same time. A word that names its scratch no more, because
- * a later commit replaced the dead one's, was claimed by somebody who had settled the record: then our swap fails. */
+/* The worker is dead, but others may settle its record at the same time. If a later commit replaced the dead worker's,
+ * so that the word no longer names its scratch, the worker that claimed the word had settled the record before: then
+ * our swap fails. */
 static void record_settle_dead(const struct board *board, uint32_t worker)
 {
     struct board_worker *dead = &board->workers[worker];
@@ -182,7 +186,7 @@ int64_t board_recover(const struct board *board, uint32_t worker)
     claims_free(board->norm_tasks, board->header->ranges, worker);
     claims_free(board->range_tasks, board->header->ranges, worker);
     record_settle_dead(board, worker);
-    shared_store_relaxed(&board->workers[worker].refused, 0); /* the one that comes in its place has not tried yet */
+    shared_store_relaxed(&board->workers[worker].refused, 0); /* the worker that takes its place has not tried yet */
     board_ring(board);
     return shard;
 }

@@ -1,10 +1,10 @@
-/* The words of a board's tasks: who may claim, commit and hand back what. Private to board*.c; see board.h.
+/* Claims and commits: the rules by which tasks of a board are claimed, committed and freed. See board.h.
  *
- * A gradient may be taken from a worker that is stopped and will go on later, so "my claim is gone" does not say that
- * a commit happened. What a killed worker's last commit did is told from the shard's word: it names the buffer that
- * the commit put there. That is true until the next claim of the shard, so a claim of the shard (or
- * the emptying of its place) is preceded by settling the record of the worker whose commit it overwrites.
- * docs/protocol.md has the proof, and tests/model/board_model.py checks it, kills and stops included.
+ * A gradient may be taken from a worker that is stopped and will go on later, so a claim that is gone does not prove
+ * that a commit happened. The shard's word tells whether a killed worker's last commit happened: it names the buffer
+ * that the commit put there. It does so until the next claim of the shard. So before a worker claims the shard, or the
+ * server empties its place, it settles the record of the worker whose commit it overwrites. docs/protocol.md has the
+ * proof, and tests/model/board_model.py checks it, kills and stops included.
  */
 #ifndef UNTORN_BOARD_TASKS_H
 #define UNTORN_BOARD_TASKS_H
@@ -21,15 +21,16 @@ struct board_run {
     uint64_t claim; /* the task word as claimed */
 };
 
-/* Commit the gradient in the worker's scratch. False if the task was given to another meanwhile: it counts nothing. */
+/* Commit the gradient in the worker's scratch. False if the task was given to another worker meanwhile: the gradient
+ * does not count. */
 bool board_commit(const struct board *board, uint32_t worker, const struct board_run *run);
 /* Return whether the worker still holds the claim. */
 bool board_still_claimed(const struct board *board, const struct board_run *run);
-/* Claim the first shard of this step that nobody has; false if there is none. *done: whether every task is done. */
+/* Claim the first shard of this step that no worker has; false if there is none. *done: whether every task is done. */
 bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct board_run *run, bool *done);
 /* Claim the batch in flight that has waited longest for a gradient; false if none waits. */
 bool inflight_claim(const struct board *board, uint32_t worker, struct board_run *run);
-/* Claim a norm or an update. `first` is the one to look at first. */
+/* Claim a norm or an update. The search begins at `first`. */
 bool range_claim(struct board_task *tasks, uint32_t count, uint32_t first, uint64_t step, uint32_t worker,
                  uint32_t *index, uint64_t *claim, bool *done);
 void range_commit(struct board_task *task, uint64_t claim);

@@ -1,4 +1,4 @@
-/* What a step computes: the sum of the shards' gradients, its norm, the next version and the step's record. */
+/* The arithmetic of a step: the sum of the shards' gradients, its norm, the next version and the step's log. */
 #include "board_update.h"
 
 #include <math.h>
@@ -7,7 +7,7 @@
 #include "board_tasks.h"
 #include "futex.h"
 
-/* torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0. */
+/* The epsilon of torch.nn.utils.clip_grad_norm_: it avoids a division by 0. */
 #define CLIP_EPSILON 1e-6
 
 /* The gradients that a step is made of: those of all shards, or that of one batch in flight. All are committed. */
@@ -28,7 +28,7 @@ static void shards_collect(const struct board *board, uint32_t first, uint32_t c
         examples += shards->buffers[i]->examples;
     }
     shards->examples = (double)examples;
-    for (uint32_t i = 0; i < count; i++) /* a batch of nothing: every shard is absent, and nothing is not a number */
+    for (uint32_t i = 0; i < count; i++) /* an empty batch: every shard is absent, and no weight is NaN */
         shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
 }
 
@@ -38,7 +38,7 @@ static enum kernel_dtype range_dtype(const struct board_range *range)
 }
 static enum merge_kind range_kind(const struct board_range *range) { return (enum merge_kind)(range->dtype >> 8); }
 
-/* One range's gradients; `grads` is room for their addresses. */
+/* Return one range's gradients; `grads` is room for their addresses. */
 static struct kernel_range shards_range(const struct board *board, const struct shards *shards, uint32_t index,
                                         const void **grads)
 {
@@ -87,19 +87,19 @@ bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
     return done;
 }
 
-/* The norm of the step's whole gradient; its norm tasks are done. */
+/* Return the norm of the step's whole gradient; its norm tasks are done. */
 static double norm_collect(const struct board *board)
 {
     return sqrt(kernel_tree_sum(board->header->ranges, board->squares));
 }
 
-/* What a gradient of this norm is multiplied by; clip_norm 0: no clipping. */
+/* Return the factor by which a gradient of this norm is scaled; clip_norm 0: no clipping. */
 static double clip_scale(double clip_norm, double norm)
 {
     if (clip_norm == 0)
         return 1;
     double scale = clip_norm / (norm + CLIP_EPSILON);
-    return scale > 1 ? 1 : scale; /* a norm that is not a number stays one, and every parameter shows it */
+    return scale > 1 ? 1 : scale; /* a NaN stays a NaN, and every parameter shows it */
 }
 
 /* -- the step's record -------------------------------------------------------------------------------------------- */
@@ -132,7 +132,7 @@ static void log_write(const struct board *board, uint64_t step, const struct sha
 
 /* -- updates ------------------------------------------------------------------------------------------------------ */
 
-/* The part of a version that no range covers: header and schema. Done with range 0, so it has one writer. */
+/* Write the part of a version that no range covers: header and schema. Done with range 0, so it has one writer. */
 static void version_begin(const struct board *board, uint64_t step, const uint8_t *from, uint8_t *to)
 {
     const struct slot_header *source = (const struct slot_header *)from;
@@ -192,7 +192,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
         if (from == NULL) {
             if (!slots_map(weights, slot, &from, &to)) {
                 range_give_back(&board->range_tasks[index], claim);
-                *refused = true; /* no memory for a mapping: another worker may do better */
+                *refused = true; /* no memory for a mapping: another worker may have some */
                 return false;
             }
             shards_collect(board, 0, header->shards, &shards);

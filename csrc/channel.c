@@ -5,8 +5,9 @@
 
 enum { PIN_TRIES = 4 };
 
-/* Release, although bits are being set: the word says also which slots were let go before, perhaps by another thread
- * of this process, and a scan that sees this store must come after those threads' reads. Pairs with channel_held. */
+/* Store with release, although bits are being set: the word also tells which slots were released before, perhaps by
+ * another thread of this process, and a scan that sees this store must come after those threads' reads. Pairs with
+ * channel_held. */
 static void row_hold(struct reader_row *row, uint64_t held) { shared_store_release(&row->held, held); }
 
 /* Why a pinned slot is never written
@@ -49,7 +50,7 @@ void channel_unpin(struct reader_row *row, unsigned slot)
 }
 
 /* A fork copies the parent's held word into a row for the child, then counts a hand-off, and only then can the parent
- * let go. A scan could pass the child's row before the copy and the parent's after the release, and miss both: it then
+ * release. A scan could pass the child's row before the copy and the parent's after the release, and miss both: it then
  * sees the count change and looks again. */
 uint64_t channel_held(const struct channel *channel)
 {

@@ -1,7 +1,7 @@
-/* A channel: one publisher, many readers, whole versions. The protocol on the shared words alone.
+/* A channel: one publisher, many readers, whole versions. This is the protocol on the shared words.
  *
- * What it promises: a pinned slot is exactly one published version and nobody writes it until it is unpinned; pinning
- * takes a bounded number of steps whatever the writer does; a process may be killed between any two instructions.
+ * Guarantees: a pinned slot is exactly one published version, and nobody writes it until it is unpinned; pinning takes
+ * a bounded number of steps, whatever the writer does; a process may be killed between any two instructions.
  *
  * How the parts fit:
  *
@@ -13,9 +13,9 @@
  *     | line i: reader i: which slots it holds    |
  *     +-------------------------------------------+
  *
- * Files and mappings are attachment.c's, space picking.c's, locks rows.c's; nothing here makes a system call but the
- * wake. The byte layout is public: docs/format.md. tests/model/ explores this protocol exhaustively, with kills and
- * store buffers.
+ * attachment.c has the files and mappings, picking.c the space, rows.c the locks; nothing here makes a system call
+ * except the wake. The byte layout is public: docs/format.md. tests/model/ explores this protocol exhaustively, with
+ * kills and store buffers.
  */
 #ifndef UNTORN_CHANNEL_H
 #define UNTORN_CHANNEL_H
@@ -33,14 +33,14 @@
 #define CHANNEL_LINE 64u
 #define CHANNEL_ID_NBYTES 16
 
-/* latest = version << 6 | slot. Its low half changes with every version, so waiters look at it alone. */
+/* latest = version << 6 | slot. Its low half changes with every version, so waiters look only at that. */
 #define LATEST_SLOT_BITS 6
 static inline uint64_t latest_make(uint64_t version, unsigned slot) { return version << LATEST_SLOT_BITS | slot; }
 static inline uint64_t latest_version(uint64_t latest) { return latest >> LATEST_SLOT_BITS; }
 static inline unsigned latest_slot(uint64_t latest) { return (unsigned)(latest & (CHANNEL_MAX_SLOTS - 1)); }
 static inline uint64_t slot_bit(unsigned slot) { return UINT64_C(1) << slot; }
 
-/* Where a slot's bytes lie in the data file. Written by the publisher, and only while nobody holds the slot and it is
+/* The place of a slot's bytes in the data file. The publisher writes it, and only while nobody holds the slot and it is
  * not the latest; capacity 0 means no space. Readers load it only while they hold the slot. */
 struct slot_extent {
     shared_u64 offset;
@@ -62,9 +62,9 @@ struct control {
     uint64_t rows_offset;     /* of line 0 in the control file */
     int64_t created_ns;       /* wall clock */
     uint32_t keep_slots;      /* further slots give their space back when nobody holds them */
-    shared_u32 reserve_slots; /* free slots that readers who hold many leave alone; writer: the publisher */
+    shared_u32 reserve_slots; /* free slots that readers with many slots leave alone; writer: the publisher */
     /* the publisher's line */
-    shared_u64 latest;        /* writer: the publisher (train: whoever ends an update, by shared_swap_if) */
+    shared_u64 latest;        /* writer: the publisher (train: the worker that ends an update, by shared_swap_if) */
     shared_u32 state;         /* enum channel_state; writer: the publisher */
     shared_u32 publisher_pid; /* for messages only; never a proof of life */
     uint8_t pad[48];
@@ -87,7 +87,7 @@ _Static_assert(sizeof(struct data_header) == 32, "docs/format.md says so");
 
 /* Line i of the row pages, i >= 1: reader i's. Taken by an open-file-description lock on byte i of the control file. */
 struct reader_row {
-    /* a bit per slot. writer: the reader that has the lock; to clear it: whoever won the lock */
+    /* a bit per slot. writer: the reader that has the lock; a process that wins the lock of a dead reader clears it */
     shared_u64 held;
     shared_u32 pid; /* for messages only */
     uint32_t pad0;
@@ -124,22 +124,23 @@ struct channel {
     uint32_t max_slots;
 };
 
-/* Pin the newest version for the reader whose row this is, whatever it holds already. Returns the latest word that
- * is now pinned. Threads of one process take turns (attachment.c). */
+/* Pin the newest version for the reader of this row, in addition to those that it holds. Return the latest word, whose
+ * version is now pinned. A lock serialises the threads of one process (attachment.c). */
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row);
 void channel_unpin(struct reader_row *row, unsigned slot);
 
-/* Every slot that some reader holds. What is neither in it nor the latest stays free until its caller publishes. */
+/* Return every slot that a reader holds. A slot that is neither among them nor the latest stays free until the caller
+ * publishes. */
 uint64_t channel_held(const struct channel *channel);
-/* held by readers, or the latest, or beyond max_slots: what may not be written */
+/* Return the slots that may not be written: those held by readers, the latest, and those beyond max_slots. */
 uint64_t channel_taken(const struct channel *channel);
 
-/* Make a slot the latest and wake who waits. The caller is the publisher and has written the slot. */
+/* Make a slot the latest and wake the waiting processes. The caller is the publisher and has written the slot. */
 void channel_publish(const struct channel *channel, uint64_t version, unsigned slot);
 /* The same where several processes may try: only the first succeeds. */
 bool channel_publish_if(const struct channel *channel, uint64_t expected, uint64_t version, unsigned slot);
 
-/* Wake who waits for a version; no system call when nobody does. */
+/* Wake the processes that wait for a version; no system call when there are none. */
 void channel_wake(const struct channel *channel);
 
 static inline uint64_t channel_latest(const struct channel *channel)

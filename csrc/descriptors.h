@@ -1,11 +1,11 @@
-/* Descriptors that are kept. None of them is 0, 1 or 2.
+/* Descriptors that are kept for long. None of them is 0, 1 or 2.
  *
  * A program may start with these closed, or close them, as daemons do. The next file opened gets the lowest number that
- * is free, and whatever writes to the standard error, a C library or a child, would then write into a channel.
+ * is free, and a C library or a child that writes to the standard error would then write into a channel.
  *
- * The other way round: code that closes descriptors that it does not own (os.closerange in a daemoniser, dup2) lets a
- * kept number become another file's. So what is kept is noted with the file that it led to, and looked at before it is
- * used: to reserve space in, to map, to lock or to close somebody else's file would be worse than any error.
+ * Conversely, code that closes descriptors that it does not own (os.closerange in a daemoniser, dup2) lets a kept
+ * number become that of another file. So each descriptor is kept together with the identity of its file, which is
+ * checked before use: to reserve space in, map, lock or close another file would be worse than any error.
  */
 #ifndef UNTORN_DESCRIPTORS_H
 #define UNTORN_DESCRIPTORS_H
@@ -29,8 +29,7 @@ static inline int descriptor_keep(int fd)
     return kept;
 }
 
-/* Which file a descriptor led to when it was kept; zeros where the kernel did not say, and then it is taken for
- * kept. */
+/* The file that a descriptor led to when it was kept; zeros if the kernel did not say, and then no check is made. */
 struct descriptor_file {
     dev_t device;
     ino_t inode;

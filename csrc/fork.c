@@ -1,4 +1,4 @@
-/* What fork does to attachments. See fork.h. */
+/* Attachments across fork. See fork.h. */
 #include "fork.h"
 
 #include <fcntl.h>
@@ -96,13 +96,13 @@ static void fork_child_one(struct attachment *a)
         for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
             if (a->pins[slot] == 0)
                 continue;
-            if (a->fork_copies[slot] == NULL) /* no memory: better a view that cannot be read than a torn one */
+            if (a->fork_copies[slot] == NULL) /* no memory: a view that cannot be read is better than a torn one */
                 mprotect(a->maps[slot].base, a->maps[slot].length, PROT_NONE);
             else
                 mremap(a->fork_copies[slot], a->maps[slot].length, a->maps[slot].length, MREMAP_MAYMOVE | MREMAP_FIXED,
                        a->maps[slot].base);
             a->fork_copies[slot] = NULL;
-            a->maps[slot] = (struct slot_mapping){0}; /* the copy belongs to the views alone */
+            a->maps[slot] = (struct slot_mapping){0}; /* the copy belongs only to the views */
             a->pins[slot] = 0;
         }
         a->generation++;
@@ -145,7 +145,7 @@ void fork_follow(struct attachment *a)
     pthread_mutex_unlock(&registry_lock);
 }
 
-/* Asked under the lock: a neighbour may be coming or going. */
+/* Look under the lock: a neighbour may be coming or going. */
 void fork_forget(struct attachment *a)
 {
     pthread_mutex_lock(&registry_lock);

@@ -102,7 +102,7 @@ static bool key_equal(const struct frozen_key *one, const struct frozen_key *oth
            memcmp(one->bytes, other->bytes, one->nbytes) == 0;
 }
 
-/* Where a search ended: at the slot of the key, or in the first bucket with room. */
+/* The end of a search: the slot of the key, or the first bucket with room. */
 struct probe {
     uint64_t bucket, slot, offset; /* slot and offset: of the key and its record, if it was found */
     uint64_t full;                 /* buckets that were passed */
@@ -351,7 +351,7 @@ uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint
     return offset;
 }
 
-/* Of each key the last record, at the place of the first. */
+/* Keep the last record of each key, at the place of the first. */
 static bool entries_compact(struct frozen_builder *builder)
 {
     const struct frozen table = builder_table(builder);

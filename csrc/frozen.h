@@ -1,7 +1,7 @@
 /* A read-only table in flat bytes: keys to values, looked up in place by any process that has the bytes.
  *
- * What it promises: a lookup costs about two cache misses, whatever the size; the bytes mean the same in every process;
- * whatever the bytes are, nothing outside them is ever read.
+ * Guarantees: a lookup costs about two cache misses, whatever the size; the bytes mean the same in every process;
+ * nothing outside the bytes is ever read, even if they are damaged.
  *
  *     index      tag, tag, ...  place, place, ...         as many places as tags
  *                                 |
@@ -15,8 +15,8 @@
  * its tag: 0 if it is empty, else the upper 8 bits of the key's hash, or 1 where those are 0. Then a u32 for each, its
  * place: the record's offset in entries / 8; 0 if it is empty. FROZEN_BUCKET slots are a bucket, filled from its front:
  * tags that are compared at once, places that are one cache line. The search for a key begins in bucket
- * hash & (buckets - 1), and goes on to the next, and from the last to the first, as long as buckets are full. The tags
- * of a million keys are 2 MiB, so most searches for what is not there end in the processor's cache.
+ * hash & (buckets - 1), and goes on to the next, and from the last to the first, as long as buckets are full. The tags of a million
+ * keys are 2 MiB, so most searches for a missing key end in the processor's cache.
  *
  * A record, at a multiple of 8 bytes, little-endian:
  *
@@ -45,17 +45,17 @@
  *     14 OTHER        size                u64 description, u64 offset in blob, u64 nbytes
  *
  * `size` is the content's, without padding. A node is a record without a key: kind and size of the key are 0. The
- * nbytes of an ARRAY are exactly what its dtype and its axes, 64 at most, come to. Array data is in C order, aligned in
- * blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. What the numbers of descriptions mean is Python's
- * business (frozen_dict.py), as is how many entries there are and the seed.
+ * nbytes of an ARRAY are exactly the size that follows from its dtype and its axes, 64 at most. Array data is in C
+ * order, aligned in blob to 16, from FROZEN_LARGE bytes on to 64; that of OTHER to 64. Python keeps the meaning of the
+ * numbers of descriptions, the number of entries and the seed (frozen_dict.py).
  *
  * The hash (frozen_hash) is wyhash's construction, by Wang Yi (public domain, github.com/wangyi-fudan/wyhash, final
  * version 4, its default secret): multiply 64 by 64 bits to 128, fold the halves together. Every key is hashed as
  * bytes, an int as its 8, so that runs of ints and multiples of powers of two spread as well as text does.
  *
- * A builder begins with FROZEN_SEED, so that equal data has equal bytes. Whoever picks keys that collide under that
- * seed gains nothing: when a key finds FROZEN_MAX_FULL buckets full, the builder starts its index again with a seed
- * that nobody could know.
+ * A builder begins with FROZEN_SEED, so that equal data has equal bytes. Picking keys that collide under that seed is
+ * no attack: when a key finds FROZEN_MAX_FULL buckets full, the builder starts its index again with a seed that nobody
+ * can know.
  */
 #ifndef UNTORN_FROZEN_H
 #define UNTORN_FROZEN_H
@@ -92,7 +92,7 @@ enum {
 };
 #define FROZEN_SEED UINT64_C(0)
 #define FROZEN_MAX_KEY_NBYTES (UINT32_MAX - 7u)
-#define FROZEN_MAX_PLACE (UINT64_C(8) * UINT32_MAX) /* where the last record may begin */
+#define FROZEN_MAX_PLACE (UINT64_C(8) * UINT32_MAX) /* the last record begins here at most */
 
 enum frozen_answer { FROZEN_FOUND, FROZEN_MISSING, FROZEN_DAMAGED };
 
@@ -120,10 +120,10 @@ struct frozen {
 
 uint64_t frozen_hash(uint64_t seed, const struct frozen_key *key);
 
-/* Do the sizes fit together? What is inside is checked as it is read. */
+/* Return whether the sizes fit together. The content is checked when it is read. */
 bool frozen_fits(const struct frozen *table, uint64_t index_nbytes);
 enum frozen_answer frozen_find(const struct frozen *table, const struct frozen_key *key, struct frozen_record *found);
-/* The record or node at `offset` of `nbytes` bytes; moves `offset` behind it. False: it does not lie inside. */
+/* Read the record or node at `offset` of `nbytes` bytes; move `offset` behind it. False if it does not lie inside. */
 bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct frozen_record *found);
 
 /* -- Building ----------------------------------------------------------------------------------------------------- */
@@ -138,11 +138,12 @@ struct frozen_buffer {
 
 void frozen_buffer_free(struct frozen_buffer *buffer);
 
-/* Zero it to begin. Every function that returns bool returns false when there is no memory; free it then. */
+/* Zero the builder first. Every function that returns bool returns false when there is no memory; then free the
+ * builder. */
 struct frozen_builder {
     struct frozen_buffer index, entries, blob;
     uint64_t count, seed;
-    uint64_t spare_seed; /* for when the first one meets collisions */
+    uint64_t spare_seed; /* used when the first seed meets collisions */
     uint64_t replaced;   /* records that a later one with the same key replaced */
     unsigned reseeds;
 };
@@ -150,24 +151,24 @@ struct frozen_builder {
 bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed);
 void frozen_builder_free(struct frozen_builder *builder);
 
-/* One entry: begin it, put its value at the place it returns, end it. FROZEN_NO_PLACE: no memory. */
+/* Add one entry: begin it, put its value at the place that is returned, end it. FROZEN_NO_PLACE: no memory. */
 #define FROZEN_NO_PLACE UINT64_MAX
 uint64_t frozen_entry_begin(struct frozen_builder *builder, const struct frozen_key *key);
 bool frozen_entry_end(struct frozen_builder *builder, uint64_t place);
-/* A node inside a container's content; returns its place. */
+/* Begin a node inside a container's content; return its place. */
 uint64_t frozen_node_begin(struct frozen_builder *builder);
 
-/* A value with no content, or with this one. */
+/* Put a value without content, or with this content. */
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word);
 bool frozen_put_bytes(struct frozen_builder *builder, uint64_t place, uint8_t kind, const void *bytes, uint64_t nbytes);
-/* A value whose content is written step by step: begin returns where it starts; then words and nodes; then end. */
+/* Put a value whose content is written step by step: begin returns its start; then come words and nodes; then end. */
 uint64_t frozen_content_begin(const struct frozen_builder *builder);
 bool frozen_content_word(struct frozen_builder *builder, uint64_t word);
 void frozen_content_end(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t start);
 /* Copy into the blob; returns the offset, or FROZEN_NO_PLACE. */
 uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint64_t nbytes, uint64_t alignment);
 
-/* Drop replaced records and spare capacity; a key that came twice is where it came first, with its last value. */
+/* Drop replaced records and spare capacity; a key that was added twice keeps its first place and its last value. */
 bool frozen_builder_end(struct frozen_builder *builder);
 
 #endif

@@ -1,22 +1,22 @@
-/* Sleeping until a shared 32-bit word changes, and waking those who sleep: spin first, sleep after.
+/* Sleeping until a shared 32-bit word changes, and waking the sleepers: spin first, then sleep.
  *
  * Waking a sleeping process costs a hundred microseconds on a virtual machine, so a waiter looks at the word for a
  * bounded time before it sleeps. A waker that finds no sleeper makes no system call.
  *
  * Sleepers sleep on a word of their own, `sleepers`, which must be writable for them; the word that they wait for may
- * lie in a read-only mapping. Odd: somebody may be asleep. A sleeper makes it odd, fences, looks at the word once more,
- * and sleeps while `sleepers` is what it was; a waker stores the word, fences, and if `sleepers` is odd, adds 1 and
- * wakes all.
+ * lie in a read-only mapping. If it is odd, somebody may be asleep. A sleeper makes it odd, fences, looks at the word
+ * once more, and sleeps while `sleepers` is what it was; a waker stores the word, fences, and if `sleepers` is odd,
+ * adds 1 and wakes all.
  *
- * No wake is lost. Of the two fences one comes first (Dekker). Is it the sleeper's, then the waker finds an odd number:
- * the sleeper's, and then either the sleeper is woken, or the number has changed before it sleeps, and the kernel sends
- * it back to look again; or a later one, and then another waker had changed it. Is it the waker's, then the sleeper
- * sees the new word. A flag that wakers clear would not do: a waker that is late, with a word that is known already,
- * could clear what a sleeper has just set, wake before it sleeps, and leave the next waker to find nobody.
- * tests/model/test_waking_model.py checks both.
+ * No wake is lost. One of the two fences comes first (Dekker). If it is the sleeper's, the waker finds an odd number.
+ * Either it is the sleeper's number: then the sleeper is woken, or the number has changed before it sleeps, and the
+ * kernel sends it back to look again. Or it is a later number: then another waker had changed it. If it is the waker's
+ * fence, the sleeper sees the new word. A flag that wakers clear would not work: a late waker, whose word is known
+ * already, could clear the flag that a sleeper has just set, wake before it sleeps, and so the next waker would find
+ * nobody. tests/model/test_waking_model.py checks both.
  *
  * A sleeper that is killed leaves an odd number: one useless wake. The number comes round after 2^31 wakes, and a
- * sleeper would have to stand between its look and its sleep for all of them.
+ * sleeper would have to stay between its look and its sleep for all of them.
  */
 #ifndef UNTORN_FUTEX_H
 #define UNTORN_FUTEX_H
@@ -49,7 +49,7 @@ static inline int64_t clock_wall_ns(void)
 
 enum { SPIN_POLITE_NS = 20000 };
 
-/* True as soon as *word differs from `seen`; false after `spin_ns`. */
+/* Return true as soon as *word differs from `seen`; false after `spin_ns`. */
 static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spin_ns)
 {
     if (shared_load_acquire(word) != seen)
@@ -64,14 +64,13 @@ static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spi
             spin_hint();
         }
         if (now - start > SPIN_POLITE_NS)
-            sched_yield(); /* whoever is to change the word may be waiting for this very processor */
+            sched_yield(); /* the process that will change the word may be waiting for this processor */
         now = clock_monotonic_ns();
     } while (now - start < spin_ns);
     return false;
 }
 
-/* Say that somebody is about to sleep; what to sleep on. The fence pairs with futex_wake's: look at the word after
- * it. */
+/* Announce a sleeper; return the value to sleep on. The fence pairs with futex_wake's: look at the word after it. */
 static inline uint32_t futex_announce(shared_u32 *sleepers)
 {
     uint32_t ticket = shared_load_relaxed(sleepers);

@@ -1,4 +1,4 @@
-/* See kernels.h for what this promises.
+/* Optimizer steps. See kernels.h for the guarantees.
  *
  *     kernel_step --> range_step, for each block of BLOCK_BYTES:
  *                       tree_sum        gradient buffers --> one block that stays in the cache
@@ -44,11 +44,12 @@
 /* Long enough to hide the calls and to keep the processor's prefetching going from shard to shard, short enough that
  * the blocks of a tree of 16 shards fit the first-level cache. */
 #define BLOCK_BYTES 4096
-/* What is copied is looked at while it is in the first-level cache. */
+/* Bytes are checked right after they are copied, while they are in the first-level cache. */
 #define COPY_BYTES 16384
 /* A counter of 2^31 pairs of shards, and the node just pushed. */
 #define TREE_LEVELS 32
-/* Sums of squares that go on side by side, whatever the vector width: element i goes into number i % SQUARE_SUMS. */
+/* The number of sums of squares that are kept side by side, whatever the vector width: element i is added to sum i %
+ * SQUARE_SUMS. */
 #define SQUARE_SUMS 32
 
 /* One block of a step; the element type is the step's. */
@@ -101,7 +102,7 @@ static const struct {
 };
 
 /* The thread's rounding and flush-to-zero mode. Moving arithmetic across a change of it would be a valid optimisation
- * in C, so what depends on it lies in functions that are not inlined. */
+ * in C, so the code that depends on it is in functions that are not inlined. */
 #if defined(__x86_64__)
 #define FLOAT_MODE_DEFAULT 0x1f80u /* every exception masked, round to nearest, subnormals kept */
 static uint64_t float_mode_load(void) { return __builtin_ia32_stmxcsr(); }

@@ -1,18 +1,18 @@
 /* Optimizer steps in one pass: sum the shards' gradients, update the state and the parameters, out of place.
  *
- * What it promises:
+ * Guarantees:
  *   - Every element is computed alone, with one rounding per operation, in an order that the number of shards fixes.
  *     So its bits do not depend on how a step is cut into ranges, on the vector width, on alignment, or on the
  *     caller's floating-point mode (a library built with -ffast-math may have set flush-to-zero in one process and
  *     not in another). Only a NaN's payload may differ. Square roots and divisions are correctly rounded on every
- *     processor; powers and logarithms are not, so there are none: kernel_rates brings what needs them.
+ *     processor; powers and logarithms are not, so they are not used: kernel_rates has the numbers that need them.
  *   - The sum of squares of a range is no element's own: it has an order that the range's length fixes.
  *   - Inputs are only read: a step that is run twice, or killed half-way and run again, gives the same result.
  *   - No allocation, no system call, no lock, no global state; it may run in any number of threads.
  *
  * The sum is a fixed pairwise tree over the shard index: n leaves split at the largest power of two below n. Its
- * rounding error grows with log n rather than n (Higham, "The accuracy of floating point summation", 1993), and
- * whoever sums a subtree elsewhere, on another node say, gets the same bits.
+ * rounding error grows with log n rather than n (Higham, "The accuracy of floating point summation", 1993), and a
+ * subtree that is summed elsewhere, for example on another node, has the same bits.
  *
  *     shard      0     1     2     3     4          leaf = weight * gradient, the weight rounded to the element type
  *                 \   /       \   /      |
@@ -47,7 +47,7 @@ enum kernel_dtype { KERNEL_F32 = 0, KERNEL_F64 = 1 };
 enum kernel_optimizer { KERNEL_SGD = 0, KERNEL_ADAM = 1, KERNEL_RMSPROP = 2, KERNEL_ADAGRAD = 3 };
 enum { KERNEL_OPTIMIZERS = 4, KERNEL_MAX_STATES = 3 };
 
-/* What may change from step to step, computed in double by whoever makes the steps. */
+/* The numbers that may change from step to step; the caller computes them in double. */
 struct kernel_rates {
     double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
     double shrink;     /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
@@ -60,7 +60,7 @@ struct kernel_hyper {
     double weight_decay; /* added to the gradient, as an L2 penalty would */
     double beta1, beta2; /* RMSprop: beta2 is its alpha */
     double eps;
-    uint32_t nesterov; /* 0 or 1; without momentum it means nothing */
+    uint32_t nesterov; /* 0 or 1; without effect if there is no momentum */
     uint32_t centered, amsgrad;
     struct kernel_rates rates;
 };
@@ -84,20 +84,20 @@ struct kernel_range {
  * there is momentum, then a if centered. Adagrad: v. */
 unsigned kernel_state_count(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper);
 
-/* Bytes of one element. */
+/* Return the size of one element. */
 size_t kernel_itemsize(enum kernel_dtype dtype);
 
 /* Take the step for one range. */
 void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const struct kernel_hyper *hyper,
                  const struct kernel_range *range);
 
-/* The sum over the range of the squares of the shards' sum, in double. Reads the gradients and weights alone. */
+/* Return the sum over the range of the squares of the shards' sum, in double. Reads only the gradients and weights. */
 double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range);
 
-/* Copy so many numbers from anywhere to where they are aligned; true if all of them are finite. */
+/* Copy `count` numbers; `target` is aligned, `source` need not be. Return whether all of them are finite. */
 bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, const void *source);
 
-/* The same tree over scalars (losses, metrics), every one of them present. 0 of none. */
+/* Sum scalars (losses, metrics), all of them present, in the same tree. Return 0 if there are none. */
 double kernel_tree_sum(uint32_t count, const double *values);
 
 #endif

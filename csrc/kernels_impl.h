@@ -36,7 +36,7 @@ struct KERNEL_NAME(tree) {
     KERNEL_REAL memory[TREE_LEVELS][BLOCK_BYTES / sizeof(KERNEL_REAL)];
 };
 
-/* Left uninitialised but for this: a wide tree is large, and a block writes what it reads. */
+/* The rest stays uninitialised: a wide tree is large, and a block writes the nodes before it reads them. */
 static void KERNEL_NAME(tree_begin)(struct KERNEL_NAME(tree) *tree)
 {
     tree->depth = 0;
@@ -44,7 +44,7 @@ static void KERNEL_NAME(tree_begin)(struct KERNEL_NAME(tree) *tree)
         tree->node[level] = tree->memory[level];
 }
 
-/* The node over shards `left` and `left + 1` of one block: into `out`, or false if both are absent. */
+/* Compute the node over shards `left` and `left + 1` of one block into `out`; false if both are absent. */
 static bool KERNEL_NAME(pair_sum)(const struct kernel_range *range, uint64_t left, uint64_t start, size_t count,
                                   KERNEL_REAL *out)
 {
@@ -80,7 +80,7 @@ static void KERNEL_NAME(tree_fold)(struct KERNEL_NAME(tree) *tree, size_t count)
     tree->present[left] = true;
 }
 
-/* The gradient of the block at `start`: in the tree's first buffer, or in the only shard's own. */
+/* Return the gradient of the block at `start`: in the tree's first buffer, or in the only shard's own. */
 static const KERNEL_REAL *KERNEL_NAME(tree_sum)(struct KERNEL_NAME(tree) *tree, const struct kernel_range *range,
                                                 uint64_t start, size_t count)
 {

@@ -1,4 +1,4 @@
-/* See merge.h for what this promises. */
+/* Merging values that no optimizer owns. See merge.h for the guarantees. */
 #include "merge.h"
 
 #include <stdbool.h>
@@ -6,7 +6,7 @@
 
 enum { BLOCK_COUNT = 512, MAX_SHARDS = 1024 };
 
-/* The first shard that has examples, or range->shards. */
+/* Return the first shard, from this one on, that has examples, or range->shards. */
 static uint32_t shard_present(const struct kernel_range *range, uint32_t from)
 {
     while (from < range->shards && range->weights[from] == 0)
@@ -14,7 +14,7 @@ static uint32_t shard_present(const struct kernel_range *range, uint32_t from)
     return from;
 }
 
-/* Did all shards leave these bytes alike? */
+/* Return whether these bytes are the same in all shards. */
 static bool shards_agree(const struct kernel_range *range, uint32_t first, uint64_t at, size_t nbytes)
 {
     const uint8_t *expected = (const uint8_t *)range->grads[first] + at;
@@ -63,7 +63,7 @@ static void range_mean(enum kernel_dtype dtype, const struct kernel_range *range
 void merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range)
 {
     const uint32_t first = kind == MERGE_KEEP ? range->shards : shard_present(range, 0);
-    if (first == range->shards) /* a batch of nothing changes nothing */
+    if (first == range->shards) /* an empty batch changes nothing */
         memcpy(range->params_out, range->params_in, range->count * (kind == MERGE_MEAN ? kernel_itemsize(dtype) : 1));
     else if (kind == MERGE_FIRST)
         memcpy(range->params_out, range->grads[first], range->count);

@@ -1,10 +1,10 @@
-/* What becomes of values that no optimizer owns: a model's buffers, such as BatchNorm's means, and parameters that are
- * not trained.
+/* Merging the values that no optimizer owns: a model's buffers, such as BatchNorm's means, and parameters that are not
+ * trained.
  *
  *   MEAN   an element that every shard left with the same bits has these bits; otherwise it is the mean over the
- *          shards, weighted by their examples and summed in the tree of kernels.h. So what no shard changes stays as it
- *          is, infinities and NaNs too.
- *   FIRST  bytes: those of the first shard that has examples. For what has no mean, such as a counter.
+ *          shards, weighted by their examples and summed in the tree of kernels.h. So a value that no shard changes
+ *          stays as it is, infinities and NaNs too.
+ *   FIRST  bytes: those of the first shard that has examples. For values without a mean, such as a counter.
  *   KEEP   bytes: as they are in the version before.
  *
  * Like a step of an optimizer it is out of place, and doing it twice gives the same.
@@ -14,7 +14,7 @@
 
 #include "kernels.h"
 
-/* What an update does with a range. STEP is the optimizer's. */
+/* How an update computes a range. STEP is the optimizer's. */
 enum merge_kind { MERGE_STEP = 0, MERGE_MEAN = 1, MERGE_FIRST = 2, MERGE_KEEP = 3 };
 
 /* `kind` is not MERGE_STEP. The range's state is not used; of KEEP its gradients neither. */

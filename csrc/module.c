@@ -112,7 +112,7 @@ static PyObject *core_control_nbytes(PyObject *module, PyObject *argument)
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(attachment_control_nbytes((uint32_t)max_readers));
 }
 
-/* What is mapped of a read-only descriptor of overlayfs stays the lower layer's when a writer has the file copied
+/* A mapping of a read-only descriptor of overlayfs keeps the lower layer's pages when a writer has the file copied
  * up. */
 static PyObject *core_is_overlay(PyObject *module, PyObject *argument)
 {
@@ -218,9 +218,9 @@ static int core_clear(PyObject *module)
 
 static void core_free(void *module) { core_clear(module); }
 
-/* Py_mod_multiple_interpreters is left out. The Limited API of 3.11 does not have it, and what its absence says is
- * right: interpreters that share a GIL may each import the module. What stays static is the process's: the registries
- * of fork.c and own.c and their fork handlers, which have locks of their own and know no Python object. */
+/* Py_mod_multiple_interpreters is left out. The Limited API of 3.11 does not have it, and its default is right:
+ * interpreters that share a GIL may each import the module. Only the registries of fork.c and own.c and their fork
+ * handlers stay static: they belong to the process, have their own locks and refer to no Python object. */
 static PyModuleDef_Slot core_slots[] = {
     {Py_mod_exec, core_exec},
 #ifdef Py_GIL_DISABLED

@@ -1,4 +1,4 @@
-/* The Python face of the core: what the files module*.c share. They alone include Python.h.
+/* The Python interface of the core: declarations that the files module*.c share. Only they include Python.h.
  *
  *     module_channel.c   Attachment   one process's side of a channel (attachment.h)
  *                        Hold         a pinned version; exports its bytes, read-only; unpins with its last view
@@ -9,12 +9,12 @@
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
  *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
- *     module.c           StatusError  (code, errno): what went wrong, from the one table of status.h. The Python layer
+ *     module.c           StatusError  (code, errno): the error, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
  *                                     (share/obstacles.py). A system call that failed is an OSError at once.
  *
- * The buffer protocol carries lifetimes: NumPy keeps the object that exported the memory as an array's base, so a
- * view of a view of a leaf still keeps its Hold. The GIL is released around every wait and every large copy.
+ * The buffer protocol carries lifetimes: NumPy keeps the object that exported the memory as an array's base, so a view
+ * of a view of a leaf keeps its Hold alive. The GIL is released around every wait and every large copy.
  */
 #ifndef UNTORN_MODULE_H
 #define UNTORN_MODULE_H
@@ -27,14 +27,14 @@
 typedef struct attachment_object {
     PyObject_HEAD
     struct attachment *attachment;
-    /* a reader's: its control file, and its place among this process's readers; `link` is NULL outside that list */
+    /* for a reader: its control file, and its place among this process's readers; `link` is NULL outside that list */
     dev_t device;
     ino_t inode;
     struct attachment_object **link, *next;
 } AttachmentObject;
 
-/* The module's state: every Python object that outlives a call and is nobody's own. Nothing of it is static, so each
- * module object that is made of the extension has types of its own. */
+/* The module's state: the Python objects that the module owns. None of them is static, so each module object that is
+ * made of the extension has its own types. */
 struct core {
     PyObject *status_error;
     PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type, *frozen_iterator_type, *frozen_memory_type;
@@ -47,7 +47,8 @@ struct core *core_of_module(PyObject *module);
 static inline struct core *core_of(PyObject *object) { return PyType_GetModuleState(Py_TYPE(object)); }
 struct core *core_of_class(PyTypeObject *type);
 
-/* Free-threaded builds have no GIL; there this guards what threads change of an object. Elsewhere the GIL does. */
+/* Free-threaded builds have no GIL: there this guards the fields of an object that threads change. Elsewhere the GIL
+ * does. */
 #ifdef Py_GIL_DISABLED
 #define OBJECT_LOCK(object) Py_BEGIN_CRITICAL_SECTION(object)
 #define OBJECT_UNLOCK() Py_END_CRITICAL_SECTION()
@@ -56,9 +57,9 @@ struct core *core_of_class(PyTypeObject *type);
 #define OBJECT_UNLOCK() }
 #endif
 
-/* Raise what a status means, and return NULL: OSError by errno for STATUS_OS, StatusError for all else. */
+/* Raise the exception of a status, and return NULL: OSError by errno for STATUS_OS, StatusError for all others. */
 PyObject *status_raise(const struct core *core, enum status status);
-/* tp_dealloc's last step: an object of a heap type owns a reference to it. */
+/* Do the last step of tp_dealloc: an object of a heap type owns a reference to it. */
 void object_free(PyObject *self);
 /* Append a new reference, which is taken over; false with an exception set, also if `item` is NULL. */
 bool list_append_new(PyObject *list, PyObject *item);

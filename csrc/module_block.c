@@ -1,9 +1,9 @@
 /* Block: see module.h.
  *
- * What contextlib.contextmanager makes of a generator is in Python, so an interrupt (Ctrl-C, or whatever a signal
- * handler raises) can come after the generator has taken a lock and before the block begins, or after the block and
- * before the generator goes on. The lock then stays taken for as long as somebody keeps the exception. Here both are
- * one call: the interrupt comes inside the generator, whose `with` and `finally` see to it, or inside the block.
+ * contextlib.contextmanager runs a generator from Python code, so an interrupt (Ctrl-C, or an exception of a signal
+ * handler) can come after the generator has taken a lock and before the block begins, or after the block and before the
+ * generator continues. The lock then stays taken as long as the exception is kept. Here each of the two is one call:
+ * the interrupt comes inside the generator, whose `with` and `finally` handle it, or inside the block.
  */
 #include "module.h"
 
@@ -61,7 +61,7 @@ static PyObject *Block_enter(PyObject *self, PyObject *unused)
     return value;
 }
 
-/* Return whether it is the error that the block raised, or the one that a generator makes of a StopIteration. */
+/* Return whether `raised` is the error of the block, or the one that a generator makes of a StopIteration. */
 static bool is_the_same(PyObject *error, PyObject *raised)
 {
     if (raised == error)
@@ -71,7 +71,8 @@ static bool is_the_same(PyObject *error, PyObject *raised)
     return cause == error && PyErr_GivenExceptionMatches(error, PyExc_StopIteration);
 }
 
-/* After throwing: False if the block's own error came back, True if the generator ended, NULL with whatever else. */
+/* After throwing: return False if the block's own error came back, True if the generator ended, NULL with any other
+ * error. */
 static PyObject *Block_thrown(PyObject *error)
 {
     PyObject *type, *raised, *trace;

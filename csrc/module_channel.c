@@ -12,12 +12,12 @@
 
 /* -- Attachment ------------------------------------------------------------------------------------------------- */
 
-/* This process's readers. A channel's file has one of them, and so one row, however many threads attach at a time and
- * whatever a signal handler, a finalizer or a fork interrupts: nothing of Python runs between looking here and being
- * here. Guarded by the GIL. In a free-threaded build the last reference could go while another thread looks, so there
+/* This process's readers. A channel's file has one of them, and so one row, even if several threads attach at a time,
+ * or a signal handler, a finalizer or a fork interrupts: no Python code runs between looking into the list and being in
+ * it. Guarded by the GIL. In a free-threaded build the last reference could go while another thread looks, so there
  * nobody looks: attaching twice at the very same time then costs a second row. */
 
-/* The one with this control file, and this id if one is given; the file may have got another by damage. */
+/* Return the reader of this control file, with this id if one is given: damage may have changed the file's. */
 static AttachmentObject *reader_find(const struct core *core, int control_fd, const uint8_t *id)
 {
 #ifndef Py_GIL_DISABLED
@@ -25,7 +25,7 @@ static AttachmentObject *reader_find(const struct core *core, int control_fd, co
     if (fstat(control_fd, &stat) != 0)
         return NULL;
     for (AttachmentObject *reader = core->readers; reader != NULL; reader = reader->next)
-        /* one that lost its descriptor is attached no more: in a fork, or because somebody closed it */
+        /* a reader that lost its descriptor is no longer attached: in a fork, or because other code closed it */
         if (reader->device == stat.st_dev && reader->inode == stat.st_ino &&
             attachment_has_control(reader->attachment) &&
             (id == NULL || memcmp(reader->attachment->channel.control->id, id, CHANNEL_ID_NBYTES) == 0))
@@ -207,7 +207,7 @@ static bool may_publish(const struct attachment *a, unsigned slot)
     return a->role == ROLE_PUBLISHER && !a->forked && slot < CHANNEL_MAX_SLOTS;
 }
 
-/* The slot's header; whatever else the version has is there already. */
+/* Write the slot's header; the rest of the version is there already. */
 static PyObject *Attachment_finish(PyObject *self, PyObject *args)
 {
     unsigned slot;
@@ -317,7 +317,7 @@ static PyObject *Attachment_reclaim(PyObject *self, PyObject *unused)
     return PyLong_FromUnsignedLong(attachment_reclaim(((AttachmentObject *)self)->attachment));
 }
 
-/* Writers in training: have one more slot with this room, changing none that others may have picked. */
+/* Writers in training: give one more slot this room; change no slot that others may have picked. */
 static PyObject *Attachment_grow(PyObject *self, PyObject *argument)
 {
     unsigned long long nbytes = PyLong_AsUnsignedLongLong(argument);
@@ -383,7 +383,7 @@ static PyObject *Attachment_slots(PyObject *self, PyObject *unused)
     return list;
 }
 
-/* The number of a descriptor, -1 for none; OSError if it is another file's by now. */
+/* Return the number of a descriptor, -1 for none; OSError if it leads to another file by now. */
 static PyObject *descriptor_number(int fd, bool has)
 {
     if (fd < 0 || has)
@@ -543,7 +543,7 @@ static int Hold_getbuffer(PyObject *self, Py_buffer *view, int flags)
 
 typedef struct {
     PyObject_HEAD
-    HoldObject *hold; /* which has the mapping */
+    HoldObject *hold; /* it has the mapping */
 } PrivateObject;
 
 /* One mapping for all values of a hold, or a tree of tensors would need one for each. */
@@ -584,8 +584,8 @@ static PyType_Slot Private_slots[] = {
 static PyType_Spec Private_spec = {"untorn._core.Private", sizeof(PrivateObject), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, Private_slots};
 
-/* The schema is text, which has no zero byte, and a hole of a sparse file begins with one: so what is copied is there,
- * whatever size the header claims. */
+/* The schema is text, which has no zero byte, and a hole of a sparse file begins with one: so the copied bytes are
+ * there, whatever size the header claims. */
 static PyObject *Hold_schema(PyObject *self, PyObject *unused)
 {
     const struct pin *pin = &((HoldObject *)self)->pin;

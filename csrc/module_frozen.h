@@ -1,4 +1,4 @@
-/* What the files module_frozen*.c share: a frozen table (frozen.h) as a Python object.
+/* A frozen table (frozen.h) as a Python object: declarations that the files module_frozen*.c share.
  *
  *     module_frozen.c         FrozenTable      looks up in place; keeps the memory alive by the buffer protocol
  *                             FrozenIterator   keys, values or items, in the order of insertion
@@ -34,12 +34,13 @@ struct key_hold {
     PyObject *owner;
 };
 
-/* 1: it is a key, close it. 0: hashable, but equal to no key that a table can have. -1: an exception is set. */
+/* Return 1 if the object is a key, which key_close() ends; 0 if it is hashable, but equal to no key that a table can
+ * have; -1 if an exception is set. */
 int key_open(PyObject *object, struct key_hold *hold);
 
 static inline void key_close(struct key_hold *hold) { Py_XDECREF(hold->owner); }
 
-/* New objects, or NULL with an exception: FormatError, if the bytes are no such thing. */
+/* Return new objects, or NULL with an exception: FormatError if the bytes are not valid. */
 PyObject *key_make(const struct frozen_key *key);
 PyObject *value_make(FrozenTableObject *self, const struct frozen_record *record, unsigned depth);
 

@@ -50,7 +50,7 @@ struct build {
     PyObject *refuse; /* (path, problem) raises; problem: text, or what pack() raised */
 };
 
-/* Where in the tree a value is: a key, or else an index. */
+/* The place of a value in the tree: a key, or else an index. */
 struct step {
     const struct step *above;
     PyObject *key;
@@ -83,7 +83,7 @@ static bool refuse(struct build *build, const struct step *step, PyObject *probl
     return false;
 }
 
-/* pack() failed: the same with its own error. What is no Exception (Ctrl-C) passes as it is. */
+/* The same with the error of pack(). An error that is not an Exception (Ctrl-C) passes unchanged. */
 static bool refuse_packed(struct build *build, const struct step *step)
 {
     PyObject *type, *value, *traceback;
@@ -113,7 +113,7 @@ static bool node_put(struct build *build, PyObject *value, const struct step *st
     const uint64_t place = frozen_node_begin(&build->builder);
     if (place == FROZEN_NO_PLACE)
         return no_memory();
-    Py_INCREF(value); /* what pack() runs may take it out of its container */
+    Py_INCREF(value); /* code that pack() runs may remove it from its container */
     const bool put = value_put(build, value, place, step, depth);
     Py_DECREF(value);
     return put;

@@ -93,7 +93,7 @@ static int key_open_float(PyObject *object, struct key_hold *hold)
     return opened;
 }
 
-/* NumPy's integers and whatever else says that it is an int. */
+/* NumPy's integers and other objects with __index__. */
 static int key_open_index(PyObject *object, struct key_hold *hold)
 {
     if (PyObject_Hash(object) == -1)
@@ -220,7 +220,7 @@ static PyObject *shape_make(const struct frozen_record *record, uint64_t itemsiz
         uint64_t length;
         memcpy(&length, record->content + 24 + axis * 8, sizeof length);
         empty |= length == 0;
-        /* what is beside an axis of length 0 is bounded as well: compiled code multiplies it */
+        /* the axes beside one of length 0 are bounded as well: compiled code multiplies them */
         fits = length <= INT64_MAX && (length == 0 || !__builtin_mul_overflow(product ? product : 1, length, &product));
         PyObject *item = PyLong_FromUnsignedLongLong(length);
         if (item == NULL)

@@ -38,8 +38,8 @@ static PyObject *Watch_ring(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* A forked child inherits the objects that another thread's stack refers to, but not the thread, so nobody would let
- * them go. */
+/* A forked child inherits the objects that another thread's stack refers to, but not the thread, so nobody would
+ * release them. */
 static PyObject *Watch_forget(PyObject *self, PyObject *unused)
 {
     WatchObject *watch = (WatchObject *)self;
@@ -48,8 +48,8 @@ static PyObject *Watch_forget(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* What to wait for at one channel: the low half of its `latest` as it is now, unless its version is newer than
- * `version` already. */
+/* Fill in what to wait for at one channel: the low half of its present `latest`, unless that is newer than
+ * `version`. */
 static bool watched_fill(const struct core *core, struct watched *watched, PyObject *attachment, PyObject *version)
 {
     if (!PyObject_TypeCheck(attachment, core->attachment_type)) {
@@ -121,7 +121,7 @@ static PyObject *Watch_wait(PyObject *self, PyObject *args)
     return ready;
 }
 
-/* polls: whether it looks every few milliseconds, for want of futex_waitv */
+/* polls: whether it looks every few milliseconds, since there is no futex_waitv */
 #define WATCH_FIELDS(FIELD) FIELD(Watch, polls, PyBool_FromLong, shared_load_relaxed(&self->watch.polls) != 0)
 WATCH_FIELDS(CORE_GETTER)
 

@@ -1,4 +1,4 @@
-/* What is a process's own: see own.h. */
+/* Memory and descriptors that forked children must not share: see own.h. */
 #include "own.h"
 
 #include <pthread.h>

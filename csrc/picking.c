@@ -61,7 +61,7 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     return status;
 }
 
-/* Give back whatever of the data file behind its header belongs to no slot. The extents lie inside the file. */
+/* Give back all space of the data file, behind its header, that belongs to no slot. The extents lie inside the file. */
 static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
 {
     const struct slot_extent *slots = a->channel.control->slots;
@@ -87,9 +87,9 @@ static void gaps_punch(struct attachment *a, uint64_t file_nbytes)
  * After a crash of the machine the slot table may be a mixture of several moments: lines of it reach the disk in any
  * order. Then entries overlap one another, or the latest. The latest's own entry is right, since it was on the disk
  * before `latest` (a durable publisher saw to it), and so are those of slots that living readers hold: they pinned them
- * since. All others are cleared, and nothing of them is written: what this publisher reserves overlaps with no entry
- * that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a moment
- * before the crash what it holds. An entry that leaves the file can be in nobody's use. */
+ * since. All others are cleared, and their bytes are not written: the space that this publisher reserves overlaps with
+ * no entry that is left. One that is taken now is cleared later, when it is free; a reader's row may still say of a
+ * moment before the crash what it holds. Nobody can use an entry that leaves the file. */
 static void inherited_drop(struct attachment *a, uint64_t free)
 {
     struct stat stat;
@@ -130,13 +130,13 @@ enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigne
 
 /* Somebody shortened the data file. Slots that are free and not in it any more have no space from here on. Those that
  * are held keep their entries until they are free, as inherited ones do, so that nothing is put there; the next use of
- * their bytes is a signal, which nobody can help. */
+ * their bytes is a signal, which cannot be avoided. */
 static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
 {
     uint64_t free = ~channel_taken(&a->channel);
     bool lost = false;
     a->reserved_nbytes = file_nbytes;
-    if (file_nbytes < sizeof(struct data_header)) /* else nobody could attach any more */
+    if (file_nbytes < sizeof(struct data_header)) /* otherwise nobody could attach any more */
         (void)attachment_format_data(a->data_fd, a->channel.control->id);
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
@@ -153,7 +153,7 @@ static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
     return lost ? STATUS_TRUNCATED : STATUS_OK;
 }
 
-/* What others have done to the data file, or to its descriptor, with one system call per version. */
+/* Find out what others have done to the data file, or to its descriptor, with one system call per version. */
 static enum status data_look(struct attachment *a)
 {
     struct stat stat;

@@ -1,4 +1,4 @@
-/* Locks on the bytes of a control file, and reader rows, each of which belongs to whoever has its byte.
+/* Locks on the bytes of a control file, and reader rows. A row belongs to the process that has the lock on its byte.
  *
  * Byte 0 is the publisher's, byte i that of row i. A lock belongs to the open file description that took it, and the
  * kernel drops it with the last descriptor and the last mapping of that, however its process ends.
@@ -10,13 +10,13 @@
 #include "status.h"
 
 /* Ask the kernel for byte `byte` of the control file. STATUS_BUSY: a living process has it. STATUS_OS: the kernel did
- * not answer (no locks on this file system, none left), so nobody knows whether its owner lives. */
+ * not answer (no locks on this file system, none left), so it is unknown whether the owner is alive. */
 enum status lock_take(int fd, uint32_t byte);
 void lock_drop(int fd, uint32_t byte);
-/* The same question, by another description than `fd`'s, without taking it. */
+/* Find out the same, as another description than `fd`'s would, without taking the lock. */
 enum status lock_look(int fd, uint32_t byte);
-/* Take a row whose lock is free, as the owner of `fd`; STATUS_NO_ROW if there is none. What a dead reader left in it is
- * replaced by `held` under the lock. */
+/* Take a row whose lock is free, as the owner of `fd`; STATUS_NO_ROW if there is none. Under the lock, `held` replaces
+ * what a dead reader left in the row. */
 enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *row);
 
 #endif

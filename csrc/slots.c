@@ -1,4 +1,4 @@
-/* Where a channel's slots lie. See slots.h. */
+/* The places of a channel's slots. See slots.h. */
 #include "slots.h"
 
 #include <stdlib.h>
@@ -13,7 +13,7 @@ uint64_t page_round(uint64_t nbytes)
     return (nbytes + page - 1) / page * page;
 }
 
-/* A mapping that is lent out stays until the last draft is gone: somebody kept an array of an edit that is over. */
+/* A mapping that is lent out stays until the last draft is gone: a user may keep an array of an edit that is over. */
 void mapping_drop(struct attachment *a, unsigned slot)
 {
     struct slot_mapping *map = &a->maps[slot];
@@ -47,7 +47,7 @@ enum status slot_map(struct attachment *a, unsigned slot)
         return STATUS_OS;
     if (length < sizeof(struct slot_header) || !extent_is_inside(offset, length, (uint64_t)stat.st_size))
         return STATUS_FORMAT;
-    mapping_drop(a, slot); /* nobody here uses it: the slot was free when its extent changed */
+    mapping_drop(a, slot); /* nothing in this process uses it: the slot was free when its extent changed */
     int protection = a->role == ROLE_READER ? PROT_READ : PROT_READ | PROT_WRITE;
     int flags = a->forked ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED; /* see attachment_disown */
     void *base = mmap(NULL, length, protection, flags, a->data_fd, (off_t)offset);

@@ -14,10 +14,10 @@
 
 /* A reservation of less than this is made without asking how much memory there is. */
 static const uint64_t LARGE_NBYTES = 64 << 20;
-/* How often the smallest segment is tried before the caller is asked to handle its signals. */
+/* The number of tries of the smallest segment before the caller is asked to handle its signals. */
 enum { SEGMENT_TRIES = 10 };
 
-/* What the kernel says that it could still give, swap included; UINT64_MAX if it does not say. */
+/* Return the memory that the kernel could still give, swap included; UINT64_MAX if it does not say. */
 static uint64_t memory_available(void)
 {
     char line[128];
@@ -35,8 +35,8 @@ static uint64_t memory_available(void)
     return found ? total * 1024 : UINT64_MAX;
 }
 
-/* Files in memory have no limit of their own, or one that is more than there is: reserving would go on until the
- * kernel kills somebody. */
+/* Files in memory have no limit of their own, or one that is more than there is: reserving would go on until the kernel
+ * kills a process. */
 static bool memory_is_short(int fd, uint64_t nbytes)
 {
     struct statfs stat;
@@ -56,8 +56,8 @@ enum status space_status(void)
 }
 
 /* A file system may take back all of a call that a signal interrupts. So after a signal the next segment is half as
- * large, down to a page, and what was got before it stays: signals that come steadily slow this down, and cannot stop
- * it. */
+ * large, down to a page, and the space reserved before stays: a steady stream of signals slows this down, but cannot
+ * stop it. */
 static enum status segments_reserve(int fd, uint64_t offset, uint64_t nbytes)
 {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), end = offset + nbytes;

@@ -1,5 +1,4 @@
-/* The one table of what can go wrong. module.c turns it into exceptions, and share/obstacles.py into what people
- * read. */
+/* The one table of errors. module.c turns them into exceptions, and share/obstacles.py into messages for people. */
 #ifndef UNTORN_STATUS_H
 #define UNTORN_STATUS_H
 
@@ -16,8 +15,8 @@ enum status {
     STATUS_NO_ROW,    /* every reader row is taken */
     STATUS_NO_SLOT,   /* every slot is held */
     STATUS_NO_SPACE,  /* the file system has no room for the slot: errno says how */
-    STATUS_UNLINKED,  /* somebody removed the data file's name */
-    STATUS_TRUNCATED, /* somebody shortened the data file: the newest version is lost */
+    STATUS_UNLINKED,  /* the data file's name was removed */
+    STATUS_TRUNCATED, /* the data file was shortened: the newest version is lost */
     STATUS_FORKED,    /* this process inherited the publisher by fork, and may not publish */
     STATUS_TIMEOUT,
     STATUS_INTERRUPTED,

@@ -23,7 +23,7 @@ void watch_ring(struct watch *watch)
         syscall(SYS_futex, &watch->bell, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Sleep on the bell alone. */
+/* Sleep on the bell only. */
 static enum futex_result bell_sleep(struct watch *watch, int64_t timeout_ns)
 {
     struct timespec timeout = timespec_of(timeout_ns);
@@ -66,7 +66,7 @@ static enum futex_result words_sleep(struct watch *watch, struct watched *words,
     return FUTEX_TIMEOUT;
 }
 
-/* One sleep, at most until `until_ns`; FUTEX_TIMEOUT also when it is only time to look. */
+/* One sleep, at most until `until_ns`; FUTEX_TIMEOUT also when it is time to look again. */
 static enum futex_result once_sleep(struct watch *watch, struct watched *words, size_t count, int64_t now_ns,
                                     int64_t until_ns)
 {

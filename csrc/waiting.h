@@ -2,11 +2,11 @@
  *
  * futex_waitv (Linux 5.16) sleeps on up to 128 words at once. One of them is the watch's own bell, with which other
  * threads of this process wake the sleeper. Where the kernel or a container's filter refuses the call, or the words are
- * more, the thread sleeps on its bell alone and looks at the words every few milliseconds.
+ * more, the thread sleeps only on its bell and looks at the words every few milliseconds.
  *
  *     word        in shared memory, may be read-only here: the low half of a channel's `latest`
  *     sleepers    beside it: what to sleep on, and what tells its writer to wake; see futex.h
- *     bell        in this process alone
+ *     bell        in this process only
  */
 #ifndef UNTORN_WAITING_H
 #define UNTORN_WAITING_H
@@ -20,10 +20,10 @@ struct watched {
     const shared_u32 *word;
     shared_u32 *sleepers;
     uint32_t seen; /* the word as its owner knows it */
-    bool ready;    /* in: do not sleep for it. out: it changed, or somebody woke who waits for it */
+    bool ready;    /* in: do not sleep for it. out: it changed, or its waiters were woken */
 };
 
-enum { WATCH_WORDS = 127 }; /* that the kernel sleeps on beside the bell */
+enum { WATCH_WORDS = 127 }; /* the most that the kernel sleeps on beside the bell */
 
 /* One thread sleeps on a watch at a time. */
 struct watch {
