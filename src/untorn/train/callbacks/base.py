@@ -33,11 +33,16 @@ Logs = Mapping[str, Any]
 class FittingTrainer(Protocol):
     """The part of a Trainer that callbacks rely on."""
 
-    stop_training: bool
-
     @property
     def step(self) -> int:
         """The number of steps since training began."""
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether training ends after the epoch; can be set."""
+
+    @stop_training.setter
+    def stop_training(self, stop: bool, /) -> None: ...
 
     @property
     def learning_rate(self) -> float:
