@@ -15,8 +15,8 @@
  * its tag: 0 if it is empty, else the upper 8 bits of the key's hash, or 1 where those are 0. Then a u32 for each, its
  * place: the record's offset in entries / 8; 0 if it is empty. FROZEN_BUCKET slots are a bucket, filled from its front:
  * tags that are compared at once, places that are one cache line. The search for a key begins in bucket
- * hash & (buckets - 1), and goes on to the next, and from the last to the first, as long as buckets are full. The tags of a million
- * keys are 2 MiB, so most searches for a missing key end in the processor's cache.
+ * hash & (buckets - 1), and goes on to the next, and from the last to the first, as long as buckets are full. The tags
+ * of a million keys are 2 MiB, so most searches for a missing key end in the processor's cache.
  *
  * A record, at a multiple of 8 bytes, little-endian:
  *

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-SOURCES = sorted((Path(__file__).parents[2] / "csrc").glob("*.[ch]"))
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc").glob("*.[ch]"))
 
 
 def code_of(path: Path) -> str:
@@ -36,3 +37,10 @@ def test_files_of_the_board_include_those_below_them_only() -> None:
                 included = re.findall(r'#include "(\w+)\.h"', path.read_text())
                 above = set(included) & set(BOARD[height + 1 :])
                 assert not above, f"{path.name} includes {above}"
+
+
+def test_comments_keep_the_line_length() -> None:
+    # clang-format keeps it for code, and leaves comments alone
+    paths = [*SOURCES, *(ROOT / "tests" / "c").glob("*.[ch]"), *(ROOT / "tests" / "fuzz").glob("*.[ch]")]
+    lines = ((path.name, number, line) for path in paths for number, line in enumerate(path.read_text().split("\n"), 1))
+    assert [(name, number) for name, number, line in lines if len(line) > 120] == []
