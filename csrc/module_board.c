@@ -552,9 +552,9 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    {"TURN_GRADIENT", RUN_GRADIENT},   {"TURN_IDLE", RUN_IDLE},
-    {"TURN_STOP", RUN_STOP},           {"TURN_NEED_SLOT", RUN_NEED_SLOT},
-    {"TURN_LEAVE", RUN_LEAVE},         CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(RUN_GRADIENT),       CORE_CONSTANT(RUN_IDLE),
+    CORE_CONSTANT(RUN_STOP),           CORE_CONSTANT(RUN_NEED_SLOT),
+    CORE_CONSTANT(RUN_LEAVE),          CORE_CONSTANT(TASK_DONE),
     CORE_CONSTANT(TASK_EMPTY),         {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
     CORE_CONSTANT(KERNEL_SGD),         CORE_CONSTANT(KERNEL_ADAM),
     CORE_CONSTANT(KERNEL_RMSPROP),     CORE_CONSTANT(KERNEL_ADAGRAD),

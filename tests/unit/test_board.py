@@ -59,7 +59,7 @@ class Weights:
     def compute(self, gradient, *, examples, measured, version=0):
         """Take the next gradient and write this one; return the task's step and shard."""
         kind, step, shard, at = self.next()
-        assert kind == _core.TURN_GRADIENT
+        assert kind == _core.RUN_GRADIENT
         buffer = self.board.buffer(at)
         buffer.examples[0], buffer.version[0] = examples, version
         buffer.measured[: len(measured)] = measured

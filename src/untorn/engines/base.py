@@ -16,7 +16,7 @@ class Worker(Protocol):
     """A worker as an engine sees it."""
 
     def run_once(self, wait_s: float) -> int:
-        """Do one task of the board, waiting at most ``wait_s`` for it. Returns its kind, one of ``_core.TURN_...``."""
+        """Do one task of the board, waiting at most ``wait_s`` for it. Returns its kind, one of ``_core.RUN_...``."""
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ class SerialEngine(Engine):
         assert self._board is not None
         assert self._worker is not None
         end = time.monotonic() + _POLL_INTERVAL_S
-        until = {_core.TURN_STOP, _core.TURN_NEED_SLOT}
+        until = {_core.RUN_STOP, _core.RUN_NEED_SLOT}
         if self._board.is_async:  # the server applies each gradient before the next is computed
-            until |= {_core.TURN_GRADIENT, _core.TURN_IDLE}
+            until |= {_core.RUN_GRADIENT, _core.RUN_IDLE}
         with threads_limited(self._threads):
             while self._board.step < until_step and time.monotonic() < end:
                 if self._worker.run_once(0.0) in until:

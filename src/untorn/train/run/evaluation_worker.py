@@ -89,8 +89,8 @@ class _EvaluationWorker:
     def run_once(self, wait_s: float) -> int:
         """See Worker."""
         kind, chunk, _, buffer_at = self.board.next(self._weights, self._index, self._spin, wait_s)
-        self._spin = kind != _core.TURN_IDLE
-        if kind != _core.TURN_GRADIENT:
+        self._spin = kind != _core.RUN_IDLE
+        if kind != _core.RUN_GRADIENT:
             return kind
         try:
             answer = self._evaluate(self._data.take(self._job.chunks.indices(chunk)))
@@ -102,7 +102,7 @@ class _EvaluationWorker:
             if not self.board.still_claimed():
                 return kind
             self._reporter.report(error, chunk, 0)
-            return _core.TURN_STOP
+            return _core.RUN_STOP
         self.board.commit(self._index)
         return kind
 

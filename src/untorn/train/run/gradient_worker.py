@@ -106,10 +106,10 @@ class GradientWorker:
         self._spin = True
 
     def run_once(self, wait_s: float = _WAIT_S) -> int:
-        """Take the next task and finish it, with whatever is due on the way. Returns its kind, ``_core.TURN_...``."""
+        """Take the next task and finish it, with whatever is due on the way. Returns its kind, ``_core.RUN_...``."""
         kind, step, shard, buffer_at = self.board.next(self.target, self.index, self._spin, wait_s)
-        self._spin = kind != _core.TURN_IDLE  # a worker that waited in vain gains nothing from spinning
-        if kind != _core.TURN_GRADIENT:
+        self._spin = kind != _core.RUN_IDLE  # a worker that waited in vain gains nothing from spinning
+        if kind != _core.RUN_GRADIENT:
             return kind
         if self._is_async:
             shard = 0
@@ -118,12 +118,12 @@ class GradientWorker:
         except _CannotMapError as error:  # another worker may do better, and this one later
             self.board.refuse(self.index, error.number)
             time.sleep(min(wait_s, _RETRY_S))
-            return _core.TURN_IDLE
+            return _core.RUN_IDLE
         except Exception as error:
             if not self.board.still_claimed():  # this worker was stopped, and the others went on without it
                 return kind
             self._reporter.report(error, step, shard)
-            return _core.TURN_STOP
+            return _core.RUN_STOP
         self.board.commit(self.index)
         return kind
 

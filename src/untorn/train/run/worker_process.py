@@ -45,7 +45,7 @@ def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None
         snapshot.close()
         if payload is None:
             process.clear()
-        elif process.take_part(done, payload) == _core.TURN_LEAVE and jobs.version == done:
+        elif process.take_part(done, payload) == _core.RUN_LEAVE and jobs.version == done:
             return  # there is one worker too many, and no job that interrupts this one
 
 
@@ -75,7 +75,7 @@ class WorkerProcess:
         if number not in known:
             worker = self._begin(version, payload)
             if worker is None:
-                return _core.TURN_STOP
+                return _core.RUN_STOP
             known[number] = worker
         return _run(known[number], self._jobs, version)
 
@@ -116,12 +116,12 @@ class WorkerProcess:
 def _run(worker: Worker, jobs: Subscriber, version: int) -> int:
     looked = time.monotonic()
     with contextlib.suppress(BrokenChannelError):
-        while (kind := worker.run_once(_WAIT_S)) not in (_core.TURN_STOP, _core.TURN_LEAVE):
+        while (kind := worker.run_once(_WAIT_S)) not in (_core.RUN_STOP, _core.RUN_LEAVE):
             now = time.monotonic()
             if now - looked < _WAIT_S:
                 continue
             looked = now
             if jobs.version != version or not jobs.publisher_alive():
-                return _core.TURN_STOP
+                return _core.RUN_STOP
         return kind
-    return _core.TURN_STOP
+    return _core.RUN_STOP
