@@ -16,7 +16,7 @@ from untorn import _core
 from untorn.board import Board, BoardSpec, KernelSettings, pack_ranges
 from untorn.errors import FormatError, NonFiniteLossError
 from untorn.share import lowlevel
-from untorn.train.run.parameter_layout import ParameterPlan
+from untorn.train.run.parameter_layout import ParameterLayout
 
 SPEC = BoardSpec(
     shards=3, max_workers=4, workers=2, is_async=False, steps=5, examples=7, batch_size=2, gradient_nbytes=640
@@ -35,7 +35,7 @@ class Weights:
 
     def __init__(self, **spec):
         params = {"w": np.array([1.0, 2.0, 3.0])}
-        self.plan = plan = ParameterPlan.of(params, None)
+        self.plan = plan = ParameterLayout.of(params, None)
         self.publisher = untorn.publish(params)
         self.publisher.update(params)  # so that there are two slots
         self.attachment = lowlevel.attachment_of(self.publisher)
