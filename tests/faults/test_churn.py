@@ -18,7 +18,7 @@ from helpers import start
 from untorn import BusyError, ChannelNotFoundError, _core
 from untorn.cli.gc import collect
 from untorn.share import storage
-from untorn.share.obstacles import MixedError
+from untorn.share.storage_errors import MixedError
 
 OPENS = 3_000
 #: of the soak

@@ -1,23 +1,24 @@
-"""share: one process publishes a value, any number read whole, zero-copy snapshots of it.
+"""One process publishes a value, and any number of processes read consistent, zero-copy snapshots of it.
 
-specs.py        what can be shared, as a tree of leaves that are described
-paths.py        places in a tree, as people write them
-layout.py       where leaves lie in a slot, and the schema that readers get
-frozen_dict.py  a dictionary that is looked up where it lies
-storage.py      the two files of a channel: memfds, or names in a directory
-guard.py        whether a file may be a channel's: its kind, owner and mode
-obstacles.py    what a file system refuses, in words
-versions.py     how a version is made, and what a slot has of it already
+specs.py        the values that can be shared, as trees of described leaves
+paths.py        paths in a tree, such as "head/w"
+layout.py       the positions of leaves in a slot, and the schema for readers
+frozen_dict.py  a dictionary that is looked up in shared memory
+storage.py      the two files of a channel: memfds, or named files in a directory
+naming.py       keeps a channel's name even if its files are removed
+guard.py        checks that a file can be trusted: its kind, owner and mode
+storage_errors.py    errors of the system and the core, with what to do
+versions.py     makes a version, and knows what each slot contains
 publisher.py    publish, update, patch
-edit.py         edit: the next version in place
+edit.py         edit: writes the next version in place
 attached.py     this process's reading side of a channel
-snapshot.py     one version, as readers have it
+snapshot.py     one version, as readers see it
 subscriber.py   snapshot, wait
 subscribing.py  subscribe
-waiting.py      the same for asyncio
+waiting.py      waiting in asyncio
 typevars.py     the type of a channel's value, for type checkers
-inspect.py      a channel from outside, for the commands
-lowlevel.py     the door for the other packages: what they need of all this
+inspect.py      a channel seen from outside, for the commands
+lowlevel.py     the names of this package that other packages of untorn use
 """
 
 from untorn.share.frozen_dict import FrozenDict

@@ -15,8 +15,8 @@ from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, Unsu
 from untorn.share import storage
 from untorn.share.layout import Decoder
 from untorn.share.naming import signpost_target
-from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address
+from untorn.share.storage_errors import labelled, meaning
 
 __all__ = ["Attached", "attached_to", "drop_dead_attachments", "forget", "keep", "schema_of"]
 

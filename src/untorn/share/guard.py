@@ -1,14 +1,14 @@
-"""Check that an opened file may be a channel's: its kind, its owner, its mode. All of it is asked of descriptors.
+"""Check that an opened file can be trusted as a channel's: its kind, its owner and its mode, all through descriptors.
 
-A user who owns a channel's file, or may write to it, can change what its readers see, or cut it off under them. In a
-directory where others may make files, such as /tmp, a file under a channel's name may be anybody's. So:
+A user who owns a channel's file, or may write to it, can change its contents or truncate it under its readers. In a
+directory where others may make files, such as /tmp, a file with a channel's name may belong to any user. So:
 
     the file                                   its directory                       may be used
-    mine; nobody else may write; one name      any                                 yes
-    mine, but others may write, or more names  nobody but me (or root) may write   yes: I allowed that
-    another user's, who gave others the right  nobody but that user (or root)      to read it
+    mine; only I may write; one name           any                                 yes
+    mine, but others may write, or more names  only I (or root) may write          yes: I allowed that
+    another user's, who gave others the right  only that user (or root) may write  to read it
     anything else                                                                  no: PermissionError
-    no regular file                                                                no: FormatError
+    not a regular file                                                             no: FormatError
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-#: what open() says of what is no regular file
+#: the errors of open() for something that is not a regular file
 _OPEN_ERRORS = {
     errno.ELOOP: "a symbolic link",
     errno.EISDIR: "a directory",
@@ -41,8 +41,8 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_there(path: str) -> bool:
-    """Return whether there is anything of that name, be it a link that leads nowhere. Unlike os.path.lexists(), raises
-    OSError where the system cannot say."""
+    """Return whether a file of that name exists, even if it is a broken link. Unlike os.path.lexists(), raises OSError
+    if that cannot be found out."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -51,7 +51,7 @@ def is_there(path: str) -> bool:
 
 
 def no_file(error: OSError, path: str) -> FormatError | None:
-    """Return what an error of open() means if it is about the kind of file; None if it is about something else."""
+    """Return the kind of file that an error of open() stands for; None if the error is about something else."""
     kind = _OPEN_ERRORS.get(error.errno or 0)
     return None if kind is None else _never_is(path, kind)
 
@@ -63,7 +63,7 @@ def check_file(fd: int, path: str, *, writing: bool, given: bool = False) -> Non
         fd: the file.
         path: for the message, and to find the directory that it lies in.
         writing: another user's file is never written to.
-        given: it may be another user's who gave others the right to it, in a directory of that user's own.
+        given: the file may belong to another user who gave others the right to it, in a directory of that user.
     """
     status, user = os.fstat(fd), os.geteuid()
     if not stat.S_ISREG(status.st_mode):
@@ -83,7 +83,7 @@ def _why_not(path: str, status: os.stat_result, user: int) -> str:
     if status.st_uid != user:
         return (
             f"{path!r} belongs to user {status.st_uid}, and this is user {user}: the owner of a channel's file can "
-            f"change it at any time, so it must be one's own; run as user {status.st_uid}, or choose another name or "
+            f"change it at any time, so it must be your own; run as user {status.st_uid}, or choose another name or "
             "directory"
         )
     if status.st_nlink > 1:
@@ -103,7 +103,7 @@ def _never_is(path: str, kind: str) -> FormatError:
 
 
 def _folder_owner(path: str, status: os.stat_result) -> int | None:
-    """Return the owner of the directory that has this file by this name; None if others may write there as well."""
+    """Return the owner of the directory that has this file under this name; None if others may write there too."""
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

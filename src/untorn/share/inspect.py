@@ -30,8 +30,8 @@ from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
 from untorn.share.guard import check_file, is_there, no_file
 from untorn.share.naming import signpost_target
-from untorn.share.obstacles import remedied
 from untorn.share.storage import Files, default_path
+from untorn.share.storage_errors import remedied
 
 __all__ = [
     "DATA_HEADER_NBYTES",

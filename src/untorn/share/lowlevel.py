@@ -52,7 +52,6 @@ from untorn.share.inspect import (
     open_file,
 )
 from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
-from untorn.share.obstacles import meaning, shortage
 from untorn.share.publisher import Publisher, publish_tree
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, flatten
@@ -66,6 +65,7 @@ from untorn.share.storage import (
     open_channel,
     take_over,
 )
+from untorn.share.storage_errors import meaning, shortage
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
 from untorn.typevars import T
 

@@ -1,14 +1,14 @@
-"""A published channel keeps its name, also when somebody removes its files.
+"""Keep the name of a published channel, even if its files are removed.
 
-That happens: systemd removes what a user has in /dev/shm when the last session ends (RemoveIPC), and so do cleaners of
-temporary files. The publisher notices at its next version, and what is attached goes on as before. Files that have lost
-their last name cannot get one again, so new readers are shown the way instead::
+systemd removes a user's files in /dev/shm when the last session ends (RemoveIPC), and so do cleaners of temporary
+files. The publisher notices at its next version, and attached readers are not affected. Files that have lost their last
+name cannot get one again, so new readers are directed to the channel by a signpost::
 
-    NAME.control, NAME.data        made anew, without a version, locked by the publisher: a signpost
+    NAME.control, NAME.data        new files, without a version, locked by the publisher: a signpost
         page 0 ── {"pid", "control", "data", "id"} ──> /proc/<pid>/fd/...: the channel, as before
 
-A process that tries to publish under the name finds the signpost's lock taken. It is worth nothing without its
-publisher: then it is a channel without a version, which nobody takes for one and the next publisher clears away.
+A process that tries to publish under the name finds the signpost's lock taken. Without its publisher a signpost is a
+channel without a version, which readers ignore and the next publisher removes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from untorn.share.storage import Address, Files
 
 __all__ = ["NameKeeper", "signpost_target"]
 
-#: how often a publisher looks where its names lead. That the data file has lost its last one it is told at once
+#: how often a publisher checks where its names lead. It notices at once if the data file has lost its last name
 LOOK_INTERVAL_S = 0.2
-#: where a signpost's text is in its control file
+#: the position of a signpost's text in its control file
 _TEXT_AT, _TEXT_NBYTES = 1152, 512
-#: how many processes can be at a signpost at the same time, each for a moment
+#: how many processes can read a signpost at the same time, each for a moment
 _SIGNPOST_READERS = 1000
 #: whose frames lie between a warning and the code that it is about
 _INSIDE = (os.fspath(Path(__file__).parents[1]) + os.sep, contextlib.__file__)
@@ -48,9 +48,9 @@ _PREVENT = "to prevent it, run `loginctl enable-linger`, set RemoveIPC=no in log
 
 @final
 class NameKeeper:
-    """Looks after the name of one publisher's channel. Its caller sees to it that one thread does at a time.
+    """Looks after the name of one publisher's channel. The caller ensures that only one thread does at a time.
 
-    ``tolerant``: publishing goes on without a warning's becoming an error, although another channel has the name.
+    ``tolerant``: if another channel has the name, warn instead of raising an error.
     """
 
     def __init__(self, files: Files, attachment: _core.Attachment, *, durable: bool, tolerant: bool) -> None:
@@ -66,7 +66,7 @@ class NameKeeper:
         attachment.set_named(True)
 
     def look(self) -> None:
-        """Look whether the names are still the channel's, if that is some time ago, and restore() them if not."""
+        """Check now and then that the names still lead to the channel, and restore() them if they do not."""
         now = time.monotonic()
         if now < self._look_at or self._ended:
             return
@@ -74,20 +74,21 @@ class NameKeeper:
         try:
             kept = self._leads_here()
         except OSError:
-            return  # this process may not look there (any more): nobody says that the names are gone
+            return  # this process may not look there, so it is not known that the names are gone
         if not kept:
             self.restore()
 
     def restore(self) -> None:
-        """Make a channel findable again whose names do not lead here any more, and say so in a RuntimeWarning.
+        """Make a channel that has lost its names findable again, and say so in a RuntimeWarning.
 
-        Raises BrokenChannelError, changing nothing, if another channel has the name, or if what is durable is gone.
+        Raises BrokenChannelError, and changes nothing, if another channel has the name, or if a durable channel's files
+        are gone.
         """
         files, label = self._files, self._files.label
         if self._unlinked or self._closed:
             return
         try:
-            if self._leads_here():  # a file system that counts no names: it says 0 of every file
+            if self._leads_here():  # a file system that does not count names and reports 0 for every file
                 self._attachment.set_named(False)
                 return
         except OSError as error:
@@ -128,21 +129,21 @@ class NameKeeper:
         _warn(message)
 
     def _find_again(self) -> str:
-        """Make the channel findable again; return what has become of the name."""
+        """Make the channel findable again. Returns a sentence about its name."""
         try:
             if self._files.folder == storage.default_path():
                 storage.default_directory()  # systemd removes it as well
             if self._files.is_same_file(self._named().control_fd):
-                self._files.unlink()  # half of it is there
+                self._files.unlink()  # one of the two names exists
             if self._signpost is None and self._is_linked() and self._take_back():
                 return "It has its name back"
             self._signpost = _put_signpost(self._files, self._attachment)
         except (OSError, CapacityError) as error:
             self._give_up()
             return _not_found(error)
-        self._attachment.set_named(False)  # it stays without; from here on look() looks after the signpost
+        self._attachment.set_named(False)  # it cannot get a name; from here on look() checks the signpost
         if self._signpost is None:
-            self._look_at = 0.0  # somebody was faster: the next version finds out
+            self._look_at = 0.0  # another process was faster; the next version finds out
         return "New readers find it again, for as long as this publisher lives"
 
     def _leads_here(self) -> bool:
@@ -150,11 +151,11 @@ class NameKeeper:
         return self._files.is_same_file(own.control_fd) and self._files.is_same_data(own.data_fd)
 
     def _named(self) -> _core.Attachment:
-        """The channel that the names are to lead to."""
+        """The channel that the names should lead to."""
         return self._signpost or self._attachment
 
     def _is_linked(self) -> bool:
-        """Return whether both files still have a name somewhere. Then they can have another."""
+        """Return whether both files still have a name somewhere, without which they cannot get another."""
         return all(os.fstat(fd).st_nlink > 0 for fd in (self._attachment.control_fd, self._attachment.data_fd))
 
     def _take_back(self) -> bool:
@@ -165,14 +166,14 @@ class NameKeeper:
         self._attachment.set_named(False)
 
     def unlink(self) -> None:
-        """Give the publisher's name up."""
+        """Give up the publisher's name."""
         self._unlinked = True
         self._give_up()
         if self._files.is_same_file(self._named().control_fd):
             self._files.unlink()
 
     def close(self) -> None:
-        """End with the publisher. A channel that can outlive it keeps the name; a signpost is removed."""
+        """Close with the publisher. A channel that can outlive it keeps the name; a signpost is removed."""
         self._closed = True
         self._give_up()
         if self._signpost is not None:
@@ -187,7 +188,7 @@ def _not_found(why: Exception) -> str:
 
 
 def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachment | None:
-    """Give the name to a signpost to this channel; None if somebody else has it."""
+    """Give the name to a signpost to this channel. Returns None if another channel has the name."""
     made = storage.attach(*storage.nameless(files, _SIGNPOST_READERS, 2, 1), _core.PUBLISHER, files.label)
     target = {
         "pid": os.getpid(),
@@ -200,7 +201,7 @@ def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachmen
 
 
 def signpost_target(control_fd: int, label: str) -> Address | None:
-    """Return the address that a channel without a version shows the way to; None if it shows none."""
+    """Return the address in a signpost; None if the channel is not one."""
     text = os.pread(control_fd, _TEXT_NBYTES, _TEXT_AT).split(b"\0", 1)[0]
     try:
         target: Any = json.loads(text)
@@ -214,7 +215,7 @@ def signpost_target(control_fd: int, label: str) -> Address | None:
 
 
 def _warn(message: str) -> None:
-    """Warn as if the caller of this package had done it."""
+    """Issue a warning that appears to come from the caller of this package."""
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 (documented)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1

@@ -19,8 +19,8 @@ from untorn.share import storage
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.naming import NameKeeper
-from untorn.share.obstacles import labelled, meaning
 from untorn.share.storage import Address, Files
+from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
 from untorn.typevars import T

@@ -1,19 +1,19 @@
-"""Where a channel's two files are: anonymous (memfds) or named (files in a directory). Both are opened by path.
+"""The two files of a channel: anonymous (memfds) or named (files in a directory). Both are opened by path.
 
-A named channel NAME is ``NAME.control`` and ``NAME.data``. Its control file gets its name first, complete and locked
-by its publisher, and its data file right after; unlinking goes the other way round. So data without control cannot
-exist, and control without data is a creation that was killed: the next publisher clears it away.
+A named channel NAME is ``NAME.control`` and ``NAME.data``. The control file gets its name first, complete and locked by
+its publisher, and the data file right after; they are unlinked in the reverse order. So data without control cannot
+exist, and control without data is left by a publisher that was killed; the next publisher removes it.
 
-Opening two files takes two steps, and between them another channel may have taken both names over. Both files have the
-channel's id, and the core attaches to two that have the same alone: who opened a mixed pair opens again. With the
-publisher's lock one looks at the names again, and then they stay as they are::
+Opening two files takes two steps, and between them another channel may have taken over both names. Both files contain
+the channel's id, and the core attaches only to two files with the same id, so a process that opened a mixed pair opens
+it again. A process that holds the publisher's lock checks the names once more, and then they cannot change::
 
-    reader      open control, open data, attach: one id? ── no: again, some time ──> FormatError: it stays so
-    publisher   open control, lock, is the name still its? open data, adopt it: one id?
+    reader      open control, open data, attach: same id? ── no: again, for some time ──> FormatError
+    publisher   open control, lock, does the name still lead to it? open data, adopt it: same id?
 
-Until then the two files have no names. Where a file system has no nameless files, or no /proc is mounted, through which
-they get their names, they are called ``.NAME.<pid>.<random>.control`` and ``.data``, which is no channel's name; a kill
-may leave these.
+Until they get their names, the two files have none. If the file system does not support nameless files, or /proc, which
+is needed to name them, is not mounted, they are called ``.NAME.<pid>.<random>.control`` and ``.data`` meanwhile, which
+cannot be a channel's name; a process that is killed may leave these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from untorn import _core
 from untorn.descriptors import keep
 from untorn.errors import ChannelNotFoundError, FormatError
 from untorn.share.guard import check_file, is_there, no_file
-from untorn.share.obstacles import (
+from untorn.share.storage_errors import (
     FULL,
     MixedError,
     NamingError,
@@ -49,31 +49,31 @@ from untorn.share.obstacles import (
 __all__ = ["Address", "Files", "anonymous", "default_directory", "default_path", "named", "no_space", "open_channel"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}")
-#: what a file system says that cannot do something at all
+#: the errors of a file system that does not support an operation
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
-#: what a path in /proc says when that process has gone, or has something else under the number: a pipe, a socket, a
-#: directory, a device; or when another user's process has the pid now
+#: the errors of a path in /proc when the process is gone, its descriptor is now a pipe, a socket, a directory or a
+#: device, or another user's process has the pid
 _ANOTHERS = (
     errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.EISDIR,
     errno.ELOOP, errno.EINVAL, errno.ESPIPE, errno.ETXTBSY, errno.EROFS, errno.EBADF, *_UNSUPPORTED,
 )  # fmt: skip
 _NO_PROC = "/proc is not mounted here; mount it (in a container: do not hide it)"
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100
-#: how often a reader opens a pair again that is mixed, at most, and for how long; the first times at once; how often
-#: it may be the very same
+#: how often, and for how long, a reader opens a mixed pair again; the first times without waiting; how often it may be
+#: exactly the same pair
 _MIXED_TRIES, _MIXED_S, _MIXED_AT_ONCE, _MIXED_PAUSE_S, _MIXED_SAME = 200, 1.0, 10, 0.005, 10
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to find a channel again: its identity and the (control, data) paths to try, in order."""
+    """The address of a channel: its identity, and the (control, data) paths to try, in order."""
 
     id: bytes
     places: tuple[tuple[str, str], ...]
     label: str
 
     def here(self, attachment: _core.Attachment) -> Address:
-        """The same, with this process's own descriptors as the first place to look."""
+        """Return the same address, with this process's own descriptors as the first paths to try."""
         own = _descriptor_paths(attachment)
         others = [place for place in self.places if place != own]
         files = [place for place in others if not place[0].startswith("/proc/")]  # these last longest
@@ -86,34 +86,34 @@ class Address:
         return any(_has_version(control, attachment.control_fd) for control, _ in names)
 
     def leads_elsewhere(self, attachment: _core.Attachment) -> bool:
-        """Return whether its names in directories lead to other files than the one that is open here."""
+        """Return whether its names in directories lead to other files than those that are open here."""
         names = [Files(*place, self.label) for place in self.places if not place[0].startswith("/proc/")]
         there = [files for files in names if files.exists()]
         return bool(there) and not any(files.is_same_file(attachment.control_fd) for files in there)
 
     def is_named(self, attachment: _core.Attachment) -> bool:
-        """Does a name in a directory still lead to this channel?"""
+        """Return whether a name in a directory still leads to this channel."""
         names = (place for place in self.places if not place[0].startswith("/proc/"))
         return any(Files(*place, self.label).is_same_file(attachment.control_fd) for place in names)
 
 
 @dataclass(frozen=True)
 class Files:
-    """The paths of a named channel; absolute, so that they mean the same after a change of directory."""
+    """The absolute paths of a named channel, which stay valid when the current directory changes."""
 
     control: str
     data: str
     label: str
-    #: the names that its new files have meanwhile, and what removes each, at the latest when this object goes
+    #: the temporary names of its new files, and what removes each, at the latest when this object is destroyed
     temporary: dict[str, weakref.finalize[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def folder(self) -> str:
-        """Where they are."""
+        """The directory of the files."""
         return os.path.dirname(self.control)
 
     def exists(self) -> bool:
-        """Return whether there is a channel file of this name. Raises OSError, with a remedy, if nobody can tell."""
+        """Return whether there is a channel file of this name. Raises OSError, with a remedy, if that is unknown."""
         try:
             return is_there(self.control)
         except OSError as error:
@@ -126,7 +126,7 @@ class Files:
                 os.unlink(path)
 
     def is_same_file(self, control_fd: int) -> bool:
-        """Does the name still lead to the file that is open here?"""
+        """Return whether the name still leads to the file that is open here."""
         return _leads_to(self.control, control_fd)
 
     def is_same_data(self, data_fd: int) -> bool:
@@ -145,7 +145,7 @@ def _has_version(control: str, other_than: int) -> bool:
         if os.path.samestat(os.fstat(fd), os.fstat(other_than)):
             return False
         return int.from_bytes(os.pread(fd, 8, 64), "little") >> 6 != 0
-    except (OSError, FormatError):  # whatever it is, it is no successor
+    except (OSError, FormatError):  # in any case, it is not a successor
         return False
     finally:
         os.close(fd)
@@ -164,12 +164,12 @@ def _descriptor_paths(attachment: _core.Attachment) -> tuple[str, str]:
 
 
 def default_path() -> str:
-    """Return where this user's channels are, whether it exists or not."""
+    """Return the directory of this user's channels, whether it exists or not."""
     return f"/dev/shm/untorn-{os.geteuid()}"
 
 
 def default_directory() -> Path:
-    """This user's own directory in /dev/shm, made on first use. Raises PermissionError if it is not safe to use."""
+    """Return this user's own directory in /dev/shm, made on first use. Raises PermissionError if it is not safe."""
     path = Path(default_path())
     try:
         path.mkdir(mode=0o700)
@@ -185,14 +185,14 @@ def default_directory() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise PermissionError(
             f"{path} must be a directory that belongs to user {os.geteuid()} with mode 0700; found owner "
-            f"{status.st_uid} and mode {stat.filemode(status.st_mode)}. Somebody else may have made it: "
+            f"{status.st_uid} and mode {stat.filemode(status.st_mode)}. Another user may have made it; "
             "remove it, or pass directory="
         )
     return path
 
 
 def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
-    """The files of the channel of that name. Raises ValueError for what cannot be a name."""
+    """Return the files of the channel of that name. Raises ValueError if the name is not valid."""
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, found {type(name).__name__}")
     if "/" in name:
@@ -214,7 +214,7 @@ def named(name: str, directory: str | os.PathLike[str] | None = None) -> Files:
 
 
 def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
-    """Two new memfds (control, data), the first laid out."""
+    """Return two new memfds (control, data), the first of which is laid out."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         return _new_pair(lambda part: keep(os.memfd_create(f"untorn-{part}", flags)), max_readers, max_slots, slots)
@@ -223,7 +223,7 @@ def anonymous(max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
 
 
 def seal(attachment: _core.Attachment) -> None:
-    """Nobody may shrink an anonymous channel under its readers."""
+    """Seal an anonymous channel, so that no process can shrink it under its readers."""
     import fcntl
 
     for fd in (attachment.control_fd, attachment.data_fd):
@@ -231,9 +231,9 @@ def seal(attachment: _core.Attachment) -> None:
 
 
 def nameless(files: Files, max_readers: int, max_slots: int, slots: int) -> tuple[int, int]:
-    """Two new files on the channel's file system that have no name yet: a kill leaves nothing behind.
+    """Return two new files on the channel's file system without names, so that a kill leaves nothing behind.
 
-    Raises OSError (by its cause: FileNotFoundError, PermissionError, ...) or CapacityError, saying what to do.
+    Raises OSError (by its cause: FileNotFoundError, PermissionError, ...) or CapacityError, which say what to do.
     """
     try:
         return _new_pair(lambda part: _new_file(files, part), max_readers, max_slots, slots)
@@ -261,7 +261,7 @@ def _new_file(files: Files, part: str) -> int:
 
 
 def _remove_own(pid: int, path: str) -> None:
-    if os.getpid() == pid:  # a forked child has a copy of everything, but this is its parent's
+    if os.getpid() == pid:  # a forked child has a copy of this, but it belongs to its parent
         with contextlib.suppress(OSError):
             os.unlink(path)
 
@@ -286,7 +286,7 @@ def _new_pair(make: Callable[[str], int], max_readers: int, max_slots: int, slot
 
 
 def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> bool:
-    """Make a finished, locked channel visible under its name; False if the name is taken."""
+    """Make a finished, locked channel visible under its name. Returns False if the name is taken."""
     attachment.set_naming(True)  # killed in between, the two names may lead to different channels: take_over() knows
     try:
         try:
@@ -294,10 +294,10 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
         except FileExistsError:
             return False
         try:
-            _remove_stale_data(files)  # the control name was ours to take, so this belongs to nobody
+            _remove_stale_data(files)  # the control name was free, so this belongs to no channel
             try:
                 _give_name(files, attachment.data_fd, files.data)
-            except FileExistsError:  # somebody without the lock took the control name away, and another came
+            except FileExistsError:  # a process without the lock removed the control name, and another channel came
                 _take_back(files, attachment)
                 return False
             if durable:
@@ -312,8 +312,8 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
 
 
 def claim_name(files: Files) -> _core.Attachment | None:
-    """Take a channel's name with a new control file, locked, in order to remove what is left under the name; None if
-    it is taken. A kill leaves what the next publisher clears away."""
+    """Take a channel's name with a new, locked control file, to remove what is left under the name. Returns None if the
+    name is taken. If this process is killed, the next publisher removes what it left."""
     attachment = attach(*nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
     attachment.set_naming(True)
     try:
@@ -349,7 +349,7 @@ def _remove_stale_data(files: Files) -> None:
 
 
 def sync_names(control_fd: int) -> None:
-    """The names of a channel that exists are on the disk when this returns: whoever gave them may not have waited."""
+    """Flush the names of an existing channel to the disk, since the process that gave them may not have done it."""
     try:
         path = os.readlink(f"/proc/self/fd/{control_fd}")
     except FileNotFoundError as error:
@@ -366,13 +366,13 @@ def _sync_directory(path: str) -> None:
 
 
 def _give_name(files: Files, fd: int, path: str) -> None:
-    """Raises FileExistsError, changing nothing, if the name is taken."""
+    """Give a file its name. Raises FileExistsError, and changes nothing, if the name is taken."""
     ending = os.path.splitext(path)[1]
     try:
         for temporary in files.temporary:
             if temporary.endswith(ending) and _rename(temporary, path):
                 return
-        # src_dir_fd makes Python call linkat(), which alone can follow the link in /proc to a file without a name
+        # src_dir_fd makes Python call linkat(): only this can follow the link in /proc to a file without a name
         os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
     except FileExistsError:
         raise
@@ -387,8 +387,8 @@ def _has_proc() -> bool:
 
 
 def _rename(old: str, new: str) -> bool:
-    """Rename, but never over another file, and not by hard links, which some file systems do not have. False if the
-    system cannot."""
+    """Rename without replacing another file, and without hard links, which some file systems do not support. Returns
+    False if the system does not support this."""
     import ctypes
 
     try:
@@ -421,7 +421,7 @@ def _lay_out(control_fd: int, data_fd: int, max_readers: int, max_slots: int, sl
 
 
 def take_over(files: Files) -> _core.Attachment | None:
-    """Attach as the publisher of an existing channel; None if there is nothing (any more) to take over.
+    """Attach as the publisher of an existing channel. Returns None if there is no channel to take over.
 
     Raises BusyError while another publisher lives, FormatError if the file is not a channel.
     """
@@ -444,8 +444,8 @@ def _completed(files: Files, claim: _core.Attachment) -> bool:
     """Return whether the channel that is locked here has its name and its data file. Removes one whose publisher was
     killed half-way."""
     if not files.is_same_file(claim.control_fd):
-        return False  # unlinked, and perhaps made anew, while we waited for the lock
-    # From here on the names are ours: a process that gives or removes them has the lock.
+        return False  # unlinked, and perhaps created again, while this process waited for the lock
+    # From here on the names cannot change: only the process that has the lock gives or removes them.
     try:
         data_fd = _open_own(files, files.data)
     except FileNotFoundError:
@@ -455,21 +455,21 @@ def _completed(files: Files, claim: _core.Attachment) -> bool:
         _adopt(claim, data_fd, files.label)
     except MixedError:
         if not files.is_same_file(claim.control_fd):
-            return False  # somebody without the lock took the names away
+            return False  # a process without the lock removed the names
         if not claim.naming:
             raise
-        files.unlink()  # its publisher was killed between the names: the data file was left over from another
+        files.unlink()  # its publisher was killed between the two names, and the data file belongs to an older channel
         return False
     if claim.version == 0:
-        files.unlink()  # a removal by gc that was killed half-way
+        files.unlink()  # untorn gc was killed in the middle of removing it
         return False
     return files.is_same_file(claim.control_fd) and files.is_same_data(claim.data_fd)
 
 
 def _adopt(claim: _core.Attachment, data_fd: int, label: str) -> None:
-    """Give a locked channel its data file, and that its header if it was cut off: a publisher makes it whole again."""
+    """Give a locked channel its data file, and write the header of that file if it was cut off."""
     try:
-        with contextlib.suppress(_core.StatusError):  # adopting it says whose it is
+        with contextlib.suppress(_core.StatusError):  # adopting it finds out which channel it belongs to
             _core.format_data(data_fd, claim.id)
     except OSError as error:
         os.close(data_fd)
@@ -481,7 +481,7 @@ def _adopt(claim: _core.Attachment, data_fd: int, label: str) -> None:
 
 
 def _open_own(files: Files, path: str) -> int:
-    """Open one file of a channel that is to be published, which must be this user's."""
+    """Open one file of a channel to publish to, which must belong to this user."""
     try:
         fd = _open(path, os.O_RDWR)
     except OSError as error:
@@ -502,8 +502,8 @@ def _checked(fd: int, path: str, *, writing: bool) -> int:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open one file of a channel. A name in a directory must not be a link; descriptors in /proc are safe ones."""
-    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last: a FIFO of that name must not hang us
+    """Open one file of a channel. A name in a directory must not be a link; the links in /proc are safe."""
+    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last so that a FIFO of that name does not block
     if path.startswith("/proc/"):
         return keep(os.open(path, flags))
     try:
@@ -513,9 +513,9 @@ def _open(path: str, flags: int) -> int:
 
 
 def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | None = None) -> _core.Attachment:
-    """Attach to one channel, taking both descriptors over; the core's status becomes an error that names the channel.
+    """Attach to one channel, and take over both descriptors. Errors of the core become errors that name the channel.
 
-    Raises MixedError if the two files are two channels', OtherChannelError if they are not the one of that ``id``.
+    Raises MixedError if the files belong to two channels, OtherChannelError if they are not the one with that ``id``.
     """
     try:
         return _core.Attachment(control_fd, data_fd, role, id)
@@ -524,7 +524,7 @@ def attach(control_fd: int, data_fd: int, role: int, label: str, *, id: bytes | 
 
 
 def _error_of(error: _core.StatusError | OSError, label: str) -> Exception:
-    """Return the core's error as one that names the channel."""
+    """Return an error of the core as one that names the channel."""
     if isinstance(error, OSError):
         return labelled(error, label)
     if error.args[0] == "format":
@@ -538,10 +538,10 @@ def _error_of(error: _core.StatusError | OSError, label: str) -> Exception:
 def open_channel(
     places: tuple[tuple[str, str], ...], label: str, role: int, *, id: bytes | None = None
 ) -> _core.Attachment:
-    """Attach at the first place that has the channel, as a reader or a writer.
+    """Attach at the first of its places that has the channel, as a reader or a writer.
 
-    Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError where it is read-only;
-    FormatError for what is no channel, or stays two halves of different ones.
+    Raises ChannelNotFoundError; PermissionError for a named channel of another user; OSError if it is read-only;
+    FormatError for files that are not a channel, or stay halves of different ones.
     """
     reason = ""
     for control, data in places:
@@ -555,12 +555,12 @@ def open_channel(
 
 
 def _reason(error: OSError) -> str:
-    """Return why a process's descriptor does not lead to a channel; empty if it is just not there."""
+    """Return why a process's descriptor does not lead to a channel; empty if it does not exist."""
     return "" if error.errno in (None, errno.ENOENT, errno.ENOTDIR) else os.strerror(error.errno or 0)
 
 
 def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "") -> ChannelNotFoundError:
-    """Return the error for a channel that is at none of these places."""
+    """Return the error for a channel that was not found at any of these places."""
     where = places[0][0] if places else "nowhere"
     if reason:
         where += f": {reason}"
@@ -575,8 +575,8 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
 
 
 def _open_named(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
-    """Open a channel by its two names. Between opening one and the other a successor may have taken them over: that
-    pair is mixed, and opened again. One that is there in the directory comes back unchanged."""
+    """Open a channel by its two names. If a successor takes them over in between, the pair is mixed and is opened
+    again. If the directory itself contains a mixed pair, that is found unchanged."""
     deadline = time.monotonic() + _MIXED_S
     before, same = None, 0
     for attempt in range(1, _MIXED_TRIES + 1):
@@ -609,8 +609,8 @@ def _open_for(role: int, path: str, flags: int, label: str) -> int:
 
 
 def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes | None) -> _core.Attachment:
-    """Open a channel by descriptors of a process. The numbers may have been used again, one or both, and the pid too:
-    raises FileNotFoundError for whatever is not the channel of this id."""
+    """Open a channel by descriptors of a process. Since their numbers and the pid may have been reused, raises
+    FileNotFoundError for anything that is not the channel with this id."""
     try:
         control_fd = _open(control, os.O_RDWR)
         try:
@@ -628,9 +628,9 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
 
 
 def _copy_up(control_fd: int, data: str, label: str) -> None:
-    """Copy the data file to the upper layer before it is opened for reading, if this is overlayfs. A mapping of the
-    lower layer's file would keep showing that one when a publisher opens the file for writing, which copies it: other
-    bytes, and a SIGBUS behind its end. The control file is copied already: readers write to it."""
+    """On overlayfs, copy the data file to the upper layer before it is opened for reading. Otherwise a mapping would
+    keep showing the lower layer's file after a publisher opens the file for writing, which copies it: old bytes, and a
+    SIGBUS beyond its end. The control file has been copied already, since readers write to it."""
     try:
         copied_when_written = _core.is_overlay(control_fd)
     except OSError as error:

@@ -22,9 +22,9 @@ from untorn import _core
 from untorn.errors import BrokenChannelError, ClosedError, UntornError
 from untorn.share import waiting
 from untorn.share.attached import Attached, attached_to, forget, keep
-from untorn.share.obstacles import labelled
 from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address
+from untorn.share.storage_errors import labelled
 from untorn.typevars import T_co
 
 __all__ = ["Subscriber"]

@@ -30,9 +30,9 @@ from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
-from untorn.share.obstacles import labelled, meaning, unmappable
 from untorn.share.paths import Place, find, replaced
 from untorn.share.specs import flatten
+from untorn.share.storage_errors import labelled, meaning, unmappable
 from untorn.trees import Spec
 
 __all__ = ["FREE_SLOT_TIMEOUT_S", "ReaderInfo", "Tree", "Versions", "forked_error", "readers_of"]

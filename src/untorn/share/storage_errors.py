@@ -1,7 +1,7 @@
-"""Errors for what stands in a channel's way. Each says what to do about it.
+"""Turn the errno of a system call, or a status of the core, into an error that says what to do.
 
-Here a system call's errno and the core's status become what people read. The rule: CapacityError where there is not
-enough of something, another error of untorn where the channel is at fault, and else OSError with the true cause.
+The rule: CapacityError if there is not enough of something, another error of untorn if the channel is at fault, and
+otherwise OSError with the true cause.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ __all__ = [
     "unreadable",
 ]
 
-#: there is not enough of something: disk, quota, memory, or size that a file may have
+#: there is not enough of something: disk, quota, memory, or the size that a file may have
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
 class MixedError(FormatError):
-    """The control file of one channel and the data file of another. What becomes of it is the opener's to say."""
+    """The control file and the data file belong to different channels; the opener decides what to do."""
 
 
 class NamingError(ChannelNotFoundError):
-    """The same, while the channel is given its names: it is not there yet."""
+    """The same, while the channel is being given its names and does not exist yet."""
 
 
 class OtherChannelError(ChannelNotFoundError):
-    """A channel, but not the one that was asked for."""
+    """The file belongs to another channel than the requested one."""
 
 
-#: what the core's statuses mean, unless a caller knows better
+#: the meaning of the core's statuses, unless a caller knows better
 _MEANINGS: dict[str, tuple[type[UntornError], str]] = {
     "format": (FormatError, ": its newest version is damaged; publish again, or remove its files"),
     "data": (
@@ -82,14 +82,14 @@ _MEANINGS: dict[str, tuple[type[UntornError], str]] = {
     ),
 }
 
-#: what is wrong with this process's descriptors, and what to do about it
+#: problems with this process's descriptors, and what to do about them
 _DESCRIPTORS = {
     errno.EMFILE: "this process has as many files open as it may; close some, or raise its limit (ulimit -n)",
     errno.ENFILE: "this machine has as many files open as it may; close some, or raise its limit (fs.file-max)",
     errno.EBADF: "something in this process closed the channel's descriptors, or gave their numbers to other files "
     "(os.closerange, os.dup2, a daemoniser); attach or publish after that",
 }
-#: what stands in a publisher's way, and what to do about it
+#: problems of a publisher, and what to do about them
 _PUBLISHERS = {
     errno.ENOENT: "the directory does not exist; make it first",
     errno.ENOTDIR: "this is not a directory; choose another directory=",
@@ -98,7 +98,7 @@ _PUBLISHERS = {
     errno.EROFS: "the file system is read-only; mount it writable, or choose another directory=",
     errno.ENOLCK: "the kernel gives no locks on this file system; choose another directory=",
 }
-#: what stands in a reader's way, and what to do about it
+#: problems of a reader, and what to do about them
 _READERS = {
     errno.EACCES: "this user has no right to; run as the user who publishes it",
     errno.EPERM: "the system does not allow it",
@@ -107,31 +107,31 @@ _READERS = {
 
 
 def meaning(error: _core.StatusError, label: str) -> UntornError:
-    """Return the error for people that a status of the core stands for."""
+    """Return the error for a status of the core."""
     kind, text = _MEANINGS.get(error.args[0], (UntornError, f": the core failed ({error.args[0]})"))
     return kind(f"channel {label!r}{text}")
 
 
 def shortage(error: _core.StatusError | OSError) -> str:
-    """Return what there is not enough of, as the system says it; empty if the error is about something else."""
+    """Return the system's text for a lack of some resource; empty if the error is about something else."""
     number = error.errno if isinstance(error, OSError) else error.args[1] if error.args[0] == "no_space" else 0
     return os.strerror(number) if number in FULL else ""
 
 
 def labelled(error: OSError, label: str) -> OSError:
-    """Return the same error, with the channel's name in it, and what to do where that is known."""
+    """Return the same error with the channel's name and, if known, what to do."""
     number = error.errno or 0
     remedy = _DESCRIPTORS.get(number)
     return OSError(number, f"{os.strerror(number)}: {remedy}" if remedy else os.strerror(number), label)
 
 
 def remedied(error: OSError, path: str) -> OSError:
-    """Return the same error; with what to do, where it is about this process's descriptors."""
+    """Return the same error, with what to do if it is about this process's descriptors."""
     return labelled(error, path) if error.errno in _DESCRIPTORS else error
 
 
 def explained(error: OSError, label: str, what: str, path: str) -> Exception:
-    """The error of a system call, as one that says what it was for and what to do."""
+    """Return the error of a system call as one that says what it was for and what to do."""
     if error.errno == errno.ENOMEM:
         return CapacityError(f"channel {label!r} {what} ({path}): {os.strerror(error.errno)}; free some memory")
     if error.errno in FULL:
@@ -147,7 +147,7 @@ def explained(error: OSError, label: str, what: str, path: str) -> Exception:
 
 
 def unreadable(error: OSError, label: str, path: str) -> OSError:
-    """The error for a reader that cannot open one of the files; most are as good as they are."""
+    """Return the error for a reader that cannot open one of the files; most stay unchanged."""
     obstacle = _READERS.get(error.errno or 0)
     if obstacle is None:
         return remedied(error, path)
@@ -160,7 +160,7 @@ def unreadable(error: OSError, label: str, path: str) -> OSError:
 
 
 def unmappable(nbytes: int, what: str, number: int) -> CapacityError:
-    """Return the error for a process that has no memory left for a mapping of ``nbytes``."""
+    """Return the error for a process that cannot map ``nbytes`` more."""
     return CapacityError(
         f"{what} needs {nbytes:,} bytes of address space, and this process cannot map them ({os.strerror(number)}); "
         "see its limits (ulimit -v, vm.max_map_count), or let old snapshots go"
@@ -168,7 +168,7 @@ def unmappable(nbytes: int, what: str, number: int) -> CapacityError:
 
 
 def no_space(fd: int, nbytes: int, what: str, *, number: int = errno.ENOSPC) -> CapacityError:
-    """The error for a file system, or with ENOMEM a machine, without room for ``nbytes``."""
+    """Return the error for a file system, or with ENOMEM a machine, that has no room for ``nbytes``."""
     if number == errno.ENOMEM:
         return CapacityError(
             f"{what} needs {nbytes:,} bytes of memory, and this machine has less available (untorn doctor says how "
