@@ -1,6 +1,6 @@
-"""This process's reading side of a channel, which all its subscribers here share.
+"""This process's reading side of a channel, which all its subscribers in the process share.
 
-A channel has one Attached in a process, found by the channel's id, however many subscribers were made or unpickled.
+A process has one Attached per channel, found by the channel's id, even if many subscribers were made or unpickled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_DECODERS = 64
 
 
 class Attached:
-    """This process's reading side of one channel, shared by all its subscribers here."""
+    """This process's reading side of a channel, which all its subscribers in the process share."""
 
     def __init__(self, attachment: _core.Attachment, address: Address) -> None:
         self.attachment = attachment
@@ -32,7 +32,7 @@ class Attached:
         self._decoders: dict[int, Decoder] = {}
 
     def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
-        """The decoder of a pinned version; kept while the schema stays the same."""
+        """Return the decoder of a pinned version, which is kept while the schema stays the same."""
         key = hold.schema_id << 1 | allow_pickle
         known = self._decoders.get(key)
         if known is not None and known.slot_nbytes <= hold.nbytes:
@@ -46,7 +46,7 @@ class Attached:
         return decoder
 
     def pin(self) -> _core.Hold:
-        """Pin the newest version. Raises CapacityError if there is no row, or no slot, for another one."""
+        """Pin the newest version. Raises CapacityError if there is no row or no slot for another one."""
         label = self.address.label
         try:
             return self.attachment.pin()
@@ -78,7 +78,7 @@ class Attached:
 
 
 def schema_of(hold: _core.Hold) -> bytes:
-    """Return the schema of a pinned version. Raises FormatError if it cannot be one; then nothing was copied."""
+    """Return the schema of a pinned version. Raises FormatError, and copies nothing, if it cannot be a schema."""
     try:
         return hold.schema()
     except _core.StatusError:
@@ -88,35 +88,35 @@ def schema_of(hold: _core.Hold) -> bytes:
         ) from None
 
 
-# What follows has no lock. Threads come here, and so do signal handlers, finalizers and forks, between any two
-# instructions of a thread, which could not let a lock go meanwhile. Each step is one operation of a dict, and a file
-# has one _core.Attachment in a process, however many ask for it at the same time (csrc/module_channel.c).
+# The code below takes no lock, because it also runs in signal handlers, finalizers and forked children, between any two
+# instructions of a thread that could not release the lock meanwhile. Each step is one operation of a dict, and a file
+# has one _core.Attachment per process, even if several threads ask for it at the same time (csrc/module_channel.c).
 
 _attached: weakref.WeakValueDictionary[bytes, Attached] = weakref.WeakValueDictionary()
 
 
 def attached_to(address: Address) -> Attached:
-    """Return this process's reading side of the channel at an address, attached now if there is none. Raises
-    ChannelNotFoundError, or what opening its files raises."""
+    """Return this process's reading side of the channel at an address, and attach if there is none. Raises
+    ChannelNotFoundError, or the error of opening its files."""
     known = _attached.get(address.id)
     if known is not None:
         return _unless_copied(known, address)
     attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
     if attachment.version == 0:
         attachment, address = _follow(attachment, address)
-    known = _attached.get(attachment.id)  # the same channel under another address, or a copy of its files
+    known = _attached.get(attachment.id)  # the same channel at another address, or a copy of its files
     if known is not None and known.attachment is attachment:
         return known
     attached = Attached(attachment, Address(attachment.id, address.places, address.label))
-    if known is None:  # another thread may be faster: then there are two objects over one attachment
+    if known is None:  # another thread may be faster; then two objects share one attachment
         _attached[attachment.id] = attached
     return attached
 
 
 def _unless_copied(known: Attached, address: Address) -> Attached:
-    """Return the channel that is known by this id, unless the address leads to another one with the same: somebody
-    copied the files of one, and both went on."""
-    with contextlib.suppress(UntornError, OSError):  # gone, or another channel has the name now
+    """Return the channel that is known by this id, unless the address leads to another channel with the same id, which
+    exists if a channel's files were copied and both are in use."""
+    with contextlib.suppress(UntornError, OSError):  # it is gone, or another channel has the name now
         if address.leads_elsewhere(known.attachment):
             attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
             if attachment is not known.attachment and attachment.version != 0:
@@ -125,8 +125,8 @@ def _unless_copied(known: Attached, address: Address) -> Attached:
 
 
 def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachment, Address]:
-    """Follow a channel without a version to the one it is a signpost to, which lost its files. Raises
-    ChannelNotFoundError if it is none: its making or removal was cut short."""
+    """Follow a signpost, which is a channel without a version, to the channel that lost its files. Raises
+    ChannelNotFoundError if it is not a signpost, but was only partly created or removed."""
     target = signpost_target(signpost.control_fd, address.label)
     if target is not None:
         with contextlib.suppress(ChannelNotFoundError):
@@ -135,14 +135,14 @@ def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachm
     raise storage.not_found(address.places, address.label)
 
 
-#: attachments of subscribers that came here by pickle, most recent last: a task that is handed a Subscriber would
-#: otherwise attach anew each time
+#: attachments of unpickled subscribers, the most recent last; without these, a pool's task that receives a Subscriber
+#: would attach again each time
 _kept: dict[bytes, Attached] = {}
 _MAX_KEPT = 8
 
 
 def keep(attached: Attached) -> None:
-    """Keep this attachment for the next task; let go those whose publisher is gone, and the oldest of too many."""
+    """Keep this attachment for the next task; drop those without a publisher, and the oldest if there are too many."""
     _kept.pop(attached.attachment.id, None)
     _kept[attached.attachment.id] = attached
     _drop_oldest(_kept, _MAX_KEPT)
@@ -150,7 +150,7 @@ def keep(attached: Attached) -> None:
 
 
 def forget(attached: Attached) -> None:
-    """Keep this attachment for the next task no longer."""
+    """No longer keep this attachment for the next task."""
     _kept.pop(attached.attachment.id, None)
 
 
@@ -162,9 +162,8 @@ def _drop_oldest(table: dict[Any, Any], most: int) -> None:
 
 
 def drop_dead_attachments() -> None:
-    """Of the attachments that are kept for the next task, end those to channels that have neither a publisher nor a
-    name."""
+    """Of the attachments kept for the next task, close those to channels that have neither a publisher nor a name."""
     for attached in list(_kept.values()):
-        with contextlib.suppress(OSError):  # nobody says that its publisher is dead
+        with contextlib.suppress(OSError):  # it is not known that its publisher is dead
             if not attached.attachment.publisher_alive() and not attached.address.is_named(attached.attachment):
                 _kept.pop(attached.attachment.id, None)

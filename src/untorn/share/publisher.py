@@ -1,6 +1,6 @@
-"""Writing: publish, update, patch and edit. How a version is made: versions.py.
+"""Write to a channel: publish, update, patch and edit. versions.py makes the versions.
 
-A process killed anywhere before a version's last step leaves the channel at the version before.
+If a process is killed before the last step of making a version, the channel stays at the previous version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from untorn.typevars import T
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
 
-#: how long publish() waits for somebody who is a channel's publisher for a moment
+#: how long publish() waits for a process that is a channel's publisher only for a moment
 _PATIENCE_S = 0.05
 
 
@@ -48,22 +48,22 @@ def publish(
         value: a dict, list, tuple, named tuple or dataclass tree of NumPy arrays, numbers, str, bytes and None, a
             FrozenDict, or values of SciPy, pandas, Arrow, polars, PyTorch or JAX (docs/values.md). It is copied into
             shared memory.
-        name: the channel's name for subscribe(); without one it is anonymous: handed to other processes as
-            ``publisher.subscriber()``, and freed by the kernel with the last process that uses it.
-        directory: where a named channel's files are; by default this user's own directory in /dev/shm.
-        slots: how many versions keep their space for reuse.
-        max_slots: how many versions can exist at a time (2 to 64), when readers hold old ones.
-        max_readers: how many processes can read at a time.
-        durable: each version is on the disk before it is the newest, and the call returns when that is on the disk as
-            well: after a crash of the machine the channel opens at the last version that was returned, or at the one
-            that was being published. Costs two or three disk flushes a version; of use with ``directory`` on a disk.
-        allow_pickle: pickle what cannot be shared otherwise (protocol 5; arrays inside stay zero-copy). Readers must
-            pass allow_pickle=True as well.
+        name: the channel's name for subscribe(). A channel without one is anonymous: other processes get it as
+            ``publisher.subscriber()``, and the kernel frees it with the last process that uses it.
+        directory: the directory of a named channel's files; by default this user's own directory in /dev/shm.
+        slots: the number of versions whose space is kept for reuse.
+        max_slots: the number of versions that can exist at a time (2 to 64) while readers hold old ones.
+        max_readers: the number of processes that can read at a time.
+        durable: write each version to the disk before it becomes the newest, and return when that is on the disk too.
+            After a crash of the machine, the channel opens at the last version whose call returned, or at the one that
+            was being published. Costs two or three disk flushes per version; useful with ``directory`` on a disk.
+        allow_pickle: pickle values that cannot be shared otherwise (protocol 5; arrays inside stay zero-copy). Readers
+            must pass allow_pickle=True as well.
 
     Raises:
         BusyError: the channel has a living publisher.
-        UnsupportedTypeError: the value, or something in it, cannot be shared.
-        CapacityError: no room for the channel.
+        UnsupportedTypeError: the value, or a part of it, cannot be shared.
+        CapacityError: there is no room for the channel.
         FormatError: the file of that name is not a channel.
 
     Example:
@@ -100,10 +100,10 @@ def publish_tree(
     allow_pickle: bool = False,
     tolerant: bool = False,
 ) -> Publisher:
-    """publish() of a value that was taken apart, perhaps with a second tree beside it, which lowlevel.extra() shows.
+    """Publish a value that was taken apart, optionally with a second tree beside it, which lowlevel.extra() returns.
 
-    ``sizes`` are max_readers, max_slots and slots. ``tolerant``: if another channel gets this one's name, that is a
-    warning and no error.
+    ``sizes`` are max_readers, max_slots and slots. ``tolerant``: if another channel gets this one's name, warn instead
+    of raising an error.
     """
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
@@ -133,7 +133,7 @@ def _begun(attachment: _core.Attachment, tree: Tree, label: str, *, durable: boo
 
 
 def _take_over(files: Files) -> _core.Attachment | None:
-    """storage.take_over, if there is a channel; patient with `untorn gc` and unlink()."""
+    """Take over the channel if there is one, and wait for `untorn gc` and unlink() to finish."""
     deadline = time.monotonic() + _PATIENCE_S
     while files.exists():
         try:
@@ -153,10 +153,10 @@ def _check_range(name: str, value: int, least: int, most: int) -> None:
 
 
 class Publisher(Generic[T]):
-    """The one process that may change a channel. Made by untorn.publish().
+    """The publisher of a channel: only its process may change the channel. Made by untorn.publish().
 
-    Threads may share it; one writes at a time. A child made by fork may not publish. As a context manager it closes
-    on exit; a named channel's files stay until unlink().
+    Threads may share it; one writes at a time. A forked child may not publish. Used as a context manager, it closes on
+    exit; a named channel's files stay until unlink().
     """
 
     def __init__(self, versions: Versions, files: Files | None, *, allow_pickle: bool = False) -> None:
@@ -165,12 +165,12 @@ class Publisher(Generic[T]):
         self._id = versions.attachment.id
         self._allow_pickle = allow_pickle
         self._open_versions: Versions | None = versions  # None: closed
-        # Held while a version is made, by a thread that may come by here again: in the block of edit(), or in a signal
-        # handler or a finalizer. It finds the flag then, which is set and cleared under the lock.
+        # Held while a version is made, by a thread that may call this again: in the block of edit(), in a signal
+        # handler or in a finalizer. It then finds the flag, which is set and cleared under the lock.
         self._lock = threading.RLock()
         self._is_writing = False
 
-    # -- what it is
+    # -- properties
 
     @property
     def name(self) -> str | None:
@@ -184,20 +184,20 @@ class Publisher(Generic[T]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of shared memory that the channel's versions take now."""
+        """The bytes of shared memory that the channel's versions use now."""
         return sum(capacity for _, _, capacity, _, _ in self._open().slots())
 
     def readers(self) -> list[ReaderInfo]:
-        """The living processes that read this channel, and which versions each holds."""
+        """Return the living processes that read this channel, and the versions that each holds."""
         try:
             return readers_of(self._open())
         except OSError as error:
             raise labelled(error, self._label) from None
 
     def subscriber(self, *, allow_pickle: bool = False) -> Subscriber[T]:
-        """A subscriber of this channel, to be handed to other processes. Costs nothing until it is used.
+        """Return a subscriber of this channel, to pass to other processes. It uses no resources until it is used.
 
-        ``allow_pickle`` as in untorn.subscribe(): it unpickles what was pickled only if that is asked for here too.
+        ``allow_pickle`` as in untorn.subscribe(): without it, pickled values are not unpickled.
         """
         attachment = self._open()
         places: tuple[tuple[str, str], ...] = ()
@@ -208,16 +208,17 @@ class Publisher(Generic[T]):
     # -- writing
 
     def update(self, value: T, *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
-        """Publish ``value`` (copied) as the next version; returns its number. It may have another structure and size.
+        """Publish ``value`` (copied) as the next version and return its number. Its structure and size may change.
 
-        Never waits for readers, except when they hold every slot up to the cap: then up to ``timeout_s`` seconds.
+        Does not wait for readers, unless they hold all ``max_slots`` slots: then it waits up to ``timeout_s`` seconds.
 
         Raises:
             UnsupportedTypeError: the value cannot be shared; nothing was published.
-            CapacityError: no memory for it, or every slot is held: the message says by whom. Nothing was published.
+            CapacityError: there is no memory for it, or every slot is held, and the message says by which processes.
+                Nothing was published.
             ClosedError: this publisher is closed, or was inherited by fork.
-            BrokenChannelError: somebody removed the channel's files, and another channel has its name now. Nothing was
-                published. (If nobody has it, the channel can be found again, and that is a RuntimeWarning.)
+            BrokenChannelError: the channel's files were removed, and another channel has its name now. Nothing was
+                published. (If no other channel has the name, it is restored, with a RuntimeWarning.)
         """
         return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
 
@@ -225,19 +226,19 @@ class Publisher(Generic[T]):
         return self._write("update", lambda versions: versions.publish(tree, timeout_s))
 
     def patch(self, changes: Mapping[str, Any], *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
-        """Publish the next version, in which only these parts have new values; returns its number.
+        """Publish the next version, in which only these parts have new values, and return its number.
 
-        It costs what was changed, not the whole tree: what is copied are these parts, and what changed since the slot
-        that is used had its last version. A part whose type, dtype, shape or structure changes moves the others, and
-        costs a whole copy.
+        The cost depends on what changed, not on the whole tree: these parts are copied, and the parts that changed
+        since the reused slot had its last version. If the type, dtype, shape or structure of a part changes, the other
+        parts move and everything is copied.
 
         Args:
-            changes: path -> new value. A path goes from the root by keys, indices and field names: ``"head/w"``,
+            changes: new values by path. A path consists of keys, indices and field names from the root: ``"head/w"``,
                 ``"layers/0"``; it may lead to a whole subtree. ``""`` is the value itself.
             timeout_s: as in update().
 
         Raises:
-            KeyError: there is nothing at a path; the message names what is near.
+            KeyError: there is nothing at a path; the message names similar paths.
             ValueError: one of the paths leads into another.
             UnsupportedTypeError, CapacityError, ClosedError: as update(). Nothing was published.
 
@@ -261,16 +262,16 @@ class Publisher(Generic[T]):
     def edit(
         self, *, copy: bool = True, leaves: Iterable[str] | None = None, timeout_s: float = FREE_SLOT_TIMEOUT_S
     ) -> AbstractContextManager[T, Literal[False]]:
-        """Write the next version in place: a writable tree, published on exit, dropped if the block raises.
+        """Write the next version in place: yield a writable tree, and publish it unless the block raises an error.
 
-        Arrays may be changed in place (no copy on exit) or replaced; the structure may change as well. After the
-        block they are read-only.
+        Arrays may be changed in place, which costs no copy on exit, or replaced; the structure may change as well.
+        After the block the arrays are read-only.
 
         Args:
-            copy: begin with the newest version (one copy of its bytes). With False the NumPy arrays hold arbitrary
-                bytes and every element must be written; everything else is as in the newest version.
-            leaves: paths as in patch(): only these may be changed, and the edit costs these, not the whole tree. All
-                else in the tree can be read; changing it is a ValueError, at once or on exit.
+            copy: begin with the newest version, which costs a copy of its bytes. With False the NumPy arrays contain
+                arbitrary bytes and every element must be written; everything else is as in the newest version.
+            leaves: paths as in patch(). Only these may be changed, and the cost depends on these, not on the whole
+                tree. The rest of the tree can be read; changing it raises ValueError, at once or on exit.
             timeout_s: as in update().
 
         Example:
@@ -287,7 +288,7 @@ class Publisher(Generic[T]):
         return _core.Block(self._edit(copy, leaves, timeout_s))
 
     def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[T]:
-        """edit() as a generator, which yields the tree."""
+        """Run edit() as a generator, which yields the tree."""
         self._check_open()
         with self._lock:
             self._check_turn("edit")
@@ -320,9 +321,9 @@ class Publisher(Generic[T]):
                 self._is_writing = False
 
     def _write(self, what: str, write: Callable[[Versions], int]) -> int:
-        """Make one version. The flag is set and cleared where no interrupt (an exception from a signal handler) can
-        come between, and so the lock is taken: not in a context manager written in Python."""
-        self._check_open()  # first: in a forked child the lock may be a thread's that is not there
+        """Make one version. An interrupt (an exception from a signal handler) cannot come between taking the lock and
+        setting the flag, or clearing it and releasing the lock; in a context manager written in Python it could."""
+        self._check_open()  # first: in a forked child, a thread that does not exist there may hold the lock
         with self._lock:
             self._check_turn(what)
             try:
@@ -353,12 +354,12 @@ class Publisher(Generic[T]):
             raise forked_error(self._label)
 
     def _look_after_name(self) -> None:
-        """Notice, after some time, that somebody removed the channel's files, as writing does by itself. For a
-        channel whose versions others write, as a trainer's workers do."""
+        """Notice, after some time, that the channel's files were removed, as writing does by itself. For a channel
+        whose versions are written by others, such as a trainer's workers."""
         if self._versions.name is not None:
             self._versions.name.look()
 
-    # -- the end
+    # -- closing
 
     @property
     def _versions(self) -> Versions:
@@ -376,15 +377,15 @@ class Publisher(Generic[T]):
         return self._versions.attachment
 
     def close(self) -> None:
-        """End publishing. Readers keep what they have; waiting ones learn that nothing newer comes. A named channel's
-        files stay, for readers and for the next publisher, until unlink(). Closing twice is fine.
+        """End publishing. Readers keep their versions, and waiting readers learn that nothing newer will come. A named
+        channel's files stay, for readers and for the next publisher, until unlink(). May be called twice.
 
-        Waits for a thread that is writing a version just now."""
+        Waits for a thread that is writing a version."""
         versions = self._open_versions
         if versions is None:
             return
         forked = versions.attachment.forked
-        # in a forked child the lock may be a thread's that is not there
+        # in a forked child, a thread that does not exist there may hold the lock
         with contextlib.nullcontext() if forked else self._lock:
             versions.attachment.retire()
             if versions.name is not None and not forked:
@@ -393,9 +394,9 @@ class Publisher(Generic[T]):
         drop_dead_attachments()
 
     def unlink(self) -> None:
-        """Remove the files of a named channel; readers that are attached keep it. Does nothing on an anonymous one.
+        """Remove the files of a named channel; attached readers keep it. Does nothing for an anonymous channel.
 
-        May be called before or after close(); after it, only if no other publisher has taken the channel over.
+        May be called before or after close(), but after close() only if no other publisher has taken over the channel.
         """
         if self._files is None:
             return

@@ -1,4 +1,4 @@
-"""One version of a channel, as its readers have it."""
+"""One version of a channel, as its readers see it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot(Generic[T_co]):
-    """One published version, whole, for as long as anything refers to it.
+    """One published version, which stays consistent as long as anything refers to it.
 
-    Use it as a context manager, or just let it go. Views into ``value`` keep the version pinned on their own, also
-    after the block.
+    Use it as a context manager, or drop it when it is no longer needed. Views into ``value`` keep the version pinned by
+    themselves, even after the block.
 
     Example:
         >>> import numpy as np, untorn
@@ -48,8 +48,8 @@ class Snapshot(Generic[T_co]):
 
     @property
     def value(self) -> T_co:
-        """The published value. Arrays are read-only views of shared memory (no copy), and so are the values of other
-        libraries where these allow it (docs/values.md); numbers, str, bytes and containers are copies.
+        """The published value. Arrays are read-only views of shared memory (no copy), and so are values of other
+        libraries if these allow it (docs/values.md); numbers, str, bytes and containers are copies.
 
         Does not block. Raises ClosedError after close(), FormatError if the bytes are not a version,
         UnsupportedTypeError for a pickled value without allow_pickle, ImportError if the value's library is missing.
@@ -68,11 +68,11 @@ class Snapshot(Generic[T_co]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of shared memory of this version."""
+        """The size of this version in shared memory, in bytes."""
         return self._held().nbytes
 
     def close(self) -> None:
-        """Let this version go; views into it that are still alive keep it. Closing twice is fine."""
+        """Release this version; views into it that are still alive keep it. May be called twice."""
         self._hold = None
         self._value = None
 

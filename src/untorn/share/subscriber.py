@@ -1,4 +1,4 @@
-"""Subscribers: snapshots of a channel, and waiting for newer ones.
+"""Subscribers: take snapshots of a channel, and wait for newer ones.
 
 ::
 
@@ -6,7 +6,7 @@
     Subscriber ──┴─> Attached (one per channel and process) ──> _core.Attachment (a reader row, the mappings)
     Snapshot ──> _core.Hold (a pinned version) <── base of every array of Snapshot.value
 
-A subscriber that was pickled finds its channel again by its identity; unpickled twice in one process it is one
+A pickled subscriber finds its channel again by its identity. If it is unpickled twice in one process, both share an
 attachment, which is kept for the next task of a pool. A version stays pinned while anything refers to its Hold, so
 views outlive snapshots, subscribers and channels.
 """
@@ -29,15 +29,16 @@ from untorn.typevars import T_co
 
 __all__ = ["Subscriber"]
 
-#: how often a waiting reader asks the kernel whether its publisher lives
+#: how often a waiting reader asks the kernel whether its publisher is alive
 LIVENESS_INTERVAL_S = 0.1
 
 
 class Subscriber(Generic[T_co]):
-    """Reads a channel: snapshots of its newest version, and waiting for newer ones.
+    """Reads a channel: takes snapshots of its newest version, and waits for newer ones.
 
-    Made by untorn.subscribe() or Publisher.subscriber(). It pickles to a few hundred bytes (process arguments, pools,
-    queues); unpickled twice in one process it is one attachment. Threads may share it. It survives fork.
+    Made by untorn.subscribe() or Publisher.subscriber(). It pickles to a few hundred bytes (for process arguments,
+    pools, queues); if it is unpickled twice in one process, both share an attachment. Threads may share it. It survives
+    fork.
     """
 
     __slots__ = ("__weakref__", "_address", "_allow_pickle", "_attached_or_none", "_closed")
@@ -61,11 +62,11 @@ class Subscriber(Generic[T_co]):
 
     @property
     def address(self) -> Address:
-        """Where to find the channel: small, picklable, and attaches to nothing by itself."""
+        """The address of the channel, which is small and picklable, and attaches to nothing by itself."""
         return self._address
 
     def attach(self) -> None:
-        """Attach now rather than at first use. Raises ChannelNotFoundError if the channel is gone."""
+        """Attach now, not at the first use. Raises ChannelNotFoundError if the channel is gone."""
         _ = self._attached
 
     @property
@@ -79,23 +80,23 @@ class Subscriber(Generic[T_co]):
         return self._address.label
 
     def publisher_alive(self) -> bool:
-        """Return whether the kernel says that the channel has a living publisher. One system call. Raises OSError if it
-        does not say, as on a file system without locks."""
+        """Whether the channel has a living publisher, according to the kernel. Needs one system call. Raises OSError if
+        the kernel cannot tell, as on a file system without locks."""
         try:
             return self._attached.attachment.publisher_alive()
         except OSError as error:
             raise labelled(error, self.name) from None
 
     def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
-        """The newest version; cost does not depend on its size, and nothing is copied.
+        """Return the newest version. The cost does not depend on its size, and nothing is copied.
 
         Args:
-            newer_than: wait until the newest version is greater than this one. Without it, does not block.
-            timeout_s: seconds to wait at most; None waits as long as a publisher lives.
+            newer_than: block until the newest version is greater than this one. Without it, do not block.
+            timeout_s: the longest time to wait, in seconds; None waits as long as a publisher lives.
 
         Raises:
-            TimeoutError: nothing newer came in time.
-            BrokenChannelError: nothing newer can come: the publisher closed the channel or is dead.
+            TimeoutError: no newer version was published in time.
+            BrokenChannelError: no newer version can come, since the publisher closed the channel or is dead.
             ClosedError: this subscriber is closed.
 
         Example:
@@ -121,11 +122,11 @@ class Subscriber(Generic[T_co]):
         return Snapshot(attached, hold, self._allow_pickle)
 
     def wait(self, newer_than: int, timeout_s: float | None = None) -> int:
-        """Block until a version greater than ``newer_than`` is published; returns its number (or a later one).
+        """Block until a version greater than ``newer_than`` is published. Returns its number, or a later one.
 
-        Spins briefly, then sleeps; signals such as Ctrl-C are handled. Raises as snapshot() does: with ``timeout_s`` a
-        named channel is waited for to the end, since a new publisher may take it over; without, a dead or closed
-        publisher raises BrokenChannelError within a fraction of a second.
+        Spins briefly, then sleeps; signals such as Ctrl-C are handled. Raises as snapshot() does: with ``timeout_s``,
+        wait for a named channel to the end, since a new publisher may take it over; without, raise BrokenChannelError
+        within a fraction of a second if the publisher is dead or has closed the channel.
         """
         attachment = self._waited(newer_than)
         if attachment.version > newer_than:
@@ -140,10 +141,10 @@ class Subscriber(Generic[T_co]):
                 return version
 
     async def wait_async(self, newer_than: int, timeout_s: float | None = None) -> int:
-        """wait() for asyncio: blocks the coroutine alone. Returns and raises what wait() does.
+        """Wait as wait() does, in asyncio: block only the coroutine. Returns and raises what wait() does.
 
-        However many coroutines and channels, one thread of this process sleeps for all of them. Gives other tasks a
-        turn also when a newer version is there already. Cancelling the task ends the wait at once.
+        One thread of this process sleeps for all coroutines and channels. Other tasks get to run even if a newer
+        version exists already. Cancelling the task ends the wait at once.
 
         Example:
             >>> import asyncio, untorn
@@ -165,7 +166,7 @@ class Subscriber(Generic[T_co]):
         return version
 
     async def snapshot_async(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
-        """snapshot() for asyncio: waits as wait_async() does. Returns and raises what snapshot() does.
+        """Return a snapshot as snapshot() does, but wait in asyncio as wait_async() does. Raises what snapshot() does.
 
         Example:
             >>> import asyncio, untorn
@@ -178,7 +179,7 @@ class Subscriber(Generic[T_co]):
         return self.snapshot()
 
     def _waited(self, newer_than: int) -> _core.Attachment:
-        """The channel to wait for, once the version is known to be one."""
+        """Return the channel to wait for, after checking the version."""
         attachment = self._attached.attachment
         if not isinstance(newer_than, int):
             raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
@@ -189,8 +190,8 @@ class Subscriber(Generic[T_co]):
     def _verdict(
         self, attachment: _core.Attachment, newer_than: int, timeout_s: float | None, deadline: float | None
     ) -> int | None:
-        """What a wait has come to: the version that is newer, None to go on waiting, or the error that ends it."""
-        lost = self._loss(attachment)  # first: the last version may have come just before the end
+        """Return the newer version, or None to continue waiting. Raises the error that ends the wait."""
+        lost = self._loss(attachment)  # first, since the last version may have been published just before the end
         if attachment.version > newer_than:
             return attachment.version
         if lost and self._has_successor():
@@ -212,7 +213,7 @@ class Subscriber(Generic[T_co]):
         return None
 
     def _loss(self, attachment: _core.Attachment) -> str:
-        """Why nothing newer can come, as the kernel sees it; empty while the publisher lives."""
+        """Return why no newer version can come, according to the kernel; empty while the publisher lives."""
         if self.publisher_alive():
             return ""
         return "its publisher closed it" if attachment.closed else "its publisher is dead"
@@ -229,7 +230,7 @@ class Subscriber(Generic[T_co]):
         return any(not control.startswith("/proc/") for control, _ in self._address.places)
 
     def __iter__(self) -> Iterator[Snapshot[T_co]]:
-        """The newest version, then every time something newer is there the newest of it. Ends when the publisher
+        """Yield the newest version, and then the newest one whenever a newer one is published. Ends when the publisher
         closes the channel; raises BrokenChannelError if it dies."""
         seen = 0
         while True:
@@ -241,15 +242,15 @@ class Subscriber(Generic[T_co]):
                 raise
             seen = snapshot.version
             yield snapshot
-            del snapshot  # or the old version would stay pinned while we wait
+            del snapshot  # otherwise the old version would stay pinned during the wait
 
     def __aiter__(self) -> AsyncIterator[Snapshot[T_co]]:
-        """As __iter__, for ``async for``: the newest version, then every time something newer is there the newest of
-        it. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
+        """Iterate as __iter__ does, with ``async for``: yield the newest version, and then the newest one whenever a
+        newer one is published. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
         return waiting.NewerSnapshots(lambda seen: self.snapshot_async(newer_than=seen), self._has_ended)
 
     def close(self) -> None:
-        """Stop using the channel. Snapshots and views that were taken stay valid. Closing twice is fine."""
+        """Stop using the channel. Existing snapshots and views stay valid. May be called twice."""
         self._closed = True
         attached, self._attached_or_none = self._attached_or_none, None
         if attached is not None:
@@ -279,8 +280,8 @@ def _unpickle(id: bytes, places: tuple[tuple[str, str], ...], label: str, allow_
     try:
         attached = attached_to(address)
     except (UntornError, OSError):
-        # Pools unpickle outside the task, where an error ends the worker, and multiprocessing.Pool then waits for ever.
-        # So the first use tries again, and raises.
+        # Pools unpickle outside the task, where an error ends the worker and multiprocessing.Pool then waits forever.
+        # So the first use tries again, and raises the error.
         return Subscriber(address, allow_pickle=allow_pickle)
     keep(attached)
     return Subscriber(address, attached, allow_pickle=allow_pickle)

@@ -1,4 +1,4 @@
-"""subscribe: a channel, by its name, its path or an object that was handed over."""
+"""Subscribe to a channel by its name or its path, or by an object from another process."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def subscribe(
     """Attach to a channel for reading.
 
     Args:
-        channel: a name ("policy"), a path (anything with a slash, or a Path: directory/name), or a Publisher or
-            Subscriber that was handed over.
-        timeout_s: seconds to wait for the channel to appear.
-        allow_pickle: unpickle what the publisher pickled, as in numpy.load(). A pickle can run any code: say so only if
-            you trust whoever publishes. The publisher must have said so too.
+        channel: a name ("policy"), a path (a str with a slash, or a Path: directory/name), or a Publisher or
+            Subscriber.
+        timeout_s: how long to wait for the channel to appear, in seconds.
+        allow_pickle: unpickle what the publisher pickled, as in numpy.load(). A pickle can run arbitrary code, so use
+            this only if you trust the publisher, which must have passed allow_pickle=True too.
 
     Raises:
-        ChannelNotFoundError: there is none (within timeout_s).
+        ChannelNotFoundError: there is no such channel (within timeout_s).
         FormatError: the file of that name is not a channel.
         CapacityError: all its reader rows are taken.
 
