@@ -1,4 +1,8 @@
-"""What is fixed when a Trainer is made."""
+"""The settings of a Trainer, fixed when it is made.
+
+checked_settings() checks the arguments and fills in the defaults. A Settings object never changes, so every part of a
+training may keep it: the pool, the loop, the evaluator and the training state.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ __all__ = ["Settings", "checked_settings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of a Trainer that do not change any more, checked; see Trainer for each of them.
+    """The checked arguments of a Trainer; Trainer documents the ones that are not listed here.
 
     Attributes:
-        shards: parts of a batch; 1 in async mode.
-        max_staleness: 0 in sync mode.
-        workers: the number of workers at the start.
-        tuned: the number of workers is measured while training runs.
-        places: how many workers the processors have room for.
+        shards: the number of parts of a batch; 1 in async mode.
+        max_staleness: the bound on the staleness; 0 in sync mode.
+        workers: the initial number of workers.
+        tuned: whether the number of workers is tuned while training runs.
+        places: the number of workers that the processors have room for.
     """
 
     engine: EngineName
@@ -40,7 +44,7 @@ class Settings:
 
     @property
     def is_async(self) -> bool:
-        """Whether gradients are applied when they arrive."""
+        """Whether each gradient is applied when it arrives."""
         return self.mode == "async"
 
     @property
@@ -50,18 +54,18 @@ class Settings:
 
     @property
     def parts(self) -> int:
-        """The number of parts in which a batch is computed."""
+        """The number of parts that a batch is computed in."""
         return self.shards * self.accumulate
 
     def check_workers(self, workers: Any) -> int:
-        """Return a number of workers that resize() may set. Raises TypeError or ValueError."""
+        """Return the number of workers for resize(). Raises TypeError or ValueError if it is not allowed."""
         count = checked_count("workers", workers, 1, 1000)
         if self.is_async:
             check_busy(count, self.max_staleness)
         return count
 
     def for_checkpoint(self) -> dict[str, Any]:
-        """The settings that the bits of a result depend on, as a checkpoint stores them."""
+        """Return the settings that the bits of a result depend on, as a checkpoint stores them."""
         return {
             "seed": self.seed,
             "shards": self.shards,
@@ -84,8 +88,7 @@ def checked_settings(
     threads_per_worker: int,
     max_restarts: int,
 ) -> Settings:
-    """Check the arguments of a Trainer and fill in what was left out. Raises TypeError or ValueError, naming the
-    argument."""
+    """Check the arguments of a Trainer and fill in the defaults. Raises TypeError or ValueError."""
     if engine not in ("processes", "serial"):
         raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
     seed = checked_count("seed", seed, 0, 2**63 - 1)

@@ -1,4 +1,11 @@
-"""Where a training stands: its step and epoch, what it has measured, and an epoch that is left half done."""
+"""The state of a training: its step and epoch, its history, its learning rate, and an epoch that is half done.
+
+The weights and the optimizer's state are not here but in the channel of the weights. Together the two make a
+checkpoint::
+
+    TrainingState ─ progress() ─> Progress ─┬─> checkpoint file
+    Weights ───────── snapshot() ─> arrays ─┘
+"""
 
 from __future__ import annotations
 
@@ -14,21 +21,21 @@ from untorn.train.settings import Settings
 
 __all__ = ["TrainingState"]
 
-#: settings of a checkpoint that say how the data was cut into batches
-_CUT = ("batch_size", "examples", "shuffle")
+#: the settings in a checkpoint that describe how the data was cut into batches
+_BATCHING = ("batch_size", "examples", "shuffle")
 
 
 class TrainingState:
-    """Everything of a training that changes from step to step, beside the weights and the optimizer's state.
+    """The state of a training, without the weights and the optimizer's state.
 
     Attributes:
-        step: steps made since training began.
-        epoch: the epoch that runs now, or comes next.
-        history: of all epochs since training began.
-        learning_rate: the optimizer's, until another is set.
-        partial: an epoch that was left half done, or loaded so.
-        cut: how the data is cut into batches, as a checkpoint stores it.
-        stop: whether to stop after the epoch.
+        step: the number of steps since training began.
+        epoch: the number of the epoch that runs now, or of the next one.
+        history: the history of all epochs since training began.
+        learning_rate: the learning rate: the optimizer's, or an override.
+        partial: the epoch that was interrupted or loaded half done; None if there is none.
+        batching: how the data is cut into batches, as a checkpoint stores it.
+        stop: whether training stops after this epoch.
     """
 
     def __init__(self, settings: Settings, learning_rate: LearningRate, optimizer: Any) -> None:
@@ -37,31 +44,31 @@ class TrainingState:
         self.history = History()
         self.learning_rate = learning_rate
         self.partial: PartialEpoch | None = None
-        self.cut: dict[str, Any] = {}
+        self.batching: dict[str, Any] = {}
         self.stop = False
         self._settings = settings
         self._optimizer = optimizer
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the bits of a result depend on, beside the data and the model."""
+        """Return the settings that the bits of a result depend on, without the data and the model."""
         return self._settings.for_checkpoint() | {"optimizer": self._optimizer}
 
     def progress(self, callbacks: Iterable[Callback] = (), **more: Any) -> Progress:
-        """Return what a checkpoint stores beside the arrays."""
+        """Return the progress that a checkpoint stores beside its arrays."""
         return Progress(
             step=self.step,
             epoch=self.epoch,
-            settings=self.settings() | self.cut | {"learning_rate": self.learning_rate.override},
+            settings=self.settings() | self.batching | {"learning_rate": self.learning_rate.override},
             history=self.history.to_dict(),
             callbacks=callback_states(callbacks),
             **more,
         )
 
     def restore(self, found: Checkpoint) -> None:
-        """Go on from a checkpoint, whose arrays are in the weights."""
+        """Take over the progress of a checkpoint. The caller restores its arrays."""
         progress = found.progress
         self.step, self.epoch = progress.step, progress.epoch
         self.learning_rate.override = progress.settings.get("learning_rate")
         self.history = History.from_dict(progress.history)
-        self.cut = {name: progress.settings[name] for name in _CUT if name in progress.settings}
+        self.batching = {name: progress.settings[name] for name in _BATCHING if name in progress.settings}
         self.partial = PartialEpoch(progress, found.records) if progress.step_in_epoch else None

@@ -1,4 +1,4 @@
-"""The Trainer: checks what it is given, and hands it to the parts that do the work.
+"""The Trainer: the public face of training. It checks its arguments and delegates to the parts below.
 
 ::
 
@@ -7,8 +7,8 @@
     Trainer.save ─────> checkpoints  ├──> Weights         the newest version: weights and optimizer state
                                      └──> TrainingState   step, epoch, history, learning rate
 
-The workers move each epoch on by themselves (csrc/board.h). The server opens an epoch, watches, reads what was
-measured, runs validation and callbacks, and opens the next.
+The server is the process that has the Trainer. It begins an epoch, supervises the workers, reads the step log, runs
+validation and callbacks, and begins the next epoch. Within an epoch the workers advance without it (csrc/board.h).
 """
 
 from __future__ import annotations
@@ -60,38 +60,39 @@ class Trainer(Generic[ModelT_co]):
     engine, and the workers that were killed on the way.
 
     Args:
-        model: ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])``, means over the batch, or an object
-            with that method (and ``predict(params, x)``). params are read-only views of shared memory; grads is
-            the same tree. With engine="processes" it must be importable by, or picklable for, the workers. Or a
-            untorn.torch.TorchModel, which brings its parameters.
+        model: a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])`` that returns means over
+            the batch, or an object with that method (and ``predict(params, x)``). params are read-only views of shared
+            memory; grads has the same tree structure. With engine="processes" the workers must be able to import or
+            unpickle it. A untorn.torch.TorchModel brings its own parameters.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.
-        optimizer: SGD, Adam, AdamW, RMSprop or Adagrad. Or what makes an optimizer of torch.optim from a list of
-            parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an optax.GradientTransformation: then
-            the workers sum the gradients, and this process makes the step, which takes longer.
-        workers: worker processes; by default as many as there are processors for, with ``threads_per_worker`` each.
-            "auto" measures a few steps with that many and with fewer, and goes on with the fastest number: see
-            ``tuner``. A number that was given is taken, more than there are processors too.
-        engine: "processes", or "serial": in this process, the reference.
-        shards: parts that every batch is cut into; by default ``workers`` where that is a number, else the processors.
-            The result depends on it.
-        mode: "sync", or "async": each batch's gradient is computed in one piece by one worker, and applied when it is
-            there, to weights that others may have changed meanwhile. The weights are whole versions here too.
-        max_staleness: in async mode, by how many versions the weights that a gradient is applied to may be newer than
-            those that it was computed on; at most that many + 1 gradients are under way. By default ``workers``. With 0
-            the result is that of sync mode with shards=1.
-        seed: of the order of the examples and of ``rng``. 0 or more.
-        clip_norm: the greatest norm of the whole gradient; a longer one is scaled down to it, as
+        optimizer: SGD, Adam, AdamW, RMSprop or Adagrad. Or a function that makes an optimizer of torch.optim from a
+            list of parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an
+            optax.GradientTransformation: then the workers sum the gradients, and this process makes the step, which
+            takes longer.
+        workers: the number of worker processes; by default one per ``threads_per_worker`` processors. "auto" measures
+            a few steps with that number and with smaller ones, and continues with the fastest: see ``tuner``. A number
+            may exceed the number of processors.
+        engine: "processes", or "serial", the reference, which computes in this process.
+        shards: the number of parts that every batch is cut into; by default ``workers`` if that is a number, else the
+            number of processors. The result depends on it.
+        mode: "sync", or "async": one worker computes the gradient of a whole batch, and the gradient is applied when it
+            arrives, to weights that other gradients may have changed meanwhile. Readers see whole versions in both.
+        max_staleness: in async mode, the maximum number of versions between the weights that a gradient was computed
+            on and the weights that it is applied to; at most ``max_staleness`` + 1 gradients are in flight. By default
+            ``workers``. With 0 the result is that of sync mode with shards=1.
+        seed: the seed of the order of the examples and of ``rng``. 0 or more.
+        clip_norm: the maximum norm of the whole gradient; a larger one is scaled down to it, as
             torch.nn.utils.clip_grad_norm_ does. The norm before clipping is the metric grad_norm.
-        accumulate: parts that every shard is cut into, computed one after another to save memory; gradients are
-            averaged by their examples.
-        threads_per_worker: BLAS threads of each worker.
-        max_restarts: how often one shard's gradient may kill its worker before WorkerError.
+        accumulate: the number of parts that every shard is cut into, computed one after another to save memory;
+            gradients are averaged, weighted by their number of examples.
+        threads_per_worker: the number of BLAS threads of each worker.
+        max_restarts: how often one shard's gradient may kill its worker before WorkerError is raised.
         name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
             the job of that name while it trains, and `untorn join` and `untorn leave` change its workers.
 
     Attributes:
-        model, optimizer: as they were given.
-        tuner: what workers="auto" has measured and picked; None for a number. str() of it says so in words.
+        model, optimizer: the arguments, as they were given.
+        tuner: the measurements and the choice of workers="auto"; None for a number. str() describes them.
 
     Example:
         >>> import numpy as np
@@ -159,7 +160,7 @@ class Trainer(Generic[ModelT_co]):
         self._resources: Resources | None = None
         self._loop: FitLoop | None = None
 
-    # -- what others may see
+    # -- state
 
     @property
     def step(self) -> int:
@@ -168,12 +169,12 @@ class Trainer(Generic[ModelT_co]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that runs now, or comes next."""
+        """The number of the epoch that runs now, or of the next one between calls of fit."""
         return self._state.epoch
 
     @property
     def stop_training(self) -> bool:
-        """Whether to stop after this epoch; set it to True in a callback."""
+        """Whether training stops after this epoch; a callback sets it to True."""
         return self._state.stop
 
     @stop_training.setter
@@ -182,13 +183,13 @@ class Trainer(Generic[ModelT_co]):
 
     @property
     def params(self) -> Any:
-        """The newest weights: a writable copy, the same tree as was given."""
+        """The newest weights: a writable copy, with the structure of the initial parameters."""
         return self._weights().copy()
 
     @params.setter
     def params(self, value: Any) -> None:
-        """Publish other weights, the same tree; copied. The optimizer's state stays. RuntimeError while workers work:
-        set them in on_train_end, or between two calls of fit."""
+        """Publish other weights with the same structure; copied. The optimizer's state stays. Raises RuntimeError while
+        the workers train: set them in on_train_end, or between two calls of fit."""
         if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
         self._weights().replace(lambda params, _: copy_weights(params, value))
@@ -198,9 +199,10 @@ class Trainer(Generic[ModelT_co]):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step. One that is set counts from the next epoch on; where the optimizer's is
-        a function of the step, it multiplies all later rates, so that the next step's is this one. Of torch.optim's
-        it is the first parameter group's, and the others keep their ratio to it; optax's is NaN and cannot be set."""
+        """The learning rate of the next step. Setting it takes effect from the next epoch; if the optimizer's rate is
+        a function of the step, it scales all later rates so that the next step has this one. For torch.optim it is the
+        rate of the first parameter group, and the other groups keep their ratio to it; for optax it is NaN and cannot
+        be set."""
         return self._state.learning_rate.at(self.step)
 
     @learning_rate.setter
@@ -208,39 +210,40 @@ class Trainer(Generic[ModelT_co]):
         self._state.learning_rate.set(rate, step=self.step)
 
     def snapshot(self) -> Snapshot:
-        """The newest weights: a zero-copy, read-only Snapshot; its version counts steps from 1."""
+        """Return the newest weights as a zero-copy, read-only Snapshot; its version counts steps from 1."""
         return self._weights().snapshot()
 
     def subscriber(self) -> Subscriber:
-        """Return a subscriber to hand to other processes: they follow the weights while they change. One that holds
-        four versions or more, when slots run short, gets CapacityError from snapshot(); training goes on."""
+        """Return a subscriber that other processes can use to follow the weights while they change. If slots run
+        short, a subscriber that holds four versions or more gets CapacityError from snapshot(); training continues."""
         return self._weights().subscriber()
 
     def module(self: Trainer[Model[T]]) -> T:
-        """A TorchModel's module with the newest parameters and buffers, in memory of its own. Raises TypeError for a
-        model that has no module."""
+        """Return a TorchModel's module with a copy of the newest parameters and buffers. Raises TypeError for a model
+        that has no module."""
         module: T = self._model.module(self.params)
         return module
 
     @property
     def workers(self) -> int:
-        """The number of workers that is wanted; resize() changes it."""
+        """The target number of workers; resize() changes it."""
         return self._pool.count.wanted
 
     def resize(self, workers: int) -> None:
-        """Set the number of workers: while fit runs, too, from a callback or another thread. In sync mode the bits of
-        the result do not change. Returns at once; a process takes a moment to start, and one that is too many ends
-        after its gradient.
+        """Set the number of workers, also while fit runs, from a callback or another thread. In sync mode the bits of
+        the result do not change. Returns at once; a new process takes a moment to start, and a surplus one ends after
+        its current gradient.
 
-        Raises ValueError for less than 1, for more than there is room for (64, or twice as many as at first), for more
-        than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError for want of memory.
+        Raises ValueError for less than 1, for more than the maximum (64 or twice the initial number, whichever is
+        larger), for more than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError if there is
+        no memory.
         """
         self._lifetime.check_owner()
         self._pool.resize(workers)
 
     @property
     def restarts(self) -> int:
-        """Workers that were replaced so far."""
+        """The number of workers that have been replaced so far."""
         return self._pool.restarts
 
     @property
@@ -266,43 +269,44 @@ class Trainer(Generic[ModelT_co]):
         checkpoint_every_s: float | None = 300.0,
         keep: int = 3,
     ) -> History:
-        """Train for some epochs; blocks until they are done. Further calls go on where the last one ended, in the
-        middle of an epoch too: the rest of it is then the first of ``epochs``. With other data, other batches or other
-        weights, or an iterator of batches, that epoch begins anew, and the log says so.
+        """Train for some epochs; blocks until they are done. Further calls continue where the last one ended, also in
+        the middle of an epoch: the rest of it is then the first of ``epochs``. With other data, other batches or other
+        weights, or an iterator of batches, that epoch starts over, and the log says so.
 
         Args:
             data: a tuple, list or dict of arrays with one example per row, such as (x, y): copied once into shared
                 memory, or mapped from their files. Or a dataset with len() and [index], whose items the workers read.
                 Or an iterable of batches, which this process reads ahead of the workers.
-            epochs: how many.
-            batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller. Of an
-                iterable of batches each batch has its own.
-            steps_per_epoch: of an iterable of batches: how many an epoch takes; by default all. An iterator that
-                cannot start anew, such as a generator, goes on in each epoch where the last one left it.
-            shuffle: a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
-            drop_last: leave a last, smaller batch out; with shuffle, other examples in each epoch.
-            validation_data: evaluated after each epoch, as evaluate() does, as val_loss and val_... metrics.
-            callbacks: Callback objects, called in this process; on_train_end after an error too.
-            checkpoint_dir: write a checkpoint at each epoch's end into this directory, while training goes on.
-            resume: go on from the newest checkpoint there, as if training had never stopped. ``epochs`` is then how
-                many in all, and the history is that of all. Without a checkpoint there, training begins.
-            checkpoint_every_s: inside an epoch too, this many seconds after the last one; None for never.
-            keep: how many checkpoints stay: the last, and beside them the best by val_loss, or by loss.
+            epochs: the number of epochs.
+            batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller. For an
+                iterable of batches leave it out: each batch has its own size.
+            steps_per_epoch: for an iterable of batches, the number of batches per epoch; by default all. An iterator
+                that cannot restart, such as a generator, continues in each epoch where the last one ended.
+            shuffle: use a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
+            drop_last: leave out a last, smaller batch; with shuffle, other examples in each epoch.
+            validation_data: data to evaluate after each epoch, as evaluate() does, for val_loss and val_... metrics.
+            callbacks: Callback objects, called in this process; on_train_end is also called after an error.
+            checkpoint_dir: a directory to write a checkpoint to at each epoch's end, while training continues.
+            resume: resume from the newest checkpoint there, as if training had never stopped. ``epochs`` is then the
+                total number, and the history covers all of them. If there is no checkpoint, training begins.
+            checkpoint_every_s: write a checkpoint inside an epoch too, this number of seconds after the last one; None
+                for never.
+            keep: the number of newest checkpoints to keep, beside the best one by val_loss, or by loss.
 
         Returns:
             History: loss and metrics per epoch.
 
         Raises:
-            WorkerError: the model function failed (its traceback is inside), or a worker died again and again.
+            WorkerError: the model function failed (with its traceback), or workers died repeatedly.
             NonFiniteLossError: a loss or a gradient became NaN or infinite; the weights of the step before are kept.
             ClosedError: the trainer was closed meanwhile.
-            CapacityError: no memory.
+            CapacityError: there is no memory.
             ImportError: checkpoint_dir is given, and safetensors is not installed.
-            ValueError: what is resumed was made with other settings, data or parameters; the message names them.
-            FormatError: no checkpoint there can be read. Damaged ones are passed over with a warning.
-            FileExistsError: without resume, there are checkpoints of later steps than this training's.
-            BusyError: another training writes its checkpoints there.
-            OSError: a checkpoint could not be written. The weights are kept, and so are the checkpoints before.
+            ValueError: the checkpoint was made with other settings, data or parameters; the message names them.
+            FormatError: no checkpoint in the directory can be read. Damaged ones are skipped with a warning.
+            FileExistsError: without resume, the directory has checkpoints of later steps than this training's.
+            BusyError: another training writes its checkpoints to the directory.
+            OSError: a checkpoint could not be written. The weights and the earlier checkpoints are kept.
         """
         self._lifetime.check_owner()
         epochs = checked_count("epochs", epochs, 0, 2**31)
@@ -342,13 +346,12 @@ class Trainer(Generic[ModelT_co]):
     # -- checkpoints
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint to this file, replacing one that is there at once and whole; blocks until it is on the
-        disk. It is a safetensors file: weights, the optimizer's state, and where training stands.
+        """Write a checkpoint to this file; blocks until it is on the disk. An existing file is replaced atomically. The
+        checkpoint is a safetensors file with the weights, the optimizer's state and the progress of training.
 
-        After an error or Ctrl-C has ended fit inside an epoch, it is of the step that was reached, and load() and fit()
-        go on there. In a callback call it in on_epoch_end or on_train_end; inside an epoch
-        fit(checkpoint_every_s=...) writes checkpoints. Raises
-        OSError, ImportError if safetensors is not installed.
+        After an error or Ctrl-C has ended fit inside an epoch, it stores the step that was reached, and load() and
+        fit() continue there. A callback may call it in on_epoch_end or on_train_end; inside an epoch
+        fit(checkpoint_every_s=...) writes checkpoints. Raises OSError; ImportError if safetensors is not installed.
         """
         path = checked_path("path", path)
         check_installed()
@@ -363,11 +366,11 @@ class Trainer(Generic[ModelT_co]):
             write(path, progress, params=snapshot.value, state=extra(snapshot), records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint: a file, or the newest whole one in a directory. The next fit() begins where it was
-        made, in the middle of an epoch too; ``step``, ``epoch`` and the optimizer's state are those of then.
+        """Restore a checkpoint: a file, or the newest intact one in a directory. The next fit() continues where it was
+        made, also in the middle of an epoch, with its ``step``, ``epoch`` and optimizer state.
 
-        Raises ValueError if it was made with another seed, other shards or other parameters, FormatError if it is
-        damaged, FileNotFoundError, ImportError if safetensors is not installed. Then nothing is changed.
+        Raises ValueError if it was made with another seed, other shards or other parameters; FormatError if it is
+        damaged; FileNotFoundError; ImportError if safetensors is not installed. After an error nothing has changed.
         """
         path = checked_path("path", path)
         check_installed()
@@ -383,20 +386,21 @@ class Trainer(Generic[ModelT_co]):
     # -- evaluation
 
     def evaluate(self, data: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> dict[str, float]:
-        """Loss and metrics of the newest weights, means over all examples, ``batch_size`` at a time. The worker
-        processes take part, if they run and there are several batches; the result has the same bits without them.
+        """Return loss and metrics of the newest weights, means over all examples, ``batch_size`` at a time. Worker
+        processes that run share the work if it is worth the overhead; the result has the same bits without them.
 
-        Raises WorkerError if the model failed in one of them, with its traceback; NonFiniteLossError.
+        Raises WorkerError, with the traceback, if the model failed in a worker; NonFiniteLossError.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         return self._evaluator().evaluate(source_of("data", self._model.arrays(data)), batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
-        """The model's ``predict(params, x)`` on the newest weights, ``batch_size`` examples at a time, joined: by the
-        worker processes, as evaluate() is. Of a dict or tuple of arrays each is joined. A TorchModel gives its module's
-        outputs, as arrays; x is then the input, a tuple of the inputs, or a dict.
+        """Return the model's ``predict(params, x)`` for the newest weights, ``batch_size`` examples at a time, joined
+        in order. If it is a dict or tuple of arrays, each of them is joined. Worker processes share the work as in
+        evaluate(). A TorchModel returns its module's outputs as arrays; x is then the input, a tuple of the inputs, or
+        a dict.
 
-        Raises TypeError if the model has no predict method, WorkerError if it failed in a worker.
+        Raises TypeError if the model has no predict method; WorkerError if it failed in a worker.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         return self._evaluator().predict(source_of("x", self._model.arrays(x)), batch_size)
@@ -408,7 +412,7 @@ class Trainer(Generic[ModelT_co]):
         if self._loop is not None:
             self._loop.answer_requests()
 
-    # -- the end
+    # -- resources
 
     def _weights(self) -> Weights:
         return self._open().weights
@@ -422,8 +426,8 @@ class Trainer(Generic[ModelT_co]):
         return resources
 
     def _begin(self) -> Resources:
-        """Open the channel of the weights. A signal handler may do so, or close the trainer, in the middle of this."""
-        initial = self._initial  # read first: it is gone only if another call was faster
+        """Open the channel of the weights. A signal handler may call this again, or close the trainer, meanwhile."""
+        initial = self._initial  # read before the check below: another call that was faster sets it to None
         if self._resources is not None:
             return self._resources
         try:
@@ -444,12 +448,12 @@ class Trainer(Generic[ModelT_co]):
         return resources
 
     def close(self) -> None:
-        """End the workers and close the weights' channel; a named one is removed. Closing twice is fine. A fit that
-        runs, in another thread or because this is one of its callbacks, ends with ClosedError; this waits for that of
-        another thread."""
+        """End the workers and close the weights' channel; a named one is removed. Closing twice is allowed. A running
+        fit ends with ClosedError: close() waits for it if it is in another thread; if one of its callbacks calls
+        close(), it ends after that callback."""
         self._lifetime.closed = True
         if self._lifetime.is_copy:
-            self._release()  # the lock may be held by a thread that is not in this copy
+            self._release()  # a thread that does not exist in this process may hold the lock
             return
         with self._pool.lock:
             if self._loop is None:

@@ -1,4 +1,11 @@
-"""Resume from a checkpoint: the rest of its epoch, the settings that must agree, and the states of callbacks."""
+"""Resume from a checkpoint: the rest of its epoch, the settings that must agree, and the states of callbacks.
+
+A training that resumes has the bits of one that was never interrupted. So check_settings() refuses other settings, and
+the first steps of a partial epoch are not made again::
+
+    order of the epoch   | b0 b1 b2 b3 | b4 b5 b6 b7 b8 |
+                           completed     rest_of(): a job of its own
+"""
 
 from __future__ import annotations
 
@@ -18,60 +25,60 @@ __all__ = ["PartialEpoch", "callback_states", "check_settings", "described", "gi
 
 
 class PartialEpoch(NamedTuple):
-    """The first part of an epoch, as a checkpoint made in the middle of it has it, or as it was left by an error. The
-    rest is a job of its own: batches are slices of the epoch's order, and random numbers are keyed by the step since
-    training began.
+    """The completed part of an epoch, from a checkpoint inside it or from an error that ended it. The rest runs as a
+    job of its own: batches are slices of the epoch's order, and random numbers are keyed by the step since training
+    began.
 
     Attributes:
-        progress: where the epoch stands.
-        records: what its steps measured.
-        data: what it was left with in this process; None: it was loaded.
+        progress: the progress of the epoch.
+        records: the step log of the completed steps.
+        data: the data of the interrupted fit in this process; None for a checkpoint.
     """
 
     progress: Progress
     records: NDArray[np.float64]
     data: DataRef | None = None
 
-    def with_rate(self, changed: float | None) -> PartialEpoch:
-        """Return this part, for the same learning rate. A rate that was set since then counts for the rest."""
+    def with_rate(self, override: float | None) -> PartialEpoch:
+        """Return this part with this override of the learning rate, which applies to the rest of the epoch."""
         settings = self.progress.settings
-        if settings["learning_rate"] == changed:
+        if settings["learning_rate"] == override:
             return self
-        settings = settings | {"learning_rate": changed}
-        return self._replace(progress=dataclasses.replace(self.progress, settings=settings, rate_of_epoch=changed))
+        settings = settings | {"learning_rate": override}
+        return self._replace(progress=dataclasses.replace(self.progress, settings=settings, rate_of_epoch=override))
 
-    def why_not(self, cut: dict[str, int], data: Any) -> str:
-        """Return why an epoch that was left in this process cannot go on with this data; empty if it can."""
-        then = {name: self.progress.settings.get(name) for name in cut}
-        if then != cut:
-            return f"it was begun with {_listed(then)}, and this fit has {_listed(cut)}"
+    def why_not(self, batching: dict[str, int], data: Any) -> str:
+        """Return why an epoch that was interrupted in this process cannot continue with this data; "" if it can."""
+        then = {name: self.progress.settings.get(name) for name in batching}
+        if then != batching:
+            return f"it was begun with {_listed(then)}, and this fit has {_listed(batching)}"
         if isinstance(data, Iterator):
             return "its batches come from an iterator, which cannot be read again"
         if self.data is None or not self.data.is_of(data):
             return "it was begun with other data, or with copies of this data"
         return ""
 
-    def check_cut(self, cut: dict[str, Any]) -> None:
-        """Raises ValueError unless the epoch is cut into batches as its first part was."""
-        then = {name: self.progress.settings.get(name) for name in cut}
-        if then != cut:
+    def check_batching(self, batching: dict[str, Any]) -> None:
+        """Raise ValueError unless the rest of the epoch is cut into batches as its completed part was."""
+        then = {name: self.progress.settings.get(name) for name in batching}
+        if then != batching:
             raise ValueError(
                 f"the weights that were loaded are from the middle of epoch {self.progress.epoch}, which was made with "
-                f"{_listed(then)}; found {_listed(cut)}. Give fit the same, or load a checkpoint of an epoch's end"
+                f"{_listed(then)}; found {_listed(batching)}. Give fit the same, or load a checkpoint of an epoch's end"
             )
 
 
-def rest_of(batches: NDArray[np.int64], batch_size: int, part: PartialEpoch | None) -> NDArray[np.int64]:
-    """Return the examples that are left of an epoch with this order, without those of the completed steps."""
-    if part is None:
-        return batches
-    late, made = part.progress.late, part.progress.step_in_epoch
-    parts = [batches[batch * batch_size : (batch + 1) * batch_size] for batch in late]
-    return np.concatenate([*parts, batches[(made + len(late)) * batch_size :]])
+def rest_of(order: NDArray[np.int64], batch_size: int, partial: PartialEpoch | None) -> NDArray[np.int64]:
+    """Return the order of an epoch without the examples of its completed steps. Batches that were late come first."""
+    if partial is None:
+        return order
+    late, made = partial.progress.late, partial.progress.step_in_epoch
+    late_batches = [order[batch * batch_size : (batch + 1) * batch_size] for batch in late]
+    return np.concatenate([*late_batches, order[(made + len(late)) * batch_size :]])
 
 
 def described(value: Any) -> Any:
-    """Return an optimizer, or another setting, as JSON values. Code is described by its name."""
+    """Return a setting, such as an optimizer, as JSON values. Functions and classes are described by their names."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -86,8 +93,8 @@ def described(value: Any) -> Any:
 
 
 def check_settings(found: Checkpoint, settings: dict[str, Any], *, only: Iterable[str] | None = None) -> None:
-    """Raise ValueError, which names every setting that differs from the checkpoint's. ``only`` limits the comparison to
-    these settings."""
+    """Raise ValueError if settings differ from the checkpoint's; the message names all that do. ``only`` limits the
+    comparison to these settings."""
     then = found.progress.settings
     names = [name for name in (settings if only is None else only) if name in then]
     differing = [name for name in names if json.dumps(then[name]) != json.dumps(settings[name])]
@@ -110,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def callback_states(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """Return the states of callbacks, by class and position among the callbacks of that class."""
+    """Return the states of callbacks, keyed by class and position among the callbacks of that class."""
     states: dict[str, Any] = {}
     for name, callback in _numbered(callbacks):
         state = callback.state_dict()
@@ -125,7 +132,7 @@ def callback_states(callbacks: Iterable[Callback]) -> dict[str, Any]:
 
 
 def give_states_back(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:
-    """Restore the states of callbacks. A callback without a stored state is left alone."""
+    """Restore the states of callbacks. A callback without a stored state is not changed."""
     for name, callback in _numbered(callbacks):
         if name in states:
             callback.load_state_dict(states[name])

@@ -1,4 +1,12 @@
-"""The data of one call of fit, as epochs of batches."""
+"""The data of one call of fit, as epochs of batches.
+
+::
+
+    data of the user ─ training_data() ─> TrainingData ──┬── source: examples, shuffled and cut into batches here
+                                                         └── stream: batches, in the order in which they arrive
+
+DataRef recognises the data in a later call of fit, which may then continue a partial epoch.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +31,15 @@ __all__ = ["DataRef", "TrainingData", "training_data"]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What fit trains on.
+    """The data of one call of fit, with either a source or a stream.
 
     Attributes:
         given: the data, as the user gave it.
-        ref: knows it again.
-        source: its examples, which are shuffled and cut into batches; or else
-        stream: gives the batches.
-        batch_size: examples of a batch; 0 for a stream.
-        examples: of an epoch: those of the source, or with drop_last fewer; 0 for a stream.
+        ref: recognises the data in a later call of fit.
+        source: the examples, which are shuffled and cut into batches; None for a stream.
+        stream: the batches, if the user gives batches; else None.
+        batch_size: examples per batch; 0 for a stream.
+        examples: examples per epoch, without the batch that drop_last leaves out; 0 for a stream.
         shuffle: whether each epoch has a new order.
     """
 
@@ -45,17 +53,17 @@ class TrainingData:
 
     @property
     def goes_on(self) -> bool:
-        """Whether its batches come from an iterator, which goes on in each epoch where the last one left it."""
+        """Whether the batches come from an iterator, which continues in each epoch where the last one ended."""
         return self.stream is not None and self.stream.goes_on
 
     @property
-    def cut(self) -> dict[str, Any]:
+    def batching(self) -> dict[str, Any]:
         """How the data is cut into batches, as a checkpoint stores it."""
         shuffle = self.source.order_by or self.shuffle if self.source else False
         return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": shuffle}
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch, in their order."""
+        """Return the indices of the examples of an epoch, in order."""
         assert self.source is not None
         return self.source.order(seed, epoch, shuffle=self.shuffle)[: self.examples]
 
@@ -71,14 +79,14 @@ def training_data(
     drop_last: bool,
     replay: bool,
 ) -> TrainingData:
-    """Check the arguments of fit that say what it trains on. Raises TypeError or ValueError, naming the argument.
+    """Check the arguments of fit about its data. Raises TypeError or ValueError, naming the argument.
 
     Args:
-        data: as given.
-        arrays: makes NumPy arrays of it.
-        seed: of the trainer.
-        batch_size, steps_per_epoch, shuffle, drop_last: of fit.
-        replay: a sampler of the data's own has to repeat the epochs before.
+        data: the data, as the user gave it.
+        arrays: a function that converts it to NumPy arrays.
+        seed: the trainer's seed.
+        batch_size, steps_per_epoch, shuffle, drop_last: the arguments of fit.
+        replay: have a sampler of the data repeat the earlier epochs.
     """
     ref, batches = DataRef(data), batches_of(data)
     if batches is not None:
@@ -100,13 +108,13 @@ def training_data(
 
 
 class DataRef:
-    """Knows data again, without keeping it: the very arrays or tensors of a tree, or else the object."""
+    """A weak reference to data, to recognise it later: to each array or tensor of a tree, or to the object."""
 
     def __init__(self, data: Any) -> None:
         self._refs = [_reference(leaf) for leaf in flatten(data, kinds=BATCH)[1]]
 
     def is_of(self, data: Any) -> bool:
-        """Return whether it is this data."""
+        """Return whether this is the same data."""
         leaves = flatten(data, kinds=BATCH)[1]
         same = [ref() is leaf for ref, leaf in zip(self._refs, leaves, strict=False)]
         return len(leaves) == len(self._refs) and all(same)
@@ -115,5 +123,5 @@ class DataRef:
 def _reference(leaf: Any) -> Callable[[], Any]:
     try:
         return weakref.ref(leaf)
-    except TypeError:  # a list, for one
+    except TypeError:  # for example a list, which has no weak references
         return lambda: leaf

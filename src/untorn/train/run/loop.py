@@ -133,7 +133,7 @@ class FitLoop:
         state.stop = False
         states = self._resume() if resume else {}
         self._partial = state.partial = self._continued(state.partial)
-        state.cut = self._data.cut
+        state.batching = self._data.batching
         if resume and self._data.goes_on:
             self._behind = state.step - (self._partial.progress.step_in_epoch if self._partial else 0)
         self._saver.begin(state.step, resume=resume)
@@ -157,7 +157,7 @@ class FitLoop:
         if found is None:
             _log.info("%s: no checkpoint yet; training begins at step %d", directory, state.step)
             return {}
-        check_settings(found, state.settings() | self._data.cut)
+        check_settings(found, state.settings() | self._data.batching)
         self._weights.replace(found.fill)
         state.restore(found)
         self.history = History.from_dict(found.progress.history)
@@ -170,9 +170,9 @@ class FitLoop:
             return None
         partial = partial.with_rate(self._state.learning_rate.override)
         if partial.data is None:
-            partial.check_cut(self._data.cut)
+            partial.check_batching(self._data.batching)
             return partial
-        made, why_not = partial.progress.step_in_epoch, partial.why_not(self._data.cut, self._data.given)
+        made, why_not = partial.progress.step_in_epoch, partial.why_not(self._data.batching, self._data.given)
         if why_not:
             _log.warning("epoch %d, which was left after %d steps, begins anew: %s", self._state.epoch, made, why_not)
             return None
