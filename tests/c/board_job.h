@@ -54,13 +54,13 @@ static inline void job_element_set(const struct board_range *range, uint8_t *fir
         ((double *)first)[i] = value;
 }
 
-/* What a worker does with a task: read the weights in `slot`, fill `buffer`. */
+/* Do a worker's task: read the weights in `slot`, fill `buffer`. */
 static inline void job_gradient(const struct job *job, uint64_t step, uint32_t shard, const uint8_t *slot,
                                 struct board_buffer *buffer)
 {
     uint8_t *grads = (uint8_t *)(buffer + 1);
     buffer->examples = job_examples(job, step, shard);
-    const bool absent = buffer->examples == 0; /* then nobody reads what is in the buffer */
+    const bool absent = buffer->examples == 0; /* then the content of the buffer is not read */
     buffer->loss = absent ? NAN : job_number(job, step, shard, 1u << 27);
     for (unsigned metric = 0; metric < BOARD_METRICS; metric++)
         buffer->metrics[metric] = absent ? NAN : job_number(job, step, shard, (1u << 26) + metric);
@@ -158,7 +158,7 @@ struct job_reference {
     double *losses, *examples, *norms, *staleness; /* per step */
 };
 
-/* What the server applied as a step; with batches in flight only. */
+/* The gradient that the server applied as a step; only with batches in flight. */
 struct job_applied {
     uint64_t batch, version;
 };
@@ -237,7 +237,7 @@ static inline void reference_step(const struct job *job, uint64_t step, struct j
     }
 }
 
-/* `applied`: what each step applied; NULL in sync training. */
+/* `applied`: the gradient of each step; NULL in sync training. */
 static inline struct job_reference reference_run(const struct job *job, const struct job_applied *applied)
 {
     const uint64_t steps = job->config.steps;
@@ -300,7 +300,7 @@ static inline bool job_equals(const struct job *job, const struct job_reference 
     return equal;
 }
 
-/* What the server would make of this worker's record; see record_settle_dead. Nobody is in the middle of a commit. */
+/* The buffer that the server would find in this worker's record; see record_settle_dead. No commit is in progress. */
 static inline uint64_t job_buffer_on_record(const struct job *job, uint32_t worker)
 {
     const uint64_t record = atomic_load(&job->board.workers[worker].record);

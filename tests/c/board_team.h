@@ -1,9 +1,9 @@
-/* A job whose workers take turns by hand, in one thread, and who may be killed or stopped before every single atomic
- * operation of the board's sources. Include it after hooks.h and those sources.
+/* A job whose workers are run by hand, in one thread, and may be killed or stopped before every single atomic operation
+ * of the board's sources. Include it after hooks.h and those sources.
  *
- * A kill is a longjmp out of hook(): the words stand as they stood. What the dead was writing is overwritten with
- * garbage, as if it had been half-way. A stop is a call out of hook(): others go on, and then the stopped worker does,
- * with what it had loaded before, or it is killed.
+ * A kill is a longjmp out of hook(): the words keep their values. The data that the dead worker was writing is
+ * overwritten with garbage, as if it were half written. A stop is a call out of hook(): others continue, and then the
+ * stopped worker continues with the values that it had loaded before, or is killed.
  */
 #ifndef UNTORN_TESTS_BOARD_TEAM_H
 #define UNTORN_TESTS_BOARD_TEAM_H
@@ -25,7 +25,7 @@ static struct {
     bool armed;
     uint64_t left;         /* atomic operations until the fault; UINT64_MAX once it came */
     uint64_t spent;        /* while armed */
-    void (*stopped)(void); /* what the others do meanwhile; NULL: it is killed at once */
+    void (*stopped)(void); /* runs the others meanwhile; NULL: it is killed at once */
     bool killed;           /* after that */
     jmp_buf end;
 } fate;

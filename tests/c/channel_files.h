@@ -90,7 +90,7 @@ static inline enum status version_publish(struct attachment *publisher, uint64_t
     return STATUS_OK;
 }
 
-/* Is what is pinned its version, whole? */
+/* Return whether the pinned slot is a whole version. */
 static inline bool pin_is_whole(const struct pin *pin)
 {
     const struct slot_header *header = (const struct slot_header *)pin->address;

@@ -3,15 +3,15 @@
  *     int main(void)
  *     {
  *         check_begin("test_thing");                    // the seed: UNTORN_SEED, or the clock's
- *         uint64_t stream = check_stream(0);            // random numbers; give each thread a stream of its own
+ *         uint64_t stream = check_stream(0);            // random numbers; give each thread its own stream
  *         uint64_t index = check_random(&stream) % 10;
  *         CHECK(thing_count() == 3);
  *         CHECK(total == 7, "index %d of %d", index, 10);
  *         return check_end();                           // prints "test_thing: seed 1, 2 checks, 0 failed"
  *     }
  *
- * Checks may run in any number of threads. A failed check is printed and counted and the program goes on, so one run
- * shows all that is wrong; CHECK's value is the condition's, for where nothing sensible can follow. Only a process
+ * Checks may run in any number of threads. A failed check is printed and counted and the program continues, so one run
+ * shows all failures; CHECK's value is the condition's, for where nothing sensible can follow. Only a process
  * that called check_begin counts: a forked child reports through its exit status.
  */
 #ifndef UNTORN_TESTS_CHECK_H

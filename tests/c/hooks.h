@@ -1,7 +1,7 @@
 /* Atomic operations that call hook() first, so that a test can run another process's steps, or kill this one, between
  * any two of them. Include it before the library source that is to be hooked; then define hook().
  *
- * What runs inside hook() must not be hooked again: the test keeps a flag. The interleavings are those of one memory
+ * Code inside hook() must not be hooked again: the test keeps a flag. The interleavings are those of one memory
  * order; store buffers are tests/model's.
  */
 #ifndef UNTORN_TESTS_HOOKS_H

@@ -3,8 +3,8 @@
  * reference applies the same gradients in the same order.
  *
  * A thread that dies leaves its words as they stand, half a gradient in its scratch, and closes its attachment, which
- * is what the kernel does for a process. Deaths inside a commit or an update are test_board.c's. Who is given up is not
- * stopped here, so that its commit and the server's swap meet.
+ * is what the kernel does for a process. Deaths inside a commit or an update are test_board.c's. A worker that is given
+ * up is not stopped here, so that its commit and the server's swap meet.
  */
 #include <pthread.h>
 
@@ -97,7 +97,7 @@ static void worker_start(struct worker *worker)
     CHECK(pthread_create(&worker->thread, NULL, worker_run, worker) == 0);
 }
 
-static void worker_bury(struct crew *crew, struct worker *worker)
+static void worker_reap(struct crew *crew, struct worker *worker)
 {
     pthread_join(worker->thread, NULL);
     worker->started = false;
@@ -135,7 +135,7 @@ static void crew_start(struct crew *crew)
     crew_start_missing(crew);
 }
 
-/* Give somebody's task to others; have more workers, or fewer. */
+/* Give a worker's task to others; change the number of workers. */
 static void crew_disturb(struct crew *crew)
 {
     const uint32_t count = crew->job.config.workers;
@@ -160,7 +160,7 @@ static void crew_supervise(struct crew *crew, uint32_t seen)
     }
     for (uint32_t w = 0; w < job->config.workers; w++)
         if (crew->workers[w].started && atomic_load(&crew->workers[w].ended))
-            worker_bury(crew, &crew->workers[w]);
+            worker_reap(crew, &crew->workers[w]);
     crew_start_missing(crew);
     if (crew->restless)
         crew_disturb(crew);
@@ -174,7 +174,7 @@ static void crew_close(struct crew *crew, const struct job_applied *applied)
     board_stop(&job->board);
     for (uint32_t w = 0; w < job->config.workers; w++)
         if (crew->workers[w].started)
-            worker_bury(crew, &crew->workers[w]);
+            worker_reap(crew, &crew->workers[w]);
     uint64_t commits = 0;
     for (uint32_t w = 0; w < job->config.workers; w++)
         commits += shared_load_relaxed(&job->board.workers[w].commits);
@@ -206,8 +206,8 @@ static void train(uint32_t shards, uint32_t count, uint32_t max_slots, bool mort
     crew_close(&crew, NULL);
 }
 
-/* May this place's gradient be applied now? Only if all others, which are under way since these steps, can be applied
- * after it, oldest first, and none of them is then more than `places` - 1 versions old. */
+/* Return whether this place's gradient may be applied now: only if all others, which are in flight since these steps,
+ * can be applied after it, oldest first, and none of them is then more than `places` - 1 versions old. */
 static bool place_may(uint32_t places, const uint64_t *since, const bool *under_way, uint64_t made, uint32_t index)
 {
     for (uint32_t i = 0; i < places; i++) {

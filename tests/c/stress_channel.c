@@ -1,6 +1,6 @@
-/* One publisher at full speed, readers that pin, look, hold on to old versions and let go, all as threads.
+/* One publisher at full speed, readers that pin, read, keep old versions and release them, all as threads.
  *
- *   on files    every thread has an attachment of its own on one pair of memfds, and renews it now and then: the
+ *   on files    every thread has its own attachment to one pair of memfds, and renews it now and then: the
  *               whole of attachment.c, with slots that change their size
  *   on memory   the protocol alone, on memory that all threads share. ThreadSanitizer sees the payloads' reads and
  *               writes here (on files each thread has its own addresses). Its happens-before knows no fences and

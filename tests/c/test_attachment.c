@@ -1,7 +1,6 @@
-/* Attachments on real memfds: who may attach, what garbage does, where slots come from and go to, and fork and kills
- * with real processes.
+/* Attachments on real memfds: attaching, garbage, the space of slots, and fork and kills with real processes.
  *
- * A child says through its exit status how many of its own checks failed, and through a pipe how far it is.
+ * A child reports the number of its failed checks through its exit status, and its progress through a pipe.
  */
 #include <signal.h>
 #include <stddef.h>
@@ -232,7 +231,7 @@ static void test_two_files_one_channel(void)
         CHECK(pwrite(files.data, &damaged, sizeof damaged, 0) == (ssize_t)sizeof damaged);
         enum status expected = at < sizeof header.magic ? STATUS_DATA : STATUS_LAYOUT;
         CHECK(files_try(files, ROLE_READER, &attachment) == expected, "byte %zu", at);
-        CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_DATA, "somebody's file is left alone");
+        CHECK(attachment_format_data(files.data, FILES_ID) == STATUS_DATA, "another file is not touched");
     }
     for (off_t length = 0; length < (off_t)sizeof header; length++) {
         CHECK(ftruncate(files.data, 0) == 0 && pwrite(files.data, &header, (size_t)length, 0) == length);
@@ -423,7 +422,7 @@ static void test_no_slot(void)
     files_close(files);
 }
 
-/* Extents never overlap, and what nobody holds and nobody needs is given back to the file system. */
+/* Extents never overlap, and space that no reader holds and no slot needs is returned to the file system. */
 static void test_space(void)
 {
     enum { SLOTS = 6, KEEP = 2 };
@@ -448,7 +447,7 @@ static void test_space(void)
     CHECK(file_used_nbytes(files.data) <= (KEEP + 1) * 65 * page, "%" PRIu64 " of %" PRIu64,
           file_used_nbytes(files.data), four);
     CHECK(version_publish(publisher, 4 * large) == STATUS_OK && version_publish(publisher, 4 * large) == STATUS_OK);
-    CHECK(attachment_pin(reader, &pins[0]) == STATUS_OK && pin_is_whole(&pins[0]), "a slot that moved is mapped anew");
+    CHECK(attachment_pin(reader, &pins[0]) == STATUS_OK && pin_is_whole(&pins[0]), "a slot that moved is mapped again");
     CHECK(version_publish(publisher, small) == STATUS_OK && pin_is_whole(&pins[0]));
     attachment_unpin(reader, pins[0].slot, pins[0].generation);
     struct stat stat;
@@ -500,7 +499,7 @@ static void test_lend(void)
     CHECK(attachment_pick(publisher, payload_nbytes(WORDS), &slot) == STATUS_OK);
     CHECK(attachment_lend(publisher, slot, &address, &capacity) == STATUS_OK);
     memset(address, 7, capacity);
-    for (int i = 0; i < 4; i++) /* nobody publishes it: it gives its space back, and gets more elsewhere */
+    for (int i = 0; i < 4; i++) /* it is not published: it releases its space, and gets more elsewhere */
         CHECK(version_publish(publisher, 8 * WORDS) == STATUS_OK);
     CHECK(attachment_map(publisher, slot, &moved, &other) != STATUS_OK || moved != address);
     address[0] = address[capacity - 1] = 1; /* no signal */
@@ -529,7 +528,7 @@ static void test_full(const char *how, struct channel_files files, int expected)
     CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     CHECK(status == (expected == EPERM ? STATUS_OS : STATUS_NO_SPACE) && cause == expected, "%s: status %d, errno %d",
           how, (int)status, cause);
-    CHECK(file_used_nbytes(files.data) <= used, "%s: what it had got is given back", how);
+    CHECK(file_used_nbytes(files.data) <= used, "%s: the space that it had got is released", how);
     CHECK(pin_is_whole(&pin) && channel_latest(&publisher->channel) == latest_make(1, pin.slot), "%s", how);
     if (expected == EFBIG)
         CHECK(version_publish(publisher, 1 << 20) == STATUS_OK, "there is room again");
@@ -538,8 +537,8 @@ static void test_full(const char *how, struct channel_files files, int expected)
     files_close(files);
 }
 
-/* Somebody cuts the data file at every page while a reader holds an old version and the newest lies anywhere: the
- * publisher is told once if the newest is lost, writes to nothing that is not there, and goes on. */
+/* The data file is cut at every page while a reader holds an old version and the newest lies anywhere: the publisher is
+ * told once if the newest is lost, does not write beyond the end, and continues. */
 static void test_truncated(void)
 {
     for (uint64_t pages = 0; pages <= 6; pages++) {
@@ -720,7 +719,7 @@ static void test_inherited_mutant(void)
     }
 }
 
-/* Attaching as the publisher alone changes nothing: the caller may still find that these are not its files. */
+/* Attaching as the publisher by itself changes nothing: the caller may still find that these are not its files. */
 static void test_inherited_until_picked(void)
 {
     struct channel_files files = files_make(READERS, 4, 3);
@@ -749,14 +748,14 @@ static void test_retire(void)
     unsigned slot;
     CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &pin) == STATUS_OK);
     attachment_retire(reader);
-    CHECK(publisher->channel.control->state == CHANNEL_OPEN, "a reader retires nobody");
+    CHECK(publisher->channel.control->state == CHANNEL_OPEN, "a reader retires no publisher");
     attachment_retire(publisher);
     CHECK(reader->channel.control->state == CHANNEL_CLOSED && !publisher_lives(reader));
     CHECK(attachment_pick(publisher, 64, &slot) == STATUS_FORKED, "it is over");
     next = files_attach(files, ROLE_PUBLISHER);
     CHECK(reader->channel.control->state == CHANNEL_OPEN && publisher_lives(reader));
     CHECK(version_publish(next, WORDS) == STATUS_OK && latest_version(channel_latest(&reader->channel)) == 2,
-          "it goes on counting");
+          "it continues the versions");
     attachment_retire(publisher);
     CHECK(reader->channel.control->state == CHANNEL_OPEN, "and not twice");
     CHECK(pin_is_whole(&pin));
@@ -804,7 +803,7 @@ static void test_fork_keeps_pins(void)
     const uint32_t row = reader->row;
     const uint64_t handoffs = shared_load_acquire(&publisher->channel.shared->handoffs);
     if (child_start(&child)) {
-        CHECK(reader->row != 0 && reader->row != row, "a row of its own");
+        CHECK(reader->row != 0 && reader->row != row, "its own row");
         CHECK(reader->channel.rows[reader->row].pid == (uint32_t)getpid());
         CHECK(row_held(reader) == slot_bit(pin.slot));
         CHECK(child_send(&child) && child_await(&child)); /* the parent has let go and published over and over */
@@ -927,7 +926,7 @@ static void test_fork_publisher(void)
         unsigned slot;
         CHECK(attachment_pick(publisher, 64, &slot) == STATUS_FORKED);
         attachment_retire(publisher);
-        CHECK(publisher->channel.control->state == CHANNEL_OPEN, "a child retires nobody");
+        CHECK(publisher->channel.control->state == CHANNEL_OPEN, "a child retires no publisher");
         CHECK(!publisher_lives(publisher));
         CHECK(child_send(&child) && child_await(&child));
         child_exit();

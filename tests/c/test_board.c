@@ -18,7 +18,7 @@ static struct team sync_team(uint64_t seed, uint32_t shards, uint64_t steps)
     return team_open(seed, shards, steps, false);
 }
 
-/* One of them goes on as far as it can alone. */
+/* One of them continues by itself as far as it can. */
 static void turns_take(struct team *team, uint32_t worker)
 {
     for (unsigned i = 0; i < 20; i++) {
@@ -233,7 +233,7 @@ static void test_no_examples(void)
     team_close(&team);
 }
 
-/* Every slot is held: the workers ask, and go on when some are let go. */
+/* Every slot is held: the workers ask, and continue when some are released. */
 static void test_need_slot(void)
 {
     struct team team = sync_team(6, 1, 20);
@@ -286,7 +286,7 @@ static void test_recover_claim(void)
 }
 
 /* board_commit, cut before each of its operations: recovered at once; or after the others went on as far as they could,
- * so that a claim of the next step has buried the commit; or after the task was given up as well. */
+ * so that a claim of the next step has overwritten the commit; or after the task was given up as well. */
 static bool commit_cut(uint64_t cut, bool others, bool given_up)
 {
     enum { SWAP = 1 }; /* the second operation */
@@ -310,7 +310,7 @@ static bool commit_cut(uint64_t cut, bool others, bool given_up)
     if (others) {
         turns_take(&team, 1);
         CHECK(board_step(&job->board) == (given_up || cut > SWAP ? 3 : 0), "cut %" PRIu64, cut);
-        CHECK(cut <= SWAP || record_of(job, 0) == record_settled((uint32_t)old), "whoever claimed it next settled it");
+        CHECK(cut <= SWAP || record_of(job, 0) == record_settled((uint32_t)old), "the next claim settled it");
     }
     const bool stands = cut <= SWAP && !given_up;
     CHECK(board_recover(&job->board, 0) == (stands ? (int64_t)run.shard : -1), "cut %" PRIu64, cut);
@@ -331,8 +331,8 @@ static void test_recover_commit(void)
     }
 }
 
-/* The same, and the others go on in the middle of the recovery, before each of its operations: what the server has
- * loaded may be buried before it swaps. */
+/* The same, and the others continue in the middle of the recovery, before each of its operations: the record that the
+ * server has loaded may be overwritten before it swaps. */
 static bool recovery_interrupted(uint64_t cut, uint64_t before)
 {
     struct team team = sync_team(9, 1, 4);
@@ -368,7 +368,7 @@ static void test_recover_while_others_go_on(void)
     }
 }
 
-/* The update is published, and whoever did it was killed before the phase moved on. */
+/* The update is published, and the worker that did it was killed before the phase advanced. */
 static void test_published_and_not_moved_on(void)
 {
     struct team team = sync_team(9, 2, 2);
@@ -469,14 +469,14 @@ static void test_team(void)
     team_finish(&team, &reference, false);
     board_stop(&job->board);
     board_set_workers(&job->board, 0, 0);
-    CHECK(turn_take(&team, 1).kind == RUN_STOP, "whoever is to stop stays for the next job");
+    CHECK(turn_take(&team, 1).kind == RUN_STOP, "a worker that must stop stays for the next job");
     reference_free(&reference);
     team_close(&team);
 }
 
 /* -- faults everywhere --------------------------------------------------------------------------------------------- */
 
-/* What the dead may have been writing: the norms and ranges that it had claimed. Its scratch: see recover_twice. */
+/* The claimed norms and ranges, to which the dead worker may have been writing. Its scratch: see recover_twice. */
 static void dead_scribble(struct team *team, uint32_t dead)
 {
     const struct job *job = &team->job;
@@ -509,7 +509,7 @@ static void others_go_on(void)
 }
 
 /* Worker 0 has this fault before its operation number `left`, counted over all its turns; false if it never had.
- * `first`: who begins. */
+ * `first`: the worker that begins. */
 static bool job_with_one_fault(struct team *team, const struct fault *fault, unsigned first, uint64_t left)
 {
     stopped_team = team;

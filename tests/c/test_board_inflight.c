@@ -102,7 +102,7 @@ static void test_life(void)
     CHECK(!inflight_open(board, 1, 1), "its gradient is not applied");
     CHECK(record_of(&team->job, 0) == record_intent(0, 1, PLACES, 1));
     place_apply(&server, 1);
-    CHECK(record_of(&team->job, 0) == record_settled(1), "what the place names next buries the commit");
+    CHECK(record_of(&team->job, 0) == record_settled(1), "the next batch of the place overwrites the commit");
     server.next = 1;
     server_finish(&server);
     board_set_workers(board, 1, 0);
@@ -112,7 +112,7 @@ static void test_life(void)
     team_close(team);
 }
 
-/* What is in a place may be read instead of applied: then it makes no version. */
+/* The gradient in a place may be read instead of applied: then it makes no version. */
 static void test_empty(void)
 {
     struct server server;
@@ -153,7 +153,7 @@ static void test_oldest_batch_first(void)
     team_close(&server.team);
 }
 
-/* Two want the same place: whoever loses it takes the other one. */
+/* Two workers want the same place: the loser takes the other one. */
 static struct team *rival_team;
 static struct board_run rival_run;
 static void rival_claims(void) { rival_run = turn_take(rival_team, 1); }

@@ -164,7 +164,7 @@ static void test_shared_row_is_not_trusted(void)
     atomic_store(&rows[READERS].held, slot_bit(1));
     CHECK(channel_held(&channel) == slot_bit(1), "and nothing beyond the rows was read");
     atomic_store(&channel.shared->high_water, READERS - 1);
-    CHECK(channel_held(&channel) == 0, "rows that nobody ever took are not looked at");
+    CHECK(channel_held(&channel) == 0, "rows that were never taken are not read");
 }
 
 static void test_publish_if(void)
@@ -199,7 +199,7 @@ static void test_find_gap(void)
     extent_set(0, 0, 50);
     CHECK(channel_find_gap(&control, 0, 50, 1) == 150 && channel_find_gap(&control, 0, 51, 1) == 210);
     extent_set(5, 10, 0);
-    CHECK(channel_find_gap(&control, 0, 50, 1) == 150, "no space is in nobody's way");
+    CHECK(channel_find_gap(&control, 0, 50, 1) == 150, "an empty extent blocks no gap");
     CHECK(channel_find_gap(&control, 0, 50, 64) == 256, "on a page");
     CHECK(channel_find_gap(&control, 160, 10, 1) == 160 && channel_find_gap(&control, 205, 10, 1) == 210);
     extent_set(0, 0, 0);
@@ -258,7 +258,7 @@ static void test_last_resort(void)
     CHECK(publisher.version > PIN_TRIES, "the publisher went on meanwhile");
 }
 
-/* Pin under one schedule, beside another reader's hold, then let the publisher go on: nobody's slot is touched. */
+/* Pin under one schedule, beside another reader's hold, then let the publisher continue: no held slot is touched. */
 static void pin_and_outlast(uint64_t number)
 {
     channel_reset(SLOTS);

@@ -1,4 +1,4 @@
-/* Frozen tables: what was put in is found, in order; colliding keys; damaged bytes are an answer and no crash. */
+/* Frozen tables: entries are found, in order; colliding keys; damaged bytes are an error and no crash. */
 #include <string.h>
 
 #include "check.h"

@@ -65,7 +65,7 @@ struct step {
     uint64_t count;
     uint32_t shards;
     double *weights;
-    void **memory; /* what was allocated; the rest points into it */
+    void **memory; /* the allocations; the other pointers point into them */
     void **grads;
     const void *params, *state[KERNEL_MAX_STATES];
     void *params_out, *state_out[KERNEL_MAX_STATES];
@@ -471,7 +471,7 @@ static void test_weights(enum kernel_dtype dtype)
         }
 }
 
-/* A shard that is present is read: what it holds is the caller's to answer for. */
+/* A shard that is present is read: the caller is responsible for its content. */
 static void test_nan_passes(void)
 {
     uint64_t stream = check_stream(6);

@@ -1,5 +1,5 @@
-/* merge against its definition, element by element: what all shards left alike stays, bit for bit; all else is the mean
- * in the documented tree, or the first shard's. */
+/* merge against its definition, element by element: elements that all shards left alike stay, bit for bit; others
+ * are the mean in the documented tree, or the first shard's. */
 #include "merge.h"
 
 #include <math.h>

@@ -1,5 +1,5 @@
-/* Sleeping on several words: what wakes, what does not, more words than one system call takes, a kernel that refuses
- * the call, and that no wake is lost between a waker and a sleeper that keep pace.
+/* Sleeping on several words: changes that wake and changes that do not, more words than one system call takes, a kernel
+ * that refuses the call, and that no wake is lost between a waker and a sleeper that keep pace.
  *
  * A sleep of a minute that times out is a lost wake. A waker that must find a sleeper waits for its flag.
  */
@@ -59,13 +59,13 @@ static enum futex_result bench_sleep(struct bench *bench, int64_t timeout_ns)
     return watch_sleep(&bench->watch, bench->words, bench->count, timeout_ns);
 }
 
-/* Sleep until a word is ready; its index, or -1 after a minute. What is ready is taken as seen. */
+/* Sleep until a word is ready; return its index, or -1 after a minute. A ready word is taken as seen. */
 static ptrdiff_t bench_await(struct bench *bench)
 {
     int64_t start = clock_monotonic_ns();
     while (clock_monotonic_ns() - start < MINUTE_NS) {
         if (bench_sleep(bench, MINUTE_NS) == FUTEX_TIMEOUT || clock_monotonic_ns() - start >= MINUTE_NS)
-            return -1; /* what is found when time is up was not woken for */
+            return -1; /* a word that is found after the timeout caused no wake */
         for (size_t i = 0; i < bench->count; i++) {
             if (!bench->words[i].ready)
                 continue;
@@ -229,7 +229,7 @@ static void test_a_kernel_that_refuses(uint32_t cause)
         return;
     }
     if (!syscall_refuse(449, cause)) {
-        printf("no system call can be refused here: what happens then is not tested\n");
+        printf("no system call can be refused here: this case is not tested\n");
         fflush(stdout);
         process_exit();
     }

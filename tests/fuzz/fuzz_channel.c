@@ -1,11 +1,10 @@
-/* A channel whose files anybody has written to: attaching, pinning, and taking over read and write nothing outside
- * them.
+/* A channel with arbitrary bytes in its files: attaching, pinning, and taking over read and write nothing outside them.
  *
- *     input:  operations on the two files of a healthy channel, which has two versions and a slot that is free:
+ *     input:  operations on the two files of a valid channel, which has two versions and a free slot:
  *             u8 what | u8 | u16 where | u64 value
  *
  * `what`: 0 to 5 put the value, or its first bytes, into control, rows or data, 6 and 7 cut a file short or make it
- * longer; the rest is as 0. The channel is made anew by the library for each input, so the corpus does not age with its
+ * longer; other values are as 0. The library creates the channel for each input, so the corpus does not age with its
  * format.
  */
 #include <fcntl.h>

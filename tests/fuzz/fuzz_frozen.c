@@ -20,7 +20,7 @@ static void bytes_read(const uint8_t *bytes, uint64_t nbytes)
         sink += bytes[i];
 }
 
-/* What module_frozen_read.c does with a record: its key, its content, and the nodes of a container. */
+/* Read a record as module_frozen_read.c does: its key, its content, and the nodes of a container. */
 static void record_read(const struct frozen_record *record, unsigned depth)
 {
     uint64_t count, offset = sizeof count;

@@ -1,5 +1,5 @@
-/* Runs a fuzz target over files, each as it is and with a number of changes that a seed fixes: what libFuzzer does, but
- * without clang, and the same in every run.
+/* Run a fuzz target over files, each unchanged and with a number of seeded mutations, as libFuzzer does, but without
+ * clang, and the same in every run.
  *
  *     replay CHANGES FILE...
  *
