@@ -1,8 +1,8 @@
-"""Writing the next version in place: a writable tree over a slot that nobody can read yet.
+"""Write the next version in place, through a writable tree over a slot that no reader can see yet.
 
-When the block is over, nothing may write into the slot any more. The arrays that were handed out become read-only. A
-slice of one that somebody kept would still be writable; where the reference counts say that there may be one, the
-pages under it are replaced by a private copy: writes to it then change nothing that others see.
+After the block, nothing may write to the slot. The arrays of the tree become read-only. A slice of one that was kept
+would still be writable, so if the reference counts show that there may be one, the pages under it are replaced by a
+private copy, and writes to it change nothing that others see.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ __all__ = ["Edit"]
 
 
 def _reference_counts(leaves: list[Any]) -> list[int]:
-    """How many references each of these has, those that are made by asking included."""
+    """Return the number of references to each of these objects, including those made by this call."""
     return [sys.getrefcount(leaf) for leaf in leaves]
 
 
-#: what that says of an array that only the list and its container refer to; versions of Python differ
+#: that number for an array to which only the list and its container refer; it depends on the version of Python
 _OWN_REFERENCES = _reference_counts([np.empty(0)])[0] + 1
 
 
 class Collected(NamedTuple):
-    """What an edited tree has become."""
+    """The result of editing a tree."""
 
     spec: Spec
     leaves: list[Any]
 
 
 class Edit:
-    """One edit of one slot. Begin with the tree, then ``collect``, then ``end``; ``end`` also after an error.
+    """One edit of a slot. Use the tree, then call ``collect``, then ``end``; call ``end`` after an error, too.
 
     Args:
-        attachment: of the publisher.
-        layout: of the newest version.
-        decoder: of the same.
-        draft: the slot, with the newest version in it.
+        attachment: the publisher's attachment.
+        layout: the layout of the newest version.
+        decoder: the decoder of the newest version.
+        draft: the slot, which contains the newest version.
         only: the leaves that may be changed; None for all.
         allow_pickle: as in publish().
 
@@ -83,16 +83,16 @@ class Edit:
         return iter(()) if self._only is None else (i for i in range(len(self._originals)) if i not in self._only)
 
     def collect(self) -> Collected | None:
-        """Bring what was replaced into the slot; None then. If the structure changed: the tree's spec and leaves, none
-        of which lies in the slot."""
+        """Write replaced leaves to the slot, and return None. If the structure changed, return the tree's spec and its
+        leaves, none of which lies in the slot."""
         spec, leaves = self._flatten()
         same_structure = spec == self._layout.spec
         space = array_over(self._draft, np.uint8, self._layout.nbytes, 0)
         for index, leaf in enumerate(leaves):
             if same_structure and leaf is self._originals[index]:
-                continue  # also the scalars that can be changed in place: these are copies, and are written below
+                continue  # including scalars that can be changed in place, which are copies and are written below
             if type(leaf) is Deferred:
-                leaves[index] = leaf.array()  # it may be made from what lies in the slot
+                leaves[index] = leaf.array()  # it may have been made from something in the slot
             elif isinstance(leaf, np.ndarray) and np.may_share_memory(leaf, space):
                 in_place = same_structure and self._is_in_place(index, leaf)
                 leaves[index] = leaf if in_place else leaf.copy(order="K")  # it moved to another place in the tree
@@ -108,9 +108,9 @@ class Edit:
         return None
 
     def _is_in_place(self, index: int, leaf: Any) -> bool:
-        """Is it, as an object or by its address, what was handed out for this place?"""
+        """Return whether this is the array that was given for this place, as an object or by its address."""
         if not isinstance(leaf, np.ndarray):
-            # a structured scalar can be changed in place, and is a copy
+            # a structured scalar can be changed in place, but is a copy
             return leaf is self._originals[index] and not isinstance(leaf, np.void)
         if leaf is self._originals[index]:
             return True
@@ -118,7 +118,7 @@ class Edit:
         return bool(leaf.ctypes.data == place.ctypes.data and leaf.strides == place.strides)
 
     def _check_fixed(self, same_structure: bool, leaves: list[Any]) -> None:
-        """What was not named must be as it was."""
+        """Check that leaves which were not named are unchanged."""
         if not same_structure:
             raise ValueError(
                 "edit(leaves=...): the block changed the structure of the tree, or the type, dtype or shape of a leaf; "
@@ -127,7 +127,7 @@ class Edit:
         for index in self._fixed():
             if self._was_changed(index, leaves[index]):
                 raise ValueError(
-                    f"edit(leaves=...): {leaf_paths(self._layout.spec)[index]!r} was changed, and it was not named; "
+                    f"edit(leaves=...): {leaf_paths(self._layout.spec)[index]!r} was changed, but was not named; "
                     "name it in leaves=, or use edit(). Nothing was published"
                 )
 
@@ -140,21 +140,21 @@ class Edit:
             return leaf is not self._originals[index] and bool(leaf != self._originals[index])
         if not self._layout.has_foreign:
             return not self._is_in_place(index, leaf)
-        # a library such as torch ignores that memory is read-only, and one such as JAX lends a copy
+        # a library such as torch ignores that memory is read-only, and one such as JAX gives out a copy
         published = self._layout.array(self._attachment.draft(self._attachment.latest_slot), index)
         if leaf.tobytes() == published.tobytes():
             return False
-        before = self._originals[index]  # the pickle of a set has other bytes each time that the set is made
+        before = self._originals[index]  # the pickle of a set can have other bytes each time that the set is made
         is_pickled_anew = isinstance(before, np.ndarray) and not self._is_in_place(index, leaf)
         return not (is_pickled_anew and leaf.tobytes() == before.tobytes())
 
     def end(self) -> None:
-        """From here on nobody writes to the slot through what was handed out."""
+        """Ensure that no later write through the tree's arrays reaches the slot."""
         spread = False
         for leaf, count in zip(self._originals, _reference_counts(self._originals), strict=True):
             if isinstance(leaf, np.ndarray):
                 leaf.flags.writeable = False
-                # whoever wrote `as params` for a single array has one reference more
+                # if the tree is a single array, the variable in `as params` is one more reference
                 spread = spread or count > _OWN_REFERENCES + (leaf is self.tree)
         if spread or self._layout.has_foreign:
             self._attachment.seal(self._draft)

@@ -1,13 +1,13 @@
-"""FrozenDict: a large dictionary that is looked up where it lies, in shared memory too.
+"""FrozenDict: a large dictionary that is looked up in place, in shared memory too.
 
 ::
 
     FrozenDict ──> _core.FrozenTable ──> index, entries, blob      flat arrays: private, or views of a channel
-                          └──> documents                           JSON: what the numbers in entries refer to
+                          └──> documents                           JSON: the descriptions that entries refer to
 
-It is built once, in one pass. Its parts are a few arrays that mean the same in every process (csrc/frozen.h has their
-bytes), so a publisher copies them and a reader looks up in them at once: nothing is rebuilt, nothing is unpickled, and
-a process more costs next to no memory. A lookup makes a new object of the value, except that arrays are views.
+It is built once, in one pass. Its parts are a few arrays that are valid in every process (csrc/frozen.h describes their
+bytes), so a publisher copies them and a reader looks up in them at once: nothing is rebuilt or unpickled, and each
+additional process needs almost no memory. A lookup makes a new object of the value, except that arrays are views.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ _ROOT = "(the value itself): "
 
 
 class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
-    """A read-only dictionary for millions of entries, made to be shared.
+    """A read-only dictionary for millions of entries, designed to be shared.
 
     Keys are str, bytes and int (1, "1" and b"1" are three keys; a bool or a whole float finds the int that it equals,
-    as in a dict). Values are all that can be shared: None, numbers, str, bytes; lists, tuples and dicts of these; NumPy
-    arrays and scalars; named tuples, dataclasses and values of other libraries. Arrays come back as read-only views
-    that keep the memory alive; every lookup makes all else anew, so changing what came back changes nothing here.
+    as in a dict). Values can be anything that can be shared: None, numbers, str, bytes; lists, tuples and dicts of
+    these; NumPy arrays and scalars; named tuples, dataclasses and values of other libraries. A lookup returns arrays as
+    read-only views that keep the memory alive, and all other values as new objects, which may be changed.
 
-    A lookup never blocks, and threads may look up at the same time.
+    A lookup never blocks, and several threads may look up at the same time.
 
     Args:
-        data: a mapping, or an iterable of (key, value). Of equal keys the last value counts, at the place of the first.
+        data: a mapping, or an iterable of (key, value). Of equal keys the last value counts, at the position of the
+            first.
         allow_pickle: pickle values that cannot be shared otherwise, and unpickle them at every lookup.
 
     Raises:
-        UnsupportedTypeError: a key or a value of a type that cannot be stored; names the key.
+        UnsupportedTypeError: a key or a value has a type that cannot be stored; the message names the key.
 
     Example:
         >>> from untorn import FrozenDict
@@ -79,10 +80,10 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, Any], *, allow_pickle: bool = False) -> Self:
-        """A FrozenDict over what parts() of another one gave. Copies nothing and keeps the arrays alive.
+        """Return a FrozenDict over the parts() of another one. Copies nothing, and keeps the arrays alive.
 
-        Nothing may change the arrays any more. Raises FormatError if they do not fit together; whatever else is wrong
-        with their bytes shows as a FormatError of the lookup that meets it.
+        The arrays must not change any more. Raises FormatError if they do not fit together; other damage in their bytes
+        is a FormatError of the lookup that finds it.
         """
         missing = {"index", "entries", "blob", "documents"} - parts.keys()
         if missing:
@@ -96,18 +97,18 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         count, seed, dtypes, schemas = _read_documents(documents)
         sized = tuple((dtype, dtype.itemsize) for dtype in dtypes)
         kept = (index, entries, blob, documents, allow_pickle)
-        # NumPy's type for the arrays goes along: the core does not import NumPy
+        # passes NumPy's type of arrays, since the core does not import NumPy
         return _core.FrozenTable.__new__(cls, kept, count, seed, sized, np.ndarray, _Others(schemas, allow_pickle))
 
     def parts(self) -> dict[str, Any]:
-        """What this is made of, as read-only views: ``index`` (uint64), ``entries`` and ``blob`` (uint8), and the bytes
+        """Return the parts as read-only views: ``index`` (uint64), ``entries`` and ``blob`` (uint8), and the bytes
         ``documents``. of_parts() takes them, or copies of them, in any process."""
         index, entries, blob, documents, _ = self._parts
         return {"index": index.view(np.uint64), "entries": entries, "blob": blob, "documents": documents}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """The size of all parts, in bytes."""
         return sum(memoryview(part).nbytes for part in self.parts().values())
 
     def __iter__(self) -> Iterator[K]:
@@ -115,15 +116,15 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         return keys
 
     def keys(self) -> KeysView[K]:
-        """A view of the keys, in the order of insertion."""
+        """Return a view of the keys, in the order of insertion."""
         return _Keys(self)
 
     def values(self) -> ValuesView[V]:
-        """A view of the values, in the order of insertion."""
+        """Return a view of the values, in the order of insertion."""
         return _Values(self)
 
     def items(self) -> ItemsView[K, V]:
-        """A view of (key, value) pairs, in the order of insertion."""
+        """Return a view of (key, value) pairs, in the order of insertion."""
         return _Items(self)
 
     def __copy__(self) -> Self:
@@ -172,7 +173,7 @@ class _Items(ItemsView[Any, Any]):
 
 
 class _Packing:
-    """What the core does not build by itself: arrays, and values that share knows but C does not."""
+    """Builds the entries that the core cannot build: arrays, and values that share supports but C does not."""
 
     def __init__(self, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
@@ -180,7 +181,7 @@ class _Packing:
         self._schemas: dict[bytes, int] = {}
 
     def pack(self, value: Any) -> tuple[int, int, int, Any, tuple[int, ...]]:
-        """(kind, number of the description, alignment, bytes, shape) of a value."""
+        """Return (kind, number of the description, alignment, bytes, shape) of a value."""
         kind = _core.FROZEN_ARRAY if type(value) in (np.ndarray, np.memmap) else _core.FROZEN_SCALAR
         if kind == _core.FROZEN_SCALAR and not isinstance(value, np.generic):
             return self._pack_other(value)
@@ -188,7 +189,7 @@ class _Packing:
             return self._pack_other(value)
         array = np.asarray(value)
         number = self._dtypes.get(array.dtype)
-        if number is None:  # array_spec raises if no other process could read that dtype
+        if number is None:  # array_spec raises an error if no other process could read that dtype
             number = self._dtypes[array_spec(array).detail[0]] = len(self._dtypes)
         alignment = 64 if array.nbytes >= _core.FROZEN_LARGE else 16
         return kind, number, alignment, _bytes_of(array), array.shape
@@ -199,7 +200,7 @@ class _Packing:
         return _core.FROZEN_OTHER, number, _OTHER_ALIGNMENT, payload, ()
 
     def refuse(self, path: list[Any], problem: str | Exception) -> NoReturn:
-        """Say where: `path` is the key and the steps below it."""
+        """Return the error with its place; `path` is the key and the steps below it."""
         if isinstance(problem, Exception) and not isinstance(problem, UnsupportedTypeError):
             raise problem
         steps = [f"[{reprlib.repr(path[0])}]", *map(str, path[1:_SHOWN_STEPS])]
@@ -210,7 +211,7 @@ class _Packing:
         raise error from (problem if isinstance(problem, Exception) else None)
 
     def documents(self, entries: int, seed: int) -> bytes:
-        """What entries refer to by number, and what the core needs to know."""
+        """Return the descriptions that entries refer to by number, and what else the core needs."""
         document = {
             "format": _FORMAT,
             "entries": entries,
@@ -245,7 +246,7 @@ def _read_documents(documents: bytes) -> tuple[int, int, tuple[np.dtype[Any], ..
 
 
 def _flat(name: str, part: Any) -> NDArray[np.uint8]:
-    """The bytes of a part, read-only."""
+    """Return the bytes of a part, read-only."""
     try:
         view = memoryview(part)
         flat = np.ndarray((view.nbytes,), np.uint8, part)
@@ -256,9 +257,9 @@ def _flat(name: str, part: Any) -> NDArray[np.uint8]:
 
 
 class _Others:
-    """Reads the records that only share can: a decoder for each description, made at its first use.
+    """Reads the records that only share can read, with a decoder for each description, made at its first use.
 
-    Threads may make the same decoder twice; either one serves.
+    Threads may make the same decoder twice; either one is used.
     """
 
     __slots__ = ("_allow_pickle", "_decoders", "_schemas")

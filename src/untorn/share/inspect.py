@@ -1,16 +1,16 @@
-"""A named channel seen from outside: what it has, who lives, who holds what.
+"""A named channel seen from outside: its versions, and the living processes that publish or hold them.
 
-Looking changes nothing: the files are opened read-only, no reader row is taken, nobody is woken. Who lives is asked of
-the kernel, which says who has which lock::
+This changes nothing: the files are opened read-only, no reader row is taken, and no process is woken. The kernel tells
+which processes are alive, by the locks that they hold::
 
     control ──pread──> decode_control, decode_rows ──┐
     kernel  ──F_OFD_GETLK──> living lock bytes ──────┼──> ChannelState
     data    ──pread──> decode_slot_header ───────────┘
             └─pread──> json ─────────────────────────────> the schema (cli/outline.py draws it)
 
-The decoders are pure functions over bytes, by docs/format.md. What they show of a channel at work is a moment's: only a
-reader's row keeps a version from being replaced, so the schema is read again when the channel moved meanwhile. A pid is
-the one that a process wrote down, perhaps of another pid namespace: good for people, never a proof.
+The decoders are pure functions of bytes, specified in docs/format.md. A channel in use may change between two reads:
+only a reader's row keeps a version from being replaced, so the schema is read again if the channel has changed. A pid
+is the number that a process wrote down, perhaps in another pid namespace: it is for display only.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class Control(NamedTuple):
     version: int
     slot: int
     closed: bool
-    naming: bool  # its publisher is giving it its names, or was killed meanwhile
+    naming: bool  # its publisher is giving it its names, or was killed in between
     publisher_pid: int
     extents: tuple[tuple[int, int], ...]  # (offset, capacity) of each slot
 
 
 class Row(NamedTuple):
-    """A reader's line. Only a lock says whether its reader lives."""
+    """A reader's line. Only a lock tells whether its reader is alive."""
 
     held: int
     pid: int
@@ -99,7 +99,7 @@ class Row(NamedTuple):
 
 
 class SlotHeader(NamedTuple):
-    """The first bytes of a slot. Of one that nobody holds, a hint."""
+    """The first bytes of a slot. They are only a hint unless a reader holds the slot."""
 
     version: int
     published_ns: int
@@ -109,7 +109,7 @@ class SlotHeader(NamedTuple):
 
 
 def decode_control(page: bytes, *, file_nbytes: int) -> Control:
-    """The control file's first page. Raises FormatError, saying what is wrong with it."""
+    """Decode the first page of the control file. Raises FormatError, which says what is wrong with it."""
     if len(page) < CONTROL_NBYTES or page[:8] != _MAGIC:
         raise FormatError(
             f"not an untorn channel: expected {CONTROL_NBYTES} bytes or more that begin with {_MAGIC!r}, found "
@@ -117,7 +117,7 @@ def decode_control(page: bytes, *, file_nbytes: int) -> Control:
         )
     _, layout, order, id, max_readers, max_slots, rows_offset, created_ns, keep, _ = _IDENTITY.unpack_from(page, 0)
     if (layout, order) != (_LAYOUT, _BYTE_ORDER):
-        raise FormatError(f"layout {layout}, byte order {order:#x}; this untorn reads layout {_LAYOUT} alone")
+        raise FormatError(f"layout {layout}, byte order {order:#x}; this untorn reads only layout {_LAYOUT}")
     for what, found, least, most in (("max_readers", max_readers, 1, 65535), ("max_slots", max_slots, 2, 64)):
         if not least <= found <= most:
             raise FormatError(f"the control file is damaged: {what} is {found}, expected {least} to {most}")
@@ -145,8 +145,8 @@ def decode_control(page: bytes, *, file_nbytes: int) -> Control:
 
 
 def belongs_to(header: bytes, control: Control) -> bool:
-    """Return whether this is the beginning of that channel's data file. A file that was cut off within it, or to zeros,
-    counts as its. Raises FormatError if it is no data file's."""
+    """Return whether this is the beginning of that channel's data file. It may be cut off, or followed by zeros. Raises
+    FormatError if it is not the beginning of a data file."""
     expected = _DATA_HEADER.pack(_DATA_MAGIC, _LAYOUT, _BYTE_ORDER, control.id)
     if not any(header) or (len(header) < len(expected) and expected.startswith(header)):
         return True
@@ -163,17 +163,17 @@ def is_data_file(header: bytes) -> bool:
 
 
 def decode_rows(lines: bytes) -> list[Row]:
-    """The lines of the row pages; line 0, which is common to all, as well."""
+    """Decode the lines of the row pages, including line 0, which all readers share."""
     return [Row(*_ROW.unpack_from(lines, at)) for at in range(0, len(lines) - LINE + 1, LINE)]
 
 
 def decode_slot_header(header: bytes) -> SlotHeader:
-    """A slot's header; all zeros where the file has no such bytes."""
+    """Decode a slot's header; all zeros if the file has no such bytes."""
     return SlotHeader(*_SLOT_HEADER.unpack(header.ljust(_SLOT_HEADER.size, b"\0")[: _SLOT_HEADER.size]))
 
 
 def decode_schema(text: bytes) -> dict[str, Any]:
-    """The schema of a version. Raises FormatError if it is none; what its nodes are is not looked at."""
+    """Decode the schema of a version, without looking at its nodes. Raises FormatError if it is not a schema."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -189,9 +189,9 @@ class SlotState:
 
     Attributes:
         slot: its number.
-        offset, capacity: its bytes of the data file.
-        version: what was published in it last; 0 if nothing. A hint, unless it is held or the newest.
-        latest: it has the newest version.
+        offset, capacity: its position and size in the data file, in bytes.
+        version: the version last published in it; 0 if none. A hint, unless the slot is held or the newest.
+        latest: whether it has the newest version.
         held_by: the rows of the living readers that hold it.
     """
 
@@ -209,11 +209,11 @@ class ReaderState:
 
     Attributes:
         row: its line in the control file.
-        pid: as it calls itself.
-        versions: that it holds, oldest first.
-        behind: versions between the newest that it holds and the newest there is; None if it holds none.
-        age_s: seconds since the oldest that it holds was published; 0.0 if it holds none.
-        attached_at: seconds since the epoch.
+        pid: its process id, as it wrote it down.
+        versions: the versions that it holds, oldest first.
+        behind: the number of versions between the newest that it holds and the newest of all; None if it holds none.
+        age_s: the age of the oldest version that it holds, in seconds; 0.0 if it holds none.
+        attached_at: when it attached, in seconds since the epoch.
     """
 
     row: int
@@ -230,17 +230,17 @@ class ChannelState:
 
     Attributes:
         label: its name, or its path if it has a directory of its own.
-        id: in hexadecimal; tells it from all other channels.
-        version: the newest; 0 if nothing was published.
-        publisher: "alive", "closed" (it said so) or "dead" (it did not).
-        publisher_pid: of the living publisher, as it calls itself; None if there is none.
-        created_at, published_at: of the channel and of its newest version, in seconds since the epoch.
-        age_s: seconds since then; None if nothing was published.
-        nbytes: of the newest version.
-        reserved_nbytes: that all slots take.
-        slots: those that have space.
-        readers: the living ones.
-        dead_rows: readers that died holding something, which the publisher takes back when it needs it.
+        id: its unique id, in hexadecimal.
+        version: the newest version; 0 if nothing was published.
+        publisher: "alive", "closed" (it closed the channel) or "dead" (it did not).
+        publisher_pid: the process id of the living publisher, as it wrote it down; None if there is none.
+        created_at, published_at: the times of the channel and of its newest version, in seconds since the epoch.
+        age_s: the age of the newest version, in seconds; None if nothing was published.
+        nbytes: the size of the newest version.
+        reserved_nbytes: the size of all slots together.
+        slots: the slots that have space.
+        readers: the living readers.
+        dead_rows: the number of readers that died holding a version, which the publisher reclaims when it needs it.
     """
 
     label: str
@@ -261,13 +261,13 @@ class ChannelState:
 
     @property
     def used(self) -> bool:
-        """Does a living process publish or read it?"""
+        """Whether a living process publishes or reads it."""
         return self.publisher == "alive" or bool(self.readers)
 
 
 def read_text(fd: int, offset: int, nbytes: int) -> bytes:
-    """Read ``nbytes`` bytes of text there; return none at all if it is no text. Text has no zero byte, and the hole of
-    a sparse file begins with one: so this takes no more memory than the file does, whatever size is asked for."""
+    """Read ``nbytes`` bytes of text; return nothing if it is not text. Text contains no zero byte, and a hole in a
+    sparse file begins with one, so this uses no more memory than the file, whatever size is requested."""
     pieces = []
     while nbytes > 0:
         try:
@@ -283,8 +283,8 @@ def read_text(fd: int, offset: int, nbytes: int) -> bytes:
 
 
 def files_of(channel: str) -> Files:
-    """The files of a channel as people name it: a name, or directory/name as untorn.subscribe takes it, or one of the
-    two files. Makes nothing. Raises ChannelNotFoundError if there is no such directory, ValueError for no name."""
+    """Return the files of a channel, given as a name, as directory/name like in untorn.subscribe, or as one of the two
+    files. Creates nothing. Raises ChannelNotFoundError if there is no such directory, ValueError for a bad name."""
     folder, _, name = channel.rpartition("/")
     if not folder and "/" not in channel:
         if not is_there(default_path()):
@@ -301,7 +301,7 @@ def files_of(channel: str) -> Files:
 
 
 class ChannelView:
-    """Both files of a channel, opened for looking. A context manager."""
+    """Both files of a channel, opened read-only. A context manager."""
 
     def __init__(self, files: Files, control_fd: int, data_fd: int) -> None:
         self.files = files
@@ -310,10 +310,10 @@ class ChannelView:
 
     @classmethod
     def open(cls, files: Files) -> ChannelView:
-        """Open a channel for looking.
+        """Open a channel read-only.
 
-        Raises ChannelNotFoundError if there is none, PermissionError if it is another user's, FormatError if a file is
-        not a channel's.
+        Raises ChannelNotFoundError if it does not exist, PermissionError if it belongs to another user, FormatError if
+        a file is not a channel's.
         """
         stays = False
         for attempt in range(_TRIES):
@@ -363,14 +363,14 @@ class ChannelView:
                 view = ChannelView(self.files, control_fd, data_fd)
                 if view._control().id != target.id or not view.is_one_channel():
                     return self
-            except (OSError, FormatError):  # its publisher is gone, and somebody else may have the number
+            except (OSError, FormatError):  # its publisher is gone, and another process may have the pid
                 return self
             opened.pop_all()
         self.close()
         return view
 
     def is_one_channel(self) -> bool:
-        """Return whether both files belong to one channel. Raises FormatError if one is no channel's."""
+        """Return whether both files belong to the same channel. Raises FormatError if one is not a channel's."""
         control = self._control()
         try:
             return belongs_to(os.pread(self._data_fd, DATA_HEADER_NBYTES, 0), control)
@@ -378,7 +378,7 @@ class ChannelView:
             raise FormatError(f"{self.files.data}: {error}") from None
 
     def close(self) -> None:
-        """Close both. Locks that this process has elsewhere stay: they belong to other descriptors."""
+        """Close both. Locks that this process holds through other descriptors stay."""
         try:
             os.close(self._control_fd)
         finally:
@@ -391,7 +391,7 @@ class ChannelView:
         self.close()
 
     def state(self) -> ChannelState:
-        """The channel at this moment; does not block."""
+        """Return the state of the channel now. Does not block."""
         control, newest = self._newest()
         lines = os.pread(self._control_fd, (control.max_readers + 1) * LINE, control.rows_offset)
         rows = decode_rows(lines)
@@ -399,9 +399,9 @@ class ChannelView:
         return _state_of(self.files.label, control, newest, self._slot_headers(control), rows, living)
 
     def schema(self) -> tuple[int, dict[str, Any]]:
-        """The newest version's number and its schema, as docs/format.md describes it; no values.
+        """Return the newest version's number and its schema, as specified in docs/format.md, without values.
 
-        Raises FormatError if it cannot be read, BusyError if the version was replaced whenever it was read.
+        Raises FormatError if it cannot be read, BusyError if the version was replaced during every attempt.
         """
         for _ in range(_TRIES):
             control, newest = self._newest()
@@ -411,7 +411,7 @@ class ChannelView:
                 raise FormatError(f"channel {self.files.label!r}: its newest version is damaged; publish again")
             text = read_text(self._data_fd, control.extents[control.slot][0] + LINE, newest.schema_nbytes)
             after = self._control()
-            if (after.version, after.slot) == (control.version, control.slot):  # so nobody wrote to that slot
+            if (after.version, after.slot) == (control.version, control.slot):  # so no process wrote to that slot
                 return control.version, decode_schema(text)
         raise BusyError(
             f"channel {self.files.label!r}: its newest version was replaced {_TRIES} times while it was read; try again"
@@ -425,7 +425,7 @@ class ChannelView:
             raise FormatError(f"{self.files.control}: {error}") from None
 
     def _newest(self) -> tuple[Control, SlotHeader]:
-        """Page 0 and the header of the slot that it calls the newest, of the same moment if that can be had."""
+        """Return page 0 and the header of its newest slot, read at the same time if possible."""
         for _ in range(_TRIES):
             control = self._control()
             header = self._slot_header(control, control.slot)
@@ -458,7 +458,7 @@ def _state_of(
     rows: list[Row],
     living: set[int],
 ) -> ChannelState:
-    """Pure but for the clock: what was read becomes what is shown."""
+    """Return the state for what was read. A pure function, except for the clock."""
     now = time.time()
     readers = tuple(
         _reader_of(row, rows[row], headers, control.version, now) for row in sorted(living) if 0 < row < len(rows)
@@ -511,8 +511,8 @@ def _reader_of(row: int, line: Row, headers: dict[int, SlotHeader], newest: int,
 
 
 def _living_bytes(fd: int, first: int, last: int) -> Iterator[int]:
-    """The bytes from ``first`` to ``last`` that a living process has locked. A call per lock, not per byte: the kernel
-    names one lock in the range, any one, and what lies before and behind it is asked about next."""
+    """Return the bytes from ``first`` to ``last`` that a living process has locked. It needs a call per lock, not per
+    byte: the kernel returns any one lock in the range, and the ranges before and after it are asked for next."""
     ranges = [(first, last)]
     while ranges:
         low, high = ranges.pop()
@@ -535,7 +535,7 @@ def _open_descriptor(path: str, opened: contextlib.ExitStack) -> int:
 
 
 def open_file(path: str, label: str) -> int:
-    """Open a channel's file for reading; what is no such file is an error and never hangs."""
+    """Open a channel's file for reading. Raises an error for anything else, and never blocks."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
         fd = keep(os.open(path, flags))

@@ -1,4 +1,4 @@
-"""Where each leaf of a tree lies in a slot, and how the structure is written down for readers.
+"""The position of each leaf of a tree in a slot, and the structure as it is written for readers.
 
 ::
 
@@ -7,10 +7,10 @@
 The schema is JSON and nothing else: no pickle, no code. docs/format.md describes it. ``Layout`` is the publisher's
 side (built from a spec, writes leaves); ``Decoder`` is the reader's (built from schema bytes, makes views).
 
-A reader believes nothing of what it reads. Every number is an int in its range before it is used; every leaf lies
-inside its version, behind the leaf before it, so that what is copied is never more than the version has; every array
-has just as many bytes as its shape says, counted here in integers that cannot overflow. What is wrong is a FormatError
-that names the place.
+A reader does not trust what it reads. Every number is checked to be an int in its range before it is used; every leaf
+lies inside its version and after the previous leaf, so that no more is copied than the version has; every array has
+exactly as many bytes as its shape says, counted in integers that cannot overflow. Otherwise the reader raises
+FormatError, which names the place.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ __all__ = [
 ]
 
 ALIGNMENT = 64
-#: the name of FrozenDict's adapter: the schema has a kind of its own for it
+#: the name of FrozenDict's adapter, for which the schema has a separate kind
 FROZEN_DICT = "untorn.FrozenDict"
 _MAX_NBYTES = 2**63 - 1
-#: what taking a document apart raises where it is not of the form that it should be
+#: the errors of taking apart a document that does not have the expected form
 MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _STRUCTS = {
     "int": struct.Struct("<q"),
@@ -67,16 +67,16 @@ def _align(nbytes: int, to: int = ALIGNMENT) -> int:
 
 
 class Layout:
-    """The bytes of one spec.
+    """The positions of the leaves of one spec.
 
     Attributes:
         spec: the structure that this lays out.
         schema: the structure as readers get it.
-        payload: offset of the payload from the start of the slot.
-        nbytes: of the whole slot.
+        payload: the offset of the payload from the start of the slot.
+        nbytes: the size of the whole slot.
         leaves: (spec, offset from the start of the slot) of each leaf, in order.
-        has_foreign: are there values of other libraries among them?
-        arrays: the indices of the leaves that are arrays to the user, and not a part of such a value.
+        has_foreign: whether there are values of other libraries among them.
+        arrays: the indices of the leaves that are the user's arrays, and not part of such a value.
     """
 
     def __init__(self, spec: Spec, extra: Spec | None = None, *, payload: int | None = None) -> None:
@@ -113,13 +113,13 @@ class Layout:
         return [spec.kind, offset, *_describe_leaf(spec)]
 
     def decoder(self, *, allow_pickle: bool) -> Decoder:
-        """The reader's side of this layout."""
+        """The decoder of this layout."""
         if self._decoder is None or self._decoder.allow_pickle != allow_pickle:
             self._decoder = Decoder(self.schema, self.nbytes, allow_pickle=allow_pickle)
         return self._decoder
 
     def write_schema(self, draft: _core.Draft) -> None:
-        """Write the schema behind the header."""
+        """Write the schema after the header."""
         _core.copy(draft, _core.HEADER_NBYTES, self.schema)
 
     def write_leaf(self, draft: _core.Draft | bytearray, index: int, leaf: Any) -> None:
@@ -135,12 +135,12 @@ class Layout:
             _core.copy(draft, offset, _leaf_bytes(spec, leaf))
 
     def leaf_range(self, index: int) -> tuple[int, int]:
-        """Where a leaf begins and ends, from the start of the slot."""
+        """Return the positions at which a leaf begins and ends, from the start of the slot."""
         spec, offset = self.leaves[index]
         return offset, offset + _leaf_size(spec)[0]
 
     def ranges(self, indices: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The bytes of these leaves (in order), with neighbours in one piece."""
+        """Yield the byte ranges of these leaves (in order), with adjacent ones joined."""
         start = end = before = -1
         for index in indices:
             first, last = self.leaf_range(index)
@@ -154,14 +154,14 @@ class Layout:
             yield start, end
 
     def array(self, draft: _core.Draft | bytearray, index: int) -> NDArray[Any]:
-        """A writable view of the array leaf in a slot that is being written."""
+        """Return a writable view of an array leaf in a slot that is being written."""
         spec, offset = self.leaves[index]
         dtype, shape, strides = spec.detail
         return array_over(draft, dtype, shape, offset, strides)
 
 
 def pack(value: Any, *, allow_pickle: bool = False) -> tuple[bytes, bytearray]:
-    """A value in private memory: its schema, and its payload. ``Decoder(schema, len(payload), payload=0)`` reads it."""
+    """A value in private memory: its schema and its payload. ``Decoder(schema, len(payload), payload=0)`` reads it."""
     spec, leaves = flatten(value, allow_pickle=allow_pickle)
     layout = Layout(spec, payload=0)
     payload = bytearray(layout.nbytes)
@@ -171,7 +171,7 @@ def pack(value: Any, *, allow_pickle: bool = False) -> tuple[bytes, bytearray]:
 
 
 def _leaf_size(spec: Spec) -> tuple[int, int]:
-    """Bytes and alignment of a leaf."""
+    """Return the size and the alignment of a leaf."""
     if spec.kind == "array":
         dtype, shape, _ = spec.detail
         return dtype.itemsize * int(np.prod(shape, dtype=object)), ALIGNMENT
@@ -219,7 +219,7 @@ def _describe_node(spec: Spec) -> tuple[str, Any]:
 
 
 def _describe_key(key: Any) -> Any:
-    """A key as JSON: a str as itself, all else as a pair of type and text."""
+    """Return a key as JSON: a str unchanged, any other key as a pair of type and text."""
     if isinstance(key, str):
         return key
     if isinstance(key, bytes):
@@ -241,7 +241,7 @@ _KEY_READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_key(described: Any) -> Any:
-    """Return the key that a schema describes. Raises TypeError, ValueError or LookupError if there is none."""
+    """Return the key that a schema describes. Raises TypeError, ValueError or LookupError if it describes no key."""
     if isinstance(described, str):
         return described
     kind, text = items_of(described)
@@ -259,7 +259,7 @@ def _read_plain_key(described: Any) -> Any:
 
 _Build = Callable[[Any], Any]
 
-# -- what JSON may hold, checked
+# -- checks of JSON values
 
 
 def items_of(found: Any) -> list[Any]:
@@ -278,7 +278,7 @@ def name_of(found: Any) -> str:
 
 def count_of(found: Any) -> int:
     """Return an int from 0 on unchanged. Raises TypeError or ValueError for anything else."""
-    if type(found) is not int:  # a bool is none
+    if type(found) is not int:  # excludes bool
         raise TypeError(f"expected a number of bytes or elements, found {_shown(found)}")
     if not 0 <= found <= _MAX_NBYTES:
         raise ValueError(f"{_shown(found)} is no number of bytes or elements")
@@ -290,17 +290,17 @@ def _shown(found: Any) -> str:
 
 
 class Decoder:
-    """Makes values from slots that have one schema. Arrays are views into the exporting object; so are values of other
-    libraries, where these allow it; all else is copied.
+    """Makes values from slots that have one schema. Arrays are views into the exporting object, and so are values of
+    other libraries if these allow it; everything else is copied.
 
     Args:
         schema: as Layout wrote it.
-        slot_nbytes: of the memory that will be read.
-        payload: where the payload begins in it; by default behind a slot's header and schema.
-        allow_pickle: unpickle what was pickled.
+        slot_nbytes: the size of the memory that will be read.
+        payload: the offset of the payload in it; by default after a slot's header and schema.
+        allow_pickle: unpickle pickled values.
 
-    Raises FormatError if the schema is not one, or points outside the slot; UnsupportedTypeError, naming the place, for
-    a pickle that is not allowed; ImportError if the library of a value is missing.
+    Raises FormatError if the schema is damaged or points outside the slot; UnsupportedTypeError, which names the place,
+    for a pickle that is not allowed; ImportError if the library of a value is missing.
     """
 
     def __init__(
@@ -309,11 +309,11 @@ class Decoder:
         self.payload: int = _align(_core.HEADER_NBYTES + len(schema)) if payload is None else payload
         self.slot_nbytes = slot_nbytes
         self.allow_pickle = allow_pickle
-        #: what every array leaf looks like: (offset, dtype, shape, strides), in order
+        #: the form of every array leaf: (offset, dtype, shape, strides), in order
         self.arrays: list[tuple[int, np.dtype[Any], tuple[int, ...], tuple[int, ...] | None]] = []
         self._at: tuple[str, ...] = ()  # the node that is being compiled
         self._end = self.payload  # of the leaves so far
-        #: exporter that is being read, by its id -> its private memory: all values of a version lie on one
+        #: id of an exporter that is being read -> its private memory, which all values of a version share
         self._private: dict[int, Any] = {}
         try:
             document = json.loads(schema)
@@ -328,7 +328,7 @@ class Decoder:
             ) from error
 
     def value(self, exporter: Any) -> Any:
-        """The value in a slot: a new tree around views of ``exporter``."""
+        """Return the value in a slot: a new tree around views of ``exporter``."""
         return self._built(self._build, exporter)
 
     def extra(self, exporter: Any) -> Any:
@@ -346,7 +346,7 @@ class Decoder:
             self._private.pop(id(exporter), None)
 
     def _private_memory(self, exporter: Any) -> Any:
-        """Return one copy for a version, and not one for each value in it: threads may make two, either serves."""
+        """Return the private copy of a version, shared by all its values. If threads make two, either is used."""
         made = self._private.get(id(exporter))
         if made is None:
             made = self._private[id(exporter)] = private_memory(exporter)
@@ -398,7 +398,7 @@ class Decoder:
             parts = {part: child(memory) for part, child in children.items()}
             try:
                 return adapter.put_together(meta, parts, *more)
-            except Exception as error:  # whatever that library raises for parts that do not fit together
+            except Exception as error:  # the library may raise any error for parts that do not fit together
                 raise FormatError(
                     f"{path_of(path)}: a {name} cannot be put together ({type(error).__name__}: {error}); "
                     "is it written by another version of that library, or damaged?"
@@ -407,7 +407,7 @@ class Decoder:
         return build
 
     def _take(self, offset: int, nbytes: int) -> None:
-        """Check that the next leaf may lie there. Leaves lie in the order of the tree, so no byte is two leaves'."""
+        """Check that the next leaf may lie there. Leaves lie in the order of the tree, so that none overlap."""
         if offset < self._end or nbytes > self.slot_nbytes - offset:
             raise FormatError(
                 f"{path_of(self._at)}: a leaf at bytes {offset} to {offset + nbytes} lies outside its version of "
@@ -444,7 +444,7 @@ class Decoder:
 
     def _compile_scalar(self, offset: int, dtype: np.dtype[Any]) -> _Build:
         self._take(offset, dtype.itemsize)
-        if dtype.kind == "V":  # NumPy's only scalars that are views
+        if dtype.kind == "V":  # the only scalars of NumPy that are views
             return lambda exporter: np.ndarray((), dtype, exporter, offset).copy()[()]
         return lambda exporter: np.ndarray((), dtype, exporter, offset)[()]
 
@@ -463,7 +463,9 @@ class Decoder:
 def _nbytes_of(dtype: np.dtype[Any], extent: tuple[int, ...], steps: tuple[int, ...] | None) -> int:
     """Return the size of an array without gaps and repeated elements. Raises ValueError if there is no such array."""
     if max(1, dtype.itemsize) * math.prod(filter(None, extent)) > _MAX_NBYTES:
-        raise ValueError(f"no array has the shape {_shown(extent)}")  # compiled code multiplies what is beside a 0 too
+        raise ValueError(
+            f"no array has the shape {_shown(extent)}"
+        )  # compiled code also multiplies the lengths beside a 0
     nbytes = dtype.itemsize * math.prod(extent)
     if steps is None:
         return nbytes
@@ -482,7 +484,7 @@ def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
 
 
 def _read_detail(kind: str, detail: Any, count: int) -> Any:
-    """What a Spec of this container has as its detail. Raises FormatError for a class that cannot be found or made."""
+    """Return the detail of a Spec of this container. Raises FormatError if a class cannot be found or instantiated."""
     if kind in ("dict", "odict"):
         return [(type(key).__name__, key) for key in map(read_key, items_of(detail))]
     if kind in ("list", "tuple"):
@@ -510,14 +512,17 @@ def _container_builder(kind: str, detail: Any, children: list[_Build]) -> _Build
         members = [child(exporter) for child in children]
         try:
             return make(iter(members))
-        except (TypeError, AttributeError) as error:  # a class that only C makes, is abstract, or lacks that field
+        except (
+            TypeError,
+            AttributeError,
+        ) as error:  # an instance can only be made in C, the class is abstract, or it lacks that field
             cls = detail[0]
             raise FormatError(f"{cls.__module__}.{cls.__qualname__} cannot be made here ({error})") from error
 
     return build
 
 
-#: the dtypes that NumPy describes by a text, in the only form in which it writes it
+#: the dtypes that NumPy describes by a text, in the only form that NumPy writes
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|[SUV]\d{1,10}|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
 
 
@@ -527,7 +532,7 @@ def read_dtype(described: Any) -> np.dtype[Any]:
 
 
 def _as_descr(described: Any, depth: int = 0) -> Any:
-    """JSON made lists of NumPy's tuples; give them back."""
+    """Restore NumPy's tuples, which are lists in JSON."""
     if depth > MAX_DEPTH:
         raise ValueError(f"a dtype nested more than {MAX_DEPTH} deep")
     if isinstance(described, str):
@@ -544,8 +549,8 @@ def _as_field(field: list[Any], depth: int) -> tuple[Any, ...]:
 
 
 def _find_class(module: Any, qualname: Any) -> type:
-    """The class of that name in a module that this process has imported: reading a channel imports nothing, so that it
-    runs no code. A child process may know the main module under its second name."""
+    """Return the class of that name in a module that this process has imported. Reading a channel imports nothing, so
+    that it runs no code. A child process may know the main module under its second name."""
     candidates = ["__main__", "__mp_main__"] if module in ("__main__", "__mp_main__") else [name_of(module)]
     for candidate in candidates:
         found = class_at(candidate, name_of(qualname))

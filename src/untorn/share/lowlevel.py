@@ -1,9 +1,9 @@
-"""The door into share: what other packages of untorn need of its inside, under documented names.
+"""The inside of share that other packages of untorn use, under documented names.
 
-Semi-public: users of ``untorn`` need none of this, and it may change with any version. Other packages neither reach
-into share's private names nor import its other modules.
+Semi-public: users of ``untorn`` need none of this, and it may change with any version. Other packages neither use
+share's private names nor import its other modules.
 
-Versions with something beside the value (a trainer keeps the state of its optimizer there)::
+Versions with a second tree beside the value (a trainer keeps the state of its optimizer there)::
 
     publish_with_extra, update_with_extra, update_leaves        write it
     extra, copy_with_extra                                      read it
@@ -118,7 +118,8 @@ __all__ = [
 
 
 def extra(snapshot: Snapshot) -> Any:
-    """Return what was published beside the value, as read-only views of shared memory; None if nothing was.
+    """Return the second tree that was published beside the value, as read-only views of shared memory; None if there is
+    none.
 
     Does not block. Raises what ``Snapshot.value`` does.
 
@@ -148,16 +149,16 @@ def copy_value(snapshot: Snapshot[T]) -> T:
 
 
 def copy_with_extra(snapshot: Snapshot[T]) -> tuple[T, Any]:
-    """Return copies of the value and of what was published beside it (or None), as copy_value() does."""
+    """Return copies of the value and of the tree beside it (or None), as copy_value() does."""
     hold, decoder = _opened(snapshot)
     memory = bytearray(memoryview(hold))
     return decoder.value(memory), decoder.extra(memory)
 
 
 def private_value(snapshot: Snapshot[T]) -> T:
-    """Return the value as writable views of a private mapping of the version: a page is copied when it is first written
-    to. Other processes and ``Snapshot.value`` do not see what is written; all private values of a snapshot share one
-    mapping. Raises what ``Snapshot.value`` does."""
+    """Return the value as writable views of a private mapping of the version, which copies a page when it is first
+    written to. Other processes and ``Snapshot.value`` do not see these writes; all private values of a snapshot share
+    one mapping. Raises what ``Snapshot.value`` does."""
     hold, decoder = _opened(snapshot)
     value: T = decoder.value(hold.private())
     return value
@@ -169,8 +170,8 @@ def _opened(snapshot: Snapshot) -> tuple[_core.Hold, Decoder]:
 
 
 def decoder_of(hold: _core.Hold) -> Decoder:
-    """Return the decoder of a pinned version: it reads each version of the same structure. Raises FormatError if the
-    version's schema is damaged."""
+    """Return the decoder of a pinned version, which reads every version of the same structure. Raises FormatError if
+    the version's schema is damaged."""
     return Decoder(schema_of(hold), hold.nbytes)
 
 
@@ -217,9 +218,8 @@ def update_leaves(publisher: Publisher, leaves: Mapping[int, Any], *, timeout_s:
 
 
 def look_after_name(publisher: Publisher) -> None:
-    """Restore a named channel's files if somebody removed them, as each update does; at most once in a while. For a
-    channel whose versions are written by others. Raises what Publisher.update() does for a channel that lost its
-    name."""
+    """Restore a named channel's files if they were removed, as each update does, at most once in a while. For a channel
+    whose versions are written by others. Raises what Publisher.update() does for a channel that lost its name."""
     publisher._look_after_name()
 
 
@@ -238,13 +238,13 @@ def attachment_of(publisher: Publisher) -> _core.Attachment:
 
 
 def newest_nbytes(publisher: Publisher) -> int:
-    """Return the room of the newest version's slot, in bytes. Maps nothing."""
+    """Return the capacity of the newest version's slot, in bytes. Maps nothing."""
     attachment = attachment_of(publisher)
     return next(capacity for slot, _, capacity, _, _ in attachment.slots() if slot == attachment.latest_slot)
 
 
 def no_slot_error(publisher: Publisher, timeout_s: float) -> CapacityError:
-    """Return the error for a channel whose slots were all held for so long; it names the holders."""
+    """Return the error for a channel whose slots were all held during this time; it names the holders."""
     return _versions(publisher).no_slot(timeout_s)
 
 

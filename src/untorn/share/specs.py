@@ -1,14 +1,14 @@
-"""What can be shared, and how each leaf of it is described.
+"""Describe the values that can be shared, as trees of leaves.
 
 ``flatten`` takes a value apart into a *spec* (a hashable description of structure, types, dtypes and shapes: no
 values) and the list of its leaves in order. Two values with equal specs have the same bytes layout, so a publisher
 that publishes the same structure again only copies leaves. ``layout.py`` gives each leaf its place and writes the
 structure down for readers.
 
-What can be shared natively: trees (untorn/trees.py) of NumPy arrays of every dtype but object, NumPy scalars, int,
+These can be shared natively: trees (untorn/trees.py) of NumPy arrays of every dtype except object, NumPy scalars, int,
 float, complex, bool, str, bytes and None. Values of other libraries, and FrozenDict, go through adapters
-(untorn/adapter_registry.py), and become a node whose children are native. Anything else is pickled, if that was asked
-for.
+(untorn/adapter_registry.py), which make them a node with native children. Anything else is pickled, if that is
+allowed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from untorn.trees import Node, Path, Spec, path_of
 
 __all__ = ["OPAQUE", "Deferred", "array_spec", "class_at", "flatten", "is_plain"]
 
-#: nodes with children that only their reader knows
+#: nodes whose children only their reader knows
 OPAQUE = frozenset({"adapter", "pickle"})
 
 _INT64 = range(-(2**63), 2**63)
@@ -39,12 +39,11 @@ _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
 class Deferred:
-    """Bytes that are written straight to their place, so that they need not be made elsewhere first: a leaf that reads
-    as a uint8 array.
+    """A leaf, read as a uint8 array, whose bytes are written directly to their place, without a copy elsewhere.
 
     Attributes:
-        nbytes: exactly how many.
-        write_into: writes all of them into a writable uint8 array.
+        nbytes: the exact number of bytes.
+        write_into: a function that writes all of them into a writable uint8 array.
     """
 
     def __init__(self, nbytes: int, write_into: Callable[[NDArray[np.uint8]], None]) -> None:
@@ -52,18 +51,18 @@ class Deferred:
         self.write_into = write_into
 
     def array(self) -> NDArray[np.uint8]:
-        """The bytes, in memory of their own."""
+        """Return the bytes in new memory."""
         made = np.empty(self.nbytes, np.uint8)
         self.write_into(made)
         return made
 
 
 def flatten(value: Any, *, allow_pickle: bool = False, at: str = "") -> tuple[Spec, list[Any]]:
-    """Take a value apart: its spec, and its leaves (arrays as they are, scalars as given) in depth-first order.
+    """Take a value apart. Returns its spec, and its leaves (arrays and scalars unchanged) in depth-first order.
 
-    Nothing is copied, except what an adapter must, and pickles. Raises UnsupportedTypeError, naming the place, for a
-    type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that is nested more
-    than 200 deep. ``at`` is where the value will be in a larger one.
+    Nothing is copied except by adapters that need to, and by pickling. Raises UnsupportedTypeError, which names the
+    place, for a type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that
+    is nested more than 200 deep. ``at`` is the path of the value in a larger one.
     """
     return trees.flatten(value, partial(_take, allow_pickle), at=(at,) if at else ())
 
@@ -87,7 +86,7 @@ def _take(allow_pickle: bool, value: Any, path: Path, leaves: list[Any]) -> Spec
     try:
         node = _opened(value, path)
     except UnsupportedTypeError:
-        if allow_pickle:  # a dict with keys that only a pickle has, a class of an odd place
+        if allow_pickle:  # such as a dict with unusual keys, or a class that cannot be imported by its name
             return _pickled(allow_pickle, value, path)
         raise
     return node or _adapted(allow_pickle, adapter_for(cls), value, path)
@@ -106,7 +105,7 @@ def _take_array(allow_pickle: bool, array: NDArray[Any], path: Path, leaves: lis
 
 
 def _opened(value: Any, path: Path) -> Node | None:
-    """Take a container apart; None for anything else, and for an instance of a subclass that readers would lose."""
+    """Take a container apart. Returns None for anything else, and for a subclass, which readers would lose."""
     cls = type(value)
     if cls is dict or cls is OrderedDict:
         for key in value:
@@ -133,7 +132,7 @@ def _adapted(allow_pickle: bool, adapter: Adapter | None, value: Any, path: Path
 
 
 def _pickled(allow_pickle: bool, value: Any, path: Path) -> Node:
-    """The stream and its out-of-band buffers, as arrays of bytes."""
+    """Return the pickle and its out-of-band buffers as arrays of bytes."""
     if not allow_pickle:
         raise _unsupported(value, path)
     buffers: list[NDArray[np.uint8]] = []
@@ -142,12 +141,12 @@ def _pickled(allow_pickle: bool, value: Any, path: Path) -> Node:
         try:
             buffers.append(np.frombuffer(buffer.raw(), np.uint8))
         except BufferError:
-            return True  # not one piece of memory: into the stream
+            return True  # not contiguous, so it goes into the pickle
         return False
 
     try:
         stream = pickle.dumps(value, protocol=5, buffer_callback=keep)
-    except Exception as error:  # whatever the object's own methods raise
+    except Exception as error:  # the object's own methods may raise any error
         raise UnsupportedTypeError(
             f"{path_of(path)}: a {_type_name(value)} that cannot be pickled ({type(error).__name__}: {error})"
         ) from error
@@ -164,8 +163,8 @@ def _check_key(key: Any, path: Path) -> None:
 
 
 def _check_class(cls: type, path: Path) -> None:
-    """Raise UnsupportedTypeError unless readers can make instances. They find the class by module and name, so it must
-    be there under that name; and they call no code of it."""
+    """Raise UnsupportedTypeError unless readers can make instances. They find the class by its module and name, and run
+    none of its code."""
     if class_at(cls.__module__, cls.__qualname__) is not cls:
         raise UnsupportedTypeError(
             f"{path_of(path)}: the class {cls.__module__}.{cls.__qualname__} cannot be imported by that name; "
@@ -180,7 +179,7 @@ def _check_class(cls: type, path: Path) -> None:
 
 def class_at(module: str, qualname: str) -> type | None:
     """Return the class of that name in a module that was imported; None if there is none. Runs no code of the module,
-    so that one which imports what it is asked for imports nothing."""
+    whose __getattr__ could import something."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, "__dict__", {}).get(part)
@@ -188,8 +187,8 @@ def class_at(module: str, qualname: str) -> type | None:
 
 
 def is_plain(cls: type) -> bool:
-    """Return whether ``object.__new__``, or that of tuple, can make an instance. It cannot where an exception, a dict
-    or os.stat_result is a base: these have a ``__new__`` of their own in C, which alone knows what is in them."""
+    """Return whether ``object.__new__``, or that of tuple, can make an instance. It cannot if a base is an exception, a
+    dict or os.stat_result, which have their own ``__new__`` in C and contents that only it knows."""
     makers = (vars(base).get("__new__") for base in cls.__mro__ if base not in (object, tuple))
     return not any(isinstance(maker, BuiltinFunctionType) for maker in makers)
 
@@ -205,18 +204,18 @@ def _scalar_spec(kind: str, value: Any) -> Spec:
 
 
 def array_spec(array: NDArray[Any], path: Path = ()) -> Spec:
-    """The spec of an array: dtype, shape, and the strides of a compact copy that keeps its axis order."""
+    """Return the spec of an array: dtype, shape, and the strides of a compact copy that keeps its axis order."""
     dtype = _checked_dtype(array.dtype, path)
     strides = None if array.flags.c_contiguous or array.size == 0 else _compact_strides(array)
     return Spec("array", (dtype, array.shape, strides))
 
 
 def _compact_strides(array: NDArray[Any]) -> tuple[int, ...] | None:
-    """The strides of a compact copy with the axes in the same order in memory; None for C order. A copy with these
-    strides has them again."""
+    """Return the strides of a compact copy with the axes in the same order in memory; None for C order. For a copy with
+    these strides it returns them again."""
     axes = [axis for axis, length in enumerate(array.shape) if length != 1]
     if any(array.strides[axis] == 0 for axis in axes):
-        return None  # repeated along an axis: that has no place in the order
+        return None  # an axis of repeated elements has no place in the order
     order = sorted(axes, key=lambda axis: -abs(array.strides[axis]))
     if order == axes:
         return None
@@ -228,7 +227,7 @@ def _compact_strides(array: NDArray[Any]) -> tuple[int, ...] | None:
 
 
 def _checked_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
-    """The dtype as readers get it: without metadata."""
+    """Return the dtype as readers get it, without metadata."""
     known = _KNOWN_DTYPES.get(dtype)
     if known is None:
         known = _KNOWN_DTYPES[dtype] = _described_dtype(dtype, path)
@@ -242,7 +241,7 @@ def _described_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
             "another process; convert it to a numeric, string or structured dtype"
         )
     try:
-        # NumPy warns of what it cannot describe: metadata, and new kinds of dtypes. To silence that for a moment would
+        # NumPy warns about what it cannot describe: metadata, and new kinds of dtypes. Silencing the warning here would
         # silence it for all threads
         legacy = getattr(type(dtype), "_legacy", True)
         plain = np.lib.format.drop_metadata(dtype)

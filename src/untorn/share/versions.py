@@ -1,15 +1,15 @@
-"""Making versions: pick a slot that nobody can read, bring every leaf of it up to date, make it the latest.
+"""Make versions: pick a slot that no reader can see, update its leaves, and make it the latest.
 
-Of each slot it is known which version of which layout it has, and of each leaf when it last changed. So a version in
-which only some leaves changed costs these, and what the picked slot missed since it was the latest::
+For each slot this process knows the layout and the version that it contains, and for each leaf the version that last
+changed it. So if only some leaves change, only these are written, and those that the slot has missed since::
 
     slots        leaves changed at       patch of leaf b = version 7 into slot 2
     0: v6        a: v2                   a   has v2, and 2 <= 4        nothing to do
     1: v5        b: v5  -> 7             b   the new value             written
     2: v4        c: v6                   c   has v1, and 6 > 4         copied from slot 0
 
-What is in a slot is known to this process alone, and is forgotten before the slot is written: the next publisher after
-a kill begins with whole copies.
+Only this process knows what a slot contains, and it forgets that before it writes to the slot. So if a publisher is
+killed, the next one begins with whole copies.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class ReaderInfo:
     """One reader of a channel, as its publisher sees it.
 
     Attributes:
-        pid: its process, as it calls itself.
+        pid: its process id, as the reader itself wrote it down.
         versions: the versions that it holds now, oldest first.
-        age_s: seconds since the oldest of them was published; 0.0 if it holds none.
+        age_s: the age of the oldest of these in seconds; 0.0 if it holds none.
     """
 
     pid: int
@@ -60,7 +60,7 @@ class ReaderInfo:
 
 
 class Tree(NamedTuple):
-    """A value taken apart, with what is stored beside it."""
+    """A value taken apart, with the second tree that is stored beside it."""
 
     spec: Spec
     extra: Spec | None
@@ -68,7 +68,8 @@ class Tree(NamedTuple):
 
     @classmethod
     def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False, at: str = "") -> Tree:
-        """Nothing is copied. Raises UnsupportedTypeError, whose text begins with the place; ``at``: where it begins."""
+        """Take the value apart without a copy. Raises UnsupportedTypeError, whose text begins with the path; ``at`` is
+        the path of the value itself."""
         spec, leaves = flatten(value, allow_pickle=allow_pickle, at=at)
         if extra is None:
             return cls(spec, None, leaves)
@@ -83,14 +84,14 @@ class _New(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """What a slot has: a version that had this layout."""
+    """The contents of a slot: a version with this layout."""
 
     layout: Layout
     version: int
 
 
 class _Known(NamedTuple):
-    """What this process knows about the newest version."""
+    """This process's knowledge of the newest version."""
 
     version: int
     layout: Layout | None  # None: there is no version yet
@@ -99,14 +100,14 @@ class _Known(NamedTuple):
 
 
 class Versions:
-    """The writing side of one attachment. Its caller sees to it that one thread writes at a time.
+    """The writing side of an attachment. The caller ensures that only one thread writes at a time.
 
-    An error, or Ctrl-C, can end a method between any two steps. So what is known about a version is prepared before it
-    is published, and taken over when the channel has it; and what is known about a slot is forgotten before it is
+    An error or Ctrl-C can end a method between any two steps. So knowledge about a version is prepared before the
+    version is published, and adopted once the channel has it; knowledge about a slot is forgotten before the slot is
     written.
 
     Attributes:
-        attachment: the publisher's.
+        attachment: the publisher's attachment.
         name: looks after the channel's name, if it has one.
     """
 
@@ -118,7 +119,7 @@ class Versions:
         self._durable = durable
         self._contents: dict[int, _Content] = {}
         self._known_or_past = self._coming = _Known(0, None, 0, np.zeros(0, np.uint64))
-        # durable: the slot table, if it has not changed since control was last on the disk; is `latest` there as well?
+        # durable: the slot table if it is unchanged since control was last flushed, and whether `latest` was, too
         self._table: list[tuple[int, ...]] | None = None
         self._settled = attachment.version == 0
 
@@ -128,12 +129,12 @@ class Versions:
         return self._known().layout
 
     def _known(self) -> _Known:
-        """Return what is known about the newest version; the last step of publishing one may not have come to it."""
+        """Return the knowledge of the newest version, which an interrupted publish() may not have adopted yet."""
         version = self.attachment.version
         if self._coming.version <= version:
             self._known_or_past = self._coming
         known = self._known_or_past
-        if known.version != version:  # a trainer's workers publish too; what was known ends where they began
+        if known.version != version:  # a trainer's workers publish too, and this process does not know their versions
             everything = np.full(len(known.changed_at), version, np.uint64)
             known = self._known_or_past = self._coming = known._replace(version=version, changed_at=everything)
         return known
@@ -141,7 +142,7 @@ class Versions:
     # -- whole versions
 
     def publish(self, tree: Tree, timeout_s: float) -> int:
-        """The next version, all of it copied; returns its number."""
+        """Publish the next version, with all of it copied. Returns its number."""
         layout = self.layout
         if layout is None or layout.spec != tree.spec or layout.extra != tree.extra:
             layout = Layout(tree.spec, tree.extra)
@@ -154,7 +155,7 @@ class Versions:
     # -- versions in which some leaves changed
 
     def patch(self, trees: Mapping[str, Tree], timeout_s: float) -> int:
-        """The next version, in which the parts at these paths have other values."""
+        """Publish the next version, in which the parts at these paths have other values."""
         layout = self.known_layout()
         places = {path: find(layout.spec, path) for path in trees}
         _check_apart(list(places.values()))
@@ -168,7 +169,7 @@ class Versions:
         return self.rewrite(leaves, timeout_s)
 
     def rewrite(self, leaves: Mapping[int, Any], timeout_s: float) -> int:
-        """The next version, in which the leaves of these indices have other values, of the same dtype and shape."""
+        """Publish the next version, in which the leaves with these indices have other values of the same form."""
         layout = self.known_layout()
         slot, draft = self.begin_from_newest(timeout_s, without=leaves)
         for index, leaf in leaves.items():
@@ -176,10 +177,10 @@ class Versions:
         return self.finish(layout, slot, leaves)
 
     def _restructure(self, places: dict[str, Place], trees: Mapping[str, Tree], timeout_s: float) -> int:
-        """A patch that moves leaves: all of them go to other places in a new layout."""
+        """Publish a patch that moves leaves, so that all of them are copied to a new layout."""
         old, spec = self.known_layout(), self.known_layout().spec
         sources: list[int | _New] = list(range(len(old.leaves)))
-        # from the back, so that indices before stay right; an empty container begins where its neighbour does
+        # from the back, so that earlier indices stay valid; an empty container begins where its neighbour does
         for path in sorted(trees, key=lambda path: (places[path].first, places[path].trail), reverse=True):
             place = places[path]
             spec = replaced(spec, place.trail, trees[path].spec)
@@ -197,18 +198,18 @@ class Versions:
         return self.finish(layout, slot, None)
 
     def indices_of(self, paths: Iterable[str]) -> frozenset[int]:
-        """The leaves at these paths."""
+        """Return the indices of the leaves at these paths."""
         if isinstance(paths, str):
             raise TypeError(f"leaves: expected a list of paths, found the str {paths!r}; write [{paths!r}]")
         spec = self.known_layout().spec
         return frozenset(index for path in paths for index in find(spec, path).leaves)
 
     def array_indices(self, among: frozenset[int] | None) -> list[int]:
-        """Which of these leaves (None: of all) are arrays."""
+        """Return which of these leaves (of all leaves, for None) are arrays."""
         return [index for index in self.known_layout().arrays if among is None or index in among]
 
     def begin_from_newest(self, timeout_s: float, *, without: Iterable[int]) -> tuple[int, _core.Draft]:
-        """A slot that has the newest version, but for the leaves ``without``, which may have any bytes."""
+        """Return a slot with the newest version, except for the leaves ``without``, which may have any bytes."""
         layout, changed_at = self.known_layout(), self._known().changed_at
         slot, draft, content = self._begin(layout.nbytes, timeout_s)
         newest = self._newest_bytes()
@@ -226,7 +227,7 @@ class Versions:
     def _newest_bytes(self) -> memoryview:
         if self._newest_is_lost:
             raise FormatError(
-                f"channel {self._label!r}: its newest version is lost, because somebody shortened its data file; "
+                f"channel {self._label!r}: its newest version is lost, because its data file was shortened; "
                 "publish a whole value with update()"
             )
         return memoryview(self._draft(self.attachment.latest_slot))
@@ -241,12 +242,12 @@ class Versions:
     # -- the steps
 
     def begin(self, nbytes: int, timeout_s: float) -> tuple[int, _core.Draft]:
-        """A slot of at least that room that nobody can read, and its bytes, writable."""
+        """Return a slot with at least this room that no reader can see, and its bytes, writable."""
         slot, draft, _ = self._begin(nbytes, timeout_s)
         return slot, draft
 
     def _begin(self, nbytes: int, timeout_s: float) -> tuple[int, _core.Draft, _Content | None]:
-        """The same, and what was in it: this is forgotten here, before anything is written."""
+        """Return such a slot, and its contents, which are forgotten here before anything is written."""
         self._settle()
         table, self._table = self._table, None  # an error below must not hide that it was changed in between
         slot = self._pick(nbytes, timeout_s)
@@ -264,7 +265,8 @@ class Versions:
             raise labelled(error, self._label) from None
 
     def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
-        """Make a complete slot the latest. ``changed``: which leaves differ from the version before; None for all."""
+        """Make a complete slot the latest. ``changed`` are the leaves that differ from the previous version; None for
+        all."""
         attachment, known = self.attachment, self._known()
         version = known.version + 1
         if version >= _VERSIONS_END:
@@ -294,12 +296,12 @@ class Versions:
         self._sync_latest()
         return version
 
-    # -- durable: the order of what reaches the disk. What is not synced may get there at any time, in any order
+    # -- durable: the order in which data reaches the disk. Without a flush, it may do so at any time and in any order
 
     def _settle(self) -> None:
-        """Before any slot is touched: the newest version is on the disk, and is the newest there too. It may not be,
-        if the publisher before was not durable, or if one was killed, or an error or Ctrl-C came, between its last two
-        steps; then the version that the disk calls the newest is in a slot that seems free."""
+        """Before any slot is written, ensure that the newest version is on the disk and is the newest there, too. It
+        may not be if the previous publisher was not durable, or if one was killed or interrupted between its last two
+        steps. Then the version that is the newest on the disk lies in a slot that seems to be free."""
         if not self._durable or self._settled:
             return
         attachment = self.attachment
@@ -312,7 +314,7 @@ class Versions:
         return [extent[:3] for extent in self.attachment.slots()]
 
     def _sync_data(self) -> None:
-        """Everything that the latest word is about to refer to reaches the disk before it: bytes, and slot table."""
+        """Flush what the latest word is about to refer to, the bytes and the slot table, before that word."""
         if not self._durable:
             return
         os.fdatasync(self.attachment.data_fd)
@@ -320,7 +322,7 @@ class Versions:
             os.fdatasync(self.attachment.control_fd)
 
     def _sync_latest(self) -> None:
-        """The newest version is on the disk when this returns."""
+        """Flush, so that the newest version is on the disk when this returns."""
         if not self._durable:
             return
         table = self._read_table()
@@ -353,7 +355,7 @@ class Versions:
             time.sleep(0.0005)
 
     def _lose_newest(self) -> None:
-        """The data file was shortened: note it. A version that is whole replaces what is lost, in space that is new."""
+        """Record that the data file was shortened. A whole version then replaces the lost one, in new space."""
         self._newest_is_lost = True
         self._contents.clear()
 
@@ -364,11 +366,11 @@ class Versions:
         return f"channel {self._label!r}: version {self.attachment.version + 1}"
 
     def no_slot(self, timeout_s: float) -> CapacityError:
-        """The error for a channel whose slots are all held; it names the holders."""
+        """Return the error for a channel whose slots are all held; it names the holders."""
         attachment = self.attachment
         try:
             readers = readers_of(attachment)
-        except OSError as error:  # nor can the dead be told from the living
+        except OSError as error:  # it cannot be found out which readers are alive
             raise labelled(error, self._label) from None
         holders = "; ".join(
             f"pid {reader.pid} holds version{'s' if len(reader.versions) > 1 else ''} "
@@ -391,7 +393,7 @@ def _check_apart(places: list[Place]) -> None:
 
 
 def readers_of(attachment: _core.Attachment) -> list[ReaderInfo]:
-    """The living readers of a channel."""
+    """Return the living readers of a channel."""
     published = {slot: (version, at_ns) for slot, _, _, version, at_ns in attachment.slots()}
     now_ns = time.time_ns()
     infos = []
@@ -403,7 +405,7 @@ def readers_of(attachment: _core.Attachment) -> list[ReaderInfo]:
 
 
 def forked_error(label: str) -> ClosedError:
-    """The error for a publisher in a process that was forked from its own."""
+    """Return the error for a publisher in a process that was forked from its own."""
     return ClosedError(
         f"channel {label!r}: this process was forked from its publisher, and only the parent may publish; "
         "here use publisher.subscriber()"

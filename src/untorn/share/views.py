@@ -25,8 +25,8 @@ def array_over(
 
 
 def private_memory(exporter: Any) -> Any:
-    """The same bytes for somebody who may write to them: where ``exporter`` is read-only, writes land in a private copy
-    of the pages that they touch."""
+    """Return the same bytes, writable. If ``exporter`` is read-only, a write goes to a private copy of the page that it
+    touches."""
     if isinstance(exporter, _core.Hold):
         return exporter.private()
     view = memoryview(exporter)

@@ -1,4 +1,4 @@
-"""Waiting for channels in asyncio, without a busy thread per channel.
+"""Wait for channels in asyncio, without a busy thread per channel.
 
 One daemon thread per process sleeps in the kernel on all channels that coroutines wait for, in any event loop::
 
@@ -6,15 +6,14 @@ One daemon thread per process sleeps in the kernel on all channels that coroutin
         ^                                                     │  something newer, or the publisher is gone
         └────── future <── loop.call_soon_threadsafe <────────┘
 
-The thread decides nothing: it nudges, and the coroutine looks for itself. It starts with the first waiter and ends a
-moment after the last. The kernel lets it sleep on 127 channels; each 127 more have one more thread.
+The thread decides nothing: it wakes coroutines, which check their channels themselves. It starts with the first waiter
+and ends a moment after the last. The kernel lets a thread sleep on 127 channels, so each 127 more have another thread.
 
-Only the thread touches the table of waiters. Others put a new waiter into the inbox, or mark one
-as gone, and ring. Nothing of this takes a lock: a coroutine that nobody awaits any more can be collected, and so leave,
-between any two instructions of any thread; and a signal handler or a finalizer may begin to wait there. Which thread
-serves is decided by the one that succeeds in taking ``_serving``, without waiting for it. It looks into the inbox once
-more after it has given that up, and a thread that puts something in looks at ``_serving`` afterwards, so none is
-forgotten.
+Only the thread uses the table of waiters. Other threads put a new waiter into the inbox, or mark one as gone, and ring.
+None of this takes a lock, because a coroutine that is no longer awaited can be collected, and so leave, between any two
+instructions of any thread, and a signal handler or a finalizer may begin to wait there. The thread that succeeds in
+taking ``_serving``, without blocking, serves. It checks the inbox once more after it has released that, and a thread
+that puts something in checks ``_serving`` afterwards, so no waiter is forgotten.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 
 __all__ = ["NewerSnapshots", "changed", "deadline_of"]
 
-#: how often the kernel is asked whether the publishers of the channels that are waited for live
+#: how often the kernel is asked whether the publishers of these channels are alive
 LIVENESS_INTERVAL_S = 0.2
-#: how long the thread stays when nobody waits: coroutines come back between two versions
+#: how long the thread stays without waiters, since coroutines come back between two versions
 IDLE_S = 0.2
 
 
 def deadline_of(timeout_s: float) -> float:
-    """Return when a wait of so many seconds gives up, on the monotonic clock. Raises TypeError or ValueError."""
+    """Return the time by the monotonic clock at which a wait ends. Raises TypeError or ValueError."""
     if not isinstance(timeout_s, Real):
         raise TypeError(f"timeout_s: expected a number of seconds, found {type(timeout_s).__name__}")
     if math.isnan(timeout_s):
@@ -58,13 +57,13 @@ def deadline_of(timeout_s: float) -> float:
 async def changed(
     attachment: _core.Attachment, newer_than: int, *, or_lost: bool, timeout_s: float | None = None
 ) -> None:
-    """Return when it is worth looking at the channel again: something newer is there, or time is up.
+    """Return when the channel may have something newer, or time is up, so that it should be checked again.
 
     Args:
         attachment: the channel.
-        newer_than: the version that is known.
-        or_lost: return also when the channel has no living publisher.
-        timeout_s: seconds to wait at most.
+        newer_than: the known version.
+        or_lost: also return when the channel has no living publisher.
+        timeout_s: the longest time to wait, in seconds.
     """
     import asyncio
 
@@ -83,10 +82,10 @@ async def changed(
 
 @final
 class NewerSnapshots(Generic[T_co]):
-    """What ``async for`` goes through. Keeps the number of the last snapshot, not the snapshot.
+    """The iterator of ``async for``. It keeps the number of the last snapshot, not the snapshot.
 
-    Not an async generator: one that is left early stays suspended, with all that it refers to, until its loop gets
-    round to closing it.
+    It is not an async generator, because one that is left early stays suspended, with everything it refers to, until
+    its loop closes it.
     """
 
     __slots__ = ("_ended", "_seen", "_take")
@@ -111,8 +110,8 @@ class NewerSnapshots(Generic[T_co]):
 
 
 def _is_lost(attachment: _core.Attachment) -> bool:
-    """Return whether it is time for the coroutines to look at the publisher themselves. It is also when the kernel does
-    not say: they raise why."""
+    """Return whether the coroutines should check the publisher themselves. True if the kernel cannot tell whether it is
+    alive, since they then raise the reason."""
     try:
         return not attachment.publisher_alive()
     except OSError:
@@ -133,23 +132,23 @@ class _Waiter:
         self.or_lost = or_lost
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
-        self.gone = False  # it needs the thread no more
+        self.gone = False  # it no longer needs the thread
 
     def wake(self) -> None:
-        """Let the coroutine go on. In its loop's thread."""
+        """Wake the coroutine, in its loop's thread."""
         if not self.future.done():
             self.future.set_result(None)
 
     def nudge(self) -> None:
-        """Let the coroutine go on. From any thread."""
+        """Wake the coroutine, from any thread."""
         self.gone = True
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits there any more
+        with contextlib.suppress(RuntimeError):  # its loop is closed, so nothing waits there any more
             self.loop.call_soon_threadsafe(self.wake)
 
 
 @final
 class _Watcher:
-    """The thread, and what it knows."""
+    """The thread and its table of waiters."""
 
     def __init__(self, *, polls: bool = False) -> None:
         self._watch = _core.Watch(polls)
@@ -158,28 +157,28 @@ class _Watcher:
         self._stopping = False
         self._inbox: deque[_Waiter] = deque()
         self._some_left = False
-        # the thread's own: who waits for a channel, and the oldest version that any of them knows
+        # used only by the thread: the waiters of each channel, and the oldest version that one of them knows
         self._waiters: dict[_core.Attachment, list[_Waiter]] = {}
         self._versions: dict[_core.Attachment, int] = {}
-        self._look_at = 0.0  # when to ask next who lives
+        self._look_at = 0.0  # when to check next which publishers are alive
         self._idle_until = 0.0
 
     def has_room(self, attachment: _core.Attachment) -> bool:
-        """Return whether it can sleep on this channel as well. A guess: without room it would only be slower. False for
-        a finalizer that the thread itself runs: that would wait for its own thread."""
+        """Return whether it can sleep on one more channel. This is a guess; if it is wrong, waiting is only slower.
+        False in a finalizer that the thread itself runs, which would wait for its own thread."""
         if self._thread is threading.current_thread():
             return False
         return attachment in self._waiters or len(self._waiters) + len(self._inbox) < _core.WATCH_WORDS
 
     def add(self, waiter: _Waiter) -> None:
-        """Nudge this waiter when there is something to see; once. Raises CapacityError if no thread can be started."""
+        """Wake this waiter once, when its channel should be checked. Raises CapacityError if no thread can start."""
         self._inbox.append(waiter)
         if not self._serving.locked():  # one thread too many ends at once
             try:
                 threading.Thread(target=self._run, name="untorn-waiting", daemon=True).start()
             except BaseException as error:
                 with contextlib.suppress(ValueError):
-                    self._inbox.remove(waiter)  # or its channel would stay open for a thread that never comes
+                    self._inbox.remove(waiter)  # otherwise its channel would stay open for a thread that never comes
                 if not isinstance(error, RuntimeError):
                     raise
                 raise CapacityError(
@@ -190,14 +189,14 @@ class _Watcher:
         self._watch.ring()
 
     def leave(self, waiter: _Waiter) -> None:
-        """Nudge this waiter no more, and forget it. Takes no lock; from any thread."""
+        """Forget this waiter and no longer wake it. Takes no lock, and may be called from any thread."""
         if not waiter.gone:
             waiter.gone = True
             self._some_left = True
             self._watch.ring()
 
     def stop(self) -> None:
-        """End the thread now, whoever waits."""
+        """End the thread now, even if there are waiters."""
         self._stopping = True
         self._watch.ring()
         thread = self._thread
@@ -206,13 +205,13 @@ class _Watcher:
         self._stopping = False
 
     def forget(self) -> None:
-        """In a forked child, which has all this but not the thread: let everything go."""
+        """Forget everything in a forked child, which does not have the thread."""
         self._inbox.clear()
         self._waiters.clear()
         self._versions.clear()
         self._watch.forget()
 
-    # -- what follows runs in the thread. No local of _run refers to a waiter or a channel while it sleeps.
+    # -- the code below runs in the thread. No local of _run refers to a waiter or a channel while it sleeps.
 
     def _run(self) -> None:
         while self._serving.acquire(blocking=False):
@@ -229,13 +228,13 @@ class _Watcher:
                     left = self._give_up()
                 self._thread = None
                 self._serving.release()
-                if failed:  # everybody looks for itself, comes back, and finds a new thread
+                if failed:  # each waiter checks its channel, comes back, and finds a new thread
                     self._nudge_all(left)
             if not self._inbox or self._stopping:
                 return
 
     def _gather(self) -> bool:
-        """Take in who came and let go who left; False when the thread is to end."""
+        """Add new waiters and drop those that left. Returns False if the thread should end."""
         while self._inbox:
             waiter = self._inbox.popleft()
             self._waiters.setdefault(waiter.attachment, []).append(waiter)
@@ -253,7 +252,8 @@ class _Watcher:
         return max(0.0, (self._look_at if self._waiters else self._idle_until) - time.monotonic())
 
     def _serve(self, ready: Iterable[_core.Attachment]) -> None:
-        """Nudge who has something to see, at these channels or, when it is time to ask who lives, at all."""
+        """Wake the waiters of these channels that have something to check, or, if it is time to check which publishers
+        are alive, those of all channels."""
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LIVENESS_INTERVAL_S
@@ -263,7 +263,7 @@ class _Watcher:
             for waiter in self._waiters[attachment]:
                 if version > waiter.newer_than or (lost and waiter.or_lost):
                     waiter.nudge()
-                elif waiter.loop.is_closed():  # without having cancelled its tasks
+                elif waiter.loop.is_closed():  # and its tasks were not cancelled
                     waiter.gone = True
             self._tidy(attachment)
 
@@ -278,21 +278,21 @@ class _Watcher:
             self._versions.pop(attachment, None)
 
     def _give_up(self) -> list[_Waiter]:
-        """Forget all waiters, after a failure; return those there were."""
+        """Forget all waiters after a failure, and return them."""
         waiters = [waiter for group in self._waiters.values() for waiter in group]
         self._waiters.clear()
         self._versions.clear()
         return waiters
 
     def _nudge_all(self, waiters: list[_Waiter]) -> None:
-        """Nudge these, and those that came until ``_serving`` was given up and so began no thread."""
+        """Wake these waiters, and those that came before ``_serving`` was released and so started no thread."""
         while self._inbox:
             waiters.append(self._inbox.popleft())
         for waiter in waiters:
             waiter.nudge()
 
 
-#: the first has room for 127 channels; there are others only in a process that waits for more
+#: the first has room for 127 channels; others exist only in a process that waits for more
 _watchers = [_Watcher()]
 
 

@@ -264,7 +264,7 @@ def jax_edit_of_some_leaves(publisher):
 
 def jax_an_edit_of_other_leaves_may_not_replace_an_array(publisher):
     publisher.update({"w": jnp.ones(4), "n": np.zeros(2)})
-    with pytest.raises(ValueError, match="was changed, and it was not named"), publisher.edit(leaves=["n"]) as params:
+    with pytest.raises(ValueError, match="was changed, but was not named"), publisher.edit(leaves=["n"]) as params:
         params["w"] = params["w"] + 1
     assert publisher.version == 2
     assert same(publisher.subscriber().snapshot().value["w"], jnp.ones(4))

@@ -366,7 +366,7 @@ def test_edit_of_some_leaves(publisher):
     with publisher.edit(leaves=["b"]) as params:
         params["b"].add_(1)
     assert publisher.subscriber().snapshot().value["b"].tolist() == [1, 1]
-    with pytest.raises(ValueError, match="was changed, and it was not named"), publisher.edit(leaves=["b"]) as params:
+    with pytest.raises(ValueError, match="was changed, but was not named"), publisher.edit(leaves=["b"]) as params:
         params["w"].add_(1)
     assert not publisher.subscriber().snapshot().value["w"].any()
 

@@ -419,7 +419,7 @@ def test_a_publisher_whose_data_file_was_shortened(folder, nbytes):
         for _ in range(3):
             publisher.update(value)
         os.truncate(folder / "c.data", nbytes)
-        lost = "its newest version is lost, because somebody shortened its data file"
+        lost = "its newest version is lost, because its data file was shortened"
         with pytest.raises(FormatError, match=lost):
             publisher.patch({"n": 2})
         with pytest.raises(FormatError, match=lost), publisher.edit():

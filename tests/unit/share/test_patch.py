@@ -250,8 +250,8 @@ def test_other_arrays_cannot_be_written(channel):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree["head"].update(w=np.ones(3)), "'head/w' was changed, and it was not named"),
-        (lambda tree: tree["body"].__setitem__(1, "tent"), "'body/1' was changed, and it was not named"),
+        (lambda tree: tree["head"].update(w=np.ones(3)), "'head/w' was changed, but was not named"),
+        (lambda tree: tree["body"].__setitem__(1, "tent"), "'body/1' was changed, but was not named"),
         (lambda tree: tree.update(more=1), "changed the structure of the tree"),
         (lambda tree: tree.update(step="x"), "changed the structure of the tree"),
     ],
