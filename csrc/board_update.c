@@ -166,7 +166,7 @@ static void range_update(const struct board *board, const struct shards *shards,
     if (range_kind(range) == MERGE_STEP)
         kernel_step((enum kernel_optimizer)header->optimizer, range_dtype(range), &hyper, &work);
     else
-        merge(range_kind(range), range_dtype(range), &work);
+        range_merge(range_kind(range), range_dtype(range), &work);
 }
 
 static bool slots_map(struct attachment *weights, unsigned slot, uint8_t **from, uint8_t **to)

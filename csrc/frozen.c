@@ -18,7 +18,7 @@ struct header {
 };
 _Static_assert(sizeof(struct header) == HEADER_NBYTES, "the header is part of the format");
 
-static uint64_t padded(uint64_t nbytes) { return (nbytes + 7) & ~UINT64_C(7); }
+static uint64_t nbytes_padded(uint64_t nbytes) { return (nbytes + 7) & ~UINT64_C(7); }
 
 /* -- Hash ------------------------------------------------------------------------------------------------------- */
 
@@ -82,17 +82,18 @@ bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct
         return false;
     memcpy(&header, bytes + at, sizeof header);
     at += HEADER_NBYTES;
-    if (padded(header.key_nbytes) > nbytes - at)
+    if (nbytes_padded(header.key_nbytes) > nbytes - at)
         return false;
     found->key = (struct frozen_key){bytes + at, header.key_nbytes, header.key_kind};
-    at += padded(header.key_nbytes);
+    at += nbytes_padded(header.key_nbytes);
     found->kind = header.kind;
     found->word = header.word;
     found->content = bytes + at;
     found->content_nbytes = header.kind > FROZEN_FLOAT ? header.word : 0;
     if (found->content_nbytes > nbytes - at)
         return false;
-    *offset = at + padded(found->content_nbytes); /* may be behind the end by less than 8: the next read sees it */
+    *offset =
+        at + nbytes_padded(found->content_nbytes); /* may be behind the end by less than 8: the next read sees it */
     return true;
 }
 
@@ -168,7 +169,7 @@ static bool buffer_resize(struct frozen_buffer *buffer, uint64_t capacity)
 /* Room for as many bytes at the end, followed by zeros up to a multiple of 8; NULL without memory. */
 static uint8_t *buffer_extend(struct frozen_buffer *buffer, uint64_t nbytes)
 {
-    const uint64_t start = buffer->nbytes, room = padded(nbytes);
+    const uint64_t start = buffer->nbytes, room = nbytes_padded(nbytes);
     if (room < nbytes || room > UINT64_MAX / 4 - start)
         return NULL;
     if (start + room > buffer->capacity && !buffer_resize(buffer, (start + room) * 2))

@@ -60,7 +60,7 @@ static void range_mean(enum kernel_dtype dtype, const struct kernel_range *range
     }
 }
 
-void merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range)
+void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range)
 {
     const uint32_t first = kind == MERGE_KEEP ? range->shards : shard_present(range, 0);
     if (first == range->shards) /* an empty batch changes nothing */

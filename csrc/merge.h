@@ -18,6 +18,6 @@
 enum merge_kind { MERGE_STEP = 0, MERGE_MEAN = 1, MERGE_FIRST = 2, MERGE_KEEP = 3 };
 
 /* `kind` is not MERGE_STEP. The range's state is not used; of KEEP its gradients neither. */
-void merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);
+void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);
 
 #endif

@@ -62,7 +62,7 @@ static PyObject *Block_enter(PyObject *self, PyObject *unused)
 }
 
 /* Return whether `raised` is the error of the block, or the one that a generator makes of a StopIteration. */
-static bool is_the_same(PyObject *error, PyObject *raised)
+static bool error_is_same(PyObject *error, PyObject *raised)
 {
     if (raised == error)
         return true;
@@ -78,7 +78,7 @@ static PyObject *Block_thrown(PyObject *error)
     PyObject *type, *raised, *trace;
     PyErr_Fetch(&type, &raised, &trace);
     PyErr_NormalizeException(&type, &raised, &trace);
-    bool same = is_the_same(error, raised);
+    bool same = error_is_same(error, raised);
     if (!same && !PyErr_GivenExceptionMatches(raised, PyExc_StopIteration)) {
         PyErr_Restore(type, raised, trace);
         return NULL;

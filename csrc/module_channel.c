@@ -202,7 +202,7 @@ static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
     return (PyObject *)draft;
 }
 
-static bool may_publish(const struct attachment *a, unsigned slot)
+static bool attachment_may_publish(const struct attachment *a, unsigned slot)
 {
     return a->role == ROLE_PUBLISHER && !a->forked && slot < CHANNEL_MAX_SLOTS;
 }
@@ -217,7 +217,7 @@ static PyObject *Attachment_finish(PyObject *self, PyObject *args)
     struct attachment *a = ((AttachmentObject *)self)->attachment;
     uint8_t *address;
     uint64_t capacity;
-    if (!may_publish(a, slot))
+    if (!attachment_may_publish(a, slot))
         return status_raise(core_of(self), STATUS_FORKED);
     enum status status = attachment_map(a, slot, &address, &capacity);
     if (status != STATUS_OK)
@@ -241,7 +241,7 @@ static PyObject *Attachment_publish(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "IK", &slot, &version))
         return NULL;
     struct attachment *a = ((AttachmentObject *)self)->attachment;
-    if (!may_publish(a, slot))
+    if (!attachment_may_publish(a, slot))
         return status_raise(core_of(self), STATUS_FORKED);
     channel_publish(&a->channel, version, slot);
     Py_RETURN_NONE;
@@ -273,7 +273,7 @@ static PyObject *Attachment_set_naming(PyObject *self, PyObject *argument)
     if (naming < 0)
         return NULL;
     struct attachment *a = ((AttachmentObject *)self)->attachment;
-    if (!may_publish(a, 0))
+    if (!attachment_may_publish(a, 0))
         return status_raise(core_of(self), STATUS_FORKED);
     attachment_set_naming(a, naming);
     Py_RETURN_NONE;

@@ -41,7 +41,7 @@ static PyObject *FrozenTable_subscript(PyObject *object, PyObject *key)
     return NULL;
 }
 
-static bool is_default(PyObject *names)
+static bool name_is_default(PyObject *names)
 {
     return PyTuple_Size(names) == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "default") == 0;
 }
@@ -51,7 +51,7 @@ static PyObject *FrozenTable_get(PyObject *object, PyObject *const *args, Py_ssi
     FrozenTableObject *self = (FrozenTableObject *)object;
     struct frozen_record found;
     const bool named = names != NULL && PyTuple_Size(names) != 0;
-    if (count < 1 || count + named > 2 || (named && !is_default(names)))
+    if (count < 1 || count + named > 2 || (named && !name_is_default(names)))
         return PyErr_Format(PyExc_TypeError, "get: expected a key and perhaps a default");
     switch (table_find(self, args[0], &found)) {
     case FROZEN_FOUND: return value_make(self, &found, 0);

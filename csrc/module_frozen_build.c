@@ -71,7 +71,7 @@ static PyObject *path_make(const struct step *step)
 }
 
 /* Raise UnsupportedTypeError with the path in front; always false. */
-static bool refuse(struct build *build, const struct step *step, PyObject *problem)
+static bool value_refuse(struct build *build, const struct step *step, PyObject *problem)
 {
     PyObject *path = problem == NULL ? NULL : path_make(step);
     PyObject *returned = path == NULL ? NULL : PyObject_CallFunctionObjArgs(build->refuse, path, problem, NULL);
@@ -84,7 +84,7 @@ static bool refuse(struct build *build, const struct step *step, PyObject *probl
 }
 
 /* The same with the error of pack(). An error that is not an Exception (Ctrl-C) passes unchanged. */
-static bool refuse_packed(struct build *build, const struct step *step)
+static bool value_refuse_packed(struct build *build, const struct step *step)
 {
     PyObject *type, *value, *traceback;
     if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -95,7 +95,7 @@ static bool refuse_packed(struct build *build, const struct step *step)
         PyException_SetTraceback(value, traceback);
     Py_XDECREF(type);
     Py_XDECREF(traceback);
-    return refuse(build, step, value);
+    return value_refuse(build, step, value);
 }
 
 static bool no_memory(void)
@@ -119,7 +119,7 @@ static bool node_put(struct build *build, PyObject *value, const struct step *st
     return put;
 }
 
-static bool changed_size(void)
+static bool size_changed(void)
 {
     PyErr_SetString(PyExc_RuntimeError, "a container changed its size while a FrozenDict was built from it");
     return false;
@@ -135,7 +135,7 @@ static bool sequence_put(struct build *build, PyObject *sequence, uint64_t place
         return no_memory();
     for (Py_ssize_t i = 0; i < count; i++) {
         if (list && PyList_Size(sequence) != count)
-            return changed_size();
+            return size_changed();
         PyObject *item = list ? PyList_GetItem(sequence, i) : PyTuple_GetItem(sequence, i);
         if (!node_put(build, item, &(struct step){step, NULL, i}, depth + 1))
             return false;
@@ -145,11 +145,11 @@ static bool sequence_put(struct build *build, PyObject *sequence, uint64_t place
 }
 
 /* A key that comes back as the same key: of a dict inside a value. */
-static bool is_plain_key(PyObject *key)
+static bool key_is_plain(PyObject *key)
 {
     if (PyTuple_CheckExact(key)) {
         for (Py_ssize_t i = 0; i < PyTuple_Size(key); i++)
-            if (PyTuple_CheckExact(PyTuple_GetItem(key, i)) || !is_plain_key(PyTuple_GetItem(key, i)))
+            if (PyTuple_CheckExact(PyTuple_GetItem(key, i)) || !key_is_plain(PyTuple_GetItem(key, i)))
                 return false;
         return true;
     }
@@ -166,11 +166,11 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
     if (!frozen_content_word(&build->builder, (uint64_t)count))
         return no_memory();
     while (PyDict_Next(dict, &position, &key, &value)) {
-        if (!is_plain_key(key))
-            return refuse(build, step,
-                          PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
-                                               "bytes, None or a tuple of these",
-                                               Py_TYPE(key)));
+        if (!key_is_plain(key))
+            return value_refuse(build, step,
+                                PyUnicode_FromFormat("a dict key of type %R; expected str, int, float, bool, "
+                                                     "bytes, None or a tuple of these",
+                                                     Py_TYPE(key)));
         Py_INCREF(key);
         Py_INCREF(value);
         const struct step below = {step, key, 0};
@@ -180,7 +180,7 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
         if (!put)
             return false;
         if (PyDict_Size(dict) != count)
-            return changed_size();
+            return size_changed();
     }
     frozen_content_end(&build->builder, place, FROZEN_DICT, start);
     return true;
@@ -189,7 +189,7 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
 static bool container_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth)
 {
     if (depth >= FROZEN_MAX_DEPTH)
-        return refuse(
+        return value_refuse(
             build, step,
             PyUnicode_FromFormat("nested too deep: more than %d levels, or it contains itself", FROZEN_MAX_DEPTH));
     bool put;
@@ -267,7 +267,7 @@ static bool value_put(struct build *build, PyObject *value, uint64_t place, cons
         return container_put(build, value, place, step, depth);
     PyObject *packed = PyObject_CallFunctionObjArgs(build->pack, value, NULL);
     if (packed == NULL)
-        return refuse_packed(build, step);
+        return value_refuse_packed(build, step);
     const bool put = blob_put(build, packed, place);
     Py_DECREF(packed);
     return put;
@@ -284,16 +284,17 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
     if (opened < 0)
         return false;
     if (opened == 0)
-        return refuse(build, &step, PyUnicode_FromFormat("a key of type %R; expected str, bytes or int", Py_TYPE(key)));
+        return value_refuse(build, &step,
+                            PyUnicode_FromFormat("a key of type %R; expected str, bytes or int", Py_TYPE(key)));
     uint64_t place = FROZEN_NO_PLACE;
     const bool fits = hold.key.nbytes <= FROZEN_MAX_KEY_NBYTES && build->builder.entries.nbytes <= FROZEN_MAX_PLACE;
     if (fits)
         place = frozen_entry_begin(&build->builder, &hold.key);
     key_close(&hold);
     if (!fits)
-        return refuse(build, &step,
-                      PyUnicode_FromString("too large: a key has at most 4 GiB, and all entries without "
-                                           "their arrays 32 GiB; make several of them"));
+        return value_refuse(build, &step,
+                            PyUnicode_FromString("too large: a key has at most 4 GiB, and all entries without "
+                                                 "their arrays 32 GiB; make several of them"));
     if (place == FROZEN_NO_PLACE)
         return no_memory();
     if (!value_put(build, value, place, &step, 0))
@@ -317,7 +318,7 @@ static bool entries_of_dict(struct build *build, PyObject *dict)
         if (!put)
             return false;
         if (PyDict_Size(dict) != count)
-            return changed_size();
+            return size_changed();
     }
     return true;
 }

@@ -45,7 +45,7 @@ void own_add(struct own *own)
     pthread_mutex_unlock(&registry_lock);
 }
 
-static void unlink_locked(struct own *own)
+static void own_unlink_locked(struct own *own)
 {
     if (own->next != NULL)
         own->next->previous = own->previous;
@@ -58,7 +58,7 @@ static void unlink_locked(struct own *own)
 void own_remove(struct own *own)
 {
     pthread_mutex_lock(&registry_lock);
-    unlink_locked(own);
+    own_unlink_locked(own);
     pthread_mutex_unlock(&registry_lock);
 }
 
@@ -79,7 +79,7 @@ void own_descriptor_end(int fd)
     while (own != NULL && (own->memory != NULL || own->fd != fd))
         own = own->next;
     if (own != NULL)
-        unlink_locked(own);
+        own_unlink_locked(own);
     pthread_mutex_unlock(&registry_lock);
     free(own);
 }

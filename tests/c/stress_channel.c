@@ -2,7 +2,7 @@
  *
  *   on files    every thread has its own attachment to one pair of memfds, and renews it now and then: the
  *               whole of attachment.c, with slots that change their size
- *   on memory   the protocol alone, on memory that all threads share. ThreadSanitizer sees the payloads' reads and
+ *   on memory   only the protocol, on memory that all threads share. ThreadSanitizer sees the payloads' reads and
  *               writes here (on files each thread has its own addresses). Its happens-before knows no fences and
  *               needs none for these: a payload is published by `latest` (release, acquire) and given back by the
  *               held word (release, acquire). The fences only decide which slot is chosen, and a wrong choice shows

@@ -78,7 +78,7 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
                                  .params_in = in,
                                  .params_out = out,
                                  .grad_scale = 0.5};
-    merge(MERGE_MEAN, is_double ? KERNEL_F64 : KERNEL_F32, &range);
+    range_merge(MERGE_MEAN, is_double ? KERNEL_F64 : KERNEL_F32, &range);
     for (uint64_t i = 0; i < count; i++) {
         const uint8_t *got = out + i * itemsize;
         if (first == shards) {
@@ -91,9 +91,9 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
         }
     }
     range.count = nbytes;
-    merge(MERGE_FIRST, KERNEL_F32, &range);
+    range_merge(MERGE_FIRST, KERNEL_F32, &range);
     CHECK(memcmp(out, first == shards ? in : values[first], nbytes) == 0);
-    merge(MERGE_KEEP, KERNEL_F32, &range);
+    range_merge(MERGE_KEEP, KERNEL_F32, &range);
     CHECK(memcmp(out, in, nbytes) == 0);
     for (uint32_t s = 0; s < shards; s++)
         free(values[s]);
