@@ -1,13 +1,18 @@
 """train: data-parallel mini-batch gradient descent on top of share.
 
-trainer.py      what a user calls: fit, evaluate, predict, save, load
-run/            one call of fit or evaluate: the loop, its workers, the weights, the board's contents
+trainer.py      the Trainer: fit, evaluate, predict, save, load
+settings.py     the checked arguments of a Trainer
+state.py        the state of a training: step, epoch, history, learning rate
+run/            one call of fit or evaluate: the loop, the workers, the weights, the contents of the board
 optim/          optimizers, fused or of another library; learning rates and schedules
-models/         a user's function or a framework's object, and the check of what comes back
-data/           whatever a user gives, behind take(indices) -> batch; which examples go into which shard
-checkpoints/    checkpoint files, and going on from them
-callbacks/      what is told of a training while it runs
-arguments.py, history.py, digest.py
+models/         the model, a function or a framework's object, and the checks of its answers
+data/           the data of every kind, behind take(indices) -> batch; the sampler of batches and shards
+checkpoints/    checkpoint files, and resuming from them
+callbacks/      callbacks, which a training calls while it runs
+arguments.py    checks of arguments
+history.py      the History that fit returns
+digest.py       a fingerprint of the weights
+interfaces.py   the types of a Trainer's arguments
 """
 
 from untorn.train.callbacks import (

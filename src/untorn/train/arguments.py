@@ -26,12 +26,12 @@ __all__ = [
 _MAX_STALENESS = 1023
 
 
-def checked_count(name: str, value: Any, least: int, most: int) -> int:
-    """Return the value, an int of any library from ``least`` to ``most``, as an int. Raises TypeError or ValueError."""
+def checked_count(name: str, value: Any, minimum: int, maximum: int) -> int:
+    """Return an int of any library, from ``minimum`` to ``maximum``, as an int. Raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {least} to {most}, found {value}")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{name}: expected {minimum} to {maximum}, found {value}")
     return int(value)
 
 

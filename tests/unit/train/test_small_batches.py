@@ -47,12 +47,12 @@ def trained(examples, *, module=normalised, batch_size=8, drop_last=False, data=
 )
 def test_a_small_batch_is_cut_into_fewer_shards(size, expected):
     sizes = {"shards": 4, "examples": 8 + size, "batch_size": 8}
-    bounds = [shard_bounds(1, shard, **sizes, least=2) for shard in range(4)]
+    bounds = [shard_bounds(1, shard, **sizes, min_examples=2) for shard in range(4)]
     assert [stop - start for start, stop in bounds if stop > start] == expected
     assert bounds[0][0] == 8
     assert all(one[1] == other[0] for one, other in pairwise(bounds))
     assert bounds[-1][1] == 8 + size
-    assert [shard_bounds(0, shard, **sizes, least=2) for shard in range(4)] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert [shard_bounds(0, shard, **sizes, min_examples=2) for shard in range(4)] == [(0, 2), (2, 4), (4, 6), (6, 8)]
 
 
 @pytest.mark.parametrize("examples", [40 - 8 + left for left in (2, 3, 5, 7)])

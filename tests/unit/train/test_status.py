@@ -13,7 +13,7 @@ from untorn.train.run.status import LossCurve
 @pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 8, 17, 100, 1000])
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_a_curve_is_short_and_every_step_counts_once(steps, at_once):
-    curve = LossCurve(most=8)
+    curve = LossCurve(max_points=8)
     losses = [float(step) for step in range(steps)]
     for start in range(0, steps, at_once):
         curve.extend(50 + start, losses[start : start + at_once])

@@ -20,7 +20,7 @@ def tuned(most: int, steps_per_s: dict[int, float]) -> Tuner:
         now += 0.02
         step += round(0.02 * steps_per_s[tuner.workers])
         commits = [count + 1 for count in commits]
-        tuner.saw(now, step, commits)
+        tuner.observe(now, step, commits)
     raise AssertionError("it never ends")
 
 
@@ -45,20 +45,20 @@ def test_time_counts_from_when_all_workers_work():
     tuner = Tuner(2)
     tuner.begin_epoch(0.0, 0)
     for now in range(1, 10):
-        tuner.saw(float(now), 100 * now, [5, 0])
+        tuner.observe(float(now), 100 * now, [5, 0])
     assert not tuner._windows
-    tuner.saw(10.0, 1000, [5, 1])
-    tuner.saw(11.0, 1100, [6, 2])
+    tuner.observe(10.0, 1000, [5, 1])
+    tuner.observe(11.0, 1100, [6, 2])
     assert tuner._windows == [100.0]
 
 
 def test_the_time_between_epochs_is_not_counted():
     tuner = Tuner(2)
     tuner.begin_epoch(0.0, 0)
-    tuner.saw(0.0, 0, [1, 1])
-    tuner.saw(0.1, 10, [2, 2])
+    tuner.observe(0.0, 0, [1, 1])
+    tuner.observe(0.1, 10, [2, 2])
     tuner.begin_epoch(100.0, 10)
-    tuner.saw(100.1, 20, [3, 3])
+    tuner.observe(100.1, 20, [3, 3])
     assert tuner._windows == [pytest.approx(100.0)]
 
 

@@ -39,17 +39,17 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def shard_bounds(
-    step: int, shard: int, *, shards: int, examples: int, batch_size: int, least: int = 1
+    step: int, shard: int, *, shards: int, examples: int, batch_size: int, min_examples: int = 1
 ) -> tuple[int, int]:
     """Return the positions [start, stop) in the epoch's order of one shard of one step of the epoch.
 
     A batch is cut into parts whose sizes differ by at most one; parts of a small batch may be empty. If they would have
-    fewer than ``least`` examples, the first few shards share the batch and the others are empty.
+    fewer than ``min_examples`` examples, the first few shards share the batch and the others are empty.
     """
     start = step * batch_size
     size = min(batch_size, examples - start)
-    if size < least * shards and least > 1:
-        shards = max(1, size // least)
+    if size < min_examples * shards and min_examples > 1:
+        shards = max(1, size // min_examples)
         shard = min(shard, shards)
         if shard == shards:
             return start + size, start + size

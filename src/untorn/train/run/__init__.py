@@ -1,1 +1,1 @@
-"""How a training runs: its steps, its workers, its evaluation."""
+"""The running of a training: its loop, its steps, its workers and its evaluation."""

@@ -1,9 +1,8 @@
-"""Which gradient of async training is applied next, and which batch is begun: a state machine without a board.
+"""The schedule of async training, which begins batches and applies gradients: a state machine without a board.
 
-Async training keeps its bound by admission. ``max_staleness`` + 1 batches are in flight at most, each in a slot of its
-own, so no more gradients than that are under way. A gradient that has arrived is applied at once, unless that would
-make another that is still under way too old in the end (``may_apply``): then it waits for that one. So no gradient is
-ever too old, and none is thrown away::
+Async training keeps its bound on the staleness by admission. At most ``max_staleness`` + 1 batches are in flight, each
+in a slot of its own. A gradient that has arrived is applied at once, unless that would make another one in flight too
+old (``may_apply``): then it waits for that one. So no gradient is ever too old, and none is discarded::
 
     begin(steps) ─> next_start ─> started ─> (a worker computes) ─> next_apply ─> applied ─> next_start ─> ...
 """
@@ -16,15 +15,15 @@ __all__ = ["AsyncSchedule", "may_apply"]
 
 
 class AsyncSchedule:
-    """Decides; what it decides on is done by its caller, who then tells it.
+    """Decides which batch begins and which gradient is applied next. The caller does it, and then reports it.
 
     Args:
-        slots: how many batches may be in flight.
-        max_staleness: how many versions a gradient may be behind the weights that it is applied to.
+        slots: the maximum number of batches in flight.
+        max_staleness: the number of versions that a gradient may be behind the weights that it is applied to.
 
     Attributes:
-        in_flight: for each slot that has a batch, how many steps were made when it got it; in the order of batches.
-        next_batch: the batch that is begun next.
+        in_flight: for each slot with a batch, the number of steps made when the batch began; in the order of batches.
+        next_batch: the next batch to begin.
 
     Example:
         >>> schedule = AsyncSchedule(slots=2, max_staleness=1)
@@ -51,23 +50,23 @@ class AsyncSchedule:
         self._held = False
 
     def begin(self, *, first: int, until: int) -> None:
-        """Begin the batches from ``first`` until before ``until``."""
+        """Schedule the batches from ``first`` to ``until``, the latter excluded."""
         self.next_batch, self._until = first, until
 
     def next_start(self) -> int | None:
-        """Return the slot in which to begin the next batch; None if there is none to begin, or no room."""
+        """Return the slot for the next batch; None if there is no batch to begin, or no free slot."""
         if self._held or self.next_batch >= self._until:
             return None
         return next((slot for slot in range(self._slots) if slot not in self.in_flight), None)
 
     def started(self, slot: int, *, made: int) -> None:
-        """Take note that the next batch is begun in this slot, after this number of steps."""
+        """Record that the next batch has begun in this slot, after ``made`` steps."""
         self.in_flight[slot] = made
         self.next_batch += 1
 
     def next_apply(self, arrived: Collection[int], *, made: int) -> int | None:
-        """Return the slot to apply next, of those whose gradient has arrived: the one whose batch was begun first, of
-        those that may be applied."""
+        """Return the slot whose gradient to apply next: of those that have arrived and may be applied, the one whose
+        batch began first. None if there is none."""
         for slot in self.in_flight:
             if slot in arrived:
                 others = [since for other, since in self.in_flight.items() if other != slot]
@@ -76,25 +75,25 @@ class AsyncSchedule:
         return None
 
     def applied(self, slot: int) -> None:
-        """Take note that the gradient of this slot is applied."""
+        """Record that the gradient of this slot was applied."""
         del self.in_flight[slot]
 
     def hold(self) -> bool:
-        """Begin no new batch until release(). Return whether none is in flight any more."""
+        """Begin no new batch until release(). Return whether no batch is in flight."""
         self._held = True
         return not self.in_flight
 
     def release(self) -> None:
-        """Go on with new batches."""
+        """Begin new batches again."""
         self._held = False
 
 
 def may_apply(made: int, others: Iterable[int], max_staleness: int) -> bool:
-    """Return whether one more gradient may be applied after ``made`` steps, when ``others`` are under way since these
-    steps: if all of them, oldest first and one per step, can still be applied within the bound after it.
+    """Return whether another gradient may be applied after ``made`` steps, while ``others`` have been in flight since
+    these steps: whether all of them, oldest first and one per step, can still be applied within the bound after it.
 
     Example:
-        >>> may_apply(made=5, others=[3, 5], max_staleness=2)  # the first can wait no longer
+        >>> may_apply(made=5, others=[3, 5], max_staleness=2)  # the oldest one cannot wait any longer
         False
         >>> may_apply(made=4, others=[3, 4], max_staleness=2)
         True

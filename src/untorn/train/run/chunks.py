@@ -1,4 +1,10 @@
-"""What evaluate and predict ask about each chunk of the data, and what the answers make together."""
+"""The chunks that evaluate and predict cut the data into, and the collectors that combine the answers.
+
+::
+
+    Chunks ─> answer for each chunk, from this process or from a worker ─> Means: loss and metrics    (evaluate)
+                                                                           Outputs: joined arrays     (predict)
+"""
 
 from __future__ import annotations
 
@@ -20,11 +26,11 @@ _Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Chunks:
-    """How examples are cut into chunks. Names them in errors, see supervisor.Tasks: a board's step is a chunk.
+    """The chunks of a number of examples. Also describes them in errors, as supervisor.Tasks: a step is a chunk here.
 
     Attributes:
-        examples: how many there are.
-        size: of each chunk but the last.
+        examples: the number of examples.
+        size: the size of each chunk but the last.
     """
 
     examples: int
@@ -32,57 +38,57 @@ class Chunks:
 
     @property
     def count(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks."""
         return -(-self.examples // self.size)
 
     def indices(self, chunk: int) -> NDArray[np.int64]:
-        """Return the examples of a chunk."""
+        """Return the indices of the examples of a chunk."""
         return np.arange(chunk * self.size, min(self.examples, (chunk + 1) * self.size))
 
-    def named(self, chunk: int) -> str:
-        """Return a chunk in words: "examples 50 to 99"."""
+    def describe(self, chunk: int) -> str:
+        """Describe a chunk: "examples 50 to 99"."""
         indices = self.indices(chunk)
         return f"examples {indices[0]} to {indices[-1]}"
 
     def where(self, step: int, shard: int) -> str:
         """Return the place of a task: "at examples 50 to 99"."""
-        return f"at {self.named(step)}"
+        return f"at {self.describe(step)}"
 
     def failure(self, report: FailureReport) -> Exception:
-        """Return the error for what the first worker to fail has reported."""
-        named = self.named(report.step)
+        """Return the error for the report of the first worker that failed."""
+        described = self.describe(report.step)
         if report.non_finite:
-            return NonFiniteLossError(f"{report.summary.split(': ', 1)[-1]} for {named}")
-        return WorkerError(f"failed in worker {report.worker}, at {named}: {report.summary}", report.traceback)
+            return NonFiniteLossError(f"{report.summary.split(': ', 1)[-1]} for {described}")
+        return WorkerError(f"failed in worker {report.worker}, at {described}: {report.summary}", report.traceback)
 
 
 class Collector(ABC):
     """Collects the answers for all chunks. Abstract."""
 
-    #: whether the model's outputs are asked for, and not its loss
+    #: whether the answers are the model's outputs; if not, its loss and metrics
     outputs: bool
 
     def __init__(self, chunks: Chunks) -> None:
         self.chunks = chunks
-        #: how the outputs lie in a buffer
+        #: the layout of the outputs in a buffer
         self.form: Form | None = None
 
     @abstractmethod
     def begin(self, answer: Any) -> int:
-        """Take the answer for the first chunk, which was computed in this process. Return how many bytes workers need
-        for one; -1 if all must be computed here."""
+        """Take the answer for the first chunk, computed in this process. Return the bytes that a worker's answer needs;
+        -1 if all answers must be computed in this process."""
 
     @abstractmethod
     def take(self, chunk: int, answer: Any) -> None:
-        """Take an answer that was computed in this process."""
+        """Take the answer for a chunk that was computed in this process."""
 
     @abstractmethod
     def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
-        """Take an answer that a worker left in a buffer of this board."""
+        """Take the answer for a chunk that a worker has written to a buffer of this board."""
 
     @abstractmethod
     def result(self) -> Any:
-        """Return what all answers make together."""
+        """Return the combination of all answers."""
 
 
 class Means(Collector):
@@ -156,7 +162,7 @@ class Outputs(Collector):
             self._answers.append([part for _, part in flattened(answer)[0]])
             return
         indices = self.chunks.indices(chunk)
-        for whole, part in zip(self._whole, self._form.checked(answer, self.chunks.named(chunk)), strict=True):
+        for whole, part in zip(self._whole, self._form.checked(answer, self.chunks.describe(chunk)), strict=True):
             whole[indices] = part
 
     def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:

@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""The number of processors that this process may use, by its affinity mask and its cgroups."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["available_cpus", "cpu_quotas"]
 
 
 def available_cpus() -> int:
-    """Processors of the affinity mask, or fewer where a cgroup's quota is smaller; at least 1."""
+    """Return the number of processors in the affinity mask, or fewer if a cgroup's quota is smaller; at least 1."""
     return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, cpu_quotas())]))
 
 
 def cpu_quotas(read: Read = read_text) -> Iterator[float]:
-    """Processors that each of this process's groups allows; none of a group without a limit.
+    """Yield the number of processors that each cgroup of this process allows, if it has a limit.
 
     Version 2: ``cpu.max`` is "QUOTA PERIOD", or "max PERIOD". Version 1: ``cpu.cfs_quota_us`` is the quota, or -1, and
     ``cpu.cfs_period_us`` beside it the period.

@@ -1,4 +1,10 @@
-"""What the boards of one epoch add up to, and the place in it where an error left training."""
+"""The bookkeeping of one epoch: the step logs of its boards, and the position that training has reached in it.
+
+::
+
+    order of the batches   | completed before this fit | segment: board 1 | segment: board 2 | ...
+                             rows, names, begun          version, before, strategy, log
+"""
 
 from __future__ import annotations
 
@@ -21,10 +27,10 @@ class Segment(NamedTuple):
     """The part of an epoch that is on one board.
 
     Attributes:
-        version: the version of the weights that it began with.
-        before: steps of the epoch before it.
+        version: the version of the weights at its start.
+        before: the number of steps of the epoch before it.
         strategy: makes its steps.
-        log: what they measure.
+        log: the step log of its board.
     """
 
     version: int
@@ -35,16 +41,16 @@ class Segment(NamedTuple):
 
 @dataclass
 class Epoch:
-    """An epoch that runs.
+    """The current epoch.
 
     Attributes:
-        started: when, by the clock of perf_counter.
-        rows: what the steps before the running segment have measured.
-        names: of the rows' columns, from the third.
-        begun: its steps that were made before this call of fit.
-        late: batches among the first that these steps have left out, see Progress.
-        segment: the one that runs, or was the last.
-        learning_rate: of the last step.
+        started: its start, by the clock of perf_counter.
+        rows: the step log of the segments before the current one.
+        names: the names of the metrics, from the third column of the rows on.
+        begun: the number of its steps that were made before this call of fit.
+        late: the batches that these steps have overtaken, see Progress.
+        segment: the current segment, or the last one; None before the first.
+        learning_rate: the learning rate of the last step.
     """
 
     started: float
@@ -57,7 +63,7 @@ class Epoch:
 
     @classmethod
     def begin(cls, partial: PartialEpoch | None) -> Epoch:
-        """Begin an epoch, or go on with one that is half done."""
+        """Return a new epoch, or the continuation of a partial one."""
         if partial is None:
             return cls(time.perf_counter(), NO_STEPS, [], 0, [])
         progress = partial.progress
@@ -66,26 +72,26 @@ class Epoch:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken until now."""
+        """The duration of the epoch until now."""
         return time.perf_counter() - self.started
 
-    def place(self, version: int) -> tuple[int, list[int]]:
-        """Return how many steps are made with weights of this version, and which batches are late."""
+    def position(self, version: int) -> tuple[int, list[int]]:
+        """Return the number of steps of the epoch up to this version of the weights, and the late batches."""
         if self.segment is None:
             return self.begun, self.late
         made = version - self.segment.version
-        first = self.segment.before - self.begun  # of the batches that this fit was to do, the segment's first
+        first = self.segment.before - self.begun  # the segment's first batch among the batches of this fit
         pending = self.segment.strategy.pending(made)
         taken = first + made + len(pending)
         late = [self._batch(first + index) for index in pending] + self.late[taken:]
         return self.segment.before + made, sorted(late)
 
     def _batch(self, index: int) -> int:
-        """Return the number in the epoch of a batch of this fit: first the late ones, and then those that follow."""
+        """Return the number in the epoch of a batch of this fit, which does the late batches first."""
         return self.late[index] if index < len(self.late) else self.begun + index
 
     def measured(self, version: int) -> tuple[list[str], NDArray[np.float64]]:
-        """Return the names of the metrics, and what was measured up to weights of this version."""
+        """Return the names of the metrics, and the step log up to this version of the weights."""
         if self.segment is None or version == self.segment.version:
             return self.names, self.rows
         return self.segment.log.names, self.segment.log.until(version - self.segment.version)

@@ -1,13 +1,13 @@
-"""evaluate and predict: the data in chunks, each evaluated by a worker that is free, put together in their order.
+"""The evaluation of a model: evaluate and predict, on chunks of the data that idle workers share.
 
 ::
 
-    Evaluator ──┬── little to do, or no workers: in this process
-                └── much: a board ── a chunk for each slot ──> workers: loss and metrics, or outputs ──> Collector
+    Evaluator ──┬── little work, or no workers: this process ─────────────────────────────────────────> Collector
+                └── much work: a board ── one chunk per slot ──> workers: loss and metrics, or outputs ──> Collector
 
-A chunk's answer depends on the weights and on the chunk alone, and the answers are put together in order: so the result
-has the same bits, whoever computed what. Workers that are in the middle of a fit leave its board for a moment, and go
-back to it (WorkerPool.interrupt).
+The answer for a chunk depends only on the weights and the chunk, and the collector combines the answers in order. So
+the result has the same bits whichever process computed a chunk. Workers with a job of training leave its board for the
+evaluation, and then return to it (WorkerPool.interrupt).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from untorn.train.settings import Settings
 __all__ = ["EVALUATION_BATCH_SIZE", "Evaluator"]
 
 EVALUATION_BATCH_SIZE = 1024
-#: what takes less time than this is not worth the way to the workers
+#: less work than this is not worth the overhead of the workers
 _WORTH_S = 0.1
 _SLOTS_PER_WORKER = 2
 
@@ -40,11 +40,11 @@ class Evaluator:
     """Evaluates the newest weights.
 
     Args:
-        settings: of the trainer.
+        settings: the settings of the trainer.
         weights: the channel of the weights.
         pool: the workers.
         local: the model in this process.
-        while_waiting: called again and again while workers evaluate.
+        while_waiting: called repeatedly while workers evaluate.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Evaluator:
 
         Args:
             source: the data.
-            batch_size: examples of a chunk.
-            share: gives the data to workers, for longer than this call.
+            batch_size: examples per chunk.
+            share: returns the data shared with workers; by default it is shared for the duration of this call.
         """
         means = Means(Chunks(source.examples, batch_size))
         self._collect(source, means, share)
@@ -109,7 +109,7 @@ class Evaluator:
                     self._have_workers_answer(shared, collector, nbytes)
 
     def _have_workers_answer(self, shared: SharedData, collector: Collector, nbytes: int) -> None:
-        """Have the workers answer all chunks but the first."""
+        """Have the workers compute the answers for all chunks but the first."""
         pool, chunks = self._pool, collector.chunks
         spec = BoardSpec(
             shards=min(chunks.count - 1, _SLOTS_PER_WORKER * pool.count.wanted),

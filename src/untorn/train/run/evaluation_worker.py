@@ -19,25 +19,25 @@ from untorn.train.run.reporter import Reporter
 
 __all__ = ["ChunkEvaluator", "EvaluationJob"]
 
-#: a model's random numbers, while it is evaluated, are those of a step that no training comes to
+#: the step that keys a model's random numbers during evaluation; no training reaches it
 _STEP_OF_EVALUATION = 2**40
 
 
 class ChunkEvaluator:
-    """A model with the weights that it is evaluated with.
+    """A model with the weights to evaluate.
 
     Args:
         model: the model.
         params: the weights.
-        seed: of the model's random numbers.
-        outputs: compute the model's outputs, and not its loss and metrics.
+        seed: the seed of the model's random numbers.
+        outputs: whether to compute the model's outputs instead of its loss and metrics.
     """
 
     def __init__(self, model: Replica, params: Any, seed: int, *, outputs: bool) -> None:
         self._model, self._params, self._seed, self._outputs = model, params, seed, outputs
 
     def __call__(self, batch: Any) -> Any:
-        """Return the model's answer for a batch: a Gradient without leaves that count, or outputs."""
+        """Return the model's answer for a batch: outputs, or a Gradient, whose leaves are not used."""
         if self._outputs:
             return self._model.predict(self._params, batch)
         takes_rng = self._model.takes_rng
@@ -47,15 +47,16 @@ class ChunkEvaluator:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Evaluate the chunks that the server asks for. See job.Job.
+    """The job of evaluating the chunks that the server assigns. See job.Job.
 
     Attributes:
-        weights: the channel of the weights; its newest version is taken.
-        private: read the weights through a private mapping: the model's framework may write to them.
-        chunks: how the data is cut.
-        seed: of the trainer.
-        form: of the outputs, if they are asked for.
-        outputs: whether they are.
+        weights: the channel of the weights, whose newest version is evaluated.
+        data: the data to evaluate.
+        private: whether to read the weights through a private mapping, since the model's framework may write to them.
+        chunks: the chunks of the data.
+        seed: the seed of the trainer.
+        form: the form of the outputs; None if they are not computed.
+        outputs: whether to compute the model's outputs instead of its loss and metrics.
     """
 
     weights: Address
@@ -72,7 +73,7 @@ class EvaluationJob:
 
 
 class _EvaluationWorker:
-    """Evaluates one chunk at each call of run_once."""
+    """Evaluates one chunk in each call of run_once."""
 
     def __init__(self, job: EvaluationJob, index: int, board: Board, model: Replica) -> None:
         self.board = board
@@ -80,8 +81,8 @@ class _EvaluationWorker:
         self._index = index
         self._weights = attach_writer(job.weights)
         self._data = job.data.open()
-        self._hold = self._weights.pin()
-        params = decoder_of(self._hold).value(self._hold.private() if job.private else self._hold)
+        self._pinned = self._weights.pin()
+        params = decoder_of(self._pinned).value(self._pinned.private() if job.private else self._pinned)
         self._evaluate = ChunkEvaluator(model, params, job.seed, outputs=job.outputs)
         self._reporter = Reporter(board, index)
         self._spin = True
@@ -114,7 +115,7 @@ class _EvaluationWorker:
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
         form, chunks = self._job.form, self._job.chunks
         assert form is not None
-        parts = form.checked(answer, chunks.named(chunk))
+        parts = form.checked(answer, chunks.describe(chunk))
         places = form.places(chunks.size, len(chunks.indices(chunk)))
         for part, (dtype, shape, offset) in zip(parts, places, strict=True):
             np.copyto(self.board.payload_array(buffer_at, dtype, shape, offset), part)

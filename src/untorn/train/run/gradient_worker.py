@@ -1,7 +1,12 @@
-"""Gradients in a worker: take a shard, compute its gradient, commit it. The same code in a process or in place.
+"""Gradients in a worker: take a shard, compute its gradient, commit it. Every engine runs this code.
 
-What a worker needs travels in a GradientJob. Results travel through shared memory alone, so a killed worker leaves
-nothing half-sent behind.
+::
+
+    board: next shard ─> examples of the shard ──┐
+    newest weights ─> pinned version ────────────┴─> model ─> gradient buffer of the board ─> board: commit
+
+A GradientJob has everything that a worker needs. Results go only through shared memory, so a killed worker leaves no
+partial message behind.
 """
 
 from __future__ import annotations
@@ -25,23 +30,24 @@ from untorn.train.run.reporter import Reporter
 
 __all__ = ["GradientJob", "GradientWorker"]
 
-#: how long a worker waits for work before it looks whether its server lives
+#: how long a worker waits for work before it checks that its server is alive
 _WAIT_S = 0.1
 _RETRY_S = 0.01
 
 
 @dataclass(frozen=True)
 class GradientJob:
-    """Compute gradients, and update weights with them.
+    """The job of computing gradients and updating the weights with them.
 
     Attributes:
         weights: the channel to read the weights from.
-        target: the channel that updates write to: the next weights, or sums for the server to step with.
-        layout: how gradients and weights lie in memory.
-        seed: of the trainer.
-        first_step: the board's first step, since training began.
-        accumulate: parts that every shard is computed in.
-        least: examples of a shard, at least.
+        target: the channel that updates write to: the next weights, or sums for the step of the server.
+        data: the training data.
+        layout: the memory layout of gradients and weights.
+        seed: the seed of the trainer.
+        first_step: the number of steps since training began before the board's first one.
+        accumulate: the number of parts that every shard is computed in.
+        min_examples: the minimum number of examples of a shard.
     """
 
     weights: Address
@@ -51,7 +57,7 @@ class GradientJob:
     seed: int
     first_step: int
     accumulate: int = 1
-    least: int = 1
+    min_examples: int = 1
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
         """See Job."""
@@ -59,8 +65,8 @@ class GradientJob:
 
 
 class _Buffer(NamedTuple):
-    """A gradient buffer: number of examples, loss and metrics, the version that the gradient is of, where the gradients
-    go, and writable views of them."""
+    """A gradient buffer: writable views of the number of examples, of loss and metrics, of the version of the weights
+    and of the gradients, and the places of the gradients for copy_leaves."""
 
     count: Any
     measured: Any
@@ -70,7 +76,7 @@ class _Buffer(NamedTuple):
 
 
 class _CannotMapError(Exception):
-    """The kernel maps no more memory into this process; ``number`` is the errno."""
+    """The kernel refuses to map more memory into this process; ``number`` is the errno."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -78,7 +84,7 @@ class _CannotMapError(Exception):
 
 
 class GradientWorker:
-    """Computes gradients for one job: takes a shard, or in async mode a batch, and commits what it has made of it."""
+    """Computes the gradients of one job: of one shard, or in async mode one batch, at a time."""
 
     def __init__(self, job: GradientJob, index: int, board: Board, model: Replica) -> None:
         self.job = job
@@ -87,40 +93,40 @@ class GradientWorker:
         self.model = model
         self.steps = self.board.steps
         self._is_async = self.board.is_async
-        self.cut = {
+        self._sharding = {
             "shards": 1 if self._is_async else self.board.shards,
             "examples": self.board.examples,
             "batch_size": self.board.batch_size,
-            "least": job.least,
+            "min_examples": job.min_examples,
         }
         self.target = attach_writer(job.target)
         self.weights = self.target if job.weights == job.target else attach_writer(job.weights)
         self.data = job.data.open()
         self.order = self.board.order
-        #: the model's buffers may be anything, and an optimizer of another library may take a NaN for a sign
+        #: the first array to check for NaN: not the model's buffers, nor sums for an optimizer that may expect NaNs
         self._first_checked = len(job.layout.arrays) if job.layout.sums else job.layout.buffers
         self._decoder: Decoder | None = None
         self._buffers: dict[int, _Buffer] = {}
-        self._random = sampler.ShardRandom(job.seed, self.cut["shards"])
+        self._random = sampler.ShardRandom(job.seed, self._sharding["shards"])
         self._reporter = Reporter(board, index)
         self._spin = True
 
     def run_once(self, wait_s: float = _WAIT_S) -> int:
-        """Take the next task and finish it, with whatever is due on the way. Returns its kind, ``_core.RUN_...``."""
+        """Take the next task and finish it, and any update that is due. Return the kind of task, ``_core.RUN_...``."""
         kind, step, shard, buffer_at = self.board.next(self.target, self.index, self._spin, wait_s)
-        self._spin = kind != _core.RUN_IDLE  # a worker that waited in vain gains nothing from spinning
+        self._spin = kind != _core.RUN_IDLE  # a worker that found no work gains nothing from spinning
         if kind != _core.RUN_GRADIENT:
             return kind
         if self._is_async:
             shard = 0
         try:
             self._compute(step, shard, buffer_at)
-        except _CannotMapError as error:  # another worker may do better, and this one later
+        except _CannotMapError as error:  # another worker may succeed, or this one later
             self.board.refuse(self.index, error.number)
             time.sleep(min(wait_s, _RETRY_S))
             return _core.RUN_IDLE
         except Exception as error:
-            if not self.board.still_claimed():  # this worker was stopped, and the others went on without it
+            if not self.board.still_claimed():  # this worker was stopped, and the others have taken over its task
                 return kind
             self._reporter.report(error, step, shard)
             return _core.RUN_STOP
@@ -128,36 +134,36 @@ class GradientWorker:
         return kind
 
     def _compute(self, step: int, shard: int, buffer_at: int) -> None:
-        start, stop = sampler.shard_bounds(step % self.steps, shard, **self.cut)
+        start, stop = sampler.shard_bounds(step % self.steps, shard, **self._sharding)
         if start == stop:
             self._buffer(buffer_at)[0][0] = 0
             return
         try:
-            hold = self.weights.pin()
+            pinned = self.weights.pin()
         except OSError as error:
             raise _CannotMapError(error.errno or 0) from None
         if self._decoder is None:
-            self._decoder = decoder_of(hold)
+            self._decoder = decoder_of(pinned)
         rng = None
         if self.model.takes_rng:
             rng = self._random.rng(self.job.first_step + step, shard)
-        params = self._decoder.value(hold)
+        params = self._decoder.value(pinned)
         buffer = self._buffer(buffer_at)
         buffer.count[0] = examples = stop - start
-        buffer.version[0] = hold.version
+        buffer.version[0] = pinned.version
         parts = self.job.accumulate
         if parts == 1:
             self._write(self.model(params, self.data.take(self.order[start:stop]), rng), buffer)
             return
         for part in range(parts):
             first, last = sampler.shard_bounds(
-                0, part, shards=parts, examples=examples, batch_size=examples, least=self.job.least
+                0, part, shards=parts, examples=examples, batch_size=examples, min_examples=self.job.min_examples
             )
             if first < last:
                 batch = self.data.take(self.order[start + first : start + last])
                 gradient = self.model(params, batch, rng)
                 self._add(gradient, (last - first) / examples, buffer, begin=first == 0)
-                if self.job.layout.buffers:  # the next part goes on with what this one made of them
+                if self.job.layout.buffers:  # the next part begins with the buffers that this one has written
                     names = list(params)[-len(buffer.views) :]
                     params = params | dict(zip(names[: self.job.layout.buffers], buffer.views, strict=False))
         self._check_finite(buffer, range(len(buffer.views)))
@@ -168,7 +174,7 @@ class GradientWorker:
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
         missed, bad = _core.copy_leaves(self.board, buffer.places, gradient.leaves, self._first_checked)
-        for index in missed:  # those that need conversion
+        for index in missed:  # these need a conversion
             np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
         self._check_finite(buffer, missed if bad < 0 else [bad])
 
@@ -183,8 +189,8 @@ class GradientWorker:
                 )
 
     def _add(self, gradient: Gradient, share: float, buffer: _Buffer, *, begin: bool) -> None:
-        """Add one part of a shard, which has this share of its examples. Loss, metrics and gradients add up to means;
-        of the model's own buffers, which come first, the last part's values stand."""
+        """Add the gradient of one part of a shard, which has this share of its examples. Loss, metrics and gradients
+        add up to means; the model's own buffers, which come first, keep the values of the last part."""
         self._reporter.name_metrics(tuple(gradient.metrics))
         measured = np.array([gradient.loss, *gradient.metrics.values()])
         buffer.measured[: len(measured)] = share * measured + (0 if begin else buffer.measured[: len(measured)])
@@ -199,7 +205,7 @@ class GradientWorker:
                 np.add(view, part, out=view, casting="same_kind")
 
     def _buffer(self, buffer_at: int) -> _Buffer:
-        """Return the views of a buffer, which are made once."""
+        """Return the views of a buffer, which are created once."""
         views = self._buffers.get(buffer_at)
         if views is None:
             layout = self.job.layout

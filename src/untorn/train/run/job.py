@@ -1,15 +1,15 @@
-"""What workers are told to do: a job, with the model to do it with.
+"""Jobs: the work that is assigned to workers, with the model to do it with.
 
-A worker process gets a job as a dict that goes through the channel of jobs:
+The serial engine hands an Assignment to its worker. A worker process gets it as a dict through the channel of jobs:
 
 ========== ===========================================================================================
-number     of the job; a worker that knows it goes on with what it has
-within     the number of the job that this one interrupts for a moment, or 0
+number     the number of the job; a worker that has it already continues with it
+within     the number of the job that this one interrupts, or 0
 board      the path of its board
 job        a pickle of the job: GradientJob or EvaluationJob
-model      a pickle of the model; a worker that has made a replica of the same bytes takes that
-threads    for that replica
-levels     at which this process logs, in JSON
+model      a pickle of the model; a worker that has a replica from the same bytes uses it again
+threads    the number of threads of that replica
+levels     the levels at which this process logs, in JSON
 ========== ===========================================================================================
 """
 
@@ -30,21 +30,21 @@ __all__ = ["Assignment", "Job"]
 
 
 class Job(Protocol):
-    """What workers need to know of a job, beside its board and the model. It is pickled."""
+    """A job, without its board and the model. It is pickled."""
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
-        """Return a worker for it."""
+        """Return a worker for the job."""
         ...
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A job, and the model to do it with: what an engine hands to its workers.
+    """A job with the model to do it with, as an engine hands it to its workers.
 
     Attributes:
-        job: what to do.
-        model: without its values, which the workers find in the weights.
-        threads: for each worker's replica of it.
+        job: the job.
+        model: the model without its values, which the workers read from the weights.
+        threads: the number of threads of each worker's replica.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class Assignment:
         return self.job.begin(index, board, self.model.replica(self.threads))
 
     def payload(self, board: Board, *, within: int) -> dict[str, Any]:
-        """Return what worker processes are told. Raises TypeError for a model that cannot be sent."""
+        """Return the job as it is sent to worker processes. Raises TypeError for a model that cannot be sent."""
         return {
             "number": board.job,
             "within": within,

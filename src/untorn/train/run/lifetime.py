@@ -1,4 +1,4 @@
-"""Whether a trainer may still be used, and by which process; and what it holds while it is open."""
+"""The lifetime of a trainer: whether this process may use it, and the resources that it holds while it is open."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Lifetime", "Resources"]
 
 
 class Lifetime:
-    """Tells a closed trainer, and a forked copy of the process that trains.
+    """Tells whether a trainer is closed, and whether this process is a forked copy of the one that trains.
 
     Attributes:
         closed: whether close() was called.
         fitting: whether fit runs.
-        owner: the process that opened the trainer; None before that. A forked copy of it may read the weights, and
-            ends nothing.
+        owner: the id of the process that opened the trainer; None before. A forked copy of that process may read the
+            weights, and must not end the workers.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class Lifetime:
 
 
 class Resources:
-    """What a trainer holds from its first use to its end.
+    """The resources of a trainer, from its first use to its end.
 
     Args:
         weights: the channel of the weights.
         pool: the workers.
-        name: of the job, under which other processes find it; None: they do not.
+        name: the name under which other processes find the job, or None.
     """
 
     def __init__(self, weights: Weights, pool: WorkerPool, name: str | None) -> None:

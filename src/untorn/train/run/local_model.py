@@ -1,4 +1,4 @@
-"""The model as the process computes with it that has the Trainer."""
+"""The model in the process that has the Trainer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["LocalModel"]
 
 
 class LocalModel:
-    """A replica of the model, and the way in which it reads weights.
+    """A replica of the model in this process, and its access to the weights.
 
     Attributes:
         model: the model.
-        replica: computes.
+        replica: the replica that computes in this process.
     """
 
     def __init__(self, model: Model) -> None:
@@ -24,5 +24,5 @@ class LocalModel:
         self.replica: Replica = model.replica(None)
 
     def params(self, snapshot: Snapshot) -> Any:
-        """Return the weights as the model reads them: a framework knows no read-only memory."""
+        """Return the weights for the model to read: a private mapping if its framework needs writable memory."""
         return private_value(snapshot) if self.model.private_params else snapshot.value

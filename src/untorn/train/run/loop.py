@@ -1,8 +1,10 @@
-"""One call of fit: its epochs, the boards that they run on, and their steps.
+"""One call of fit: its epochs, their boards, and the steps on each board.
 
 ::
 
-    FitLoop.run ─> epoch ─> segment: one board, with the workers at it ─> steps: failures, checkpoints, callbacks
+    FitLoop.run ─> epoch ─> segment: the part of it on one board ─> steps: failures, checkpoints, callbacks
+
+An epoch of shuffled examples has one segment. An epoch of batches that arrive from an iterable has several.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from untorn.train.run.gradient_worker import GradientJob
 from untorn.train.run.lifetime import Lifetime
 from untorn.train.run.pool import WorkerPool
 from untorn.train.run.server_steps import ServerStepper
-from untorn.train.run.small_batches import least_examples
+from untorn.train.run.small_batches import min_shard_examples
 from untorn.train.run.status import JobStatus
 from untorn.train.run.step_log import NO_STEPS, StepLog, means_of
 from untorn.train.run.steps import StepStrategy, strategy_of
@@ -46,28 +48,28 @@ _log = logging.getLogger(__name__)
 
 
 class FitLoop:
-    """Runs the epochs of one call of fit. The workers do the work; this watches, and tells the callbacks.
+    """Runs the epochs of one call of fit: supervises the workers, calls the callbacks and writes the checkpoints.
 
-    A context manager: the end closes what is shared for the length of fit.
+    It is a context manager, which closes at its end whatever was shared for the duration of fit.
 
     Args:
-        settings: of the trainer.
-        state: where training stands; moved on.
+        settings: the settings of the trainer.
+        state: the state of the training, which the loop updates.
         weights: the channel of the weights.
         pool: the workers.
-        evaluator: measures the validation data.
-        lifetime: whether the trainer may still be used.
-        optimizer: makes the steps, with the workers or in this process.
-        data: what to train on.
-        epochs: how many, as given.
-        validation: evaluated after each epoch, or None.
-        callbacks: told of what happens.
+        evaluator: evaluates the validation data.
+        lifetime: tells whether the trainer may still be used.
+        optimizer: the optimizer, which runs in the workers or in this process.
+        data: the training data.
+        epochs: the number of epochs, as given.
+        validation: data to evaluate after each epoch, or None.
+        callbacks: the callbacks to call.
         saver: writes checkpoints.
         control: answers requests of other processes, or None.
 
     Attributes:
-        history: what fit returns.
-        inside_epoch: from the begin of an epoch until its numbers are in the history.
+        history: the history that fit returns.
+        inside_epoch: True from the start of an epoch until its metrics are in the history.
     """
 
     def __init__(
@@ -103,32 +105,32 @@ class FitLoop:
         self._saver = saver
         self._control = control
         self._status = JobStatus(settings, state, pool, weights, epochs)
-        #: the callbacks that hear of each step: a row for it costs this process time that the workers could use
+        #: the callbacks to call after each step; without any, no time of this process is spent on their logs
         self._listeners = [each for each in callbacks if type(each).on_batch_end is not Callback.on_batch_end]
-        #: the first part of the epoch that runs, if this is the rest of one that was loaded or left
+        #: the completed part of the current epoch, if it was loaded or interrupted before
         self._partial: PartialEpoch | None = None
         self._epoch = Epoch.begin(None)
-        #: steps of the epoch that are on no board any more, or were on none
+        #: the steps of the current epoch before those of the current board
         self._skipped = 0
-        #: batches of earlier epochs that an iterator has to be read past first, after resuming
+        #: after resuming, the number of batches of earlier epochs to read from an iterator and skip
         self._behind = 0
         self._examples = data.examples
         #: the learning rate that was set when the epoch began
         self._override: float | None = None
-        #: let go when fit ends: the validation data that workers read
-        self._held = contextlib.ExitStack()
+        #: closed when fit ends: the validation data that workers read
+        self._cleanup = contextlib.ExitStack()
         self._shared_validation: SharedData | None = None
 
     def __enter__(self) -> FitLoop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self._cleanup.close()
 
-    # -- the whole
+    # -- all epochs
 
     def run(self, *, resume: bool) -> History:
-        """Go on from the newest checkpoint if asked to, and run the epochs. Return their history."""
+        """Run the epochs, from the newest checkpoint if ``resume``. Return their history."""
         state = self._state
         state.stop = False
         states = self._resume() if resume else {}
@@ -139,18 +141,18 @@ class FitLoop:
         self._saver.begin(state.step, resume=resume)
         with training(self.callbacks, self._lifetime.check_owner):
             give_states_back(self.callbacks, states)
-            if not (states and state.stop):  # or else it had been stopped early
+            if not (states and state.stop):  # a callback may have restored an early stop
                 try:
                     self._run_epochs(max(0, self._epochs - state.epoch) if resume else self._epochs)
                 except BaseException as error:
                     if not self._lifetime.is_copy:
-                        self._keep_place(error)
+                        self._keep_partial(error)
                     raise
         self._saver.finish()
         return self.history
 
     def _resume(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint, if there is one. Return the states of the callbacks."""
+        """Resume from the newest checkpoint, if there is one. Return the states of the callbacks."""
         state, directory = self._state, self._saver.directory
         assert directory is not None
         found = newest(directory)
@@ -165,7 +167,7 @@ class FitLoop:
         return found.progress.callbacks
 
     def _continued(self, partial: PartialEpoch | None) -> PartialEpoch | None:
-        """Return the half-done epoch, if this goes on with it. Raises ValueError if it was loaded and cannot go on."""
+        """Return the partial epoch if this fit continues it. Raises ValueError if it was loaded and cannot continue."""
         if partial is None:
             return None
         partial = partial.with_rate(self._state.learning_rate.override)
@@ -194,7 +196,7 @@ class FitLoop:
                         batch_size = min(self._data.batch_size, examples)
                         strategy = job.enter_context(self._job(self._data.source, examples, batch_size))
                     self._run_epoch(strategy)
-                if self._partial is not None:  # it is over, and its board was made for the rest of it alone
+                if self._partial is not None:  # the epoch is over; its board was made only for the rest of it
                     self._partial = strategy = None
                     job.close()
                 if self._state.stop:
@@ -203,7 +205,7 @@ class FitLoop:
     # -- an epoch
 
     def _run_epoch(self, strategy: StepStrategy | None) -> None:
-        """Run an epoch, or what is left of one, on one board; None: only its end is left."""
+        """Run an epoch, or the rest of one, on the strategy's board. None if no step of it is left."""
         self._begin_epoch(steps=self._skipped + (strategy.board.steps if strategy else 0))
         if strategy is not None:
             order = self._data.order(self._settings.seed, self._state.epoch)
@@ -211,7 +213,7 @@ class FitLoop:
         self._end_epoch()
 
     def _run_stream(self, stream: Stream) -> None:
-        """Run an epoch of batches as they come: one board after the other."""
+        """Run an epoch of batches in the order of their arrival, on one board after another."""
         self._begin_epoch(steps=stream.steps_per_epoch or 0)
         self._examples = int(self._epoch.rows[:, 0].sum())
         behind, self._behind = self._behind, 0
@@ -232,9 +234,9 @@ class FitLoop:
             self._lifetime.check_owner()
         self._override = state.learning_rate.override
         if partial is not None:
-            # what callbacks set now, they had set when the epoch began
+            # callbacks have set the rate again as they did when the epoch began
             self._override = partial.progress.rate_of_epoch
-            # set in the first part of it, for the next
+            # a rate that was set in the completed part is for the next epoch
             state.learning_rate.override = partial.progress.settings["learning_rate"]
 
     def _end_epoch(self) -> None:
@@ -259,33 +261,33 @@ class FitLoop:
             self._saver.save(self._weights.snapshot(), state.progress(self.callbacks, score=score), NO_STEPS)
 
     def _share_validation(self) -> SharedData:
-        """Make the validation data readable by workers, until fit ends."""
+        """Return the validation data, shared with the workers until fit ends."""
         if self._shared_validation is None:
             assert self._validation is not None
             shared = self._validation.shared(max_readers=self._pool.count.max_readers, local=False)
-            self._shared_validation = self._held.enter_context(shared)
+            self._shared_validation = self._cleanup.enter_context(shared)
         return self._shared_validation
 
-    def _keep_place(self, error: BaseException) -> None:
-        """Keep the place where an error or Ctrl-C ended fit inside an epoch: save() and the next fit() go on there."""
+    def _keep_partial(self, error: BaseException) -> None:
+        """Keep the partial epoch after an error or Ctrl-C inside it: save() and the next fit() continue there."""
         if not self.inside_epoch:
             return
         epoch, version = self._epoch, self._weights.version
-        made, late = epoch.place(version)
+        made, late = epoch.position(version)
         names, rows = epoch.measured(version)
         if epoch.segment is None:
             self._state.partial = self._partial
         elif made:
             try:
                 progress = self._progress_inside(made, names, late=late)
-            except Exception as another:  # a callback's state_dict()
+            except Exception as another:  # from a callback's state_dict()
                 error.add_note(f"and where the epoch was left is not known: {type(another).__name__}: {another}")
             else:
                 self._state.partial = PartialEpoch(progress, rows, self._data.ref)
         self.inside_epoch = False
 
     def _progress_inside(self, step_in_epoch: int, names: list[str], **more: Any) -> Any:
-        """Return the progress at a step inside the epoch."""
+        """Return the progress at this step of the epoch."""
         return self._state.progress(
             self.callbacks,
             step_in_epoch=step_in_epoch,
@@ -299,10 +301,12 @@ class FitLoop:
 
     @contextlib.contextmanager
     def _job(self, source: Source, examples: int, batch_size: int) -> Iterator[StepStrategy]:
-        """Have the workers at a board for these examples, in batches of this size."""
+        """Run a job on a board for these examples, in batches of this size. Yields the step strategy of the board."""
         settings, weights, pool = self._settings, self._weights, self._pool
         sizes = {"examples": examples, "batch_size": batch_size}
-        least = least_examples(self._evaluator.local, weights, source, settings, **sizes, cut=self._data.stream is None)
+        min_examples = min_shard_examples(
+            self._evaluator.local, weights, source, settings, **sizes, cut=self._data.stream is None
+        )
         version, first_step = weights.version, self._state.step
         stepper = ServerStepper.of(self._optimizer, weights, settings)
         spec = BoardSpec(
@@ -323,7 +327,7 @@ class FitLoop:
         advice = f"use fewer {'workers' if settings.is_async else 'shards or workers'}"
         with pool.make_board(spec, advice=advice) as board:
             strategy = strategy_of(board, weights, settings.max_staleness, stepper)
-            self._tasks = GradientTasks(board, least)
+            self._tasks = GradientTasks(board, min_examples)
             with source.shared(max_readers=pool.count.max_readers, local=pool.is_local) as shared:
                 job = GradientJob(
                     weights=weights.subscriber().address,
@@ -333,17 +337,17 @@ class FitLoop:
                     seed=settings.seed,
                     first_step=first_step,
                     accumulate=settings.accumulate,
-                    least=least,
+                    min_examples=min_examples,
                 )
                 try:
                     with pool.run(job, board, at_rest=lambda: strategy.at_rest):
                         yield strategy
                 finally:
-                    # after a failure, there are steps that are not counted yet
+                    # after a failure, some steps are not counted yet
                     self._state.step = first_step + weights.version - version
 
     def _run_segment(self, strategy: StepStrategy, order: NDArray[np.int64]) -> None:
-        """Put a part of the epoch on its board, and run its steps."""
+        """Write the order and the learning rates of a segment to its board, and run its steps."""
         board, state = strategy.board, self._state
         board.order[:] = order
         with state.learning_rate.as_it_was(self._override):
@@ -353,7 +357,7 @@ class FitLoop:
             self._epoch.learning_rate = state.learning_rate.at(steps[-1])
         log = StepLog(board, self._epoch.rows, clips=self._settings.clip_norm is not None)
         self._epoch.segment = Segment(self._weights.version, self._skipped, strategy, log)
-        self._tasks.place(state.epoch, self._skipped)
+        self._tasks.set_epoch(state.epoch, self._skipped)
         self._status.begin_segment(board, log, self._skipped)
         self._pool.stepping = True
         try:
@@ -374,21 +378,21 @@ class FitLoop:
                 self._weights.make_room(board)
             if board.refused:
                 raise self._weights.no_mapping(board)
-            done = max(seen, strategy.move())
+            done = max(seen, strategy.advance())
             snapshot = None
             if self._saver.due() and strategy.settled():
                 newest_weights = self._weights.snapshot()
                 if max(seen, 1) <= newest_weights.version - version < board.steps:
                     snapshot = newest_weights
-                    done = snapshot.version - version  # so that callbacks have seen what is saved, and no more
-                strategy.go_on()
+                    done = snapshot.version - version  # callbacks see exactly the steps that are saved
+                strategy.resume()
             state.step += done - seen
             self._tell_listeners(log, range(seen, done), rates)
             if snapshot is not None:
                 progress = self._progress_inside(self._skipped + done, log.names)
                 self._saver.save(snapshot, progress, log.until(done))
             seen = done
-            self._status.saw(seen)
+            self._status.update(seen)
             self.answer_requests()
             self._pool.follow(board, state.step)
 

@@ -1,9 +1,9 @@
-"""How parameters, optimizer state and gradients lie in memory, and how an update is cut into ranges.
+"""The memory layout of parameters, optimizer state and gradients, and the ranges that an update is divided into.
 
-A version of the weights is one slot of the channel. First come the parameters that are not trained, then the model's
-buffers, such as BatchNorm's means, then the parameters that are trained. The optimizer's state lies behind them, as
-trees of the structure of the latter, so every state buffer is their region at a fixed distance. A gradient buffer holds
-what a shard makes: new values of the model's buffers, and gradients::
+A version of the weights is one slot of the channel. First come the parameters that are not trained ("kept"), then the
+model's buffers, such as BatchNorm's means, then the trained parameters. The optimizer's state follows, as trees with
+the structure of the trained parameters, so each state buffer lies at a fixed distance from them. A gradient buffer
+holds the results of a shard: new values of the model's buffers, and gradients::
 
     slot      header, schema | kept: e0 | buffers: m0 v0 | trained: w0 b0 w1 b1 | momentum: w0 b0 w1 b1
                                         ^ start          |<--- state_stride --->|
@@ -39,15 +39,15 @@ class ParameterLayout:
     """The places of parameters, optimizer state and gradients.
 
     Attributes:
-        start: offset of what a gradient buffer has first, from the start of a slot.
-        nbytes: of a gradient buffer's payload, padding included.
-        state_stride: distance of one state buffer from the next.
-        arrays: (offset in a gradient buffer's payload, dtype, shape, strides) of what a shard makes.
-        names: of these arrays, as paths.
-        buffers: how many of these arrays are buffers of the model; the first ones.
-        kept: (offset in a slot, bytes) of what is not trained.
-        parameters: number of trainable numbers.
-        sums: an update leaves the mean of the gradients in the place of the parameters, for the server to step.
+        start: the offset in a slot of the array that a gradient buffer begins with.
+        nbytes: the size of a gradient buffer's payload, with padding.
+        state_stride: the distance in bytes from one state buffer to the next.
+        arrays: (offset in a gradient buffer's payload, dtype, shape, strides) of each array that a shard computes.
+        names: the paths of these arrays.
+        buffers: the number of these arrays that are buffers of the model; they come first.
+        kept: (offset in a slot, bytes) of each array that is not trained.
+        parameters: the number of trained numbers.
+        sums: whether an update writes the mean of the gradients in place of the parameters, for the server's step.
     """
 
     start: int
@@ -62,8 +62,8 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterLayout:
-        """Return the layout of these parameters, stored beside this optimizer state, if any. The first ``kept`` leaves
-        are not trained, and the next ``buffers`` are buffers."""
+        """Return the layout of these parameters, with this optimizer state if any. The first ``kept`` leaves are not
+        trained, and the next ``buffers`` leaves are buffers of the model."""
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
         places = layout.leaves[kept : len(leaves)]
@@ -86,7 +86,7 @@ class ParameterLayout:
         )
 
     def ranges(self) -> bytes:
-        """Return the update tasks, as BoardSpec takes them: runs of one dtype, cut at cache lines."""
+        """Return the update tasks, in the form of BoardSpec: runs of one dtype, cut at cache lines."""
         nbytes = self.nbytes + sum(size for _, size in self.kept)
         target = max(_RANGE_NBYTES, -(-nbytes // _MAX_RANGES // _LINE) * _LINE)
         tasks = []
@@ -98,17 +98,17 @@ class ParameterLayout:
         return pack_ranges(tasks)
 
     def _runs(self) -> list[tuple[int, int, Any, int]]:
-        """Join neighbours of one dtype and one kind, with the padding between them, into runs."""
+        """Join adjacent arrays of one dtype and one kind, with the padding between them, into runs."""
         runs: list[tuple[int, int, Any, int]] = []
-        for offset, end, dtype, kind in self._pieces():
+        for offset, end, dtype, kind in self._regions():
             if runs and runs[-1][2:] == (dtype, kind):
                 runs[-1] = (runs[-1][0], end, dtype, kind)
             else:
                 runs.append((offset, end, dtype, kind))
         return [run for run in runs if run[1] > run[0]]
 
-    def _pieces(self) -> Iterator[tuple[int, int, Any, int]]:
-        """Yield (start, end, element, kind) of every array, counted from the start of a slot."""
+    def _regions(self) -> Iterator[tuple[int, int, Any, int]]:
+        """Yield (start, end, element, kind) of every array, with offsets in a slot."""
         for offset, nbytes in self.kept:
             yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
@@ -121,8 +121,8 @@ class ParameterLayout:
             yield self.start + offset, self.start + end, element, kind
 
     def gradient_places(self, at: int) -> tuple[tuple[int, int, str], ...]:
-        """Return (offset, bytes, buffer format) of each gradient in a payload at this offset, as copy_leaves takes
-        them. A parameter that is not in C order has no such place: its bytes are 0."""
+        """Return (offset, bytes, buffer format) of each gradient in a payload at this offset, for copy_leaves. A
+        parameter that is not in C order has 0 bytes there, and is copied otherwise."""
         return tuple(
             (at + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
             for offset, dtype, shape, strides in self.arrays
@@ -137,7 +137,7 @@ class ParameterLayout:
 
 
 def _float_of(dtype: Any) -> Any:
-    """Return the dtype whose elements can be averaged one by one, or that of bytes."""
+    """Return the float dtype by whose elements an array can be averaged, or the dtype of bytes if there is none."""
     if dtype.kind == "c":
         dtype = np.dtype(f"f{dtype.itemsize // 2}")  # real and imaginary part
     return dtype if dtype in _DTYPES else _BYTE

@@ -1,6 +1,10 @@
-"""The workers of a trainer: one engine, the number of workers that is wanted, and one way to give them a job.
+"""The workers of a trainer: one engine, the target number of workers, and one way to run a job on a board.
 
-A job runs at a board. A job of evaluation may interrupt one of training: the workers do it and come back.
+::
+
+    run(job, board) ──> Engine ──> workers <──> board
+                                      ^
+    interrupt(job, board) ────────────┘    evaluation, which may interrupt training; then the workers return to it
 """
 
 from __future__ import annotations
@@ -30,17 +34,17 @@ class WorkerPool:
     """The workers, from the first job to close().
 
     Args:
-        settings: of the trainer.
-        model: as it is sent to the workers.
-        server_works: the server computes steps too, so it needs a processor of its own.
+        settings: the settings of the trainer.
+        model: the model, as it is sent to the workers.
+        server_works: whether the server computes steps too, so that it needs a processor of its own.
 
     Attributes:
-        count: the number of workers that is wanted.
-        tuner: measures which number is fastest; None for a number that was given.
-        lock: held by the thread that has the workers do something.
-        at_work: whether the workers are at a job of training.
-        stepping: whether they make steps.
-        supervisor: counts the workers that die.
+        count: the target number of workers.
+        tuner: measures which number is fastest; None if the number was given.
+        lock: held by the thread that uses the workers.
+        at_work: whether the workers have a job of training.
+        stepping: whether they make steps now.
+        supervisor: counts the deaths of workers.
     """
 
     def __init__(self, settings: Settings, model: Model, *, server_works: bool) -> None:
@@ -62,12 +66,12 @@ class WorkerPool:
 
     @property
     def is_local(self) -> bool:
-        """Whether the workers are in this process, so that they can read its memory."""
+        """Whether the workers run in this process, and so can read its memory."""
         return self._engine.is_local
 
     @property
     def restarts(self) -> int:
-        """How many workers have been replaced."""
+        """The number of workers that have been replaced."""
         return self._engine.restarts
 
     @property
@@ -80,7 +84,7 @@ class WorkerPool:
         return self._engine.members()
 
     def resize(self, workers: int) -> None:
-        """Set the number of workers that is wanted; the job that runs follows at its next look. Raises TypeError,
+        """Set the target number of workers; a running job adopts it at the next call of follow(). Raises TypeError,
         ValueError or CapacityError."""
         self.count.set(self._settings.check_workers(workers))
 
@@ -99,11 +103,11 @@ class WorkerPool:
 
     @contextmanager
     def run(self, job: Job, board: Board, *, at_rest: Callable[[], bool]) -> Iterator[None]:
-        """Have the workers do a job of training, inside the block.
+        """Run a job of training inside the block.
 
         Args:
-            at_rest: says at the end whether no worker can publish any more. Workers that can are ended: the step that
-                one has left in the middle must not appear when others have begun the next job.
+            at_rest: returns at the end whether no worker can publish a version any more. Workers that can are ended:
+                a step that one has left half done must not be published after the next job has begun.
         """
         self.count.begin(board)
         try:
@@ -120,14 +124,14 @@ class WorkerPool:
 
     @contextmanager
     def idle_processes(self) -> Iterator[bool]:
-        """Tell whether there are worker processes that may be interrupted inside the block: not while they make steps,
-        for then each of them has other weights as the newest, and not for a thread beside the one that trains."""
+        """Yield whether worker processes may be interrupted inside the block. They may not while they make steps,
+        since the newest weights then change, nor by a thread other than the one that trains."""
         if not self._engine.pids:
             yield False
             return
         taken: list[bool] = []
         try:
-            # in one call, so that no Ctrl-C can come after the lock is taken and before that is noted
+            # one call of C code, so that no Ctrl-C can come between taking the lock and recording it
             taken.extend(map(self.lock.acquire, [False]))
             yield taken[0] and not self.stepping
         finally:
@@ -136,7 +140,7 @@ class WorkerPool:
 
     @contextmanager
     def interrupt(self, job: Job, board: Board) -> Iterator[None]:
-        """Have the worker processes do another job, inside the block, and then go back to what they did."""
+        """Have the worker processes run another job inside the block, and then return to the one before."""
         board.set_workers(self.count.wanted, self.count.spin_s)
         with self._engine.interrupt(self._assigned(job), board, self.count.spin_s):
             yield
@@ -145,21 +149,21 @@ class WorkerPool:
         return Assignment(job, self._model, self._settings.threads_per_worker)
 
     def advance(self, board: Board, tasks: Tasks, until: int, check: Callable[[], None]) -> None:
-        """Let the workers work for a moment, or until the board has made the steps before ``until`` or wants the
-        server. Then call ``check``, and raise the error for workers that have failed."""
+        """Let the workers work for a moment, or until the board has reached the step ``until`` or needs the server.
+        Then call ``check``, and raise the error of workers that have failed."""
         deaths = self._engine.advance(until)
         check()
         self.supervisor.check(board, tasks, deaths)
 
     def begin_epoch(self, step: int) -> None:
-        """Begin the steps of an epoch, or of a part of it."""
+        """Tell the tuner that an epoch, or a segment of one, begins at this step."""
         if self.tuner is not None:
             self.tuner.begin_epoch(time.monotonic(), step)
 
     def follow(self, board: Board, step: int) -> None:
-        """Have the number of workers that is wanted, after the tuner has looked at how far training is."""
+        """Adopt the target number of workers, which the tuner may change first."""
         if self.tuner is not None and not self.tuner.found:
-            wanted = self.tuner.saw(time.monotonic(), step, board.commits)
+            wanted = self.tuner.observe(time.monotonic(), step, board.commits)
             if wanted != self.count.wanted:
                 self.resize(wanted)
         self.count.follow(self._engine, board)

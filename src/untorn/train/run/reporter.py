@@ -1,4 +1,4 @@
-"""What a worker tells the server through the board, beside what it computes."""
+"""The messages of a worker to the server, through the board: the names of the metrics, and errors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from untorn.board import Board
 
 __all__ = ["Reporter"]
 
-#: what callbacks and the history find beside the model's metrics
+#: the names that callbacks and the history use beside the model's metrics
 _RESERVED_NAMES = ("loss", "learning_rate", "examples", "examples_per_s", "seconds", "version", "restarts")
 
 
 class Reporter:
-    """Tells the server the names of the metrics, and what went wrong.
+    """Reports the names of the metrics and the errors of one worker to the server.
 
     Args:
-        board: tells the server.
-        index: of the worker.
+        board: the board of the job.
+        index: the index of the worker.
     """
 
     def __init__(self, board: Board, index: int) -> None:
@@ -27,7 +27,7 @@ class Reporter:
         self._named = False
 
     def name_metrics(self, names: tuple[str, ...]) -> None:
-        """Write the names of the metrics, once. Every worker writes the same, so the server finds them whole after a
+        """Write the names of the metrics, once. Every worker writes the same names, so they are complete after a
         step, whichever worker is first."""
         if self._named:
             return
@@ -41,7 +41,7 @@ class Reporter:
         self._named = True
 
     def report(self, error: Exception, step: int, shard: int) -> None:
-        """Report an error, with the traceback as the user's own code would show it."""
+        """Report an error, with a traceback that begins in the user's code."""
         trace = error.__traceback__
         while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
             trace = trace.tb_next
@@ -50,7 +50,7 @@ class Reporter:
 
 
 def _is_ours(filename: str) -> bool:
-    """Return whether a file lies between a worker and the user's code: one of train, or a framework's model."""
+    """Return whether a file belongs to untorn's code between a worker and the user's code."""
     package = Path(__file__).parents[2]
     path = Path(filename).absolute()
     return path.parent == package or any(folder in path.parents for folder in (package / "train", package / "torch"))

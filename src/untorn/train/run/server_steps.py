@@ -1,4 +1,4 @@
-"""Steps that the server makes: the workers sum the gradients, and an optimizer of another library does the rest.
+"""Steps that the server makes: the workers sum the gradients, and an optimizer of another library updates the weights.
 
 ::
 
@@ -7,10 +7,9 @@
        └────── weights of version t+1, and beside them the optimizer's state <── channel of the weights
 
 The board's update tasks write the weighted mean of the shards into a version of the sums' channel, where a fused
-optimizer would write new weights (parameter_layout.py). The server lets the board go one step at a time, so a worker
-that computes a gradient of step t finds version t as the newest. The optimizer's state is published beside the
-weights, as that of the fused ones is: one version is all that a training needs to go on, and checkpoints know nothing
-of all this.
+optimizer would write new weights (parameter_layout.py). The server lets the board advance one step at a time, so
+version t is the newest one when a worker computes a gradient of step t. The optimizer's state is published beside the
+weights, as for the fused optimizers, so a training can continue from a single version, and checkpoints are the same.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from untorn.train.settings import Settings
 __all__ = ["ServerStepper"]
 
 _Array = NDArray[Any]
-#: torch.nn.utils.clip_grad_norm_'s: so that a norm of 0 is no division by 0
+#: the epsilon of torch.nn.utils.clip_grad_norm_, against a division by a norm of 0
 _CLIP_EPSILON = 1e-6
 
 
 class ServerStepper:
-    """The steps of one job. Each takes what the workers have summed, and publishes the weights that follow.
+    """Makes the steps of one job. Each step reads the sum of the workers, and publishes the next weights.
 
     Args:
-        optimizer: makes the steps, from the newest weights and state on.
-        weights: read, and published to.
-        settings: of the trainer.
+        optimizer: the optimizer, which begins with the newest weights and state.
+        weights: the weights to read and publish.
+        settings: the settings of the trainer.
     """
 
     def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings) -> None:
@@ -64,16 +63,16 @@ class ServerStepper:
 
     @classmethod
     def of(cls, optimizer: Optimizer, weights: Weights, settings: Settings) -> ServerStepper | None:
-        """Return what makes the steps of a job that begins now; None where the workers make them."""
+        """Return a stepper for a job that begins now; None if the workers make the steps."""
         return cls(optimizer, weights, settings) if optimizer.server_steps else None
 
     @property
     def steps(self) -> int:
-        """The number of steps that are made."""
+        """The number of steps made."""
         return self._weights.version - self._base_version
 
     def make(self, board: Board, step: int) -> None:
-        """Make this step of the board, whose sum is the newest; raises CapacityError if readers hold every slot."""
+        """Make this step of the board, from the newest sum. Raises CapacityError if readers hold every slot."""
         self._read()
         norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
         row = step % board.steps
@@ -99,10 +98,10 @@ class ServerStepper:
 
 
 def _clip(gradients: list[_Array], clip_norm: float) -> float:
-    """Scale the gradients in place, as torch.nn.utils.clip_grad_norm_ does. Return the norm before, in float64."""
+    """Scale the gradients in place, as torch.nn.utils.clip_grad_norm_ does. Return the norm before that, in float64."""
     norm = math.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients))
     scale = clip_norm / (norm + _CLIP_EPSILON)
-    if not scale > 1:  # a norm that is not a number stays one, and every parameter shows it
+    if not scale > 1:  # a norm of NaN is applied too, so that every parameter becomes NaN
         for gradient in gradients:
             np.multiply(gradient, gradient.dtype.type(scale), out=gradient)
     return norm

@@ -1,8 +1,8 @@
-"""Shards of one example, of which batch normalization can compute no variance.
+"""The minimum size of a shard, for models that cannot be trained on a single example.
 
-Such a model is trained like any other: a small batch is cut into fewer shards, of two examples at least. Whether a
-model needs that is found out by trying it on an example, before the first step, where there are batches that small. A
-batch of a single example, such as the last of an epoch, cannot be helped, and is refused then.
+Batch normalization, for one, can compute no variance of a single example. For such a model, a small batch is cut into
+fewer shards, of at least two examples. To find out, this tries the model on one example before the first step, if a
+batch is that small. A batch of a single example, such as the last one of an epoch, is then refused.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from untorn.train.run.local_model import LocalModel
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 
-__all__ = ["least_examples"]
+__all__ = ["min_shard_examples"]
 
 _STEP_OF_TRIAL = 2**40
 
 
-def least_examples(
+def min_shard_examples(
     local: LocalModel,
     weights: Weights,
     source: Source,
@@ -29,16 +29,17 @@ def least_examples(
     batch_size: int,
     cut: bool,
 ) -> int:
-    """Return how many examples a shard of these batches has at least: 2 if the model cannot be trained on one, else 1.
-    Raises ValueError if a batch has a single one then; ``cut``: by fit, not by the user."""
+    """Return the minimum number of examples of a shard: 2 if the model cannot be trained on a single one, else 1.
+    Raises ValueError if it is 2 and a batch has a single example. ``cut`` says whether fit cuts the batches, or else
+    the user; the message depends on it."""
 
     def failure(count: int) -> Exception | None:
-        """Return what the model raises for the first examples, if it is one that may."""
+        """Return the exception that the model raises for the first examples, or None."""
         if not local.replica.needs_several:
             return None
         try:
             batch = source.take(np.arange(count) % source.examples)
-        except Exception:  # whatever the dataset raises; the workers report it, with its place
+        except Exception:  # from the dataset; the workers will report it, with the examples
             return None
         rng = sampler.shard_rng(settings.seed, _STEP_OF_TRIAL, 0, 1)
         with weights.snapshot() as snapshot:
@@ -48,7 +49,7 @@ def least_examples(
     if min(batch_size, last) >= 2 * settings.parts:
         return 1
     error = failure(1)
-    if error is None or failure(2) is not None:  # what fails anyway is reported by the workers
+    if error is None or failure(2) is not None:  # the workers will report a model that always fails
         return 1
     if 1 not in (last, batch_size):
         return 2

@@ -1,4 +1,4 @@
-"""What a running job tells other processes that ask (untorn.control): how far it is, its losses, its workers."""
+"""The status of a running job, for requests of other processes (untorn.control): progress, losses and workers."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ __all__ = ["JobStatus", "LossCurve"]
 
 
 class LossCurve:
-    """Losses of all steps, as at most ``most`` points: each the mean of as many neighbours as it takes.
+    """The losses of all steps as at most ``max_points`` points, each the mean of an equal number of adjacent steps.
 
     Example:
-        >>> curve = LossCurve(most=4)
+        >>> curve = LossCurve(max_points=4)
         >>> curve.extend(0, [8.0, 6.0, 4.0, 2.0, 1.0, 1.0])
         >>> curve.points()
         [(1, 7.0), (3, 3.0), (5, 1.0)]
     """
 
-    def __init__(self, most: int = 200) -> None:
-        self._most = most
+    def __init__(self, max_points: int = 200) -> None:
+        self._max_points = max_points
         self._stride = 1
         self._means = np.zeros(0)
-        #: steps that are not a whole point yet
+        #: the losses of the last steps, too few for a point
         self._rest = np.zeros(0)
         self._first: int | None = None
 
     def extend(self, step: int, losses: NDArray[np.float64] | list[float]) -> None:
-        """Add the losses of this step and the ones that follow it."""
+        """Add the losses of the steps from ``step`` on."""
         if self._first is None:
             self._first = step
         losses = np.concatenate([self._rest, losses])
         whole = len(losses) // self._stride * self._stride
         self._means = np.concatenate([self._means, losses[:whole].reshape(-1, self._stride).mean(axis=1)])
         self._rest = losses[whole:]
-        while len(self._means) > self._most:
-            if len(self._means) % 2:  # the last one waits for its neighbour
+        while len(self._means) > self._max_points:
+            if len(self._means) % 2:  # the last one has no neighbour yet
                 self._rest = np.concatenate([np.full(self._stride, self._means[-1]), self._rest])
                 self._means = self._means[:-1]
             self._means = self._means.reshape(-1, 2).mean(axis=1)
             self._stride *= 2
 
     def points(self) -> list[tuple[int, float]]:
-        """(last step of those that the point is of, their mean loss)."""
+        """Return a list of (last step of the point, mean loss of its steps)."""
         first = self._first or 0
         points = [(first + (i + 1) * self._stride - 1, float(mean)) for i, mean in enumerate(self._means)]
         if len(self._rest):
@@ -65,11 +65,11 @@ class JobStatus:
     """Answers requests of other processes about one call of fit. See control.Handlers.
 
     Args:
-        settings: of the trainer.
-        state: where training stands.
+        settings: the settings of the trainer.
+        state: the state of the training.
         pool: the workers.
-        weights: the channel of the weights, whose name is the job's.
-        epochs: of this call of fit.
+        weights: the channel of the weights, which has the name of the job.
+        epochs: the number of epochs of this call of fit.
     """
 
     def __init__(
@@ -85,30 +85,30 @@ class JobStatus:
         self._board: Board | None = None
         self._log: StepLog | None = None
         self._begun_s = 0.0
-        #: steps of this board's epoch that are done, and that are in the curve
+        #: the steps of this board that are done, and those of them that are in the curve
         self._done = self._in_curve = 0
-        #: steps since training began, and steps of the epoch, before this board's
+        #: the steps since training began, and the steps of the epoch, before those of this board
         self._first_step = self._skipped = 0
         self._validated: dict[str, float] = {}
 
     def begin_segment(self, board: Board, log: StepLog, skipped: int) -> None:
-        """Begin an epoch, or a part of one after its first ``skipped`` steps."""
+        """Begin the segment of an epoch after its first ``skipped`` steps."""
         self._board, self._log, self._skipped = board, log, skipped
         self._begun_s = time.monotonic()
         self._done = self._in_curve = 0
         self._first_step = self._state.step
 
-    def saw(self, done: int) -> None:
-        """Take note of how many of its steps are done."""
+    def update(self, done: int) -> None:
+        """Set the number of steps of the segment that are done."""
         self._done = done
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
-        """End the epoch, which has measured this."""
+        """End the epoch, with these metrics."""
         self._catch_up()
         self._validated = {name: value for name, value in metrics.items() if name.startswith("val_")}
 
     def _catch_up(self) -> None:
-        """Reading the losses costs some microseconds, so it is done when they are asked for, and at an epoch's end."""
+        """Add the new losses to the curve. This takes microseconds, so only a request and an epoch's end do it."""
         if self._log is not None and self._done > self._in_curve:
             self._curve.extend(self._first_step + self._in_curve, self._log.losses(self._in_curve, self._done))
             self._in_curve = self._done

@@ -1,4 +1,4 @@
-"""The step log of an epoch, as the board records it."""
+"""The step log of an epoch: the measurements of each step, which the workers write to the board."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StepLog:
 
     Args:
         board: the board of this epoch, or of the rest of it.
-        earlier: rows of the steps before, from a checkpoint in the middle of the epoch; see until().
+        earlier: the rows of earlier steps of the epoch, from a board before or from a checkpoint; see until().
         clips: whether gradients are clipped. If so, their norm is the last metric. In async mode, the staleness of
             gradients comes before it.
     """
@@ -32,10 +32,10 @@ class StepLog:
 
     @property
     def names(self) -> list[str]:
-        """The metrics' names; complete once one step is done."""
-        return self._named()[0]
+        """The names of the metrics; complete once a step is done."""
+        return self._columns()[0]
 
-    def _named(self) -> tuple[list[str], list[NDArray[np.float64]]]:
+    def _columns(self) -> tuple[list[str], list[NDArray[np.float64]]]:
         """Return the names, and the columns of examples, loss and each named metric."""
         if self._known is None:
             names, log = self._board.metric_names, self._log
@@ -46,15 +46,15 @@ class StepLog:
 
     def row(self, step: int) -> dict[str, float | int]:
         """Return the loss, metrics and number of examples of one step of this board."""
-        names, (examples, loss, *metrics) = self._named()
+        names, (examples, loss, *metrics) = self._columns()
         measured: dict[str, float | int] = {"loss": float(loss[step]), "examples": int(examples[step])}
         return measured | {name: float(values[step]) for name, values in zip(names, metrics, strict=True)}
 
     def until(self, step: int) -> NDArray[np.float64]:
         """Return a copy of the examples, loss and metrics of each step of the epoch before this step of the board."""
-        measured = np.stack([column[:step] for column in self._named()[1]], axis=1)
+        measured = np.stack([column[:step] for column in self._columns()[1]], axis=1)
         earlier = np.zeros((len(self._earlier), measured.shape[1]))
-        width = min(earlier.shape[1], self._earlier.shape[1])  # a checkpoint's clipping may have been another
+        width = min(earlier.shape[1], self._earlier.shape[1])  # the clipping of a checkpoint may differ
         earlier[:, :width] = self._earlier[:, :width]
         return np.concatenate([earlier, measured])
 

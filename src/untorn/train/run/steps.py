@@ -1,10 +1,10 @@
-"""How the steps of an epoch are made: three strategies behind one interface, which the loop of loop.py uses.
+"""Step strategies: three ways to make the steps of an epoch, behind one interface that FitLoop uses.
 
 ::
 
-    WorkerSteps   sync, a fused optimizer       the workers make the steps by themselves; the server watches
-    ServerSteps   sync, another's optimizer     the workers sum a step's gradients, the server makes the step
-    AsyncSteps    async                         batches are in flight; the server applies gradients as they arrive
+    WorkerSteps   sync, a fused optimizer             the workers make the steps; the server only supervises
+    ServerSteps   sync, another library's optimizer   the workers sum a step's gradients; the server makes the step
+    AsyncSteps    async                               batches are in flight; the server applies gradients as they arrive
 """
 
 from __future__ import annotations
@@ -22,55 +22,54 @@ __all__ = ["AsyncSteps", "ServerSteps", "StepStrategy", "WorkerSteps", "strategy
 
 
 class StepStrategy(ABC):
-    """Abstract. Steps are counted by the board, from its first one on."""
+    """Makes the steps of the epochs on one board. Steps are numbered from the board's first one. Abstract."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
         self.first = self.steps = 0
 
     def begin(self, steps: int) -> None:
-        """Begin an epoch of this number of steps; its order and rates are on the board."""
+        """Begin an epoch of this number of steps, whose order and learning rates are on the board."""
         self.first, self.steps = self.made, steps
         self._go()
 
     @property
     @abstractmethod
     def made(self) -> int:
-        """The number of steps that are made: of versions that are published."""
+        """The number of steps made on this board, which is the number of versions published."""
 
     @property
     @abstractmethod
     def until(self) -> int:
-        """The step before which the engine need not come back."""
+        """The step that the engine may run up to before it returns."""
 
     @abstractmethod
     def _go(self) -> None:
-        """Let the workers begin."""
+        """Let the workers begin the epoch."""
 
-    def move(self) -> int:
-        """Do the server's part, if it has one. Return how many steps of the epoch are made."""
+    def advance(self) -> int:
+        """Do the server's part of the work, if any. Return the number of steps of the epoch that are made."""
         return min(self.steps, self.made - self.first)
 
     def settled(self) -> bool:
-        """Return whether a checkpoint may be taken. If not, no new work is begun until go_on()."""
+        """Return whether a checkpoint may be taken now. Begins no new work until resume()."""
         return True
 
     @property
     def at_rest(self) -> bool:
-        """Whether no worker can publish anything any more, whatever it is doing just now."""
+        """Whether no worker can publish a version any more, whatever it is doing now."""
         return self.board.step >= self.until
 
     def pending(self, made: int) -> list[int]:
-        """Return the batches, from 0, that others have overtaken, if no more follow after ``made`` steps of the
-        epoch."""
+        """Return the batches of the epoch, from 0, that later batches have overtaken when ``made`` steps are made."""
         return []
 
-    def go_on(self) -> None:  # noqa: B027 - most have nothing to go on with
-        """Go on with new work: the version to be saved is pinned."""
+    def resume(self) -> None:  # noqa: B027 - only AsyncSteps holds new work back
+        """Begin new work again, after settled(): the version to save is pinned."""
 
 
 class WorkerSteps(StepStrategy):
-    """The workers make the steps by themselves."""
+    """The workers make the steps without the server."""
 
     @property
     def made(self) -> int:
@@ -106,22 +105,22 @@ class ServerSteps(StepStrategy):
     def _go(self) -> None:
         self.board.set_limit(self.until)
 
-    def move(self) -> int:
+    def advance(self) -> int:
         """See StepStrategy."""
         if self.board.step > self._stepper.steps:
             self._stepper.make(self.board, self._stepper.steps)
             self.board.set_limit(self.until)
-        return super().move()
+        return super().advance()
 
 
 class AsyncSteps(StepStrategy):
     """The server begins batches and applies the gradients that arrive, as an AsyncSchedule decides.
 
     Args:
-        board: has a slot for each batch in flight.
-        weights: what the gradients are applied to.
-        max_staleness: how many versions a gradient may be behind the weights that it is applied to.
-        stepper: makes the steps; None: the board does, with a fused optimizer.
+        board: the board, with a slot for each batch in flight.
+        weights: the weights that the gradients are applied to.
+        max_staleness: the number of versions that a gradient may be behind the weights that it is applied to.
+        stepper: makes the steps; None if the board makes them, with a fused optimizer.
     """
 
     def __init__(self, board: Board, weights: Weights, max_staleness: int, stepper: ServerStepper | None) -> None:
@@ -145,18 +144,18 @@ class AsyncSteps(StepStrategy):
         self._schedule.begin(first=self.first, until=self.until)
         self._start()
 
-    def move(self) -> int:
+    def advance(self) -> int:
         """See StepStrategy."""
         while (slot := self._schedule.next_apply(self._arrived(), made=self.made)) is not None:
             self._apply(slot)
             self._start()
-        return super().move()
+        return super().advance()
 
     def settled(self) -> bool:
-        """See StepStrategy. A checkpoint is of a step before which every batch is applied, and none after."""
+        """See StepStrategy. A checkpoint is taken when no batch is in flight."""
         return self._schedule.hold()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """See StepStrategy."""
         self._schedule.release()
         self._start()
@@ -167,12 +166,12 @@ class AsyncSteps(StepStrategy):
         return True
 
     def pending(self, made: int) -> list[int]:
-        """See StepStrategy. What the board says counts: an error, or Ctrl-C, may have come between any two lines."""
+        """See StepStrategy. Relies on the board, since an error or Ctrl-C may have come between any two lines."""
         next_batch = self._schedule.next_batch
         found = [self.board.in_flight(slot) for slot in self._schedule.in_flight]
         begun = [(each.state, each.batch - self.first) for each in found if each.batch < next_batch]
         waiting = [batch for state, batch in begun if state != _core.TASK_EMPTY]
-        if next_batch - self.first - len(waiting) > made:  # a sum was taken, and its step not made
+        if next_batch - self.first - len(waiting) > made:  # a sum was taken, but its step was not made
             waiting = [batch for _, batch in begun]
         return sorted(waiting)
 
@@ -201,7 +200,7 @@ class AsyncSteps(StepStrategy):
 
 
 def strategy_of(board: Board, weights: Weights, max_staleness: int, stepper: ServerStepper | None) -> StepStrategy:
-    """Return how steps are made at this board."""
+    """Return the step strategy for this board."""
     if board.is_async:
         return AsyncSteps(board, weights, max_staleness, stepper)
     return WorkerSteps(board) if stepper is None else ServerSteps(board, stepper)

@@ -1,4 +1,8 @@
-"""What becomes of a job whose workers die or fail: they are replaced, until one task has killed too many of them."""
+"""The supervision of workers that die or fail.
+
+The engine replaces a dead worker, and its task is done again, so a death changes no result. The supervisor ends the job
+when one task has killed too many workers, or when workers die before they have taken any task.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,19 @@ __all__ = ["Supervisor", "Tasks"]
 
 
 class Tasks(Protocol):
-    """Puts the tasks of a board into words."""
+    """Describes the tasks of a board, for error messages."""
 
     def where(self, step: int, shard: int) -> str:
         """Return the place of a task, with its preposition: "in epoch 0, step 3, shard 1"."""
         ...
 
     def failure(self, report: FailureReport) -> Exception:
-        """Return the error for what the first worker to fail has reported."""
+        """Return the error for the report of the first worker that failed."""
         ...
 
 
 class Supervisor:
-    """Counts the deaths of workers, and ends the job when there are too many for one cause.
+    """Counts the deaths of workers, and raises WorkerError when one cause has too many.
 
     Args:
         max_restarts: how often one task may kill its worker.
@@ -32,20 +36,20 @@ class Supervisor:
 
     def __init__(self, max_restarts: int) -> None:
         self._max_restarts = max_restarts
-        #: by job, step and shard
+        #: the number of deaths by job, step and shard
         self._deaths: dict[tuple[int, int, int], int] = {}
-        #: of workers without a task, since this job and step
+        #: the deaths of workers without a task, and the job and step since which they are counted
         self._idle_deaths = 0
         self._idle_since = (0, 0)
 
     @property
     def deaths_in_tasks(self) -> int:
-        """How many workers have died while they computed something."""
+        """The number of workers that died during a task."""
         return sum(self._deaths.values())
 
     def check(self, board: Board, tasks: Tasks, deaths: list[Death]) -> None:
-        """Take note of the workers that have died. Raises WorkerError when a task, or the very start, kills one after
-        the other, and what a worker has reported if one has failed."""
+        """Count these deaths. Raises WorkerError if a task has killed too many workers, or too many ended before they
+        took one; or the error that a worker has reported."""
         for death in deaths:
             self._count(board, tasks, death)
         report = board.failure
@@ -61,7 +65,7 @@ class Supervisor:
                     f"{count} workers died one after the other {tasks.where(death.step, death.shard)}; the last "
                     f"{_how_it_died(death)}. max_restarts is {self._max_restarts}"
                 )
-        elif death.exitcode is None or death.exitcode >= 0:  # it ended by itself, or may have, without a task
+        elif death.exitcode is None or death.exitcode >= 0:  # it may have ended by itself, without a task
             if self._idle_since != (board.job, board.step):
                 self._idle_since, self._idle_deaths = (board.job, board.step), 0
             self._idle_deaths += 1
@@ -74,7 +78,7 @@ class Supervisor:
 
 
 def _how_it_died(death: Death) -> str:
-    """Return the death in words, to go after "the last worker"."""
+    """Describe a death, in words that follow "the last worker"."""
     if death.exitcode is None and not death.out_of_memory:
         return (
             "ended, and why is not known: its exit status went elsewhere, because SIGCHLD is ignored in this process, "

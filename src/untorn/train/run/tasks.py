@@ -1,4 +1,4 @@
-"""The tasks of a training's board in words, for errors."""
+"""Descriptions of the tasks of a training's board, for error messages."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _SHOWN = 8
 
 
 class GradientTasks:
-    """Names gradients by their epoch, step, shard and examples. See supervisor.Tasks.
+    """Describes gradients by their epoch, step, shard and examples. See supervisor.Tasks.
 
     Args:
-        board: of the steps.
-        least: examples of a shard, at least.
+        board: the board with the steps.
+        min_examples: the minimum number of examples of a shard.
     """
 
-    def __init__(self, board: Board, least: int) -> None:
+    def __init__(self, board: Board, min_examples: int) -> None:
         self._board = board
-        self._least = least
+        self._min_examples = min_examples
         self._epoch = self._skipped = 0
 
-    def place(self, epoch: int, skipped: int) -> None:
-        """Set the epoch that the board's steps are of, and the number of its steps before them."""
+    def set_epoch(self, epoch: int, skipped: int) -> None:
+        """Set the epoch of the board's steps, and the number of steps of that epoch before them."""
         self._epoch, self._skipped = epoch, skipped
 
     def where(self, step: int, shard: int) -> str:
         """Return the place of a gradient: "in epoch 0, step 3, shard 1 (16 examples: 5, 2, ...)"."""
-        return f"in {self._named(step, shard)}"
+        return f"in {self._describe(step, shard)}"
 
-    def _named(self, step: int, shard: int) -> str:
+    def _describe(self, step: int, shard: int) -> str:
         board = self._board
         start, stop = sampler.shard_bounds(
             step % board.steps,
@@ -40,7 +40,7 @@ class GradientTasks:
             shards=1 if board.is_async else board.shards,
             examples=board.examples,
             batch_size=board.batch_size,
-            least=self._least,
+            min_examples=self._min_examples,
         )
         indices = board.order[start:stop]
         shown = f"{', '.join(map(str, indices[:_SHOWN]))}{', ...' if len(indices) > _SHOWN else ''}"
@@ -48,11 +48,11 @@ class GradientTasks:
         return f"epoch {self._epoch}, step {step_in_epoch}, shard {shard} ({len(indices)} examples: {shown})"
 
     def failure(self, report: FailureReport) -> Exception:
-        """Return the error for what the first worker to fail has reported."""
-        named = self._named(report.step, report.shard)
+        """Return the error for the report of the first worker that failed."""
+        task = self._describe(report.step, report.shard)
         if report.non_finite:
             return NonFiniteLossError(
-                f"{report.summary.split(': ', 1)[-1]} in {named}; the weights of the step before are kept in "
+                f"{report.summary.split(': ', 1)[-1]} in {task}; the weights of the step before are kept in "
                 "trainer.params. Lower the learning rate, or look at these examples for bad values"
             )
-        return WorkerError(f"failed in worker {report.worker}, {named}: {report.summary}", report.traceback)
+        return WorkerError(f"failed in worker {report.worker}, {task}: {report.summary}", report.traceback)

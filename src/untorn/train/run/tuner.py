@@ -1,4 +1,4 @@
-"""Which number of workers is fastest, for ``workers="auto"``."""
+"""The search for the fastest number of workers, for ``workers="auto"``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Tuner:
-    """Finds the fastest number of workers on the steps of the training itself. A state machine without a clock.
+    """Finds the fastest number of workers, measured on the training itself. A state machine without a clock.
 
-    It begins with one worker per processor and halves the number, so that no worker is started in vain. Each number
-    gets a few windows of time, counted from when all its workers have computed something; the median window counts. Of
-    numbers that are equally fast within a few percent the smallest is taken.
+    It begins with one worker per processor and halves the number, so that it never starts a worker that it does not
+    need. Each number is measured in a few windows of time, from the moment when all its workers have computed a
+    gradient, and has the speed of the median window. Of numbers that are equally fast within a few percent, the
+    smallest is chosen.
 
     Args:
         most: the number to begin with.
@@ -33,13 +34,13 @@ class Tuner:
     steps_per_s: dict[int, float] = field(default_factory=dict)
     found: bool = False
     _windows: list[float] = field(default_factory=list)
-    #: the time and step of the last look; the seconds and steps of the window, without the time between epochs
+    #: the time and step of the last observation; the seconds and steps of the window, without the time between epochs
     _last: tuple[float, int] | None = None
     _seconds: float = 0.0
     _steps: int = 0
     _all_work: bool = False
 
-    #: seconds and steps of a window, at least; the number of windows; how much slower counts as equally fast
+    #: the minimum seconds and steps of a window; the number of windows; the relative slowdown that counts as equal
     WINDOW_S = 0.15
     WINDOW_STEPS = 3
     WINDOWS = 3
@@ -51,12 +52,12 @@ class Tuner:
             self.found = True
 
     def begin_epoch(self, now_s: float, step: int) -> None:
-        """Begin an epoch: the time since the last one does not count."""
+        """Begin an epoch. The time since the last one does not count."""
         self._last = (now_s, step)
 
-    def saw(self, now_s: float, step: int, commits: list[int]) -> int:
-        """Take note of the steps made until now, and of the gradients that each worker has committed since it began.
-        Return how many workers there are to be."""
+    def observe(self, now_s: float, step: int, commits: list[int]) -> int:
+        """Record the steps made until now, and the number of gradients that each worker has committed. Return the
+        number of workers to have from now on."""
         last, self._last = self._last, (now_s, step)
         if self.found or last is None:
             return self.workers
@@ -85,7 +86,7 @@ class Tuner:
         _log.info("workers='auto': %s", self)
 
     def __str__(self) -> str:
-        """``2 workers (1: 812, 2: 1,240 steps/s)``."""
+        """Return a text such as ``2 workers (1: 812, 2: 1,240 steps/s)``."""
         rates = ", ".join(f"{n}: {rate:,.4g}" for n, rate in sorted(self.steps_per_s.items()))
         chosen = f"{self.workers} worker{'s' * (self.workers != 1)}"
         if not rates:

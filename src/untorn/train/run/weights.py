@@ -1,11 +1,11 @@
-"""The weights of a training: a channel that workers read, and the channel that they write the next version to.
+"""The weights of a training: the channel that workers read, and the channel that they write the next version to.
 
 ::
 
-    fused optimizer      workers ── next weights ──> weights ──> workers, subscribers, checkpoints
-    another library's    workers ── summed gradients ──> target ──> ServerSteps ── next weights ──> weights ──> ...
+    fused optimizer      workers ── next weights ──> channel ──> workers, subscribers, checkpoints
+    another library's    workers ── summed gradients ──> target ──> ServerStepper ── next weights ──> channel ──> ...
 
-The optimizer's state lies beside the weights in every version, so one version is all that a training needs to go on.
+Every version holds the optimizer's state beside the weights, so a training can continue from a single version.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from untorn.train.run.parameter_layout import ParameterLayout
 
 __all__ = ["Weights", "copy_weights"]
 
-#: reader rows, slots and slots that keep their space, of the channel of the weights
+#: the reader rows, the slots, and the slots that keep their memory, of the channel of the weights
 _CHANNEL_SIZES = (1024, 64, 8)
-#: the slots that watchers leave to training, whatever they keep
+#: the slots reserved for training, which other subscribers cannot hold
 _RESERVED_SLOTS = 24
 _RETRY_S = 0.001
 
@@ -41,14 +41,14 @@ class Weights:
 
     Args:
         parts: the initial values.
-        optimizer: brings the initial state, and says whether workers write weights or sums.
+        optimizer: provides the initial state, and determines whether workers write weights or sums.
         name: publish the weights under this name.
 
     Attributes:
         channel: the channel of the weights.
-        target: the channel that a board writes to: that of the weights, or one of summed gradients.
-        layout: how the parameters lie in a version and in a gradient buffer.
-        untrained: how many leaves are not trained: kept parameters, and then buffers of the model.
+        target: the channel that a board writes to: the channel of the weights, or one for summed gradients.
+        layout: the layout of the parameters in a version and in a gradient buffer.
+        untrained: the number of kept parameters and the number of model buffers, which are not trained.
     """
 
     def __init__(self, parts: Parts, optimizer: Optimizer, name: str | None) -> None:
@@ -85,16 +85,16 @@ class Weights:
             return lowlevel.copy_value(newest)
 
     def replace(self, fill: Callable[[Any, Any], None]) -> None:
-        """Publish what ``fill`` writes into a copy of the newest weights and optimizer state. If it raises, nothing is
-        published."""
+        """Call ``fill`` with a writable copy of the newest weights and optimizer state, and publish the copy. If
+        ``fill`` raises, nothing is published."""
         with self.snapshot() as newest:
             params, state = lowlevel.copy_with_extra(newest)
         fill(params, state)
         lowlevel.update_with_extra(self.channel, params, state)
 
     def make_room(self, board: Board) -> None:
-        """Make room for the next version, after the workers found every slot of their target held. Raises CapacityError
-        if there is no memory, or if readers hold every slot for too long."""
+        """Make room for the next version, after the workers have found no free slot in their target. Raises
+        CapacityError if there is no memory, or if readers hold every slot for too long."""
         attachment = lowlevel.attachment_of(self.target)
         nbytes = lowlevel.newest_nbytes(self.target)
         deadline = time.monotonic() + FREE_SLOT_TIMEOUT_S
@@ -119,7 +119,7 @@ class Weights:
             return
 
     def no_mapping(self, board: Board) -> CapacityError:
-        """Return the error for a step that every worker has refused again and again."""
+        """Return the error for a step that every worker has refused repeatedly."""
         nbytes = lowlevel.newest_nbytes(self.target)
         return CapacityError(
             f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
@@ -128,7 +128,7 @@ class Weights:
         )
 
     def look_after_name(self) -> None:
-        """Restore the files of the weights' name if somebody removed them; looks at most once in a while."""
+        """Restore the files of the weights' name if they were removed. Most calls return without looking."""
         lowlevel.look_after_name(self.channel)
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Weights:
 
 
 def copy_weights(target: Any, value: Any) -> None:
-    """Copy a tree of arrays into a writable one. Raises ValueError, naming the place, where they differ in structure,
+    """Copy a tree of arrays into a writable one. Raises ValueError, naming the leaf, if they differ in structure,
     shape or dtype; then nothing is changed."""
     targets, values = checkpoint.named_arrays("params", target), checkpoint.named_arrays("params", value)
     for name in sorted(targets.keys() ^ values.keys()):

@@ -1,8 +1,10 @@
-"""How many workers there are to be.
+"""The target number of workers, which may change while training runs.
 
-The result of sync training does not depend on the number of workers, so it may change at any time: the trainer's
-owner (``Trainer.resize``), another process (``untorn join``) and the tuner of ``workers="auto"`` all set the number
-that is wanted, and the loop that supervises the workers follows.
+The result of sync training does not depend on the number of workers, so it may change at any time::
+
+    Trainer.resize ────────────────┐
+    untorn join, untorn leave ─────┼──> WorkerCount.set ──> wanted ──> WorkerPool.follow ──> engine and board
+    tuner of workers="auto" ───────┘
 """
 
 from __future__ import annotations
@@ -19,18 +21,18 @@ __all__ = ["WorkerCount", "max_workers"]
 
 _SPIN_S = 0.002
 _SPIN_CROWDED_S = 0.00002
-#: rows of a board, at least; a row that is not used takes 32 KB of address space and no memory
+#: the minimum number of rows of a board; an unused row takes 32 KB of address space and no memory
 _ROOM = 64
 _MAX = 1000
 
 
 def max_workers(workers: int) -> int:
-    """Return how many workers a training can grow to that begins with this many."""
+    """Return the maximum number of workers of a training that begins with ``workers``."""
     return min(_MAX, max(_ROOM, 2 * workers))
 
 
 class _Descriptor:
-    """A descriptor that is open for as long as this is referred to: another thread may be about to use it."""
+    """A descriptor that stays open while this object is referenced, since another thread may be about to use it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -40,13 +42,13 @@ class _Descriptor:
 
 
 class WorkerCount:
-    """The number of workers that is wanted; any thread may set it.
+    """The target number of workers, which any thread may set.
 
     Args:
-        workers: the number at the start.
-        places: how many workers the processors have room for.
-        server_works: the server computes as well (it applies the gradients), so it needs a processor of its own.
-        fixed: the engine has one worker for ever.
+        workers: the initial number.
+        places: the number of workers that the processors have room for.
+        server_works: whether the server computes too, so that it needs a processor of its own.
+        fixed: whether the number of the engine's workers cannot change.
     """
 
     def __init__(self, workers: int, *, places: int, server_works: bool, fixed: bool) -> None:
@@ -84,16 +86,16 @@ class WorkerCount:
 
     @property
     def max_readers(self) -> int:
-        """Rows of a channel that all workers read, with room for those that were killed and are not yet reaped."""
+        """The reader rows of a channel that all workers read, with room for dead workers that are not yet reaped."""
         return 4 * self.max + 16
 
     @property
     def spin_s(self) -> float:
-        """How long a worker spins before it sleeps: longer where it takes no processor from others."""
+        """How long a worker spins before it sleeps: longer if it does not take a processor from others."""
         return _SPIN_S if self.wanted + self._server_works <= self._places else _SPIN_CROWDED_S
 
     def begin(self, board: Board) -> None:
-        """Begin a job on this board, which this process made."""
+        """Begin a job on this board, which this process has created."""
         self._job = board, _Descriptor(keep(os.dup(board.fd)))
         board.set_workers(self.wanted, self.spin_s)
 
@@ -102,7 +104,7 @@ class WorkerCount:
         self._job = None
 
     def follow(self, engine: Engine, board: Board) -> None:
-        """Let the engine have the number of workers that is wanted by now."""
+        """Change the engine's number of workers to the target number, if they differ."""
         wanted = self.wanted
         if engine.workers != wanted and not self._fixed:
             board.set_workers(wanted, self.spin_s)

@@ -1,4 +1,10 @@
-"""The life of a worker process: it takes part in the jobs that the server publishes, one after the other."""
+"""The main loop of a worker process, which takes part in the jobs that the server publishes, one after another.
+
+::
+
+    channel of jobs ──> worker_main ──> WorkerProcess.take_part ──> run_once, run_once, ... until the job ends
+    no server: end                      no job: clear               surplus worker: end
+"""
 
 from __future__ import annotations
 
@@ -21,38 +27,38 @@ from untorn.train.models.base import Model, Replica
 
 __all__ = ["WorkerProcess", "worker_main"]
 
-#: how long a worker waits for work before it looks whether its server lives
+#: how long a worker waits for work before it checks that its server is alive
 _WAIT_S = 0.1
 
 
 def worker_main(index: int, jobs: Subscriber, problem: Exception | None) -> None:
-    """Run a worker process: take part in every job that the server publishes, until the server is gone.
+    """Run a worker process: take part in every job that the server publishes, until the server ends.
 
     Args:
-        index: of the worker.
-        jobs: the channel that jobs are published to, see job.py.
-        problem: an error of the start; each job fails with it.
+        index: the index of the worker.
+        jobs: the channel of jobs, see job.py.
+        problem: an error from the start of the process, which fails every job; or None.
     """
     process, done = WorkerProcess(index, jobs, problem), 0
     own_pid = os.getpid()
-    while os.getpid() == own_pid:  # a copy of it that the model forked, and that came back here, has nothing to do
+    while os.getpid() == own_pid:  # a copy that the model has forked, and that returns to here, must stop
         try:
             snapshot = jobs.snapshot(newer_than=done)
         except BrokenChannelError:
-            return  # the server closed, or is dead: the kernel says so
+            return  # the server has closed the channel or has died, as the kernel reports
         done = snapshot.version
         payload = snapshot.value
         snapshot.close()
         if payload is None:
             process.clear()
         elif process.take_part(done, payload) == _core.RUN_LEAVE and jobs.version == done:
-            return  # there is one worker too many, and no job that interrupts this one
+            return  # this worker is surplus, and no other job interrupts this one
 
 
 class WorkerProcess:
-    """A worker process from its start to its end: its replica of the model, and its jobs.
+    """The state of a worker process: its replica of the model, and its jobs.
 
-    Two jobs are open at most: one, and another that interrupts it.
+    At most two jobs are open: one, and another that interrupts it.
     """
 
     def __init__(self, index: int, jobs: Subscriber, problem: Exception | None) -> None:
@@ -63,11 +69,11 @@ class WorkerProcess:
         self._model: tuple[bytes, int, Replica] | None = None
 
     def clear(self) -> None:
-        """Let go of the memory of jobs, between jobs."""
+        """Release the memory of all jobs."""
         self._workers.clear()
 
     def take_part(self, version: int, payload: dict[str, Any]) -> int:
-        """Take part in a job, published as this version, until it ends. Return the kind of the last task."""
+        """Take part in the job of this version of the channel until it ends. Return the kind of the last task."""
         set_levels(json.loads(payload["levels"]))
         number = payload["number"]
         known = {key: self._workers[key] for key in (number, payload["within"]) if key in self._workers}
@@ -80,18 +86,18 @@ class WorkerProcess:
         return _run(known[number], self._jobs, version)
 
     def _begin(self, version: int, payload: dict[str, Any]) -> Worker | None:
-        """Return the worker for this job; None if the job is over, or cannot begin: then the server has been told."""
+        """Return the worker for this job; None if the job is over, or cannot begin and the server was told."""
         try:
             board = Board.open(payload["board"])
         except (OSError, _core.StatusError) as error:
             if self._jobs.version != version or not self._jobs.publisher_alive():
-                return None  # the job ended before we came to it
+                return None  # the job ended before this worker opened its board
             raise CapacityError(
                 f"worker {self._index} cannot map the board of its job, {payload['board']}: {error}; look at its "
                 "limits (ulimit -v, vm.max_map_count), and at whether it may read /proc"
             ) from error
         if board.job != payload["number"]:
-            return None  # likewise: the path names a descriptor, whose number the next job's board has got
+            return None  # likewise: the path names a descriptor, and the next job's board has its number now
         try:
             if self._problem is not None:
                 raise self._problem
@@ -105,7 +111,7 @@ class WorkerProcess:
             return None
 
     def _replica(self, model: bytes, threads: int) -> Replica:
-        """Return a replica of this model: that of the job before, with all that it has compiled, if it is the same."""
+        """Return a replica of this model: if it is the model of the job before, the same replica, already compiled."""
         if self._model is None or self._model[:2] != (model, threads):
             given: Model = pickle.loads(model)
             use_threads(threads)
