@@ -8,7 +8,7 @@
     ...         print(snap.version, snap.value["w"])
     2 [1. 1. 1.]
 
-share (publish, subscribe) needs NumPy alone. train (Trainer, SGD, Adam) stands on it and is imported on first use.
+share (publish, subscribe) needs only NumPy. train (Trainer, SGD, Adam) builds on it and is imported on first use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if _sys.platform != "linux" or _sys.maxsize < 2**32:
     raise ImportError(
-        "untorn runs on 64-bit Linux (x86-64, aarch64) alone: it needs memfds, futexes and open-file-description "
+        "untorn runs only on 64-bit Linux (x86-64, aarch64), since it needs memfds, futexes and open-file-description "
         f"locks; this is {_sys.platform}"
     )
 

@@ -1,9 +1,9 @@
-"""The registry of adapters: how values that are no trees are taken apart into trees, and put together again.
+"""The registry of adapters, which convert values of other libraries to trees and back.
 
-An *adapter* is two pure functions and a name that stands in the schema. share knows no adapter itself: those of
-``untorn.adapters`` are registered by the name of the library that they are for, and the module is imported when a value
-of that library is published, or read. So sharing a sparse matrix imports scipy in the processes that have one, and
-reading one never imports anything but the library that this table names. FrozenDict is registered in the same way.
+An *adapter* consists of two pure functions and a name for the schema. share itself does not know any adapter: those in
+``untorn.adapters`` are registered under the name of their library, and their module is imported when a value of that
+library is published or read. So sharing a sparse matrix imports scipy only in processes that have one, and reading it
+never imports anything but the library that this table names. FrozenDict is registered in the same way.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Parts(NamedTuple):
     """A value taken apart.
 
     Attributes:
-        meta: what distinguishes it from others of its type but is no data: plain values and tuples that JSON can hold.
-            Versions with other meta have another schema, so nothing that changes with every version belongs here.
-        children: the data, by name: anything that can be shared.
+        meta: the properties of the value that are not data: plain values and tuples that JSON can hold. Versions with
+            other meta have another schema, so it must not contain anything that changes with every version.
+        children: the data, by name, of any type that can be shared.
     """
 
     meta: Any
@@ -34,16 +34,17 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """How one kind of value is shared.
+    """The functions that share one kind of value.
 
     Attributes:
-        name: ``library.kind``, as the schema has it; it never changes.
-        matches: is a value of this class one of these?
-        take_apart: value -> Parts. Copies nothing where it can; raises ValueError or TypeError for what it cannot take.
-        put_together: (meta, with lists for tuples; children by name) -> value, on the children's memory.
-        private: the library may write to the memory that it is given, read-only or not: it gets a private copy-on-write
-            mapping instead.
-        unpickles: the value may hold pickles: put_together gets the reader's allow_pickle as a third argument.
+        name: ``library.kind``, as in the schema; it never changes.
+        matches: returns whether the adapter is for values of this class.
+        take_apart: value -> Parts. Copies nothing if possible; raises ValueError or TypeError for unsupported values.
+        put_together: (meta, with lists for tuples; children by name) -> value, over the children's memory.
+        private: whether the library may write even to read-only memory, so that it gets a private copy-on-write
+            mapping.
+        unpickles: whether the value may contain pickles; put_together then gets the reader's allow_pickle as a third
+            argument.
     """
 
     name: str
@@ -60,7 +61,7 @@ _known: weakref.WeakKeyDictionary[type, Adapter] = weakref.WeakKeyDictionary()
 
 
 def register_library(library: str, module: str) -> None:
-    """Values whose class, or a base of it, comes from ``library`` are the adapters' of ``module``."""
+    """Register the adapters in ``module`` for values whose class, or a base of it, comes from ``library``."""
     _LIBRARIES[library] = module
 
 
@@ -77,7 +78,7 @@ def _adapters_of(library: str) -> tuple[Adapter, ...]:
 
 
 def adapter_for(cls: type) -> Adapter | None:
-    """The adapter for values of this class, or None."""
+    """Return the adapter for values of this class, or None."""
     found = _known.get(cls)
     if found is not None:
         return found
@@ -91,8 +92,8 @@ def adapter_for(cls: type) -> Adapter | None:
 
 
 def adapter_named(name: str) -> Adapter:
-    """The adapter that the schema names. Raises ImportError if its library is missing here, FormatError if there is no
-    such adapter."""
+    """Return the adapter that the schema names. Raises ImportError if its library is missing here, FormatError if there
+    is no such adapter."""
     library = name.partition(".")[0]
     try:
         if library in _LIBRARIES:

@@ -6,20 +6,20 @@
 
     version (shared memory) ── read where it lies ──> jit(value_and_grad(loss_fn)) ──> gradients, copied once
 
-What is published is one dict of arrays, named by their paths in the pytree: "params.Dense_0.kernel". The pytree may be
-of any registered types: dicts, lists, named tuples, dataclasses, what flax.linen's init and flax.nnx.split return,
+A version is one dict of arrays, named by their paths in the pytree: "params.Dense_0.kernel". The pytree may consist of
+any registered types: dicts, lists, named tuples, dataclasses, the results of flax.linen's init and flax.nnx.split,
 equinox modules. Workers get it without its arrays, and fill it with those of the version; nothing is ever donated.
 
-Every process compiles loss_fn for itself, once for each shape of a batch, which takes from a tenth of a second to
-minutes. Where the batch size is a multiple of ``shards``, all shards have one shape; a smaller last batch adds up to
-two. So choose a batch size that ``shards`` divides, and fit(drop_last=True). JAX_COMPILATION_CACHE_DIR in the
-environment lets processes share what they compiled, now and in later runs.
+Every process compiles loss_fn by itself, once for each shape of a batch, which takes from a tenth of a second to
+minutes. If the batch size is a multiple of ``shards``, all shards have the same shape; a smaller last batch adds up to
+two. So choose a batch size that ``shards`` divides, and fit(drop_last=True). With JAX_COMPILATION_CACHE_DIR in the
+environment, processes share compiled code, now and in later runs.
 
 Workers compute on the CPU. With threads_per_worker=1 a matrix product takes one thread; XLA's pool, which is made once
 per process, has max(2, threads_per_worker) threads in a worker, and as many as there are processors in this process.
 XLA has other last bits for a pool of one thread than for a larger one, and, in the gradients of convolutions, for each
-size. So all workers agree with one another, and the serial engine agrees with them but for large convolutions on more
-than two processors, or a single one. To be sure of it, start Python with PJRT_NPROC=2 in the environment.
+size. So all workers agree with each other, and the serial engine agrees with them except for large convolutions on more
+than two processors, or on a single one. To make it agree there, start Python with PJRT_NPROC=2 in the environment.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from untorn.train.models.checks import checked_loss, checked_metrics
 __all__ = ["JaxModel"]
 
 _TRAINABLE = (np.dtype(np.float32), np.dtype(np.float64))
-#: what results depend on; workers take it over from the process that made the model
+#: the settings on which results depend; workers adopt them from the process that made the model
 _SETTINGS = (
     "enable_x64",
     "default_prng_impl",
@@ -60,25 +60,25 @@ _SETTINGS = (
 class JaxModel(Model):
     """A loss function and its parameters, as a Trainer takes them. The function is differentiated and jitted here.
 
-    With ``state``, all functions have it as their second argument, and loss_fn returns it anew: what a gradient changes
-    on the way, such as the means of batch normalisation. Each shard starts from the version's state, and the next
-    version has the mean over the shards, weighted by their examples; an array that is not of floats takes the value of
-    the first shard.
+    With ``state``, all functions get it as their second argument, and loss_fn returns its new value. It is for values
+    that computing a gradient changes, such as the means of batch normalisation. Each shard starts from the version's
+    state, and the next version has the mean over the shards, weighted by their examples; an array without floats takes
+    the value of the first shard.
 
     Args:
         loss_fn: ``loss_fn(params, batch[, key])``, a loss or (loss, metrics): means over the batch, metrics a dict of
             numbers. With state: ``loss_fn(params, state, batch[, key])``, (loss, state) or (loss, state, metrics).
-            key is a jax.random.key that belongs to (seed, step, shard); one with a default is called "key" or "rng",
-            and is left out in Trainer.evaluate, which is how a function can tell that it does not train.
-        params: a pytree of float32 and float64 arrays of JAX or NumPy. It is not changed; Trainer.module() gives the
+            key is a jax.random.key that belongs to (seed, step, shard). If it has a default, it must be called "key"
+            or "rng", and is not passed in Trainer.evaluate, so that a function can tell that it does not train.
+        params: a pytree of float32 and float64 arrays of JAX or NumPy. It is not changed; Trainer.module() returns the
             trained one, a pytree like this. If one is float64, the functions run with jax_enable_x64.
         predict: ``predict(params, x)`` or ``predict(params, state, x)``, for Trainer.predict: an array with one row
             per example; jitted.
         state: a pytree of arrays of numbers; Trainer.module() is then (params, state).
-        has_aux: True or False says whether loss_fn returns metrics; by default that is seen from what it returns.
+        has_aux: whether loss_fn returns metrics; by default this is determined from its return value.
 
     Raises:
-        TypeError: a function is none, or a leaf is no array of these dtypes; the message names its path.
+        TypeError: an argument is not a function, or a leaf is not an array of these dtypes; the message names its path.
         ValueError: params has no numbers.
 
     Example::
@@ -150,7 +150,7 @@ class JaxModel(Model):
 
     @contextlib.contextmanager
     def _set(self) -> Iterator[None]:
-        """JAX's settings as they were when this was made."""
+        """JAX's settings as they were when the model was made."""
         with contextlib.ExitStack() as stack:
             for name, value in self._settings.items():
                 if getattr(jax.config, f"jax_{name}") != value:
@@ -210,7 +210,7 @@ class _JaxReplica(Replica):
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """With the model's settings, and on the CPU: the weights are in its memory."""
+        """Run with the model's settings, and on the CPU, whose memory holds the weights."""
         with self._settings():
             if jax.default_backend() == "cpu":
                 yield
@@ -350,7 +350,8 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _third(function: Callable[..., Any], first: int) -> tuple[bool, bool]:
-    """Does it have a parameter for random numbers after the first two (three with state), and has that a default?"""
+    """Return whether it has a parameter for random numbers after the first two (three with state), and whether that
+    has a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -130,8 +130,8 @@ def is_record(cls: type) -> bool:
 
 
 def builder(kind: str, detail: Any, members: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Return a function that makes a container of what these functions, one for each member, make of its argument. Of a
-    named tuple or a dataclass, no code runs: no ``__new__``, no ``__init__``, as with copy and pickle."""
+    """Return a function that makes a container from the results of these functions, one for each member, for its
+    argument. As in copy and pickle, ``__new__`` and ``__init__`` of named tuples and dataclasses do not run."""
     if kind in ("dict", "odict"):
         items = list(zip([key for _, key in detail], members, strict=True))
         if kind == "dict":
@@ -218,7 +218,7 @@ def _spec_of(
 
 
 def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
-    """Put a tree together again, with these leaves. Raises ValueError if there are more or fewer than it has."""
+    """Return the tree with this spec and these leaves. Raises ValueError for a wrong number of leaves."""
 
     def build(spec: Spec) -> Callable[[Iterator[Any]], Any]:
         if spec.kind not in CONTAINERS:
@@ -232,8 +232,8 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
 
 
 def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[str] = BATCH) -> Any:
-    """Return the same tree with what the function makes of each leaf. It also gets the leaves of other trees, which are
-    of the same structure."""
+    """Return the same tree with the function's result for each leaf. The function also gets the leaves of other trees
+    with the same structure."""
     node = opened(tree, kinds)
     if node is None:
         return function(tree, *others)
@@ -244,7 +244,7 @@ def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[
 def map_with_path(
     function: Callable[[str, Any], Any], tree: Any, *, at: str = "", kinds: frozenset[str] = BATCH
 ) -> Any:
-    """Return the same tree with what the function makes of each leaf and its place, which is written as in Python:
+    """Return the same tree with the function's result for each leaf and its place, a Python expression such as
     ``data[0]['x']`` for a tree ``at`` "data". Leaves come in depth-first order."""
     node = opened(tree, kinds)
     if node is None:
@@ -259,7 +259,7 @@ def map_with_path(
 
 
 def subscripts(node: Node) -> list[str]:
-    """Return what Python has behind a container for each member: ``['w']``, ``[0]``, ``.w``."""
+    """Return the Python text that selects each member of a container: ``['w']``, ``[0]``, ``.w``."""
     if node.kind in ("dict", "odict"):
         return [f"[{key!r}]" for _, key in node.detail]
     if node.kind == "dataclass":

@@ -158,7 +158,7 @@ class _Values(ValuesView[Any]):
     _mapping: FrozenDict[Any, Any]
 
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping._iterate(1)  # noqa: SLF001 (the core's, for these views alone)
+        return self._mapping._iterate(1)  # noqa: SLF001 (the core's, for these views only)
 
     def __contains__(self, value: object) -> bool:
         return any(found is value or found == value for found in self)

@@ -94,7 +94,7 @@ def _why_not(path: str, status: os.stat_result, user: int) -> str:
         remedy = "chmod 600 it"
     return (
         f"{path!r} {found}, and lies in a directory where others may make files; {remedy}, or use a directory that "
-        f"user {user} alone may write to"
+        f"only user {user} may write to"
     )
 
 

@@ -39,8 +39,8 @@ _SIGNPOST_READERS = 1000
 #: whose frames lie between a warning and the code that it is about
 _INSIDE = (os.fspath(Path(__file__).parents[1]) + os.sep, contextlib.__file__)
 
-_WHO = (
-    "somebody removed its files while it is published: systemd does, with RemoveIPC=yes, when a user's last session "
+_CAUSE = (
+    "its files were removed while it is published: systemd does that, with RemoveIPC=yes, when a user's last session "
     "ends, and so do cleaners of temporary files"
 )
 _PREVENT = "to prevent it, run `loginctl enable-linger`, set RemoveIPC=no in logind.conf, or use directory= elsewhere"
@@ -93,25 +93,25 @@ class NameKeeper:
                 return
         except OSError as error:
             self._give_up()
-            _warn(f"channel {label!r}: {_WHO}. {_not_found(error)}; {_PREVENT}")
+            _warn(f"channel {label!r}: {_CAUSE}. {_not_found(error)}; {_PREVENT}")
             return
         if files.exists() and not files.is_same_file(self._named().control_fd):
             self._fail(
-                f"channel {label!r} has lost its name: {_WHO}, and another channel has been made under it. Readers "
-                "that were attached before read this one, new ones the other; close this publisher, and see that one "
-                f"program publishes under that name; {_PREVENT}"
+                f"channel {label!r} has lost its name: {_CAUSE}, and another channel has been made under it. Attached "
+                "readers keep reading this one, new ones read the other; close this publisher, and have only one "
+                f"program publish under that name; {_PREVENT}"
             )
             return
         if is_there(files.data) and not files.is_same_data(self._named().data_fd):
             self._fail(
-                f"channel {label!r} has lost its data file: {files.data!r} is another file now, which somebody put "
-                "there. Readers that are attached keep the channel, new ones cannot read it; move that file away"
+                f"channel {label!r} has lost its data file: {files.data!r} is another file now, which another program "
+                "put there. Attached readers keep the channel, new ones cannot read it; move that file away"
             )
             return
         if self._durable:
             self._fail(
-                f"channel {label!r} is not durable any more: somebody removed its files, so nothing of it is left on "
-                "the disk after its processes; publish again"
+                f"channel {label!r} is no longer durable: its files were removed, so nothing of it stays on the disk "
+                "when its processes end; publish again"
             )
             return
         state = self._find_again()
@@ -120,7 +120,7 @@ class NameKeeper:
         elif self._closed:
             self.close()
         else:
-            _warn(f"channel {self._files.label!r}: {_WHO}. {state}; {_PREVENT}")
+            _warn(f"channel {self._files.label!r}: {_CAUSE}. {state}; {_PREVENT}")
 
     def _fail(self, message: str) -> None:
         if not self._tolerant:

@@ -1,6 +1,6 @@
-"""Places in a tree as people write them: ``head/w``, ``layers/0/bias``; the empty path is the value itself.
+"""Paths in a tree, such as ``head/w`` or ``layers/0/bias``; the empty path is the value itself.
 
-A part is a dict's key (as str() shows it), an index, or a field's name. A key that has a slash in it is found as well.
+A part is the str() of a dict's key, an index, or a field's name. Keys that contain a slash are found as well.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Place(NamedTuple):
     """A node of a tree.
 
     Attributes:
-        path: as it was asked for.
-        trail: the index among its siblings of each node on the way.
-        spec: of the node.
+        path: the requested path.
+        trail: for each node on the way, its index among its siblings.
+        spec: the node's spec.
         first: the index of its first leaf.
-        size: how many leaves it has.
+        size: the number of its leaves.
     """
 
     path: str
@@ -38,13 +38,13 @@ class Place(NamedTuple):
 
 
 def leaf_count(spec: Spec) -> int:
-    """How many leaves a node has."""
+    """Return the number of leaves of a node."""
     inner = spec.kind in CONTAINERS or spec.kind in OPAQUE
     return sum(map(leaf_count, spec.children)) if inner else 1
 
 
 def find(root: Spec, path: str) -> Place:
-    """The node at ``path``. Raises KeyError, which names the nearest paths, if there is none."""
+    """Return the node at ``path``. Raises KeyError, which names similar paths, if there is none."""
     if not isinstance(path, str):
         raise TypeError(f"path: expected a str such as 'head/w', found {type(path).__name__}")
     trail: list[int] = []
@@ -64,7 +64,7 @@ def find(root: Spec, path: str) -> Place:
 
 
 def replaced(root: Spec, trail: tuple[int, ...], node: Spec) -> Spec:
-    """The same tree with another node at that place."""
+    """Return the same tree with another node at that place."""
     if not trail:
         return node
     children = list(root.children)
@@ -73,7 +73,7 @@ def replaced(root: Spec, trail: tuple[int, ...], node: Spec) -> Spec:
 
 
 def leaf_paths(root: Spec) -> list[str]:
-    """The path of each leaf, in order; the leaves of a foreign value have the path of that value."""
+    """Return the path of each leaf, in order; the leaves of a foreign value have the path of that value."""
     return [path_of(path) for path, spec in leaf_specs(root) for _ in range(leaf_count(spec))]
 
 

@@ -53,7 +53,7 @@ _MEANINGS: dict[str, tuple[type[UntornError], str]] = {
     ),
     "mixed": (
         MixedError,
-        ": its control file and its data file belong to two different channels; if nobody is making or removing it "
+        ": its control file and its data file belong to two different channels; unless it is being made or removed "
         "just now, one of them was copied or replaced by hand: put the right one back, or remove both",
     ),
     "naming": (NamingError, " is being given its names just now, or that was cut short"),

@@ -1,13 +1,13 @@
 """Tensors that share the memory of a parameter or buffer, such as ``self.w = self.weight.data`` or a view of it.
 
-A plain loop's optimizer writes to that memory, so that these have the new values, too. In a copy of the module
-parameters move from version to version, and their aliases move with them::
+In a plain loop the optimizer writes to that memory, so such tensors have the new values, too. In a copy of the module
+the parameters move from version to version, and their aliases move with them::
 
     module.weight ────┐                             copy.weight ──> the version's memory
                       ├── memory      becomes                            ^
     module.w = .data ─┘                             copy.w ──────────────┘ the same elements of it
 
-Arrays of NumPy cannot be moved, nor can a tensor that has the memory of several parameters: these are refused.
+NumPy arrays cannot be moved, nor can a tensor over the memory of several parameters: these are refused.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Memory:
 
 
 def move(aliases: Iterable[Alias], to: Mapping[str, torch.Tensor]) -> None:
-    """Make the aliases those elements of these parameters and buffers that they were of the module's."""
+    """Have the aliases refer to the same elements of these parameters and buffers as of the module's."""
     for alias in aliases:
         whole = to[alias.name].detach()
         if whole.stride() == alias.stride_of_whole:
@@ -96,8 +96,8 @@ def move(aliases: Iterable[Alias], to: Mapping[str, torch.Tensor]) -> None:
 
 def _cannot_follow(path: str, name: str) -> TypeError:
     return TypeError(
-        f"module{path}: it shares the memory of {name!r}, which the copies of the module that are trained cannot keep "
-        "up; make it from the parameter in forward, or keep a copy (.clone(), .copy()) if it is to stay as it is"
+        f"module{path}: it shares the memory of {name!r}, which the trained copies of the module cannot keep up to "
+        "date; compute it from the parameter in forward, or use a copy (.clone(), .copy()) if it should not change"
     )
 
 

@@ -12,7 +12,7 @@ __all__ = ["Buffer"]
 
 
 class Buffer:
-    """A buffer of a replica's module, in memory of its own, at every place where the module holds it."""
+    """A buffer of a replica's module, in separate memory, at every place where the module holds it."""
 
     def __init__(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         self._name = name

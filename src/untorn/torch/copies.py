@@ -6,23 +6,23 @@
                   │                                         └─ pickler_of ──> bytes ───> a replica in a worker
                   └─ copied(values=True) ──> Trainer.module()
 
-In a *hollow* module parameters and buffers have shapes and dtypes but one number of memory each. What other copies
-refuse or get wrong becomes:
+In a *hollow* module parameters and buffers have their shapes and dtypes, but only one element of memory each. Objects
+that other copies refuse or get wrong are replaced:
 
 =========================== ==========================================================================================
-a parametrized module       a class made anew with the same properties, of this copy alone
+a parametrized module       a new class with the same properties, for this copy only
 a scripted, traced module   itself, saved and loaded by torch.jit
 a compiled module           compiled again, with the same backend
-a tensor of autograd        a leaf with its values. Modules compute these anew in forward; a gradient that arrives at
+a tensor of autograd        a leaf with its values. Modules compute these again in forward; a gradient that arrives at
                             the leaf shows one that does not
 a tensor with the memory    the same elements of its copy: see torch/aliases.py
 of a parameter
-a function in this process  itself; or a copy, if its closure reaches the module: a hook is to see the copy
+a function in this process  itself; or a copy, if its closure reaches the module, since a hook must see the copy
 a hook of a parameter       the same on its copy
-what pickle refuses         what train/models/copying.py says
+objects that pickle refuses see train/models/copying.py
 =========================== ==========================================================================================
 
-Copies are made by way of pickle: _Here pickles for this process, with tensors and functions beside the stream, and
+Copies are made with pickle: _Here pickles for this process, with tensors and functions outside the stream, and
 pickler_of for another process.
 """
 
@@ -54,14 +54,14 @@ Hooks = list[tuple[torch.Tensor, list[Any], list[Any]]]
 
 
 class Stale(NamedTuple):
-    """A leaf in place of a tensor that had been computed from parameters, and where it is in the module."""
+    """A leaf in place of a tensor that was computed from parameters, and its place in the module."""
 
     path: str
     tensor: torch.Tensor
 
 
 class Copy(NamedTuple):
-    """A copy of a module; the functions that go with it; what is stale in it; and what has a parameter's memory."""
+    """A copy of a module, with its functions, its stale tensors, and its aliases of parameters."""
 
     module: nn.Module
     functions: dict[str, Any]
@@ -72,11 +72,11 @@ class Copy(NamedTuple):
 def copied(
     module: nn.Module, functions: dict[str, Any], stale: list[Stale], aliases: list[Alias], *, values: bool
 ) -> Copy:
-    """A copy of a module, with what is known of it already: what is stale, what has the memory of its parameters; and
-    of those functions (or containers of functions, or None) that reach it.
+    """Return a copy of a module, with its known stale tensors and aliases, and copies of those functions (or containers
+    of functions, or None) that reach it.
 
-    With ``values`` it has those of the parameters and buffers, and shares with the module what cannot be copied; else
-    it is hollow, and has an Absent there. Raises TypeError if the copy lacks parameters or buffers.
+    With ``values`` it has the values of the parameters and buffers, and shares with the module what cannot be copied;
+    otherwise it is hollow, and has an Absent there. Raises TypeError if the copy lacks parameters or buffers.
     """
     members = _members(module)
     joined = {name: function for name, function in functions.items() if _reaches(function, members)}
@@ -98,7 +98,7 @@ def pickler_of(base: Any, model: Any) -> Any:
             if found is None:
                 try:
                     found = _asked(value, getattr(self, "dispatch_table", {}))
-                except Exception as error:  # whatever the object's own methods raise
+                except Exception as error:  # the object's own methods may raise any error
                     found = _absent(model, value, error)
             if found is not None:
                 return found
@@ -130,14 +130,14 @@ class _Here(pickle.Pickler):
         self.aliases: list[Alias] = []
 
     def copy(self, value: Any) -> Any:
-        """Return a copy of it."""
+        """Return a copy of the value."""
         self.dump(value)
         unpickler = pickle.Unpickler(io.BytesIO(self._stream.getbuffer()))
         unpickler.persistent_load = self._beside.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
     def persistent_id(self, value: Any) -> int | None:
-        """Return where the copy is beside the stream, if it is there."""
+        """Return the index of the copy outside the stream, if it is there."""
         if type(value) in (str, int, float, bool, tuple, list, type(None)):
             return None
         if id(value) not in self._places:
@@ -222,7 +222,7 @@ def _fill_cell(cell: types.CellType, contents: list[Any]) -> None:
 
 
 def _reduced(value: Any) -> Reduction | None:
-    """Return how PyTorch's own objects, and those of train/models/copying.py, are made anew."""
+    """Return how PyTorch's own objects, and those of train/models/copying.py, are made again."""
     if isinstance(value, torch.Tensor):
         return (_same, (value.detach(),)) if value.grad_fn is not None else None
     if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
@@ -238,7 +238,7 @@ def _reduced(value: Any) -> Reduction | None:
 
 
 def _asked(value: Any, registered: Any) -> Reduction | None:
-    """Return what pickle makes of an object. For a module whose __getstate__ raises, that is its attributes."""
+    """Return the pickle reduction of an object; for a module whose __getstate__ raises an error, its attributes."""
     try:
         return reduction(value, registered)
     except Exception:
@@ -251,8 +251,8 @@ def _absent(holder: Any, value: Any, error: Exception) -> Reduction:
     path = path_to(holder, value)
     place = f"module{path.removeprefix('._module')}" if path else "the model"
     return Absent, (
-        f"{place}: {type(value).__name__!r} objects cannot be copied, nor sent to workers ({error}), and forward uses "
-        "this one; make it in forward where it is missing, or have it as a global of the file that defines the module, "
+        f"{place}: {type(value).__name__!r} objects cannot be copied or sent to workers ({error}), and forward uses "
+        "this one; create it in forward if it is missing, or make it a global of the file that defines the module, "
         "which every process has",
     )
 
@@ -272,7 +272,7 @@ def _parametrized(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 
 def _loaded(saved: bytes) -> Any:
-    with silenced():  # that scripts are deprecated is for the user's code to know
+    with silenced():  # the user's code is responsible for using scripts, which are deprecated
         return torch.jit.load(io.BytesIO(saved))  # type: ignore[no-untyped-call]
 
 
@@ -294,8 +294,8 @@ def _update(value: Any, state: dict[str, Any]) -> None:
 
 
 def _copies_itself(module: nn.Module) -> bool:
-    """Return whether it has a __deepcopy__ of its own that can be used. That of scripted modules cannot: it gives
-    parameters that have a history."""
+    """Return whether it has its own, usable __deepcopy__. That of scripted modules is not usable, since it returns
+    parameters with a history."""
     if isinstance(module, torch.jit.ScriptModule):
         return False
     found = getattr(type(module), "__deepcopy__", None)
@@ -303,7 +303,7 @@ def _copies_itself(module: nn.Module) -> bool:
 
 
 def _members(module: nn.Module) -> dict[int, Any]:
-    """Return the modules and tensors that make it up, by id."""
+    """Return the modules and tensors that it consists of, by id."""
     return {id(member): member for member in [*module.modules(), *_tensors(module)]}
 
 
@@ -350,7 +350,7 @@ def register_hooks(hooks: Hooks) -> None:
 
 
 def recompute(module: nn.Module) -> None:
-    """Compute anew what prune, weight_norm and spectral_norm keep as plain attributes, from the parameters."""
+    """Compute again the plain attributes of prune, weight_norm and spectral_norm, from the parameters."""
     with torch.no_grad():
         for owner in module.modules():
             for hook in owner._forward_pre_hooks.values():  # noqa: SLF001 (torch has no public name for it)
@@ -374,7 +374,7 @@ def _hollow(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _empty(module: nn.Module) -> None:
-    """Make hollow what copied itself."""
+    """Make objects that copied themselves hollow."""
     for parameter in module.parameters():
         if any(parameter.stride()):
             parameter.data = one_number(parameter)
@@ -385,8 +385,8 @@ def _check_same_names(module: nn.Module, made: nn.Module) -> None:
     if missing:
         owner, _, name = missing[0].rpartition(".")
         raise TypeError(
-            f"module{f'.{owner}' if owner else ''}: its copy has no {name!r}, for its __deepcopy__, __getstate__ or "
-            "__reduce__ leaves it out; expected a copy with all parameters and buffers, for each worker has one"
+            f"module{f'.{owner}' if owner else ''}: its copy has no {name!r}, since its __deepcopy__, __getstate__ or "
+            "__reduce__ leaves it out; expected a copy with all parameters and buffers, since each worker needs one"
         )
 
 

@@ -1,4 +1,4 @@
-"""The loss and the metrics of a batch, as the user's functions give them."""
+"""The loss and the metrics of a batch, from the user's functions."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Loss:
         return loss, outputs, tensors
 
     def metrics_of(self, outputs: Any, tensors: Any) -> dict[str, float]:
-        """Return the metrics of what the call returned."""
+        """Return the metrics of the call's outputs."""
         if not self._metrics:
             return {}
         if outputs is _NO_OUTPUTS:
-            raise TypeError("forward: expected (loss, outputs), for there are metrics; found the loss alone")
+            raise TypeError("forward: expected (loss, outputs), since there are metrics; found only the loss")
         target = _split(tensors)[2]
         with torch.no_grad():
             return checked_metrics({name: metric(outputs, target) for name, metric in self._metrics.items()})
@@ -107,7 +107,7 @@ def _without_weight(batch: Any) -> tuple[Any, torch.Tensor]:
 
 
 def _weighted(losses: Any, weight: torch.Tensor) -> torch.Tensor:
-    """Return the mean of an example's losses times its weight, over the examples."""
+    """Return the mean over the examples of each one's loss times its weight."""
     if not isinstance(losses, torch.Tensor) or weight.ndim != 1 or losses.shape[:1] != weight.shape:
         found = f"shape {tuple(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
         raise TypeError(

@@ -1,4 +1,4 @@
-"""TorchModel: a module, its loss, and how both get to the processes that compute with them."""
+"""TorchModel: a module and its loss, and how they are sent to workers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ _ModuleT_co = TypeVar("_ModuleT_co", bound=nn.Module, default=nn.Module, covaria
 class TorchModel(Model[_ModuleT_co]):
     """A torch.nn.Module and its loss, as a Trainer takes them.
 
-    Data are NumPy arrays or tensors in CPU memory, one example per row. Of a tuple or list, the last part is the target
-    and the others are the module's inputs: ``loss(module(*inputs), target)``. Of a dict, the target is the part named
+    Data are NumPy arrays or tensors in CPU memory, one example per row. In a tuple or list, the last part is the target
+    and the others are the module's inputs: ``loss(module(*inputs), target)``. In a dict, the target is the part named
     "target", or else the last one, and the others are keyword arguments: ``loss(module(**inputs), target)``.
 
     In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
     without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard), and the state of its
     generator in this process stays as it is. Parameters without requires_grad are not trained;
     those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
-    BatchNorm wants two examples at least: a last batch with fewer for each shard is cut into fewer shards, and a single
+    BatchNorm needs at least two examples: a last batch with fewer for each shard is cut into fewer shards, and a single
     example is refused before training begins.
 
     Args:
-        module: float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() gives the trained one.
+        module: a module with float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() returns
+            the trained one.
         loss: ``loss(outputs, target[, rng])``, a tensor with one number: the mean over the batch. rng is a NumPy
             generator. May be None if there is forward.
         metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
@@ -51,7 +52,7 @@ class TorchModel(Model[_ModuleT_co]):
             weighted.
 
     Raises:
-        TypeError: the module, or one of these functions, is none.
+        TypeError: the module is not a torch.nn.Module, or one of the others is not a function.
 
     Example:
         >>> import numpy as np, torch

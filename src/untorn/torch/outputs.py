@@ -15,8 +15,9 @@ __all__ = ["predicted"]
 
 
 def predicted(outputs: Any, name: str) -> Any:
-    """Return a module's outputs as arrays of their own: dicts stay dicts, tuples and lists are tuples. An object with
-    attributes, as Hugging Face's models give it, is a dict of those with a row per example; a single one by itself."""
+    """Return a module's outputs as new arrays: dicts stay dicts, tuples and lists become tuples. An object with
+    attributes, as Hugging Face's models return it, becomes a dict of those with a row per example, or a single array if
+    there is only one."""
     if isinstance(outputs, torch.Tensor):
         array: NDArray[Any] = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy().copy()
         return array

@@ -1,18 +1,18 @@
 """torch's random numbers, seeded for one gradient.
 
-Dropout and most of torch draw from one generator per process. A worker process seeds that: nobody else draws there. In
-the process of the user, other threads may draw, and seed, at any time: theirs would be the trainer's numbers and the
-other way round. So there, when other threads exist, the random operations of this thread are given a generator of its
-own, with the same numbers (torch.Generator has the algorithm of the default one), and the default one is not touched::
+Dropout and most of torch draw from one generator per process. A worker process seeds it, since nothing else draws
+there. In the user's process, other threads may draw and seed at any time, and would share their numbers with the
+trainer. So if there are other threads, the random operations of this thread use a separate generator with the same
+numbers (torch.Generator has the same algorithm as the default one), and the default one is not touched::
 
-    the only thread of its process    the default generator: seeded, used, put back
-    beside other threads
-        the model draws nothing       as it is; whether it draws is seen in the first gradient, and looked for later
-        it draws                      a generator of its own, through a TorchDispatchMode, which is this thread's alone
+    the only thread of its process    the default generator: seeded, used, restored
+    other threads exist
+        the model draws nothing       no generator; the first gradient shows whether it draws, and later ones check it
+        it draws                      a separate generator, through a TorchDispatchMode, which is per thread
         it handles the default generator itself (torch.manual_seed in forward, torch.utils.checkpoint) or calls an
         operation that takes no generator (rand_like)    the default generator, and the threads of untorn take turns
 
-In the last case what other threads of the program draw meanwhile changes the result, and theirs.
+In the last case, other threads of the program that draw meanwhile change the result, and theirs changes, too.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _default = torch.default_generator
 
 
 class SeededRandom:
-    """Calls functions that draw random numbers of torch; the same seed gives the same numbers, beside whatever other
-    threads do. One for each thing that is called again and again."""
+    """Calls functions that draw torch's random numbers. The same seed gives the same numbers, whatever other threads
+    do. Make one for each function that is called repeatedly."""
 
     def __init__(self) -> None:
         self._draws: bool | None = None
@@ -47,7 +47,7 @@ class SeededRandom:
         self._own = torch.Generator()
 
     def __call__(self, seed: int, function: Callable[[], _T], start_again: Callable[[], None]) -> _T:
-        """Return what the function returns. It may have to be called again; ``start_again`` is called before that."""
+        """Return the function's result. If it has to be called again, ``start_again`` is called first."""
         if is_worker() or self._needs_default or len(sys._current_frames()) == 1:  # noqa: SLF001 (documented)
             return _with_the_default(seed, function)
         # the first time it may turn out to handle the default generator itself, and has then touched it

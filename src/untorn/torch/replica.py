@@ -73,7 +73,8 @@ class TorchReplica(Replica):
     def _seeded(
         self, rng: np.random.Generator | None, compute: Callable[[], _T]
     ) -> tuple[int, Callable[[], _T], Callable[[], None]]:
-        """Torch's seed, rng.integers(2**63), which takes longer; what to call; and what to do before the next call."""
+        """Return torch's seed, rng.integers(2**63) computed faster; the function to call; and one to call before a
+        repetition."""
         assert rng is not None
         numbers = rng.bit_generator
         seed = numbers.random_raw() >> 1
@@ -110,7 +111,7 @@ class TorchReplica(Replica):
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
-        """Be in training mode: as train() leaves it, which takes longer than looking."""
+        """Set training mode as train() does, unless it is set already, which is faster to check."""
         if self._modes != [module.training for module in self._modules]:
             self._module.train()
             self._modes = [module.training for module in self._modules]
@@ -125,12 +126,12 @@ class TorchReplica(Replica):
         return array
 
     def _traces(self) -> tuple[list[int], list[int]]:
-        """What in-place operations, and assigning to .data, leave behind."""
+        """Return the traces that in-place operations, and assignments to .data, leave behind."""
         parameters = [*self._parameters.values(), *self._aliases_of_parameters]
         return [p._version for p in parameters], [p.data_ptr() for p in parameters]  # noqa: SLF001 (documented)
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
-        """The first gradient of a job is computed on a copy: writes through .data leave no trace but what they did."""
+        """Compute the first gradient of a job on a copy, since a write through .data shows only in the values."""
         copies = {name: params[name].copy(order="K") for name in self._parameters}
         gradient = self._gradient(params | copies, batch, rng)
         if any(copies[name].tobytes() != params[name].tobytes() for name in self._parameters):
@@ -148,7 +149,7 @@ class TorchReplica(Replica):
     def _written_to(self) -> Exception:
         return RuntimeError(
             "the module writes to its own parameters in forward or backward; expected parameters that only the "
-            "optimizer changes, for every worker reads the same memory. Compute from a parameter what forward uses (as "
+            "optimizer changes, since all workers read the same memory. Compute from a parameter what forward uses (as "
             "torch.nn.utils.parametrize does), or make it a buffer"
         )
 
@@ -157,7 +158,7 @@ class TorchReplica(Replica):
             if tensor.grad is not None:
                 raise RuntimeError(
                     f"module{path}: it was computed from parameters before training, and forward uses it without "
-                    "computing it anew, so that they would get no gradient of it; compute it in forward, or in a "
+                    "computing it again, so that they would get no gradient of it; compute it in forward, or in a "
                     "forward pre-hook"
                 )
 
@@ -170,7 +171,7 @@ class TorchReplica(Replica):
             move(self._aliases, self._parameters | dict(self._module.named_buffers()))
 
     def _move_away(self) -> None:
-        """Let the version go, so that its memory can be used for a new one."""
+        """Release the version, so that its memory can be used for a new one."""
         for parameter in self._parameters.values():
             parameter.grad = None
             parameter.data = self._away[parameter.dtype]
@@ -240,7 +241,7 @@ _replicas: weakref.WeakSet[TorchReplica] = weakref.WeakSet()
 
 
 def _free_replicas() -> None:
-    """Free the replicas in a child that was just forked: the threads that used them may not be there."""
+    """Release the replicas in a child that was just forked, where the threads that used them may not exist."""
     for replica in list(_replicas):
         replica.free()
 

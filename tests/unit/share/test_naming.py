@@ -20,7 +20,7 @@ from untorn.errors import BrokenChannelError, BusyError, ChannelNotFoundError, F
 from untorn.share import naming
 from untorn.share.inspect import ChannelView, files_of
 
-REMOVED = "somebody removed its files"
+REMOVED = "its files were removed"
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ def test_what_is_durable_cannot_be_without_files(folder):
     with publish(folder, 0, durable=True) as publisher:
         remove(folder)
         for _ in range(2):
-            with pytest.raises(BrokenChannelError, match="not durable any more"):
+            with pytest.raises(BrokenChannelError, match="no longer durable"):
                 publisher.update(1)
         assert publisher.version == 1
 
@@ -272,7 +272,7 @@ def test_a_second_channel_under_the_name_is_an_error_for_the_first(folder, monke
             lambda: publisher.patch({"n": 1}),
             lambda: publisher.edit().__enter__(),
         ):
-            with pytest.raises(BrokenChannelError, match="has lost its name: somebody removed"):
+            with pytest.raises(BrokenChannelError, match="has lost its name: its files were removed"):
                 write()
         assert (publisher.version, reader.snapshot().value) == (1, {"n": 0})
         assert found(folder) == "other"

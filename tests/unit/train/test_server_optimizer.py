@@ -47,7 +47,7 @@ def test_an_optimizer_of_untorn_stays_what_it_is():
         (SGD, "expected untorn.SGD\\(...\\), found the class SGD; make one"),
         (torch.optim.SGD([torch.zeros(1)], lr=0.1), "give what makes one .* functools.partial\\(torch.optim.SGD"),
         (len, "what it made is of type int"),
-        (torch.optim.LBFGS, "a gradient alone for its step; LBFGS made none"),
+        (torch.optim.LBFGS, "only a gradient for its step; LBFGS made none"),
         (torch.optim.SparseAdam, "SparseAdam made none"),
         ("adam", "found str"),
     ],

@@ -70,7 +70,7 @@ def test_what_cannot_be_copied_is_named_where_forward_uses_it(way):
     assert "module.block[0].part: 'generator'" in str(caught.value) or "module.block.0.part: 'generator'" in str(
         caught.value
     )
-    assert "make it in forward" in str(caught.value)
+    assert "create it in forward" in str(caught.value)
     assert next(model._module.block[0].part) == 0  # the user's own has not moved
 
 
@@ -94,7 +94,7 @@ class Forgets(nn.Module):
 
 
 def test_a_copy_without_all_parameters_is_an_error_with_their_place():
-    with pytest.raises(TypeError, match=r"module.0.inner: its copy has no 'bias', for its __deepcopy__"):
+    with pytest.raises(TypeError, match=r"module.0.inner: its copy has no 'bias', since its __deepcopy__"):
         Trainer(TorchModel(nn.Sequential(Forgets()), mse), optimizer=SGD(0.1))
 
 

@@ -658,7 +658,7 @@ def test_what_newcomers_give_is_named(make, message):
         (
             {"forward": lambda module, batch: module(batch[0]).mean(), "metrics": {"mae": mae}},
             regression(),
-            r"forward: expected \(loss, outputs\), for there are metrics",
+            r"forward: expected \(loss, outputs\), since there are metrics",
         ),
     ],
     ids=["reduction", "a float", "detached", "tuple of one", "no tuple", "dict of one", "metric", "no outputs"],

@@ -1,4 +1,4 @@
-"""The interface of a model: what a Trainer asks of a user's function, of a TorchModel and of a JaxModel alike.
+"""The interface of a model, which a user's function, a TorchModel and a JaxModel share.
 
 ::
 
@@ -99,7 +99,7 @@ class Model(ABC, Generic[T_co]):
     """A model with its loss, as a Trainer uses it. Abstract."""
 
     #: whether its replicas need parameters in private, writable memory when this process or a worker evaluates them:
-    #: frameworks know no read-only memory
+    #: frameworks have no read-only memory
     private_params: ClassVar[bool] = True
 
     @abstractmethod

@@ -1,16 +1,16 @@
-"""Copies of objects that ``copy`` and ``pickle`` refuse: what a model keeps beside its weights, on its way to workers.
+"""Copy objects that ``copy`` and ``pickle`` refuse, such as a model's attributes on their way to workers.
 
-Some parts of an object belong to one process. On the way each becomes what does the same elsewhere:
+Some objects belong to one process. They are sent as an object that does the same elsewhere:
 
 ================================ =====================================================================
 lock, thread-local, queue, pool  a new one
 weak reference                   one of the target's copy
 open file                        the same file, opened again: read from the same place, or appended to
-module, a cached function        the same, found or made anew
-anything else that refuses       an ``Absent``, which raises an error when it is used, naming it and its place
+module, a cached function        the same one, imported or created again
+anything else that is refused    an ``Absent``, which raises an error when it is used, naming it and its place
 ================================ =====================================================================
 
-``remade`` decides this, in the form of a pickle reduction, so that it serves picklers of any kind.
+``remade`` decides this. It returns a pickle reduction, so that any kind of pickler can use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from untorn.descriptors import opener
 
 __all__ = ["Absent", "Reduction", "path_to", "reduction", "remade", "within"]
 
-#: what an object is pickled as: see object.__reduce__
+#: the pickle reduction of an object: see object.__reduce__
 Reduction = tuple[Any, ...]
 
 
@@ -74,7 +74,7 @@ _STREAMS = ("stdin", "stdout", "stderr")
 
 
 def remade(value: Any) -> Reduction | None:
-    """Return how this is made anew in another process, or None if it takes nothing special."""
+    """Return how this is made again in another process, or None if it needs nothing special."""
     kind = type(value)
     if kind in _FRESH:
         return _FRESH[kind], ()
@@ -100,8 +100,8 @@ def remade(value: Any) -> Reduction | None:
 
 
 def reduction(value: Any, registered: dict[type, Any]) -> Reduction | None:
-    """Return what pickle makes of an instance; None if it does not ask the instance. Raises whatever the instance
-    raises, and TypeError for one that runs on a thread of this process: its copy would wait for that forever."""
+    """Return the pickle reduction of an instance; None if pickle does not ask the instance. Raises the instance's
+    errors, and TypeError for one that runs on a thread of this process: its copy would wait for that thread forever."""
     if type(value) in registered or type(value) in copyreg.dispatch_table:
         return None
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.MethodType):
@@ -133,7 +133,7 @@ def _cached(function: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _remade_file(file: Any) -> Reduction | None:
-    """Return how to open the file again, by its path and position. None if it has no path, is closed, or is no file."""
+    """Return how to open the file again at its position; None if it has no path, is closed, or is not a file."""
     for name in _STREAMS:
         if file is getattr(sys, name, None) or file is getattr(sys, f"__{name}__"):
             return _stream, (name,)
@@ -173,8 +173,8 @@ def _stream(name: str) -> Any:
 
 
 def path_to(root: Any, value: Any, *, among: int = 100_000) -> str:
-    """Return where an object is inside another, as Python would write it, such as ``.encoder.log['file']``; "" if it is
-    not found ``among`` that number of parts. Nearest first."""
+    """Return the place of an object inside another as a Python expression, such as ``.encoder.log['file']``; "" if it
+    is not found ``among`` that number of parts. The nearest parts are searched first."""
     paths: list[tuple[Any, str]] = [(root, "")]
     seen = {id(root)}
     for holder, path in paths:
@@ -190,8 +190,8 @@ def path_to(root: Any, value: Any, *, among: int = 100_000) -> str:
 
 
 def within(holder: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of an object, each with what is written behind the object to get there. Attributes of torch's
-    modules have their own registries, whose names are left out."""
+    """Yield the parts of an object, each with the text that leads from the object to it. torch's modules keep their
+    attributes in registries, whose names are left out."""
     if isinstance(holder, dict):
         yield from ((f"[{key!r}]", part) for key, part in list(holder.items()))
     elif isinstance(holder, list | tuple | set | frozenset):

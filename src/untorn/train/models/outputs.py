@@ -1,7 +1,7 @@
 """The predictions of a model, chunk by chunk: an array with a row per example, or a dict or tuple of such, joined.
 
-A dict or tuple, nested too, is flattened to its arrays; all chunks have one form. Where a worker writes the arrays of a
-chunk one behind the other into its buffer, each begins where it would for a chunk of full size.
+A dict or tuple, even nested, is flattened to its arrays; all chunks have the same form. A worker writes the arrays of a
+chunk one after the other to its buffer, each at the position that it has for a chunk of full size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The interface of an optimizer: what a Trainer asks of SGD, of torch.optim and of optax alike.
+"""The interface of an optimizer, which SGD, torch.optim and optax share.
 
 ::
 
@@ -40,10 +40,10 @@ class Session(ABC):
 
 
 class Optimizer(ABC):
-    """How weights follow from gradients, as a Trainer uses it. Abstract.
+    """The rule by which weights follow from gradients, as a Trainer uses it. Abstract.
 
     Attributes:
-        learning_rate: of the first group of parameters, a number or a function of the step; NaN if it is not known.
+        learning_rate: that of the first group of parameters, a number or a function of the step; NaN if unknown.
     """
 
     #: whether the server makes the steps, in a session; else the workers do, with the kernel
@@ -58,7 +58,7 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def settings(self) -> Any:
-        """The description of the optimizer in a checkpoint, which going on from it compares."""
+        """The description of the optimizer in a checkpoint, which must be equal when training resumes."""
 
     @abstractmethod
     def state_for(self, trained: Any) -> Any:
@@ -74,8 +74,8 @@ class Optimizer(ABC):
         """
 
     def session(self, trained: Any, state: dict[str, NDArray[Any]], *, threads: int) -> Session:
-        """Return the optimizer at work, going on from these parameters and this state; both are the session's from now
-        on. ``threads`` are for those libraries whose number of threads can be set. Only if ``server_steps``."""
+        """Return the optimizer at work, with these parameters and this state, which the session owns from now on.
+        ``threads`` is used by libraries whose number of threads can be set. Only called if ``server_steps``."""
         raise TypeError(f"{type(self).__name__}: the workers make its steps")
 
 

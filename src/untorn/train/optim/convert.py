@@ -1,4 +1,4 @@
-"""The optimizer that a user gave, as an Optimizer."""
+"""Convert a user's optimizer to an Optimizer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ __all__ = ["as_optimizer"]
 
 
 def as_optimizer(given: Any, trained: Any) -> Optimizer:
-    """Return the optimizer of a trainer of these parameters: itself, or an adapter of a function that makes one of
-    torch.optim, or of an optax.GradientTransformation. Raises TypeError, naming what was expected, for anything
-    else."""
+    """Return the optimizer of a trainer with these parameters: itself, or an adapter of a function that makes one of
+    torch.optim, or of an optax.GradientTransformation. Raises TypeError for anything else."""
     if isinstance(given, Optimizer):
         return given
     if isinstance(given, type) and issubclass(given, FusedOptimizer):

@@ -1,7 +1,7 @@
-"""Optimizers: what a step does with the gradient. The arithmetic is in C (csrc/kernels.c), fused with the sum.
+"""Optimizers whose step is a C kernel (csrc/kernels.c), fused with summing the gradients.
 
 An optimizer here is a value: its hyperparameters, the buffers of state that it keeps for each parameter, and the row
-of numbers that the kernels need for each step, Adam's bias corrections among them::
+of numbers that the kernels need for each step, such as Adam's bias corrections::
 
     SGD(...) ── kernel ────────> board: once
              ── rates(steps) ──> board: a row per step of an epoch, in double precision
@@ -47,8 +47,8 @@ class FusedOptimizer(Optimizer):
     @property
     @abstractmethod
     def initial_state(self) -> dict[str, float]:
-        """The buffers kept for each parameter, in the order in which the kernels use them, and what fills each
-        before the first step."""
+        """The buffers kept for each parameter, in the order in which the kernels use them, with the value that fills
+        each before the first step."""
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class FusedOptimizer(Optimizer):
         return np.array(rows, np.float64).reshape(steps, _core.KERNEL_RATES)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
-        """What the kernel needs at a step of this learning rate."""
+        """Return the kernel's numbers for a step with this learning rate."""
         return rate, 1.0, 1.0
 
     def _check(self, names: str, *, below: float = math.inf) -> None:
@@ -95,7 +95,7 @@ def _check_number(owner: str, name: str, value: Any, below: float = math.inf) ->
 
 
 def check_clip_norm(value: Any) -> float | None:
-    """The greatest norm of a gradient; None for any. Raises TypeError or ValueError."""
+    """Return the largest allowed norm of a gradient, or None for no limit. Raises TypeError or ValueError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -154,19 +154,19 @@ class Adam(FusedOptimizer):
 
     Per parameter w with gradient g, at step t = 1, 2, ...: ``g = g + weight_decay * w``;
     ``m = beta1 * m + (1 - beta1) * g``; ``v = beta2 * v + (1 - beta2) * g**2``; then
-    ``w = w - learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)``. AMSGrad puts the greatest v
-    so far in v's place. t goes on over epochs and calls of fit; the corrections are made once per step in double
-    precision, whatever the parameters' type.
+    ``w = w - learning_rate * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)``. AMSGrad uses the largest v so
+    far in place of v. t continues over epochs and calls of fit; the corrections are computed once per step in double
+    precision, for parameters of any type.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization" (2015); Reddi, Kale and Kumar, "On the
     convergence of Adam and beyond" (2018).
 
     Args:
         learning_rate: greater than 0, or a function of the step (counted from 0).
-        betas: how much of the mean gradient and of the mean square stays, each 0 or more, below 1.
+        betas: the weights of the previous mean gradient and mean square, each 0 or more, below 1.
         eps: added to the root, 0 or more.
-        weight_decay: L2 penalty, 0 or more. AdamW's is another.
-        amsgrad: keep the greatest mean square.
+        weight_decay: L2 penalty, 0 or more. AdamW's weight decay is different.
+        amsgrad: use the largest mean square so far.
 
     Example:
         >>> Adam(1e-4).betas
@@ -201,7 +201,7 @@ class Adam(FusedOptimizer):
         return KernelSettings(_core.KERNEL_ADAM, 0.0, self.weight_decay, *self.betas, self.eps, amsgrad=self.amsgrad)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
-        # Python's powers, one by one: NumPy's may differ in the last bit with the processor's vectors
+        # Python's powers, one by one, since NumPy's may differ in the last bit with the processor's vector units
         beta1, beta2 = self.betas
         return rate / (1 - beta1 ** (step + 1)), 1.0, 1 / math.sqrt(1 - beta2 ** (step + 1))
 
@@ -217,10 +217,10 @@ class AdamW(Adam):
 
     Args:
         learning_rate: greater than 0, or a function of the step (counted from 0).
-        betas: how much of the mean gradient and of the mean square stays, each 0 or more, below 1.
+        betas: the weights of the previous mean gradient and mean square, each 0 or more, below 1.
         eps: added to the root, 0 or more.
         weight_decay: 0 or more.
-        amsgrad: keep the greatest mean square.
+        amsgrad: use the largest mean square so far.
 
     Example:
         >>> AdamW(1e-4).weight_decay
@@ -255,7 +255,7 @@ class RMSprop(FusedOptimizer):
 
     Args:
         learning_rate: greater than 0, or a function of the step (counted from 0).
-        alpha: how much of the mean square stays, 0 or more, below 1.
+        alpha: the weight of the previous mean square, 0 or more, below 1.
         eps: added to the root, 0 or more.
         weight_decay: L2 penalty, 0 or more.
         momentum: 0 (none) or more, below 1.

@@ -40,7 +40,7 @@ class LearningRate:
 
     @contextmanager
     def as_it_was(self, override: float | None) -> Iterator[None]:
-        """Have this override, as it was at some time, until the block ends."""
+        """Use this override, from an earlier time, for the block."""
         now, self.override = self.override, override
         try:
             yield
@@ -48,7 +48,7 @@ class LearningRate:
             self.override = now
 
     def set(self, rate: Any, *, step: int) -> None:
-        """Give this step this rate. Raises TypeError or ValueError."""
+        """Set the rate of this step. Raises TypeError or ValueError."""
         if isinstance(rate, bool | str) or not hasattr(rate, "__float__"):
             raise TypeError(f"learning_rate: expected a number, found {type(rate).__name__}")
         rate = float(rate)
@@ -57,7 +57,7 @@ class LearningRate:
         if math.isnan(self.at(step)):
             raise AttributeError(
                 "learning_rate: this optimizer has none that could be set; give it its rates as a schedule: a function "
-                "of the step, which optax calls by itself"
+                "of the step, which optax itself calls"
             )
         if rate == self.at(step):  # a factor would round
             return

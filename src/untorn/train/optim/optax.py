@@ -21,7 +21,7 @@ _Array = NDArray[Any]
 
 
 class OptaxOptimizer(ServerOptimizer):
-    """An optax.GradientTransformation. It sees the parameters as a pytree: the tree that was given, or a dict by name.
+    """An optax.GradientTransformation. It sees the parameters as a pytree: the user's tree, or a dict by name.
 
     Args:
         transformation: a pair of functions, init and update.
@@ -53,7 +53,7 @@ class OptaxOptimizer(ServerOptimizer):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Compute on the CPU, with float64 if there are parameters of it."""
+        """Compute on the CPU, with float64 if some parameters have it."""
         import jax
 
         with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
@@ -81,7 +81,7 @@ class _OptaxSession(Session):
 
     def _stepped(self, gradients: Any, params: Any, state: Any) -> tuple[Any, Any]:
         updates, new = self._owner.transformation.update(gradients, state, params)
-        # of the same dtypes, and those for certain: going on from a checkpoint is then the same computation
+        # of the same dtypes, so that resuming from a checkpoint is exactly the same computation
         convert = self._jax.lax.convert_element_type
         new = self._jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
         return self._apply(params, updates), new

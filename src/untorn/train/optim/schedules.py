@@ -1,4 +1,4 @@
-"""Learning rates that change: any function of the step, and its values made sure of.
+"""Learning rates that change: any function of the step, whose values are checked.
 
 A schedule is a function ``step -> learning rate``, with the step counted from 0 when the trainer was made, over all
 calls of ``fit``. optax's schedules are such functions; so is ``lambda step: 0.1 * 0.99**step``. The server asks for a
@@ -19,7 +19,7 @@ RateOrSchedule: TypeAlias = float | Callable[[int], float]
 
 
 def check_learning_rate(owner: str, learning_rate: Any) -> None:
-    """Raises TypeError or ValueError unless this is a number greater than 0, or a function."""
+    """Raise TypeError or ValueError unless this is a number greater than 0, or a function."""
     if callable(learning_rate):
         return
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float | np.number):
@@ -33,7 +33,7 @@ def check_learning_rate(owner: str, learning_rate: Any) -> None:
 
 
 def rate_at(owner: str, learning_rate: RateOrSchedule, step: int) -> float:
-    """The learning rate of one step: finite, 0 or more. Raises TypeError or ValueError naming the step."""
+    """Return the learning rate of one step, finite and at least 0. Raises TypeError or ValueError, naming the step."""
     if not callable(learning_rate):
         return float(learning_rate)
     found: Any = learning_rate(step)
@@ -50,13 +50,13 @@ def rate_at(owner: str, learning_rate: RateOrSchedule, step: int) -> float:
 
 
 class TorchSchedule:
-    """A torch.optim.lr_scheduler as a function of the step: the learning rate of its optimizer's first group.
+    """A torch.optim.lr_scheduler as a function of the step, which returns the rate of its optimizer's first group.
 
-    The scheduler is stepped once per training step, here and nowhere else, and its optimizer never. So give it an
-    optimizer of its own; what it does besides the learning rate, such as OneCycleLR's momentum, has no effect.
+    Only this object steps the scheduler, once per training step, and nothing steps the scheduler's optimizer. So give
+    it a separate optimizer; changes other than the learning rate, such as OneCycleLR's momentum, have no effect.
 
     Args:
-        scheduler: a fresh torch.optim.lr_scheduler.LRScheduler; not ReduceLROnPlateau, which needs a metric.
+        scheduler: a new torch.optim.lr_scheduler.LRScheduler; not ReduceLROnPlateau, which needs a metric.
 
     Example:
         >>> import torch
@@ -71,15 +71,15 @@ class TorchSchedule:
             if not callable(getattr(scheduler, name, None)):
                 raise TypeError(f"scheduler: expected a torch.optim.lr_scheduler, found {type(scheduler).__name__}")
         if type(scheduler).__name__ == "ReduceLROnPlateau":
-            raise TypeError("scheduler: ReduceLROnPlateau needs a metric, and is no function of the step")
+            raise TypeError("scheduler: ReduceLROnPlateau needs a metric, so it is not a function of the step")
         self._scheduler = scheduler
         self._rates = [float(scheduler.get_last_lr()[0])]
 
     def __call__(self, step: int) -> float:
-        """The learning rate of this step, counted from 0."""
+        """Return the learning rate of this step, counted from 0."""
         while len(self._rates) <= step:
-            # torch reminds of the order of optimizer.step() and scheduler.step(). There is no optimizer.step(), and to
-            # silence the warning for a moment would silence it for all threads
+            # torch warns about the order of optimizer.step() and scheduler.step(). There is no optimizer.step() here,
+            # and silencing the warning for a moment would silence it for all threads
             optimizer = getattr(self._scheduler, "optimizer", None)
             if optimizer is not None:
                 optimizer._opt_called = True  # noqa: SLF001 (torch has no public name for it)

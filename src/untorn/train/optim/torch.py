@@ -22,7 +22,7 @@ _Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an optimizer of torch keeps a tensor or a number."""
+    """The place of a tensor or a number in an optimizer of torch."""
 
     of_group: bool
     index: int
@@ -73,7 +73,7 @@ class TorchOptimizer(ServerOptimizer):
             optimizer.step()
         except Exception as error:
             raise TypeError(
-                f"optimizer: expected one that needs a gradient alone for its step; {type(optimizer).__name__} made "
+                f"optimizer: expected one that needs only a gradient for its step; {type(optimizer).__name__} made "
                 f"none with a gradient of zero ({error})"
             ) from error
         #: of its state, in the order in which it is published
@@ -110,7 +110,8 @@ class TorchOptimizer(ServerOptimizer):
 
 
 def _kept(place: _Place, optimizer: Any, parameters: list[Any]) -> _Array:
-    """Return the value in this place, as an array on its memory. Raises TypeError unless it is a number or a tensor."""
+    """Return the value in this place, as an array over its memory. Raises TypeError for other types than numbers and
+    tensors."""
     value = place.holder(optimizer, parameters)[place.key]
     if isinstance(value, int | float):
         return np.asarray(value)
