@@ -11,7 +11,7 @@
  *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
  *     module.c           StatusError  (code, errno): the error, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
- *                                     (share/obstacles.py). A system call that failed is an OSError at once.
+ *                                     (share/storage_errors.py). A system call that failed is an OSError at once.
  *
  * The buffer protocol carries lifetimes: NumPy keeps the object that exported the memory as an array's base, so a view
  * of a view of a leaf keeps its Hold alive. The GIL is released around every wait and every large copy.

@@ -1,4 +1,4 @@
-/* The one table of errors. module.c turns them into exceptions, and share/obstacles.py into messages for people. */
+/* The one table of errors. module.c turns them into exceptions, share/storage_errors.py into messages for people. */
 #ifndef UNTORN_STATUS_H
 #define UNTORN_STATUS_H
 
