@@ -9,7 +9,7 @@ old (``may_apply``): then it waits for that one. So no gradient is ever too old,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 
 __all__ = ["AsyncSchedule", "may_apply"]
 
@@ -34,7 +34,7 @@ class AsyncSchedule:
         >>> schedule.next_start()
         1
         >>> schedule.started(1, made=0)
-        >>> schedule.next_apply(arrived={1}, made=0)
+        >>> schedule.next_apply(lambda slot: slot == 1, made=0)
         1
         >>> schedule.applied(1)
         >>> schedule.next_start(), schedule.next_batch
@@ -55,7 +55,7 @@ class AsyncSchedule:
 
     def next_start(self) -> int | None:
         """Return the slot for the next batch; None if there is no batch to begin, or no free slot."""
-        if self._held or self.next_batch >= self._until:
+        if self._held or self.next_batch >= self._until or len(self.in_flight) == self._slots:
             return None
         return next((slot for slot in range(self._slots) if slot not in self.in_flight), None)
 
@@ -64,11 +64,11 @@ class AsyncSchedule:
         self.in_flight[slot] = made
         self.next_batch += 1
 
-    def next_apply(self, arrived: Collection[int], *, made: int) -> int | None:
+    def next_apply(self, has_arrived: Callable[[int], bool], *, made: int) -> int | None:
         """Return the slot whose gradient to apply next: of those that have arrived and may be applied, the one whose
         batch began first. None if there is none."""
         for slot in self.in_flight:
-            if slot in arrived:
+            if has_arrived(slot):
                 others = [since for other, since in self.in_flight.items() if other != slot]
                 if may_apply(made, others, self._max_staleness):
                     return slot

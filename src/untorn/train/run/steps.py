@@ -146,7 +146,7 @@ class AsyncSteps(StepStrategy):
 
     def advance(self) -> int:
         """See StepStrategy."""
-        while (slot := self._schedule.next_apply(self._arrived(), made=self.made)) is not None:
+        while (slot := self._schedule.next_apply(self._has_arrived, made=self.made)) is not None:
             self._apply(slot)
             self._start()
         return super().advance()
@@ -175,8 +175,9 @@ class AsyncSteps(StepStrategy):
             waiting = [batch for _, batch in begun]
         return sorted(waiting)
 
-    def _arrived(self) -> list[int]:
-        return [slot for slot in self._schedule.in_flight if self.board.in_flight(slot).state == _core.TASK_DONE]
+    def _has_arrived(self, slot: int) -> bool:
+        # called for each slot at each look, so without making an InFlight
+        return _core.Board.in_flight(self.board, slot)[0] == _core.TASK_DONE
 
     def _apply(self, slot: int) -> None:
         staleness = self._base_version + self.made - self.board.in_flight(slot).version
