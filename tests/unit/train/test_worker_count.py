@@ -1,5 +1,7 @@
 """The number of workers: the tuner of workers='auto', and the arguments that resize() refuses."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,43 @@ def test_a_number_that_cannot_be(workers, error, message):
             trainer.resize(workers)
         assert message in str(caught.value)
         assert trainer.workers == 2
+
+
+class Pickled:
+    """A dataset that calls a function when it is pickled, to be sent to the workers."""
+
+    def __init__(self, when_pickled):
+        self.when_pickled = when_pickled
+
+    def __len__(self):
+        return len(DATA[0])
+
+    def __getitem__(self, index):
+        return DATA[0][index], DATA[1][index]
+
+    def __getstate__(self):
+        self.when_pickled()
+        return {"when_pickled": None}
+
+
+class BoardMemory(Callback):
+    """Measures the memory of the board."""
+
+    def on_epoch_begin(self, epoch, logs):
+        files = [entry.path for entry in os.scandir("/proc/self/fd") if "untorn-board" in os.readlink(entry.path)]
+        (self.nbytes,) = {os.stat(file).st_blocks * 512 for file in files}
+
+
+def test_a_number_that_is_set_while_the_data_is_sent_gets_its_memory():
+    memory = BoardMemory()
+    found = []
+    for workers, later in ((3, 3), (1, 3), (1, 1)):
+        with trainer_of(workers=workers, shards=2) as trainer:
+            data = Pickled(lambda trainer=trainer, later=later: trainer.resize(later))
+            trainer.fit(data, epochs=1, batch_size=8, callbacks=[memory])
+            assert len(trainer.pids) == later
+            found.append(memory.nbytes)
+    assert found[0] == found[1] > found[2]
 
 
 def test_the_serial_engine_has_one():

@@ -325,7 +325,7 @@ class FitLoop:
             ranges=weights.layout.ranges(),
         )
         advice = f"use fewer {'workers' if settings.is_async else 'shards or workers'}"
-        with pool.make_board(spec, advice=advice) as board:
+        with pool.make_board(spec, advice=advice) as board, pool.count.job(board):
             strategy = strategy_of(board, weights, settings.max_staleness, stepper)
             self._tasks = GradientTasks(board, min_examples)
             with source.shared(max_readers=pool.count.max_readers, local=pool.is_local) as shared:

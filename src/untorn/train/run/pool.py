@@ -109,18 +109,14 @@ class WorkerPool:
             at_rest: returns at the end whether no worker can publish a version any more. Workers that can are ended:
                 a step that one has left half done must not be published after the next job has begun.
         """
-        self.count.begin(board)
+        self.count.apply(self._engine, board)
         try:
-            self._engine.resize(self.count.wanted)
-            try:
-                self._engine.begin(self._assigned(job), board)
-                self.at_work = True
-                yield
-            finally:
-                self._engine.end(abandon=not at_rest())
-                self.at_work = False
+            self._engine.begin(self._assigned(job), board)
+            self.at_work = True
+            yield
         finally:
-            self.count.end()
+            self._engine.end(abandon=not at_rest())
+            self.at_work = False
 
     @contextmanager
     def idle_processes(self) -> Iterator[bool]:

@@ -10,6 +10,8 @@ The result of sync training does not depend on the number of workers, so it may 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from untorn.board import Board
 from untorn.descriptors import keep
@@ -94,18 +96,22 @@ class WorkerCount:
         """How long a worker spins before it sleeps: longer if it does not take a processor from others."""
         return _SPIN_S if self.wanted + self._server_works <= self._places else _SPIN_CROWDED_S
 
-    def begin(self, board: Board) -> None:
-        """Begin a job on this board, which this process has created."""
+    @contextmanager
+    def job(self, board: Board) -> Iterator[None]:
+        """Inside the block, set() allocates memory on this board, which this process has created."""
         self._job = board, _Descriptor(keep(os.dup(board.fd)))
-        board.set_workers(self.wanted, self.spin_s)
+        try:
+            yield
+        finally:
+            self._job = None
 
-    def end(self) -> None:
-        """End the job."""
-        self._job = None
+    def apply(self, engine: Engine, board: Board) -> None:
+        """Set the board's and the engine's number of workers to the target number."""
+        wanted = self.wanted  # read once: another thread may set it at any time
+        board.set_workers(wanted, self.spin_s)
+        engine.resize(wanted)
 
     def follow(self, engine: Engine, board: Board) -> None:
-        """Change the engine's number of workers to the target number, if they differ."""
-        wanted = self.wanted
-        if engine.workers != wanted and not self._fixed:
-            board.set_workers(wanted, self.spin_s)
-            engine.resize(wanted)
+        """Do the same if the engine's number differs."""
+        if engine.workers != self.wanted and not self._fixed:
+            self.apply(engine, board)
