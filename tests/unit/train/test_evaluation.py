@@ -130,6 +130,32 @@ def test_a_killed_worker_is_replaced_while_others_answer(rng):
         assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
 
 
+class KillsItsReaders:
+    """A dataset that kills each worker that opens it."""
+
+    def __len__(self):
+        return len(DATA[0])
+
+    def __getitem__(self, index):
+        return DATA[0][index], DATA[1][index]
+
+    def __reduce__(self):
+        return os.kill, (_Pid(), signal.SIGKILL)
+
+
+class _Pid:
+    def __reduce__(self):
+        return os.getpid, ()
+
+
+def test_data_that_kills_every_worker_ends_the_evaluation():
+    with trainer_of(Model()) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=50)
+        with pytest.raises(WorkerError, match=r"2 workers ended before they could take part \(the last was killed by"):
+            trainer.evaluate(KillsItsReaders(), batch_size=50)
+        assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
+
+
 def with_example(index, value):
     x = DATA[0].copy()
     x[index] = value

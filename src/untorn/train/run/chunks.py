@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Chunks:
 
     examples: int
     size: int
+    #: an evaluation is short: what kills its workers again and again is its data
+    counts_kills: ClassVar[bool] = True
 
     @property
     def count(self) -> int:

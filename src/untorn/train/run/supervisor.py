@@ -18,6 +18,11 @@ __all__ = ["Supervisor", "Tasks"]
 class Tasks(Protocol):
     """Describes the tasks of a board, for error messages."""
 
+    @property
+    def counts_kills(self) -> bool:
+        """Whether to count a worker that a signal has killed while it had no task."""
+        ...
+
     def where(self, step: int, shard: int) -> str:
         """Return the place of a task, with its preposition: "in epoch 0, step 3, shard 1"."""
         ...
@@ -65,7 +70,7 @@ class Supervisor:
                     f"{count} workers died one after the other {tasks.where(death.step, death.shard)}; the last "
                     f"{_how_it_died(death)}. max_restarts is {self._max_restarts}"
                 )
-        elif death.exitcode is None or death.exitcode >= 0:  # it may have ended by itself, without a task
+        elif death.exitcode is None or death.exitcode >= 0 or tasks.counts_kills:  # it ended without a task
             if self._idle_since != (board.job, board.step):
                 self._idle_since, self._idle_deaths = (board.job, board.step), 0
             self._idle_deaths += 1

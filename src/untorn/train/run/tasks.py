@@ -19,6 +19,9 @@ class GradientTasks:
         min_examples: the minimum number of examples of a shard.
     """
 
+    #: training may run for days, and continues however often idle workers are killed meanwhile
+    counts_kills = False
+
     def __init__(self, board: Board, min_examples: int) -> None:
         self._board = board
         self._min_examples = min_examples
