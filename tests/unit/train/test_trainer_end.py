@@ -137,6 +137,23 @@ def test_closed_in_a_callback_fit_says_so(engine, when, name):
         untorn.subscribe(name)
 
 
+class AtLastStep(AtSteps):
+    def on_batch_end(self, step, logs):
+        if step == len(DATA[0]) // 10 - 1:
+            self.what(self.trainer)
+
+
+@pytest.mark.parametrize(
+    ("when", "options"), [(AtLastStep, {"validation_data": DATA}), (AtEpochs, {"checkpoint_dir": "checkpoints"})]
+)
+def test_closed_in_the_last_epoch_nothing_more_is_evaluated_or_saved(when, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = line_trainer(engine="serial")
+    with pytest.raises(ClosedError, match="this trainer was closed while it trained"):
+        trainer.fit(DATA, epochs=1, batch_size=10, callbacks=[when(Trainer.close)], **options)
+    assert not list(tmp_path.glob("checkpoints/*.safetensors"))
+
+
 @ENGINES
 def test_closed_by_another_thread_fit_says_so(engine):
     trainer, begun = line_trainer(engine=engine, workers=1), threading.Event()

@@ -244,6 +244,7 @@ class FitLoop:
         seconds = epoch.seconds
         metrics = means_of(epoch.rows, epoch.names)
         if self._validation is not None:
+            self._lifetime.check_open()
             validated = self._evaluator.evaluate(self._validation, share=self._share_validation)
             metrics |= {f"val_{name}": value for name, value in validated.items()}
         self._status.end_epoch(metrics)
@@ -257,6 +258,7 @@ class FitLoop:
             callback.on_epoch_end(state.epoch - 1, ended)
             self._lifetime.check_owner()
         if self._saver.directory is not None:
+            self._lifetime.check_open()
             score = metrics.get("val_loss", metrics["loss"])
             self._saver.save(self._weights.snapshot(), state.progress(self.callbacks, score=score), NO_STEPS)
 
