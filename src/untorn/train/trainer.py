@@ -392,7 +392,8 @@ class Trainer(Generic[ModelT_co]):
         Raises WorkerError, with the traceback, if the model failed in a worker; NonFiniteLossError.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return self._evaluator().evaluate(source_of("data", self._model.arrays(data)), batch_size)
+        source = source_of("data", self._model.arrays(data))
+        return self._evaluator().evaluate(source, batch_size)
 
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
         """Return the model's ``predict(params, x)`` for the newest weights, ``batch_size`` examples at a time, joined
@@ -403,7 +404,8 @@ class Trainer(Generic[ModelT_co]):
         Raises TypeError if the model has no predict method; WorkerError if it failed in a worker.
         """
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
-        return self._evaluator().predict(source_of("x", self._model.arrays(x)), batch_size)
+        source = source_of("x", self._model.arrays(x))
+        return self._evaluator().predict(source, batch_size)
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(self._settings, self._weights(), self._pool, self._local, self._while_waiting)
@@ -440,9 +442,9 @@ class Trainer(Generic[ModelT_co]):
         if self._resources is not None:
             resources.close()
             return self._resources
-        finalizer = weakref.finalize(self, resources.close)
-        self._finalizer, self._resources, self._initial = finalizer, resources, None
-        self._lifetime.owner = os.getpid()
+        finalizer, owner = weakref.finalize(self, resources.close), os.getpid()
+        # no signal handler comes in between these
+        self._finalizer, self._resources, self._initial, self._lifetime.owner = finalizer, resources, None, owner
         if self._lifetime.closed:
             self._release()
         return resources

@@ -88,13 +88,13 @@ def training_data(
         batch_size, steps_per_epoch, shuffle, drop_last: the arguments of fit.
         replay: have a sampler of the data repeat the earlier epochs.
     """
-    ref, batches = DataRef(data), batches_of(data)
+    batches = batches_of(data)
     if batches is not None:
         check_no_cut(batch_size=batch_size, drop_last=drop_last)
         steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
         if isinstance(batches, SampledBatches):
             batches.begin(seed, limit=steps, replay=replay)
-        return TrainingData(data, ref, None, Stream("data", batches, steps))
+        return TrainingData(data, DataRef(data), None, Stream("data", batches, steps))
     if steps_per_epoch is not None:
         raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
     source = source_of("data", arrays(data), in_epochs=True)
@@ -104,7 +104,7 @@ def training_data(
         raise TypeError("fit() needs batch_size=, the examples per step; only iterables of batches have their own")
     batch_size = checked_count("batch_size", batch_size, 1, 2**31)
     batch_size, examples = sampler.used_examples(source.examples, batch_size, drop_last=drop_last)
-    return TrainingData(data, ref, source, None, batch_size, examples, bool(shuffle))
+    return TrainingData(data, DataRef(data), source, None, batch_size, examples, bool(shuffle))
 
 
 class DataRef:
