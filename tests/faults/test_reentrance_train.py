@@ -154,6 +154,7 @@ TRAIN = {
     "History": _history,
     "Trainer": lambda world: make_trainer().close(),
     "Trainer.close": lambda world: make_trainer().close(),
+    "Trainer.epoch": lambda world: world.trainer.epoch,
     "Trainer.evaluate": lambda world: world.trainer.evaluate((X, Y)),
     "Trainer.fit": lambda world: fit(world.trainer),
     "Trainer.learning_rate": _set_rate,
@@ -166,6 +167,8 @@ TRAIN = {
     "Trainer.restarts": lambda world: world.trainer.restarts,
     "Trainer.save": lambda world: world.trainer.save(world.folder / "saved"),
     "Trainer.snapshot": lambda world: world.trainer.snapshot().value,
+    "Trainer.step": lambda world: world.trainer.step,
+    "Trainer.stop_training": lambda world: world.trainer.stop_training,
     "Trainer.subscriber": lambda world: world.trainer.subscriber().snapshot().value,
     "Trainer.workers": lambda world: world.trainer.workers,
 }
