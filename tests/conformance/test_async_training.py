@@ -1,6 +1,6 @@
-"""Async mode: the bound is kept, every batch counts exactly once, weights are whole versions, and nothing else changes.
+"""Async mode: the bound on the staleness holds, every batch counts exactly once, and weights are whole versions.
 
-With max_staleness=0 there is nothing asynchronous left, so the result is that of sync mode with one shard.
+With max_staleness=0 nothing is asynchronous any more, so the result is that of sync mode with one shard.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ENGINES = [{"engine": "serial"}, {"workers": 1}, {"workers": 2}, {"workers": 4, 
 
 
 def count(params, batch):
-    """Each example's number is counted in its own place; the loss says which weights were read, and that they are
-    whole."""
+    """Count each example in its own element of the weights. The loss tells which weights were read, and that they
+    are whole."""
     seen = params["seen"]
     assert (params["left"] == params["right"]).all()
     grad = np.zeros_like(seen)
@@ -36,7 +36,7 @@ def counting(**arguments):
 
 
 class Steps(Callback):
-    """Keeps the logs of each step."""
+    """Records the logs of each step."""
 
     def __init__(self) -> None:
         self.logs: list[dict] = []
@@ -127,7 +127,7 @@ class StopAt(Callback):
 
 
 def test_checkpoints_inside_an_epoch_are_of_whole_steps(tmp_path):
-    """A checkpoint in the middle of an epoch has all batches before it, and none after: going on counts each once."""
+    """A checkpoint inside an epoch has all batches before it and none after it, so resuming counts each batch once."""
     pytest.importorskip("safetensors")
     arguments = {"epochs": 2, "batch_size": 8, "checkpoint_dir": tmp_path, "checkpoint_every_s": 0.0}
     with counting(workers=2, max_staleness=3) as trainer, pytest.raises(KeyboardInterrupt):

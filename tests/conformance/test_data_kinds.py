@@ -13,7 +13,7 @@ from untorn.train import weights_sha256
 from untorn.train.data import Examples
 from untorn.train.data.sampler import epoch_order
 
-# a kind of data makes no difference to how many workers there are; test_engines.py has more of them
+# the kind of data is independent of the number of workers; test_engines.py has more numbers
 ENGINES = {
     "serial": {"engine": "serial"},
     "processes-2": {"engine": "processes", "workers": 2},
@@ -23,7 +23,7 @@ PARAMS = networks.mlp_params((17, 23, 5))
 
 
 class Items:
-    """The examples, one by one, as tensors or as arrays and numbers."""
+    """A dataset with single examples, as tensors or as arrays and numbers."""
 
     def __init__(self, *, tensors: bool = False) -> None:
         self.tensors = tensors
@@ -40,7 +40,7 @@ class Items:
 
 
 class Table(Items):
-    """Gives many examples at a time."""
+    """A dataset that returns many examples at a time."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [(X[index], Y[index]) for index in indices]
@@ -121,7 +121,7 @@ def test_order_and_last_batch_are_as_asked_for(data, engine):
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_what_is_dropped_is_another_part_in_each_epoch(engine):
-    """The gradient is the examples' mean, so the weight is their sum: each epoch leaves its last 3 out."""
+    """The gradient is the mean of the examples, so the weight is their sum; each epoch drops its last 3."""
     numbers = 2.0 ** np.arange(11)
     with Trainer(mean, {"w": np.zeros(())}, optimizer=SGD(1.0), shards=2, seed=5, **engine) as trainer:
         for epoch in range(3):
@@ -131,7 +131,7 @@ def test_what_is_dropped_is_another_part_in_each_epoch(engine):
 
 
 def mean(params, batch):
-    """A gradient that is the mean of the numbers."""
+    """A model whose gradient is the mean of the numbers."""
     return 0.0, {"w": batch.mean()}
 
 
@@ -144,7 +144,7 @@ def test_drop_last_needs_a_whole_batch():
 
 
 class Weak(Items):
-    """One of its examples cannot be read."""
+    """A dataset with an example that cannot be read."""
 
     def __getitem__(self, index: int) -> Any:
         if index == 13:
@@ -171,7 +171,7 @@ def test_validation_and_prediction_take_every_kind(expected, tmp_path):
 
 
 class Classifier:
-    """The perceptron with outputs."""
+    """The perceptron, with predict."""
 
     def loss_and_grad(self, params, batch):
         return networks.mlp(params, batch)

@@ -26,7 +26,7 @@ SHARDS = 4
 
 
 def nested(params, batch):
-    """float64 in dicts, lists, tuples and named tuples."""
+    """A model of float64 in dicts, lists, tuples and named tuples."""
     x, y = batch["x"], batch["y"]
     scale, (layer,) = params["scale"], params["head"]["layers"]
     features = x * scale[0]
@@ -37,7 +37,7 @@ def nested(params, batch):
 
 
 def mixed(params, batch):
-    """float32 and float64 side by side, a number, an array without elements, odd sizes, a metric."""
+    """A model of float32 and float64, with a scalar, an empty array, odd sizes and a metric."""
     x, y = batch
     hidden = np.tanh(x @ params["a"])
     error = (hidden @ params["b"]).astype(np.float64) * params["c"] + params["d"] - y
@@ -54,7 +54,7 @@ def mixed(params, batch):
 
 
 def wide(params, batch):
-    """More parameters than one update task takes, with a gradient that costs nothing."""
+    """A model with more parameters than one update task takes, and a trivial gradient."""
     return float(batch.mean()), {"w": params["w"] * np.float32(0.5) + batch.sum(0)[0], "v": params["v"] - batch.sum()}
 
 
@@ -100,7 +100,7 @@ CASES = cases()
 
 
 def plain_loop(case: Case, *, shards: int, seed: int):
-    """The weights after training, by the definition."""
+    """Return the weights after training, by the definition."""
     x = case.data
     leaves = flat(case.params)
     examples = len(flat(x)[0])

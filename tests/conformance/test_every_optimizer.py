@@ -19,7 +19,7 @@ from untorn.train.data.sampler import epoch_order
 SHARDS, SEED, EPOCHS, BATCH = 4, 3, 2, 30
 CLASSES = networks.classes_of(197, 17, 5)
 PARAMS = networks.mlp_params((17, 23, 5))
-# an optimizer makes no difference to how many workers there are; test_engines.py has more of them
+# the optimizer is independent of the number of workers; test_engines.py has more numbers
 ENGINES = {
     "processes-1": {"workers": 1},
     "processes-3": {"workers": 3},
@@ -70,7 +70,7 @@ def test_every_engine_gives_the_same_bits(case, engine, expected):
 
 
 class Killing(Callback):
-    """Kills a worker at the beginning, and then at some of the steps."""
+    """Kills a worker at the start, and then at some of the steps."""
 
     def __init__(self, rng):
         self.rng = rng
@@ -115,7 +115,7 @@ def test_a_metric_of_that_name_is_the_models():
 
 
 def gradient(params, batch, indices):
-    """The mean over the shards, each with its weight; in the documented tree."""
+    """Return the weighted mean over the shards, summed in the documented tree."""
     terms = []
     for shard in range(SHARDS):
         part = indices[len(indices) * shard // SHARDS : len(indices) * (shard + 1) // SHARDS]
@@ -131,7 +131,7 @@ def by_torch(case):
     options = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
     schedule = options.pop("learning_rate")
     params = [networks.Layer(*(leaf.copy() for leaf in layer)) for layer in PARAMS]
-    leaves = [torch.from_numpy(leaf) for layer in params for leaf in layer]  # the same memory
+    leaves = [torch.from_numpy(leaf) for layer in params for leaf in layer]  # shares the memory
     rate = schedule(0) if callable(schedule) else schedule
     other = getattr(torch.optim, type(optimizer).__name__)(leaves, lr=rate, **options)
     norms, step = [], 0

@@ -1,7 +1,7 @@
 """JaxModel: every engine gives the bits of the serial one, also when workers are killed.
 
 JAX warns at every fork in a process that used it, while other tests fork. So the functions named ``jax_...`` run in a
-process of their own, with as many of XLA's threads as the workers have.
+process of their own, with the same number of XLA threads as the workers.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def params_and_state():
 
 @jax.jit
 def network(params, state, batch, key=None):
-    """A convolution, batch normalisation, dropout, two layers."""
+    """A network with a convolution, batch normalisation, dropout and two layers."""
     (x, labels), (layers, norm) = batch, params
     maps = jax.lax.conv_general_dilated(
         x.reshape(-1, 4, 4, 3), layers["filters"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -56,7 +56,7 @@ def network(params, state, batch, key=None):
 
 
 def small(params, state, batch, key=None):
-    """One layer and dropout: soon compiled."""
+    """A network of one layer and dropout, which compiles fast."""
     x, labels = batch
     if key is not None:
         x = x * jax.random.bernoulli(key, 0.8, x.shape)
@@ -105,7 +105,7 @@ def jax_convolutions_and_reductions_give_the_same_bits():
 
 
 class Kill(Callback):
-    """Kills one worker when some of an epoch's steps are done: the others are inside gradients, or waiting."""
+    """Kills a worker after some steps of an epoch, while the others compute gradients or wait."""
 
     def on_batch_end(self, step, logs):
         if step == 1:
@@ -120,7 +120,7 @@ def jax_killed_workers_change_no_bit():
 
 
 def jax_workers_have_the_settings_of_this_process():
-    """64-bit numbers, and the kind of random keys."""
+    """JAX uses the same 64-bit setting and the same kind of random keys in workers."""
     with jax.enable_x64(True), jax.default_prng_impl("rbg"):
         expected = run(small, engine="serial", epochs=1)
         assert run(small, workers=1, epochs=1) == expected

@@ -1,11 +1,11 @@
-"""Training against a plain JAX loop with optax, as its tutorials have it: 200 steps on random numbers.
+"""Training compared with a plain JAX loop with optax, as in its tutorials: 200 steps on random numbers.
 
-The loop is one jitted function: value_and_grad, update, apply_updates. untorn compiles gradient and update each by
-itself, so XLA may fuse and round otherwise: the weights are compared to rounding. A loop that also compiles the two
-apart gives the same bits.
+The loop is one jitted function: value_and_grad, update, apply_updates. untorn compiles gradient and update
+separately, so XLA may fuse and round differently, and the weights are compared to rounding. A loop that also compiles
+the two separately gives the same bits.
 
 JAX warns at every fork in a process that used it, while other tests fork. So the functions named ``jax_...`` run in a
-process of their own, with as many of XLA's threads as the workers have.
+process of their own, with the same number of XLA threads as the workers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def loss_fn(params, batch):
 
 
 def batches():
-    """The batch of every step."""
+    """Yield the batch of every step."""
     for epoch in range(EPOCHS):
         for indices in epoch_order(SEED, epoch, len(DATA[0])).reshape(-1, BATCH):
             yield tuple(part[indices] for part in DATA)
@@ -112,7 +112,7 @@ def trained(optimizer, *, shards):
 
 
 def assert_close(found, expected):
-    """Within 1e-5 of the largest number of each array."""
+    """Check that the arrays agree within 1e-5 of the largest number of each."""
     for name, array in expected.items():
         worst = np.abs(found[name] - array).max() / np.abs(array).max()
         assert worst < 1e-5, (name, worst)

@@ -1,7 +1,7 @@
-"""Training against plain PyTorch loops, as a tutorial has them, on scikit-learn's digits: 100 to 400 steps.
+"""Training compared with plain PyTorch loops, as in tutorials, on scikit-learn's digits: 100 to 400 steps.
 
-The loops know of untorn only what is documented: the order of an epoch (``epoch_order``), and, for dropout, what
-torch's generator is seeded with. Both sides compute with one thread.
+The loops use only documented facts about untorn: the order of an epoch (``epoch_order``), and, for dropout, the seed of
+torch's generator. Both sides compute with one thread.
 
 =========  =====================================  ====================================================================
 shards     the plain loop                         compared
@@ -13,7 +13,7 @@ shards     the plain loop                         compared
 4          adds the parts in pairs                bit for bit
 =========  =====================================  ====================================================================
 
-With several shards BatchNorm's buffers are left out: a plain loop updates them once per part, one after the other.
+With several shards BatchNorm's buffers are not compared: a plain loop updates them once per part, one after another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TORCH_OPTIMIZERS = {
     "nadam": functools.partial(torch.optim.NAdam, lr=2e-3),
     "radam": functools.partial(torch.optim.RAdam, lr=1e-2),
 }
-#: ours, theirs
+#: pairs of untorn's optimizer and torch's
 FUSED_OPTIMIZERS = {
     "sgd": (SGD(0.05), functools.partial(torch.optim.SGD, lr=0.05)),
     "nesterov": (
@@ -57,7 +57,7 @@ FUSED_OPTIMIZERS = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """And torch's random numbers as they were."""
+    """Restore the state of torch's random numbers afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +89,7 @@ def made(function) -> nn.Module:
 
 
 def batches(epochs):
-    """(step, indices) of every batch."""
+    """Yield (step, indices) of every batch."""
     orders = [torch.from_numpy(epoch_order(SEED, epoch, EXAMPLES)) for epoch in range(epochs)]
     return enumerate(indices for order in orders for indices in order.split(BATCH))
 
@@ -99,7 +99,7 @@ def seed_dropout(step, shard=0, shards=1):
 
 
 def plain_loop(module, optimizer, *, epochs):
-    """Zero, forward, backward, step. Returns the losses, a mean per epoch."""
+    """Train with zero_grad, forward, backward, step. Return the mean loss of each epoch."""
     x, y = map(torch.from_numpy, digits())
     losses = []
     for step, indices in batches(epochs):
@@ -113,7 +113,7 @@ def plain_loop(module, optimizer, *, epochs):
 
 
 def accumulating_loop(module, optimizer, *, epochs, parts):
-    """The usual way to a batch that does not fit into memory: several backwards, one step."""
+    """Train as usual with a batch that does not fit into memory: several backward passes, one step."""
     x, y = map(torch.from_numpy, digits())
     for step, indices in batches(epochs):
         optimizer.zero_grad()
@@ -125,7 +125,7 @@ def accumulating_loop(module, optimizer, *, epochs, parts):
 
 
 def pairwise_loop(module, optimizer, *, epochs):
-    """Four parts, whose gradients are added in pairs."""
+    """Train with four parts, whose gradients are added in pairs."""
     x, y = map(torch.from_numpy, digits())
     parameters = list(module.parameters())
     for step, indices in batches(epochs):
@@ -143,7 +143,7 @@ def pairwise_loop(module, optimizer, *, epochs):
 
 
 def trained(function, optimizer, *, epochs, **arguments):
-    """(the parameters and buffers by name, the losses)."""
+    """Return (the parameters and buffers by name, the losses)."""
     arguments = arguments if "workers" in arguments else {"engine": "serial"} | arguments
     with Trainer(TorchModel(made(function), nn.CrossEntropyLoss()), optimizer=optimizer, seed=SEED, **arguments) as t:
         history = t.fit(digits(), epochs=epochs, batch_size=BATCH)
@@ -157,13 +157,13 @@ def assert_same_bits(found, expected):
 
 
 def parameters_alone(found, module):
-    """Without buffers."""
+    """Return the state without buffers."""
     names = [name for name, _ in module.named_parameters()]
     return {name: found[name] for name in names}, {name: module.state_dict()[name] for name in names}
 
 
 def assert_close(found, expected):
-    """Within 1e-5 of the largest number of each tensor; 3e-7 is usual."""
+    """Check that the tensors agree within 1e-5 of the largest number of each; 3e-7 is usual."""
     for name, tensor in expected.items():
         worst = (found[name] - tensor).abs().max() / tensor.abs().max()
         assert worst < 1e-5, (name, worst)
@@ -179,7 +179,7 @@ def test_one_shard_gives_the_bits_of_a_plain_loop(name):
     found, found_losses = trained(perceptron, TORCH_OPTIMIZERS[name], epochs=8, shards=1)
     assert_same_bits(found, module.state_dict())
     np.testing.assert_allclose(found_losses, losses, rtol=1e-12)
-    assert losses[-1] < losses[0] / 2  # it learnt something
+    assert losses[-1] < losses[0] / 2  # the model has learnt
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,12 +1,12 @@
 """One suite over every pool: a Subscriber as an argument costs its attachment once per process, not once per task.
 
 Each pool lives in its own program, a child of the tests: pools keep threads, signal handlers and caches for the
-life of their process, and the end of that process is a part of what is shown here.
+life of their process, and the end of that process is tested here too.
 
     test ── a function, its arguments ──> program: publisher, pool ── tasks ──> workers: Subscriber, snapshot
-         <── what they saw ──────────────                          <── Read ───
+         <── their observations ─────────                          <── Read ───
 
-The programs and all that they start carry a mark in their environment, by which the last test finds what is left.
+The programs and all of their children carry a mark in their environment, by which the last test finds survivors.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MARK = "UNTORN_TEST_PROGRAM"
 
 
 class MultiprocessingPool:
-    """multiprocessing.Pool. It replaces a worker that died, and forgets the task that it had."""
+    """multiprocessing.Pool, which replaces a worker that died, and loses its task."""
 
     pickles_closures = False
 
@@ -62,11 +62,11 @@ class MultiprocessingPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.terminate()  # close() and join() would wait for the task that a killed worker had
+        self._pool.terminate()  # close() and join() would wait for the task of a killed worker
         self._pool.join()
 
     def map(self, function: Callable, *columns: Any) -> list:
-        """All results; EOFError if a worker ended meanwhile: then one of them will never come."""
+        """Return all results. Raises EOFError if a worker ended meanwhile, since a result will then never arrive."""
         workers = set(self._pool._pool)
         result = self._pool.starmap_async(function, zip(*columns, strict=False), chunksize=1)
         while not result.ready():
@@ -76,13 +76,13 @@ class MultiprocessingPool:
         return result.get()
 
     def lose_a_worker(self, function: Callable, *arguments: Any) -> None:
-        """A task after which its worker is dead."""
+        """Run a task after which its worker is dead."""
         with contextlib.suppress(EOFError):
             self.map(function, *([argument] for argument in arguments))
 
 
 class Executor:
-    """concurrent.futures.ProcessPoolExecutor. A worker that died ends it."""
+    """concurrent.futures.ProcessPoolExecutor, which ends when a worker dies."""
 
     pickles_closures = False
 
@@ -128,7 +128,7 @@ class Joblib:
 
 
 class Dask:
-    """dask.distributed's LocalCluster of processes. Its nannies replace a worker that died."""
+    """dask.distributed's LocalCluster of processes, whose nannies replace a worker that died."""
 
     pickles_closures = True
 
@@ -136,7 +136,7 @@ class Dask:
         import dask
         import distributed
 
-        dask.config.set({"distributed.scheduler.allowed-failures": 0})  # or it tries the deadly task again
+        dask.config.set({"distributed.scheduler.allowed-failures": 0})  # without it, the fatal task is tried again
         self._cluster = distributed.LocalCluster(WORKERS, threads_per_worker=1, processes=True, dashboard_address=None)
         self._client = distributed.Client(self._cluster)
         return self
@@ -149,7 +149,7 @@ class Dask:
         futures = self._client.map(function, *columns, pure=False)
         try:
             return self._client.gather(futures)
-        finally:  # workers forget a task, and what it was given, some time after its future is released
+        finally:  # workers release a task and its arguments some time after its future is released
             self._client.cancel(futures)
             del futures
             while any(self._client.run(_count_tasks).values()):
@@ -168,18 +168,18 @@ def _count_tasks(dask_worker: Any) -> int:
 
 
 class Ray:
-    """Ray on this machine. It replaces a worker that died."""
+    """Ray on this machine, which replaces a worker that died."""
 
     pickles_closures = True
 
     def __enter__(self) -> Ray:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or it writes one to the home directory
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # without it, Ray writes one to the home directory
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         import ray
 
-        self._folder = tempfile.TemporaryDirectory(prefix="r")  # short: it has the names of Unix sockets in it
+        self._folder = tempfile.TemporaryDirectory(prefix="r")  # short, since it holds the paths of Unix sockets
         ray.init(
             num_cpus=WORKERS,
             include_dashboard=False,
@@ -229,7 +229,7 @@ NEEDS = {"joblib": "joblib", "dask": "distributed", "ray": "ray"}
 
 
 class Program:
-    """A process that has a pool, and calls functions with it."""
+    """A process with a pool, which calls functions in it."""
 
     def __init__(self, name: str) -> None:
         self.mark = secrets.token_hex(16)
@@ -241,12 +241,12 @@ class Program:
             del os.environ[MARK]
 
     def call(self, function: Callable, *arguments: Any) -> Any:
-        """``function(pool, *arguments)`` in the program."""
+        """Call ``function(pool, *arguments)`` in the program, and return its result."""
         self.child.put((function, arguments))
         return self._answer()
 
     def end(self) -> dict[str, Any]:
-        """End the pool, then the process. Returns what the process still had after the pool's end."""
+        """End the pool and then the process. Return the resources that the process had left after the pool's end."""
         self.child.put(None)
         left = self._answer()
         assert self.child.join() == 0
@@ -259,7 +259,7 @@ class Program:
         return answer
 
     def processes(self) -> dict[int, str]:
-        """The living processes that carry the program's mark, and what they run."""
+        """Return the living processes that carry the program's mark, with their command lines."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -268,7 +268,7 @@ class Program:
         return found
 
     def kill(self) -> None:
-        """After a failure: end it and all that it started."""
+        """End the program and all of its children, after a failure."""
         if not self.child.pipe.closed:
             self.child.kill()
         for pid in self.processes():
@@ -370,12 +370,12 @@ def is_shared(array: np.ndarray) -> bool:
 
 
 def channels_mapped() -> set[str]:
-    """The inodes of the control files that this process has mapped."""
+    """Return the inodes of the control files that this process has mapped."""
     return {line.split()[4] for line in untorn_mappings() if "control" in line}
 
 
 def die(pickled: bytes, fifo: str) -> None:
-    """Be killed while holding a snapshot. The file says who was."""
+    """Kill this process while it holds a snapshot. The file gets its process id."""
     snap = pickle.loads(pickled).snapshot()
     with open(fifo, "w") as out:
         print(os.getpid(), snap.version, flush=True, file=out)
@@ -405,7 +405,7 @@ WAYS = {"argument": _argument, "partial": _partial, "tuple": _tuple, "closure": 
 
 
 def _read_in_every_way(pool):
-    """For each way a channel of its own, and the readers that it has in the end."""
+    """Use a separate channel for each way, and check the readers that it has at the end."""
     found = {}
     for name, way in WAYS.items():
         with untorn.publish(payload(1)) as publisher:
@@ -523,11 +523,11 @@ def _lose_a_worker(pool):
         os.mkfifo(fifo)
         reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         reader = publisher.subscriber()
-        pool.lose_a_worker(die, pickle.dumps(reader), fifo)  # bytes: dask remembers what a failed task was given
+        pool.lose_a_worker(die, pickle.dumps(reader), fifo)  # bytes, since dask keeps the arguments of a failed task
         with open(reading) as lines:
             pid, version = map(int, lines.read().split())
         publisher.update(payload(2))
-        publisher.update(payload(3), timeout_s=WATCHDOG_S)  # into the slot that the dead worker held
+        publisher.update(payload(3), timeout_s=WATCHDOG_S)  # in the slot that the dead worker held
         reads = pool.map(read, [reader] * TASKS, range(TASKS))
         return pid, version, reads, Counter(reader.pid for reader in publisher.readers())
 
@@ -548,4 +548,4 @@ def test_after_the_pool_and_the_publishers_nothing_is_left(program):
     deadline = time.monotonic() + WATCHDOG_S
     while left := program.processes():
         assert time.monotonic() < deadline, left
-        time.sleep(0.02)  # some end a moment after their pool; this waits for nothing that a test does
+        time.sleep(0.02)  # some processes end a moment after their pool

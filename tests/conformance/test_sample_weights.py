@@ -23,7 +23,7 @@ def module_of() -> nn.Module:
 
 
 def trained(data, loss, *, batch_size=20, **arguments):
-    """(parameters, losses). Batches of 20 and one of 10: with 4 shards the parts of the last differ in size."""
+    """Return (parameters, losses), of batches of 20 and one of 10, whose 4 shards differ in size."""
     model = TorchModel(module_of(), loss, sample_weight=arguments.pop("sample_weight", True))
     arguments = arguments if "workers" in arguments else {"engine": "serial"} | arguments
     with Trainer(model, optimizer=SGD(0.1, momentum=0.9), **arguments) as trainer:

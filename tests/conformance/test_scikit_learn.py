@@ -1,4 +1,4 @@
-"""Training against scikit-learn's MLPClassifier: the same network, settings and initial weights, on its digits.
+"""Training compared with scikit-learn's MLPClassifier: the same network, settings and initial weights, on its digits.
 
 Without shuffling both see the same batches, so the learning curves and the weights are the same to rounding. With
 shuffling each draws its own order, and the curves are the same within the noise of the seeds.
@@ -56,7 +56,7 @@ def loss_and_grad(params, batch):
 
 
 class Accurate:
-    """The same with predictions."""
+    """The network, with predict."""
 
     loss_and_grad = staticmethod(loss_and_grad)
 
@@ -79,12 +79,12 @@ def params_of(classifier):
 
 
 def initial(seed):
-    """MLPClassifier's own initial weights: those after an epoch of steps that are too small to change any bit."""
+    """Return MLPClassifier's initial weights, from an epoch of steps that are too small to change any bit."""
     return params_of(by_scikit_learn(seed, epochs=1, rate=1e-300))
 
 
 def by_untorn(seed, *, epochs, nesterov, shuffle, **arguments):
-    """(losses, weights, accuracy on the other examples)"""
+    """Return (losses, weights, accuracy on the other examples)."""
     optimizer = SGD(RATE, momentum=0.9, nesterov=nesterov)
     with Trainer(Accurate(), initial(seed), optimizer=optimizer, seed=seed, **arguments) as trainer:
         history = trainer.fit(digits()[0], epochs=epochs, batch_size=BATCH, shuffle=shuffle)
@@ -116,8 +116,8 @@ def test_other_orders_give_the_same_curve_within_noise():
         losses, _, accuracy = by_untorn(seed, epochs=15, nesterov=True, shuffle=True, **SERIAL)
         ours.append((losses, accuracy))
     for their, our in zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True):  # curves, then accuracies
-        # both begin with the same weights, so the seeds' differences in pairs are what is noise
+        # both begin with the same weights, so the differences between pairs of seeds are the noise
         differences = np.log(our) - np.log(their)
         error = differences.std(axis=0, ddof=1) / np.sqrt(len(seeds))
         assert np.all(np.abs(differences.mean(axis=0)) < 4 * error)
-        assert np.all(error < 0.1)  # or it would show nothing
+        assert np.all(error < 0.1)  # a larger noise would make the comparison meaningless

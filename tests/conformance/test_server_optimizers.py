@@ -1,8 +1,8 @@
-"""Optimizers of torch.optim and of optax: every engine against the serial one, plain loops of these libraries, kills,
-and checkpoints.
+"""Optimizers of torch.optim and of optax: every engine compared with the serial one and with plain loops of these
+libraries; kills; checkpoints.
 
-JAX starts threads with its first array, and warns at every fork after that, while other tests fork. So what needs it,
-the functions named ``jax_...``, runs in its own process.
+JAX starts threads with its first array, and warns at every fork after that, while other tests fork. So the
+functions named ``jax_...`` run in their own process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENGINES = ({"workers": 1}, {"workers": 3})  # two are killed below
 
 
 def grouped(parameters):
-    """Two groups, of other learning rates."""
+    """Return an optimizer with two groups of different learning rates."""
     biases = [p for p in parameters if p.ndim == 1]
     return torch.optim.AdamW(
         [{"params": [p for p in parameters if p.ndim > 1]}, {"params": biases, "lr": 1e-2, "weight_decay": 0.0}]
@@ -44,7 +44,7 @@ def grouped(parameters):
 
 
 class Counting(torch.optim.SGD):
-    """Keeps numbers of its own: one of each parameter, and one of a group."""
+    """An optimizer with its own state: a number for each parameter, and one for a group."""
 
     def __init__(self, params):
         super().__init__(params, lr=0.1)
@@ -125,7 +125,7 @@ def test_clipping_and_accumulation_change_no_bit_either():
 
 
 class Killing(Callback):
-    """SIGKILLs a worker now and then, the first one after the first step."""
+    """Kills a worker from time to time, the first one after the first step."""
 
     def __init__(self) -> None:
         self.kills = 0
@@ -148,7 +148,7 @@ def test_killed_workers_change_no_bit():
 
 
 def plain(name: str, shards: int, *, epochs: int, clip_norm: float | None = None) -> nn.Module:
-    """PyTorch alone, but for the order of the examples; gradients are accumulated over the shards."""
+    """Train with PyTorch only, in untorn's order of the examples, accumulating gradients over the shards."""
     module = module_of()
     optimizer = OPTIMIZERS[name](list(module.parameters()))
     x, y = DATA
@@ -342,7 +342,7 @@ def jax_a_module_of_torch_with_an_optimizer_of_optax():
         trainer.fit(DATA, epochs=1, batch_size=BATCH)
         after = trainer.params
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {name for name in before if not name.startswith("3.")}  # the layer that is frozen
+    assert changed == {name for name in before if not name.startswith("3.")}  # the frozen layer
 
 
 def jax_the_learning_rate_is_not_known_and_cannot_be_set():

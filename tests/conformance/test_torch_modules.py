@@ -1,4 +1,4 @@
-"""Modules that ``copy`` and ``pickle`` refuse, in every engine: as a plain loop trains them, bit for bit the same."""
+"""Modules that ``copy`` and ``pickle`` refuse: every engine trains them like a plain loop, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES, BATCH = 24, 8
 
 @pytest.fixture(autouse=True)
 def open_files():
-    """Ignore warnings of unclosed files, which belong to the modules, and of deprecated kinds."""
+    """Ignore warnings about unclosed files, which belong to the modules, and about deprecated kinds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -34,7 +34,7 @@ def data():
 
 
 def values(module):
-    """Parameters and buffers, copied."""
+    """Return a copy of the parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
 
 
@@ -45,7 +45,7 @@ def assert_close(got, expected):
 
 
 def plain_loop(module, data):
-    """One epoch; the trained module."""
+    """Train for one epoch and return the module."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     module.train()
     for x, y in zip(*(torch.from_numpy(part).split(BATCH) for part in data), strict=True):
@@ -71,7 +71,7 @@ def test_it_is_trained_as_in_a_plain_loop_and_is_not_changed(name, data):
         made = trainer.module()
         predicted = trainer.predict(data[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in values(module).items())
-    expected = plain_loop(module, data)  # the same object: it is as usable as before
+    expected = plain_loop(module, data)  # the same object, which is as usable as before
     assert_close(values(made), values(expected))
     assert any(not torch.equal(tensor, before[name]) for name, tensor in values(made).items())
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_it_is_trained_as_in_a_plain_loop_and_is_not_changed(name, data):
 
 
 class Zoo(nn.Module):
-    """Kinds side by side, so that the workers start once: the sum of what they say."""
+    """Several kinds in one module, so that the workers start once: the sum of their outputs."""
 
     def __init__(self, names) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""TorchModel against a plain PyTorch loop, and every engine against the serial one.
+"""TorchModel compared with a plain PyTorch loop, and every engine compared with the serial one.
 
-The plain loop knows nothing of untorn but the order of an epoch, how a batch is cut into shards and what seeds their
-random numbers. It accumulates gradients over the shards as one would in PyTorch; buffers are averaged over them.
+The plain loop uses only the order of an epoch, the division of a batch into shards, and the seeds of their random
+numbers. It accumulates gradients over the shards, as is usual in PyTorch, and averages their buffers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def convolutional() -> nn.Module:
 
 
 class Everything(nn.Module):
-    """Batch normalisation, dropout, a tied and a frozen layer, two dtypes, a number, a mask, a parameter not used."""
+    """A module with batch normalisation, dropout, tied, frozen and unused parameters, two dtypes, and a mask."""
 
     def __init__(self) -> None:
         super().__init__()

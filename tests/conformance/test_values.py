@@ -141,7 +141,7 @@ def structure(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def writing(kind: Kind, rng: np.random.Generator) -> None:
-    """update, patch and edit by assignment; all other parts stay."""
+    """update, patch and edit by assignment change one part, and no other."""
     first, second, third, fourth = (kind.make(rng) for _ in range(4))
     with published(kind, {"v": first, "n": 1, "a": np.zeros(3)}) as publisher:
         publisher.update({"v": second, "n": 2, "a": np.ones(3)})
@@ -168,7 +168,7 @@ def writing(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def editing(kind: Kind, rng: np.random.Generator) -> None:
-    """edit in place, if the kind allows it; kept parts of the tree change nothing afterwards."""
+    """edit changes the value in place, if the kind allows it; parts that are kept cannot change it afterwards."""
     value = kind.make(rng)
     changed = copy.deepcopy(value)
     with published(kind, {"v": value, "n": 1}) as publisher:
@@ -215,7 +215,7 @@ def nested(kind: Kind, rng: np.random.Generator) -> None:
 
 
 def neighbour(kind: Kind, rng: np.random.Generator) -> None:
-    """A value that cannot be shared is named, at any place, and nothing is published."""
+    """The error for a value that cannot be shared names its place, and nothing is published."""
     value = kind.make(rng)
     spoiled = {"v": value, "deep": [value, {"x": threading.Lock()}]}
     with pytest.raises(untorn.UnsupportedTypeError, match="deep/1/x: "):
@@ -332,7 +332,7 @@ def _home(pipe):
         try:
             for library in ALL[name].needs:
                 importlib.import_module(library)
-            gc.freeze()  # collecting what a library has made of itself would take most of the time
+            gc.freeze()  # collecting the objects of the libraries would take most of the time
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 CHECKS[check](ALL[name], np.random.default_rng(seed))
@@ -350,5 +350,5 @@ def _left_behind() -> str | None:
         left = untorn_mappings() + [target for target in descriptors().values() if "untorn" in target]
         if not left:
             return None
-        time.sleep(0.02)  # the kernel takes a moment with the dead; this waits for nothing that a check does
+        time.sleep(0.02)  # the kernel takes a moment to release a dead process
     return "left behind:\n  " + "\n  ".join(left)

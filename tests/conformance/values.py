@@ -1,7 +1,7 @@
-"""The kinds of values that can be shared: one entry each. test_values.py puts every one of them through one suite.
+"""The kinds of values that can be shared, for test_values.py, which runs one suite over all of them.
 
-A new kind needs a function that makes a value of it and one that compares two; all else has a default. A library is
-imported inside the functions of its kinds: children load what their kind needs and nothing else.
+A new kind needs a function that makes a value and one that compares two values; the rest has defaults. A library is
+imported inside the functions of its kinds, so that a child process loads only the library of its kind.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ THREADED = frozenset({"pandas", "polars", "pyarrow", "torch", "jax"})
 
 
 def nothing(_: Any) -> list[int]:
-    """The views of a value that is a copy."""
+    """Return the views of a value that is a copy: none."""
     return []
 
 
 def whole(value: Any) -> Any:
-    """The part of a value that has none."""
+    """Return the part of a value that has no parts: None."""
     return value
 
 
@@ -36,17 +36,17 @@ class Kind:
     """One kind of value.
 
     Attributes:
-        name: for the tests.
-        build: (rng, n) -> a value whose structure depends on n alone, and whose data on ``rng``.
+        name: the name of the kind in test ids.
+        build: (rng, n) -> a value whose structure depends only on n, and whose data depends on ``rng``.
         equal: returns whether two values have the same type, structure and data.
-        views: the addresses of the non-empty memory that must not be a copy.
+        views: returns the addresses of the non-empty memory that must not be a copy.
         write: tries to change the value in place.
-        refuses: ``write`` must raise; otherwise it may change this reader's own copy.
-        part: a piece of the value that shares its memory, and outlives it.
-        same_part: as ``equal``, for parts.
+        refuses: whether ``write`` must raise; otherwise it may change this reader's own copy.
+        part: returns a part of the value that shares its memory and outlives it.
+        same_part: returns whether two parts are equal.
         larger: (rng) -> a value of another structure; by default a larger one.
-        needs: the libraries that it takes.
-        allow_pickle: it is pickled.
+        needs: the libraries that the kind needs.
+        allow_pickle: whether values of the kind are pickled.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Kind:
 
     @property
     def threaded(self) -> bool:
-        """Whether it must stay out of processes that fork."""
+        """Whether a process that forks must not load it."""
         return bool(THREADED.intersection(self.needs))
 
     def missing(self) -> str:
-        """The first library that is not here."""
+        """The first of its libraries that is not installed."""
         return next((name for name in self.needs if importlib.util.find_spec(name) is None), "")
 
     def make(self, rng: np.random.Generator) -> Any:
-        """A value."""
+        """Return a value."""
         return self.build(rng, SMALL)
 
-    other = make  # the generator went on: another value of the same structure
+    other = make  # the generator has advanced, so this is another value of the same structure
 
     def bigger(self, rng: np.random.Generator) -> Any:
-        """A value of another structure."""
+        """Return a value of another structure."""
         return self.larger(rng) if self.larger else self.build(rng, LARGE)
 
     def parts_equal(self, one: Any, other: Any) -> bool:
@@ -111,7 +111,7 @@ class Sealed:
 
 
 class Model:
-    """An object that nobody knows how to share."""
+    """An object of a type that cannot be shared."""
 
     def __init__(self, weights: Any, names: set[str]) -> None:
         self.weights = weights
@@ -119,7 +119,7 @@ class Model:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Exactly the same type, and the same bits or contents; for native values."""
+    """Return whether two native values have exactly the same type, and the same bits or contents."""
     if type(one) is not type(other):
         return False
     if isinstance(one, np.ndarray | np.generic):
@@ -145,7 +145,7 @@ def all_same(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def members(box: Any) -> list[Any]:
-    """The fields' values of a dataclass."""
+    """Return the values of the fields of a dataclass."""
     return [getattr(box, field.name) for field in dataclasses.fields(box)]
 
 
@@ -157,7 +157,7 @@ def same_array(one: Any, other: Any) -> bool:
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """The same bits, but for those of a long double that are padding."""
+    """Compare all bits, except those of a long double that are padding."""
     if one.dtype.char in "gG":
         return np.array_equal(one, other, equal_nan=True) and bool(
             (np.signbit(one.real) == np.signbit(other.real)).all()
@@ -166,7 +166,7 @@ def same_bits(one: Any, other: Any) -> bool:
 
 
 def plain_fields(array: Any) -> list[Any]:
-    """The arrays of an array's fields, and of theirs."""
+    """Yield the arrays of an array's fields, and of their fields."""
     if array.dtype.names is None:
         return [array]
     return [part for name in array.dtype.names for part in plain_fields(array[name])]
@@ -191,7 +191,7 @@ def tree_views(value: Any) -> list[int]:
 
 
 def filled(rng: np.random.Generator, dtype: Any, shape: Sequence[int]) -> np.ndarray:
-    """An array of that dtype with random elements."""
+    """Return an array of this dtype with random elements."""
     made = np.zeros(shape, dtype)
     if made.dtype.names is not None:
         for name in made.dtype.names:
@@ -214,7 +214,7 @@ def filled(rng: np.random.Generator, dtype: Any, shape: Sequence[int]) -> np.nda
 
 
 def array_kind(name: str, dtype: Any, shape: Callable[[int], tuple[int, ...]], layout: Callable = whole) -> Kind:
-    """A kind of array: its dtype, its shape for n, and how it is turned after it was made."""
+    """Return a kind of array, from its dtype, its shape for n, and a function that changes its layout."""
     return Kind(
         f"array {name}",
         lambda rng, n: layout(filled(rng, dtype, shape(n))),
@@ -246,7 +246,7 @@ LAYOUTS = {
 
 
 def arrays() -> list[Kind]:
-    """NumPy's arrays: a kind for each dtype, and for each layout."""
+    """Return the kinds of NumPy's arrays, for each dtype and each layout."""
     kinds = [array_kind(dtype, dtype, lambda n: (n, 2)) for dtype in DTYPES]
     kinds += [array_kind("structured", RECORD, lambda n: (n,)), array_kind("padded", PADDED, lambda n: (n,))]
     kinds += [array_kind(name, "f8", shape, layout) for name, (shape, layout) in LAYOUTS.items()]
@@ -254,18 +254,18 @@ def arrays() -> list[Kind]:
 
 
 def twice(kind: Kind) -> Callable[[np.random.Generator], Any]:
-    """Another structure for a kind that has one structure."""
+    """Return a value of another structure, for a kind with a single structure."""
     return lambda rng: [kind.build(rng, SMALL), kind.build(rng, SMALL)]
 
 
 def scalar(name: str, build: Callable[[np.random.Generator, int], Any]) -> Kind:
-    """A kind of value that is copied."""
+    """Return a kind of value that is copied."""
     kind = Kind(name, build, same)
     return dataclasses.replace(kind, larger=twice(kind))
 
 
 def numpy_scalar(dtype: Any) -> Kind:
-    """A NumPy scalar of that dtype."""
+    """Return a NumPy scalar of this dtype."""
     if not isinstance(dtype, list):
         return scalar(f"scalar {dtype}", lambda rng, n: filled(rng, dtype, (1,))[0])
     kind = scalar("scalar structured", lambda rng, n: filled(rng, dtype, (1,))[0])
@@ -273,7 +273,7 @@ def numpy_scalar(dtype: Any) -> Kind:
 
 
 def scalars() -> list[Kind]:
-    """Numbers, text and None; NumPy's as well as Python's."""
+    """Return the kinds of numbers, text and None, of NumPy and of Python."""
     return [
         *map(numpy_scalar, ("?", "i1", "<u4", "f2", "f8", "g", "F", "G", "S4", "U3", "M8[ms]", "m8[D]", "V6", RECORD)),
         scalar("int", lambda rng, n: int(rng.integers(-(2**62), 2**62))),
@@ -289,7 +289,7 @@ def scalars() -> list[Kind]:
 
 
 def tree(name: str, build: Callable[..., Any], write: Callable[[Any], None], part: Callable[[Any], Any]) -> Kind:
-    """A container of two arrays and a number."""
+    """Return a kind of container with two arrays and a number."""
     return Kind(
         name,
         lambda rng, n: build(filled(rng, "f4", (n, 3)), filled(rng, "i8", (n,)), float(rng.standard_normal())),
@@ -304,7 +304,7 @@ KEYS = ("text", 7, 1.5, True, b"raw", None, ("a", 2, None))
 
 
 def trees() -> list[Kind]:
-    """Containers, and containers in containers."""
+    """Return the kinds of containers, and of nested containers."""
     return [
         tree(
             "dict",
@@ -342,12 +342,12 @@ def trees() -> list[Kind]:
 
 
 def masked(rng: np.random.Generator, n: int) -> Any:
-    """A masked array with its own fill value."""
+    """Return a masked array with its own fill value."""
     return np.ma.masked_array(filled(rng, "f8", (n, 2)), filled(rng, "?", (n, 2)), fill_value=-1.0)
 
 
 def same_masked(one: Any, other: Any) -> bool:
-    """The same data, also under the mask, the same mask and the same fill value."""
+    """Compare the data, also under the mask, the mask and the fill value."""
     return (
         type(one) is type(other) is np.ma.MaskedArray
         and same_array(one.data, other.data)
@@ -359,12 +359,12 @@ def same_masked(one: Any, other: Any) -> bool:
 
 
 def masked_views(value: Any) -> list[int]:
-    """Data and mask."""
+    """Return the addresses of data and mask."""
     return array_views(value.data, *(() if value.mask is np.ma.nomask else (value.mask,)))
 
 
 def subclasses() -> list[Kind]:
-    """Masked arrays, record arrays and matrices."""
+    """Return the kinds of masked arrays, record arrays and matrices."""
     return [
         Kind(
             "masked array",
@@ -407,7 +407,7 @@ FORMATS = ("csr", "csc", "bsr", "coo", "dia", "lil", "dok")
 
 
 def sparse_kind(kind: str, container: str) -> Kind:
-    """One format of sparse matrix. LIL and DOK are made of Python objects, and are copies."""
+    """Return the kind of one format of sparse matrix. LIL and DOK consist of Python objects, and are copies."""
     name = f"{kind}_{container}"
 
     def build(rng: np.random.Generator, n: int) -> Any:
@@ -437,14 +437,14 @@ def sparse_kind(kind: str, container: str) -> Kind:
 
 
 def sparse_parts(value: Any) -> list[Any]:
-    """The arrays of a sparse matrix."""
+    """Return the arrays of a sparse matrix."""
     names = {"csr": ("data", "indices", "indptr"), "coo": ("data",), "dia": ("data", "offsets"), "lil": (), "dok": ()}
     found = [getattr(value, name) for name in names.get(value.format, names["csr"])]
     return found + list(value.coords) if value.format == "coo" else found
 
 
 def sparse() -> list[Kind]:
-    """Every format of scipy.sparse, as array and as matrix."""
+    """Return the kinds of every format of scipy.sparse, as array and as matrix."""
     return [sparse_kind(kind, container) for kind in FORMATS for container in ("array", "matrix")]
 
 
@@ -452,7 +452,7 @@ def sparse() -> list[Kind]:
 
 
 def frozen_kind() -> Kind:
-    """A dictionary that is looked up where it lies."""
+    """Return the kind of FrozenDict, a dictionary whose lookups read shared memory."""
 
     def build(rng: np.random.Generator, n: int) -> Any:
         from untorn.share.frozen_dict import FrozenDict
@@ -475,7 +475,7 @@ def frozen_kind() -> Kind:
 
 
 def arrow_columns(rng: np.random.Generator, n: int) -> dict[str, Any]:
-    """Columns of many types, with nulls in some of them."""
+    """Return columns of many types, some with nulls."""
     import pyarrow as pa
 
     numbers, hole = rng.integers(0, 100, n), np.arange(n) % 3 == 1
@@ -496,7 +496,7 @@ def arrow_columns(rng: np.random.Generator, n: int) -> dict[str, Any]:
 
 
 def arrow_views(value: Any) -> list[int]:
-    """All buffers of an array, a chunked array, a batch or a table; not those of dictionaries."""
+    """Return the buffers of an array, a chunked array, a batch or a table, without those of dictionaries."""
     if hasattr(value, "columns"):
         return [address for column in value.columns for address in arrow_views(column)]
     if hasattr(value, "chunks"):
@@ -505,7 +505,7 @@ def arrow_views(value: Any) -> list[int]:
 
 
 def arrow_kind(name: str, build: Callable[[np.random.Generator, int], Any], part: Callable[[Any], Any]) -> Kind:
-    """A kind of Arrow value; Arrow itself changes none."""
+    """Return a kind of Arrow value, which is immutable."""
     return Kind(
         f"pyarrow {name}",
         build,
@@ -517,12 +517,12 @@ def arrow_kind(name: str, build: Callable[[np.random.Generator, int], Any], part
 
 
 def schema_of(value: Any) -> Any:
-    """The schema of a table or batch with its metadata, or the type of an array."""
+    """Return the schema of a table or batch with its metadata, or the type of an array."""
     return value.schema.to_string(show_schema_metadata=True) if hasattr(value, "schema") else value.type
 
 
 def arrow() -> list[Kind]:
-    """Tables, record batches, arrays, chunked arrays, and slices of them."""
+    """Return the kinds of tables, record batches, arrays and chunked arrays, and slices of them."""
 
     def module() -> Any:
         import pyarrow
@@ -563,7 +563,7 @@ def arrow() -> list[Kind]:
 
 
 def pandas_columns(rng: np.random.Generator, n: int) -> dict[str, Any]:
-    """Columns of many dtypes."""
+    """Return columns of many dtypes."""
     import pandas as pd
 
     numbers, hole = rng.integers(0, 100, n), np.arange(n) % 3 == 1
@@ -587,7 +587,7 @@ def pandas_columns(rng: np.random.Generator, n: int) -> dict[str, Any]:
 
 
 def same_pandas(one: Any, other: Any) -> bool:
-    """The same dtypes, labels, names, frequencies and values, exactly."""
+    """Compare dtypes, labels, names, frequencies and values exactly."""
     from pandas import testing
 
     kind = "frame" if hasattr(one, "columns") else "series" if hasattr(one, "index") else "index"
@@ -600,7 +600,7 @@ def same_pandas(one: Any, other: Any) -> bool:
 
 
 def write_frame(frame: Any) -> None:
-    """In place, and as pandas would do it."""
+    """Write in place, and by assignment as in pandas."""
     frame.loc[frame.index[0], "float"] = 9.0
     frame.insert(0, "more", 1)
 
@@ -612,7 +612,7 @@ def numbers_views(frame: Any) -> list[int]:
 
 
 def pandas() -> list[Kind]:
-    """Frames of one dtype and of many, series and indexes."""
+    """Return the kinds of frames of one dtype and of many, series and indexes."""
 
     def module() -> Any:
         import pandas
@@ -679,7 +679,7 @@ def pandas() -> list[Kind]:
 
 
 def polars() -> list[Kind]:
-    """Frames and series."""
+    """Return the kinds of polars' frames and series."""
 
     def frame(rng: np.random.Generator, n: int) -> Any:
         import polars as pl
@@ -730,7 +730,7 @@ def polars() -> list[Kind]:
 
 
 def same_tensor(one: Any, other: Any) -> bool:
-    """The same dtype, shape, layout, requires_grad and bits."""
+    """Compare dtype, shape, layout, requires_grad and bits."""
     import torch
 
     if isinstance(one, dict):
@@ -758,13 +758,13 @@ def tensor_views(value: Any) -> list[int]:
 
 
 def write_tensor(value: Any) -> None:
-    """torch knows no read-only memory: this reader's copy changes."""
+    """Write to a tensor. torch has no read-only memory, so this changes the reader's own copy."""
     for tensor in value.values() if isinstance(value, dict) else [value]:
         (tensor.detach() if str(tensor.layout) == "torch.strided" else tensor.detach().values()).zero_()
 
 
 def torch() -> list[Kind]:
-    """Tensors of NumPy's dtypes and of torch's own, in several layouts; parameters; a module's state."""
+    """Return the kinds of tensors, of all dtypes and several layouts, of parameters, and of a module's state."""
 
     def tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
         import torch
@@ -819,7 +819,7 @@ def torch() -> list[Kind]:
 
 
 def jax() -> list[Kind]:
-    """Arrays of several dtypes, and random keys."""
+    """Return the kinds of JAX's arrays of several dtypes, and of random keys."""
 
     def array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
         import jax.numpy as jnp
@@ -868,7 +868,7 @@ def jax() -> list[Kind]:
 
 
 def pickled() -> list[Kind]:
-    """Objects that are pickled, if both sides ask for it. Large buffers inside are not copied."""
+    """Return the kinds of objects that are pickled if both sides allow it. Large buffers in them are not copied."""
     return [
         Kind(
             "pickled object",
@@ -919,7 +919,7 @@ KINDS: dict[str, Kind] = {
 
 
 def together(library: str) -> Kind:
-    """A dict of a value of each kind of a library: for what takes a new process, which must load the library."""
+    """Return a kind with a value of each kind of a library, for tests that start a process, which loads the library."""
     kinds = {name: kind for name, kind in KINDS.items() if kind.needs[:1] == (library,)}
 
     def write(value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which gradient may be applied: the bound of async training is kept whatever the order in which gradients come."""
+"""The schedule of async training: the bound on the staleness holds for every order of arrival."""
 
 import random
 
@@ -10,8 +10,8 @@ from untorn.train.run.async_schedule import AsyncSchedule, may_apply
 
 
 def train(rng: random.Random, bound: int, batches: int, slow: int) -> list[int]:
-    """Run batches as AsyncSchedule does, with workers that take any time. Return the staleness of each gradient. The
-    first ``slow`` batches take until nothing else can go on."""
+    """Run batches by the rule of AsyncSchedule, with workers that take random times. Return the staleness of each
+    gradient. The first ``slow`` batches take until nothing else can continue."""
     under_way: dict[int, int] = {}
     ready: set[int] = set()
     found, made, opened = [], 0, 0

@@ -1,4 +1,4 @@
-"""Workers find a job's board by a descriptor's number, which may meanwhile be another board's."""
+"""Workers find a job's board by the number of a descriptor, which another board may have by then."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def model(params, batch, rng):
 
 
 class Look(Callback):
-    """Looks at what the workers are told, and at what a worker makes of it if the path leads elsewhere."""
+    """Records the jobs that workers are sent, and lets a worker open one whose path leads to another board."""
 
     def __init__(self, trainer, told):
         self.trainer, self.told, self.begun = trainer, told, []
@@ -28,7 +28,7 @@ class Look(Callback):
 
 def test_a_board_is_never_taken_for_another_trainers():
     data, told, begun = np.ones((4, 2)), [], []
-    for _ in range(2):  # each one's first job, at which nothing else tells them apart
+    for _ in range(2):  # the first job of each, since nothing else tells them apart
         with Trainer(model, {"w": np.zeros(2)}, optimizer=SGD(0.1), workers=1) as trainer:
             look = Look(trainer, told)
             trainer.fit(data, epochs=1, batch_size=2, callbacks=[look])

@@ -1,4 +1,4 @@
-"""The callbacks, driven by hand as a Trainer would."""
+"""The callbacks, called by hand as a Trainer calls them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recording(SimpleNamespace):
 
 
 def best_weights_after(stop: EarlyStopping, values, end=None) -> float:
-    """Of which epoch the weights are in the end."""
+    """Return the epoch whose weights the trainer has at the end."""
     trainer = Recording()
     stop.set_trainer(trainer)
     stop.on_train_begin({})
@@ -112,7 +112,9 @@ class TestEarlyStopping:
 
     def test_a_baseline_must_be_beaten_too(self):
         assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 3, 3]) == 3
-        assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 3, 2, 2]) == 4  # a best never ends it
+        assert (
+            epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 3, 2, 2]) == 4
+        )  # an improvement never ends training
         assert epochs_until_stop(EarlyStopping(patience=2, baseline=1.0), [4, 0.5, 2, 2]) == 4
 
     def test_the_first_epochs_may_be_left_out(self):
@@ -248,7 +250,7 @@ class TestProgressBar:
         out = Terminal()
         train_with(ProgressBar(file=out, rich=True))
         assert "3/3" in out.getvalue() or "1/3" in out.getvalue()
-        assert "\x1b[?25l" in out.getvalue()  # the cursor was hidden while the bar was there
+        assert "\x1b[?25l" in out.getvalue()  # the cursor was hidden while the bar was shown
         assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
         assert "val_loss 2.5000  5,200 examples/s  version 7\n" in out.getvalue()
 

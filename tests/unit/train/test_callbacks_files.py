@@ -93,7 +93,7 @@ def test_a_resumed_training_goes_on_where_its_checkpoint_was_made(tmp_path, appe
 
 
 def events(directory):
-    """{tag: [(step, value)]} of an event file."""
+    """Return {tag: [(step, value)]} from an event file."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(directory)).Reload()
     return {tag: [(e.step, round(e.value, 6)) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
@@ -143,14 +143,14 @@ def test_without_tensorboard_training_does_not_begin(tmp_path, monkeypatch):
 
 
 class SavingTrainer(SimpleNamespace):
-    """Notes what is saved."""
+    """Records the calls of save."""
 
     def save(self, path):
         path.write_text(str(self.step))
 
 
 def saved(tmp_path, values, name="{epoch}", **arguments):
-    """The files and their steps after epochs of 4 steps with these values of val_loss."""
+    """Return the files and their steps after epochs of 4 steps with these values of val_loss."""
     pytest.importorskip("safetensors")
     callback = ModelCheckpoint(tmp_path / name, **arguments)
     callback.set_trainer(SavingTrainer(step=0))

@@ -47,7 +47,7 @@ class Weights(Callback):
 
 
 class Told(Callback):
-    """Raises where it is told to, and notes what it is called for."""
+    """Raises in the given methods, and records all calls."""
 
     def __init__(self, raises=(), quiet=False):
         self.raises, self.quiet, self.calls, self.ended_with = raises, quiet, [], None
@@ -213,7 +213,7 @@ def test_weights_cannot_be_set_while_workers_work(place):
 
 
 def diverging(epoch, rate):
-    """Better for two epochs, and worse from then on."""
+    """A metric that improves for two epochs and then gets worse."""
     return 0.05 if epoch < 2 else 0.9
 
 

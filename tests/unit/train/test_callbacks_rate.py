@@ -130,7 +130,7 @@ def test_the_scheduler_says_what_it_does(capsys):
 
 
 def rates_after(lower: ReduceLROnPlateau, values, rate=1.0) -> list[float]:
-    """The rate after each epoch with these values of the metric."""
+    """Return the learning rate after each epoch with these values of the metric."""
     lower.set_trainer(SimpleNamespace(learning_rate=rate))
     lower.on_train_begin({})
     found = []

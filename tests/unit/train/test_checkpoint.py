@@ -58,7 +58,7 @@ def fit(trainer, epochs, directory=None, **arguments):
 
 @pytest.fixture(scope="module")
 def unstopped():
-    """(digest of the weights, digest of the momentum, history) after three epochs in one go."""
+    """Return (digest of the weights, digest of the momentum, history) after three epochs in one call of fit."""
     with make() as trainer:
         history = fit(trainer, 3)
         with trainer.snapshot() as snapshot:
@@ -74,21 +74,21 @@ def check_is_unstopped(trainer, history, unstopped):
 
 
 def save_every_step(patch) -> None:
-    """With checkpoint_every_s=0 the serial engine makes a checkpoint of each step, and none is left out."""
+    """Keeps every checkpoint. With checkpoint_every_s=0 the serial engine writes one after each step."""
     one_at_a_time(patch)
     due = Saver.due
     patch.setattr(Saver, "due", lambda self: self.finish() or due(self))
 
 
 def one_at_a_time(patch) -> None:
-    """The serial engine goes one step at a time."""
+    """Advance the serial engine one step at a time."""
     advance = SerialEngine.advance
     patch.setattr(SerialEngine, "advance", lambda self, until: advance(self, min(until, self._board.step + 1)))
 
 
 @pytest.fixture(scope="module")
 def every_step(tmp_path_factory):
-    """A directory with a checkpoint of every step of three epochs."""
+    """Return a directory with a checkpoint of every step of three epochs."""
     directory = tmp_path_factory.mktemp("every-step")
     with pytest.MonkeyPatch.context() as patch, make() as trainer:
         save_every_step(patch)
@@ -102,7 +102,7 @@ def file_of(step: int) -> str:
 
 
 def steps_in(directory: Path) -> list[int]:
-    """The steps of the checkpoints; there is nothing else."""
+    """Return the steps of the checkpoints; fail if the directory has other files."""
     return sorted(int(path.name.removeprefix("step-").removesuffix(".safetensors")) for path in directory.iterdir())
 
 
@@ -138,7 +138,7 @@ class StopError(Exception):
 
 
 class StopAfter(Callback):
-    """Ends training in the middle of an epoch, as Ctrl-C would, as soon as a new checkpoint is there."""
+    """Ends training in the middle of an epoch, as Ctrl-C does, as soon as there is a new checkpoint."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -210,7 +210,7 @@ def test_every_setting_resumes_inside_an_epoch(settings, tmp_path, monkeypatch):
 
 
 class Rates(Callback):
-    """Sets the learning rate in the middle of an epoch, and makes it less at each epoch's begin. Both count once."""
+    """Sets the learning rate in the middle of an epoch, and lowers it at the start of each. Both take effect once."""
 
     def on_epoch_begin(self, epoch, logs):
         self.trainer.learning_rate *= 0.5
@@ -364,7 +364,7 @@ def test_a_damaged_checkpoint_is_passed_over(how, rng, every_step, unstopped, tm
         with pytest.warns(RuntimeWarning, match=r"step-0*12.safetensors.* resuming from step-0*8.safetensors"):
             history = fit(trainer, 3, tmp_path, resume=True)
         check_is_unstopped(trainer, history, unstopped)
-    assert steps_in(tmp_path) == [8, 10, 15]  # the damaged one is gone; with 5 the best would have stayed
+    assert steps_in(tmp_path) == [8, 10, 15]  # the damaged one is removed; with 5 the best one would have been kept
 
 
 def test_none_that_can_be_read_is_an_error(every_step, tmp_path):
@@ -406,7 +406,7 @@ def checkpoint_of_format_1(directory, monkeypatch):
         return checkpoint.read(directory / file_of(5))
 
 
-# -- what does not fit
+# -- checkpoints of other trainings
 
 
 def test_other_settings_are_named(every_step, tmp_path):
@@ -502,7 +502,7 @@ def test_save_and_load(unstopped, tmp_path):
         trainer.save(path)
         untrained = weights_sha256(trainer.params)
         fit(trainer, 2)
-        trainer.save(path)  # replaces it
+        trainer.save(path)  # replaces the file
         trained = weights_sha256(trainer.params)
         fit(trainer, 1)
         trainer.load(path)
@@ -612,7 +612,7 @@ def test_without_validation_data_the_loss_decides(tmp_path):
 def test_another_training_is_not_mixed_in(unstopped, tmp_path):
     with make() as trainer:
         fit(trainer, 1, tmp_path)
-        fit(trainer, 1, tmp_path)  # continues, so it may
+        fit(trainer, 1, tmp_path)  # allowed, since it continues this training
     with make() as trainer:
         with pytest.raises(
             FileExistsError, match=r"has a checkpoint of step 10, but this training is at step 0; use resume=True"
@@ -712,7 +712,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
 
 
 class Gate:
-    """Holds the writer of checkpoints up until it is opened."""
+    """Blocks the writer of checkpoints until it is opened."""
 
     def __init__(self, monkeypatch) -> None:
         self.opened = threading.Event()
@@ -728,7 +728,7 @@ class Gate:
 
 @pytest.mark.parametrize("engine", ["serial", "processes"])
 def test_training_goes_on_while_a_checkpoint_is_written(engine, unstopped, tmp_path, monkeypatch):
-    """The checkpoint of the first epoch is written only when the third has begun, and is that of the first."""
+    """The checkpoint of the first epoch is written only after the third has begun, and still holds the first."""
     gate = Gate(monkeypatch)
 
     class Open(Callback):
@@ -798,7 +798,7 @@ def test_an_error_of_the_model_waits_for_the_checkpoint(unstopped, tmp_path):
 
 
 class Losses(Callback):
-    """A callback with a state: every step's loss."""
+    """A callback whose state is the loss of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []

@@ -1,5 +1,5 @@
-"""A checkpoint that is damaged, in any way, is a FormatError that names the file; resuming skips it with a warning
-that does too, and continues from the one before. No content of a file makes a reader wait, or take memory."""
+"""Reading a damaged checkpoint raises FormatError, naming the file; resuming skips it with a warning that names it,
+and continues from the one before. No content of a file makes a reader wait or allocate much memory."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def write(path, step, **arrays):
 
 @pytest.fixture
 def two(tmp_path):
-    """Checkpoints of steps 1 and 2; the second is the one to damage."""
+    """Write checkpoints of steps 1 and 2, the second of which is to be damaged."""
     paths = [tmp_path / f"step-{step:012}.safetensors" for step in (1, 2)]
     for step, path in enumerate(paths, 1):
         write(path, step)
@@ -45,7 +45,7 @@ def put(path, header, data):
 
 
 def check_passed_over(path, reason=""):
-    """Reading it is an error that names it, and the one before it is found instead."""
+    """Check that reading it raises an error that names it, and that the checkpoint before it is found instead."""
     with pytest.raises(FormatError, match=path.name):
         checkpoint.read(path)
     with pytest.warns(RuntimeWarning, match=rf"{path.name}.*{reason}.*resuming from step-0*1\.safetensors"):
@@ -140,7 +140,7 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize("how", DOCUMENTS)
 def test_metadata_of_other_types(how, two):
-    """With a digest that agrees, so that nothing but the types is wrong."""
+    """Write it with a matching digest, so that only the types are wrong."""
     header, data = header_of(two[1])
     document = json.loads(header["__metadata__"]["untorn"])
     changed = DOCUMENTS[how]
@@ -160,7 +160,7 @@ def test_a_header_that_says_any_size(nbytes, two):
 
 def test_a_file_that_is_all_hole(two):
     os.truncate(two[1], 0)
-    os.truncate(two[1], 2**40)  # a file system without room for a byte of it has room for this
+    os.truncate(two[1], 2**40)  # a sparse file needs no room in the file system
     with open(two[1], "rb+") as file:
         file.write(struct.pack("<Q", 2**39))
     check_passed_over(two[1], "its header ends at byte")
@@ -173,7 +173,7 @@ def test_a_file_that_was_cut_short(kept, two):
 
 
 def test_a_file_that_is_cut_short_while_it_is_read(two, monkeypatch):
-    """It is an error, and not a signal from a mapping."""
+    """The reader gets an error, and not a signal from a mapping."""
     read = checkpoint.tensorfile.TensorFile.read
 
     def cut(self, name):
@@ -203,7 +203,7 @@ def test_what_is_no_file_neither_blocks_nor_stops_resuming(kind, two, monkeypatc
 
 
 def test_one_that_cannot_be_read_is_not_taken_for_damaged(two, monkeypatch):
-    """It may be whole, and what is passed over is removed when training continues."""
+    """It may be intact, and skipped checkpoints are removed when training continues."""
 
     def failing(path, *_):
         raise OSError(5, "Input/output error", os.fspath(path))

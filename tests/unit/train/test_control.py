@@ -27,7 +27,7 @@ ask = functools.partial(control.ask, timeout_s=helpers.WATCHDOG_S)
 
 
 class Job:
-    """Handlers with two workers."""
+    """Control handlers of a job with two workers."""
 
     def __init__(self) -> None:
         self.workers = 2
@@ -61,14 +61,14 @@ def listening(name) -> Iterator[Control]:
 
 @pytest.fixture
 def later(monkeypatch) -> Callable[[], None]:
-    """Moves the module's clock on, by more than a client may be silent."""
+    """Advances the module's clock by more than the time that a client may be silent."""
     now = time.monotonic() + 2 * server.SILENCE_S
     clock = types.SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
     return lambda: monkeypatch.setattr(server, "time", clock)
 
 
 class Client:
-    """A connection that says and hears bytes."""
+    """A connection that sends and receives bytes."""
 
     def __init__(self, name: str, said: bytes = b"") -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -84,7 +84,7 @@ class Client:
         return self.socket.recv(1_000_000)
 
     def answer(self) -> dict:
-        """A whole answer, and the end of the connection."""
+        """Return a complete answer, up to the end of the connection."""
         line = self.heard()
         assert line.endswith(b"\n")
         assert line.count(b"\n") == 1
@@ -94,7 +94,7 @@ class Client:
     def is_over(self) -> bool:
         try:
             return self.socket.recv(1) == b""
-        except ConnectionResetError:  # with something unread on the other side
+        except ConnectionResetError:  # with unread data at the other end
             return True
         except BlockingIOError:
             return False
@@ -108,7 +108,7 @@ class Client:
 
 @contextlib.contextmanager
 def training(opened: Control, job: Job) -> Iterator[None]:
-    """A loop that polls, as fit does, in a thread."""
+    """A thread with a loop that polls, as fit does."""
     over = threading.Event()
 
     def loop() -> None:
@@ -138,7 +138,7 @@ def test_status_and_resize(name, listening, job):
         assert ask(name, {"do": "resize", "by": -2}) == {"workers": 3, "was": 5}
         assert ask(name, {"do": "resize", "by": 1}) == {"workers": 4, "was": 3}
         assert ask(name, {"do": "resize", "workers": 4}) == {"workers": 4, "was": 4}
-    assert job.calls == ["status", 5, 3, 4]  # nothing is done for the size that it has
+    assert job.calls == ["status", 5, 3, 4]  # no work is done for a message of this size
 
 
 def test_a_job_in_another_process(name):
@@ -147,7 +147,7 @@ def test_a_job_in_another_process(name):
         assert ask(name, {"do": "status"}) == {"pid": child.pid}
         assert name in running_jobs()
         child.kill()
-    assert not is_running(name)  # the kernel has removed it, although nobody closed it
+    assert not is_running(name)  # the kernel has removed it without a close()
     with pytest.raises(ChannelNotFoundError):
         ask(name, {"do": "status"})
 
@@ -218,7 +218,7 @@ def test_numbers_that_json_does_not_have_are_null(name, listening, job):
         assert ask(name, {"do": "status"}) == {"loss": None, "losses": [[1, None], [2, 0.5]], "metrics": {"norm": None}}
 
 
-# -- clients that are no good
+# -- clients that misbehave
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_client_may_close_its_half_first(name, listening, job):
 
 
 def test_an_answer_that_nobody_reads_is_given_up(name, listening, job, later):
-    job.answer = {"losses": "x" * 3_000_000}  # more than the kernel takes at once
+    job.answer = {"losses": "x" * 3_000_000}  # more than the kernel accepts at once
     with Client(name, request(do="status")) as reading, Client(name, request(do="status")) as deaf:
         listening.poll(job)
         received = b""
@@ -338,12 +338,12 @@ def test_an_answer_that_nobody_reads_is_given_up(name, listening, job, later):
         later()
         listening.poll(job)
         assert not listening._clients
-        while deaf.heard():  # the data on its way, and then the end
+        while deaf.heard():  # the data in flight, and then the end
             pass
 
 
 def test_many_at_once(name, listening, job):
-    """More than are served at a time: none is lost, none holds the others up for long."""
+    """With more clients than are served at a time, none is lost, and none delays the others for long."""
     clients = [Client(name, request(do="resize", by=1)) for _ in range(3 * server._MAX_CLIENTS)]
     for _ in range(3):
         listening.poll(job)
@@ -377,7 +377,7 @@ def test_a_handler_may_poll_or_close(name, listening, job):
     listening.poll(job)
 
 
-# -- whom
+# -- access
 
 
 def test_another_user_is_refused(name, listening, job, monkeypatch):
@@ -410,7 +410,7 @@ def test_the_kernel_says_who_asks(name, listening, job):
 
 def ask_as_another_user(pipe, name: str, address: bytes) -> None:
     os.setuid(12345)
-    assert not is_running(name)  # an address has its user in it
+    assert not is_running(name)  # an address contains its user
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address)
         client.sendall(request(do="resize", by=1))
@@ -421,7 +421,7 @@ def ask_as_another_user(pipe, name: str, address: bytes) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 def test_a_poll_is_bounded_whoever_connects(name, listening, job, monkeypatch):
-    """With others connecting as fast as they are refused, one poll takes in as many as it does at most."""
+    """If others connect as fast as they are refused, one poll accepts only its maximum number of clients."""
     refused = []
     refuse = Control._refuse
 
@@ -436,7 +436,7 @@ def test_a_poll_is_bounded_whoever_connects(name, listening, job, monkeypatch):
         assert connecting.get() == "connected"
         listening.poll(job)
         assert refused == [12345] * server._MAX_CLIENTS
-        with socket.socket(socket.AF_UNIX) as client:  # and who may ask is served with the next
+        with socket.socket(socket.AF_UNIX) as client:  # and the next poll serves a permitted client
             client.connect(addresses.address_of(name))
             client.sendall(request(do="status"))
             listening.poll(job)
@@ -588,7 +588,7 @@ def wait_for_a_message(pipe) -> None:
     pipe.get()
 
 
-# -- what a client is told
+# -- errors of a client
 
 
 def test_no_such_job(name):
@@ -624,7 +624,7 @@ def test_a_job_with_a_full_queue_is_busy(name, listening):
 
 @contextlib.contextmanager
 def answering(name: str, said: bytes) -> Iterator[None]:
-    """Something that listens under this name, answers one client with this, and continues until it is hung up on."""
+    """Listen under this name, and send this answer to one client again and again until it closes the connection."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(addresses.address_of(name))
         server.listen()
@@ -654,7 +654,7 @@ def test_an_error_of_another_form_is_an_error(name, said):
 
 
 def test_an_answer_that_never_ends_is_bounded(name, monkeypatch):
-    """It is bounded in bytes, and in time: an answer that goes on and on is no less late."""
+    """An answer is bounded in bytes and in time: one that never ends is late too."""
     for module in (client, protocol):
         monkeypatch.setattr(module, "ANSWER_NBYTES", 1 << 20)
     with answering(name, b"[" * 4096), pytest.raises(FormatError, match="more than 1048576 bytes"):

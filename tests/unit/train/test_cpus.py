@@ -1,4 +1,4 @@
-"""available_cpus: the affinity mask, or a cgroup's quota where it is smaller; the files that say so."""
+"""available_cpus: the affinity mask, or the quota of a cgroup if it is smaller, from the files of the kernel."""
 
 import os
 

@@ -27,7 +27,7 @@ def test_trees_of_arrays_are_data(data):
 
 
 class Strings:
-    """Something like a text column of a table."""
+    """An object that converts to an array, such as a text column of a table."""
 
     def __array__(self, dtype=None, copy=None):
         return np.array(["a", "b", None, "c", "d", "e"], object)
@@ -83,7 +83,7 @@ def test_an_ordered_dict_is_a_dict():
     assert list(source_of("data", OrderedDict(b=X, a=Y)).take(TAKEN)) == ["b", "a"]
 
 
-# -- what other libraries have
+# -- data of other libraries
 
 
 def test_tensors_become_arrays_without_a_copy():
@@ -115,7 +115,7 @@ def test_a_sparse_matrix_is_refused_with_what_to_do():
 
 @pytest.fixture
 def file(tmp_path):
-    """A .npy file of X in some order."""
+    """Return a .npy file of X in this memory order."""
     path = tmp_path / "x.npy"
     np.save(path, X)
     return path
@@ -146,7 +146,7 @@ def test_a_mapped_file_is_mapped_again(file, mode, cut):
 
 
 def test_fortran_order_and_an_offset(tmp_path):
-    np.asfortranarray(X).tofile(tmp_path / "raw")  # tofile writes C order, whatever the array's
+    np.asfortranarray(X).tofile(tmp_path / "raw")  # tofile writes C order for an array in any order
     raw = np.memmap(tmp_path / "raw", np.float64, "r", offset=16, shape=(5, 2), order="F")
     assert mapped_file(raw).open().tolist() == raw.tolist() == X.ravel()[2:].reshape(2, 5).T.tolist()
 

@@ -1,4 +1,4 @@
-"""Datasets as data: items, how they are put together, DataLoaders, and what is wrong with them."""
+"""Datasets as data: items, their collation into batches, DataLoaders, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAKEN = np.array([4, 1, 1])
 
 
 class Items:
-    """A dataset of what a function makes of an index."""
+    """A dataset whose item is a function of its index."""
 
     def __init__(self, make, length=6):
         self.make = make
@@ -106,7 +106,7 @@ def test_a_collate_fn_makes_the_batch():
     assert batch["n"] == 3
 
 
-# -- what is wrong
+# -- errors
 
 
 def but_for_one(good, bad):
@@ -199,7 +199,7 @@ def test_a_tensor_dataset_is_its_tensors():
 
 
 class Held(Dataset):
-    """Holds its examples in memory, and counts what was read."""
+    """Holds its examples in memory, and counts the reads."""
 
     def __init__(self):
         self.x = np.arange(60_000.0).reshape(6, -1)

@@ -1,4 +1,4 @@
-"""weights_sha256: equal for equal bits in an equal structure, whatever the memory layout."""
+"""weights_sha256: equal for equal bits in an equal structure, in any memory layout."""
 
 from __future__ import annotations
 

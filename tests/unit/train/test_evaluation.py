@@ -1,4 +1,4 @@
-"""evaluate and predict: the same bits in workers and without, and errors of workers are reported."""
+"""evaluate and predict: the same bits with and without workers, and reports of their errors."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def always_worth_it(monkeypatch):
 
 
 class Model:
-    """A network that tells where it was asked."""
+    """A network that records the process that evaluates it."""
 
     def loss_and_grad(self, params, batch):
         loss, grads, metrics = networks.mlp(params, batch)
@@ -32,7 +32,7 @@ class Model:
 
 
 class Fragile(Model):
-    """Fails for the example that is all ones; kills its process for the one that is all twos; NaN for threes."""
+    """Fails for an example of ones, kills its process for one of twos, and returns NaN for one of threes."""
 
     def loss_and_grad(self, params, batch):
         value = batch[0][(batch[0] == batch[0][:, :1]).all(1), 0]
@@ -103,7 +103,7 @@ class EvaluateInside(Callback):
 
 
 def test_an_evaluation_between_steps_is_of_one_version():
-    """The workers continue meanwhile, so it is done here."""
+    """The workers continue meanwhile, so this process evaluates."""
     inside = EvaluateInside()
     with trainer_of(Model()) as trainer:
         trainer.fit(DATA, epochs=2, batch_size=100, callbacks=[inside])
@@ -112,7 +112,7 @@ def test_an_evaluation_between_steps_is_of_one_version():
 
 
 class Kill(Callback):
-    """Kills a worker at the end of each epoch, which validation comes after."""
+    """Kills a worker at the end of each epoch, before validation."""
 
     def on_epoch_begin(self, epoch, logs):
         os.kill(self.trainer.pids[epoch % 2], signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback():
             trainer.evaluate(with_example(50, 2), batch_size=50)
         with pytest.raises(WorkerError, match=r"examples 100 to 149 it is float32 of shape \(2,\)"):
             trainer.predict(with_example(101, 4)[0], batch_size=50)
-        assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0  # and all is well again
+        assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0  # the trainer works again
 
 
 def test_outputs_that_are_no_rows_are_joined_here():

@@ -71,7 +71,7 @@ def test_tiny_and_infinite_numbers_stay_readable():
 
 @pytest.fixture(scope="module")
 def fonts() -> None:
-    """matplotlib keeps the font files that it draws with open: it opens them before a test counts descriptors."""
+    """Let matplotlib open its font files, which it keeps open, before a test counts descriptors."""
     pytest.importorskip("matplotlib")
     history = History()
     history.append(0, {"loss": 1.0}, seconds=1, examples_per_s=1)
@@ -105,7 +105,7 @@ class TestPlot:
         assert path.stat().st_size > 1000
 
     def test_leaves_pyplot_alone(self, history, monkeypatch):
-        monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it would raise
+        monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
         history.plot()
 
 

@@ -60,7 +60,7 @@ def sometimes_with_key(params, batch, key=None):
 
 
 def trained(model, data=(x, y), *, epochs=2, batch_size=22, **arguments):
-    """(the trained pytree, the params, the history)"""
+    """Return (the trained pytree, the params, the history)."""
     given = {"optimizer": SGD(0.1), "engine": "serial", "shards": 2, "seed": SEED} | arguments
     with Trainer(model, **given) as trainer:
         history = trainer.fit(data, epochs=epochs, batch_size=batch_size)
@@ -68,7 +68,7 @@ def trained(model, data=(x, y), *, epochs=2, batch_size=22, **arguments):
 
 
 def plain(loss_fn, params, data=(x, y), *, shards=2, epochs=2, batch_size=22, keys=False):
-    """The same by hand: gradients are accumulated over the shards."""
+    """Return the same from a loop in plain JAX, which accumulates the gradients of the shards."""
     gradient, step = jax.jit(jax.grad(loss_fn)), 0
     for epoch in range(epochs):
         order = epoch_order(SEED, epoch, len(data[0]))
@@ -330,7 +330,7 @@ def jax_equinox():
         JaxModel(loss_of, network)
 
 
-# -- what is sent to workers
+# -- pickling for workers
 
 
 @jax.jit

@@ -1,8 +1,9 @@
-"""A fit that ends in the middle of an epoch: the next fit(), or save() and load(), continues there, or says why not.
+"""A fit that ends in the middle of an epoch: the next fit(), or save() and load(), continues there, or the log says why
+it cannot.
 
-What ends it: Ctrl-C, a signal handler that raises, a callback's or the model's error, a loss that is not finite, and
-workers that die again and again. In the end every example of the epoch has counted once, and sync training has the same
-bits.
+It ends because of Ctrl-C, a signal handler that raises, an error of a callback or of the model, a loss that is not
+finite, or workers that die repeatedly. At the end every example of the epoch has counted once, and sync training has
+the same bits.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def fit(trainer, epochs, **arguments):
 
 @pytest.fixture(scope="module")
 def whole():
-    """The digests of the weights and of the optimizer's state, and the history, after three epochs in one go."""
+    """Return the digests of the weights and of the optimizer's state, and the history, after an uninterrupted fit."""
     with make() as trainer:
         history = fit(trainer, 3)
         return *digests(trainer), history.history
@@ -60,7 +61,7 @@ def digests(trainer) -> tuple[str, str]:
 
 @pytest.fixture
 def one_step_at_a_time(monkeypatch):
-    """Let callbacks of the serial engine hear of a step before the next is made."""
+    """Let the serial engine report each step to callbacks before it makes the next one."""
     advance = SerialEngine.advance
     monkeypatch.setattr(SerialEngine, "advance", lambda self, until: advance(self, min(until, self._board.step + 1)))
 
@@ -113,7 +114,7 @@ INTERRUPTIONS = [(press_ctrl_c, KeyboardInterrupt), (terminate, Term), (fail, Va
 
 
 def go_on(trainer, how: str, folder: Path, **arguments) -> contextlib.AbstractContextManager[Trainer]:
-    """A trainer that continues: the same, or a new one with what the old one has saved."""
+    """Return the trainer that continues: the same one, or a new one that has loaded its checkpoint."""
     if how == "fit again":
         return contextlib.nullcontext(trainer)
     trainer.save(folder / "left.safetensors")
@@ -144,7 +145,7 @@ def test_it_goes_on_where_it_was_left(batch, what, error, how, whole, tmp_path):
 
 @pytest.mark.parametrize("how", ["fit again", "save and load"])
 def test_workers_had_gone_ahead(how, whole, tmp_path):
-    """Weights, place and records are of one step, whatever the callbacks had heard of by then."""
+    """Weights, position and step log are of the same step, even if callbacks were called for fewer steps."""
     with make(workers=2, engine="processes") as trainer:
         with pytest.raises(KeyboardInterrupt):
             fit(trainer, 3, callbacks=[At(press_ctrl_c, batch=1)])
@@ -154,7 +155,7 @@ def test_workers_had_gone_ahead(how, whole, tmp_path):
 
 
 def test_what_workers_were_at_is_never_published(tmp_path):
-    """A worker that is in the middle of a step when fit is left cannot finish it beside the next job."""
+    """A worker that is inside a step when fit ends cannot finish it during the next job."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     workers = []
@@ -168,14 +169,14 @@ def test_what_workers_were_at_is_never_published(tmp_path):
     with make(Wait(gate), engine="processes", workers=1) as trainer:
         with pytest.raises(Term):
             fit(trainer, 1, callbacks=[At(leave, batch=0)], validation_data=None)
-        assert all(select.select([worker], [], [], 0)[0] for worker in workers)  # they have ended
+        assert all(select.select([worker], [], [], 0)[0] for worker in workers)  # the workers have ended
         assert (trainer.step, trainer.snapshot().version) == (1, 2)
     for fd in (hold, *workers):
         os.close(fd)
 
 
 class Wait:
-    """The network, of which the second gradient of a process waits for its gate."""
+    """The network, except that the second gradient of a process waits for its gate."""
 
     def __init__(self, gate: Path) -> None:
         self.gate, self.calls = gate, 0
@@ -189,7 +190,7 @@ class Wait:
 
 
 class Once:
-    """The network, which does something else once, when it comes to a batch of six examples or fewer."""
+    """The network, except that it calls a function once, for the first batch of at most six examples."""
 
     def __init__(self, folder: Path, what: str) -> None:
         self.folder, self.what = folder, what
@@ -215,7 +216,7 @@ def test_the_model_fails(what, error, arguments, whole, tmp_path):
     with make(Once(tmp_path, what), max_restarts=0, **({"engine": "processes"} | arguments)) as trainer:
         with pytest.raises(error):
             fit(trainer, 3, validation_data=None)
-        # another worker may have made the step of one that was killed, before the server gives up
+        # before the server gives up, another worker may have made the step of one that was killed
         assert trainer.step in ((STEPS - 1, STEPS) if what == "kill" else (STEPS - 1,))
         assert trainer.epoch == 0
         fit(trainer, 3, validation_data=None)
@@ -223,7 +224,7 @@ def test_the_model_fails(what, error, arguments, whole, tmp_path):
 
 
 def test_only_the_end_of_the_epoch_is_left(whole, tmp_path, monkeypatch):
-    """All steps were made, and validation failed."""
+    """Validation fails after all steps were made."""
     for how in ("fit again", "save and load"):
         with make() as trainer:
             with monkeypatch.context() as patch:
@@ -244,7 +245,7 @@ def test_it_is_left_again_and_again(whole, tmp_path):
         for turn in range(3 * STEPS):
             with pytest.raises(Term):
                 fit(trainer, 1, callbacks=[At(terminate, batch=turn % STEPS)])
-            if turn % 4 == 0:  # before anything is done
+            if turn % 4 == 0:  # before the first step
                 with pytest.raises(Term):
                     fit(trainer, 1, callbacks=[At(terminate, epoch_begin=trainer.epoch)])
             if (turn + 1) % STEPS == 0:
@@ -302,7 +303,7 @@ def test_with_other_weights_the_epoch_begins_anew(caplog):
 
 
 class Iterable:
-    """Batches that can be read again."""
+    """Batches that can be read more than once."""
 
     def __init__(self, data=DATA, size: int = 16) -> None:
         starts = range(0, len(data[0]), size)
@@ -372,7 +373,7 @@ def test_a_finished_fit_leaves_nothing_half_done(caplog):
     assert "left after" not in caplog.text
 
 
-# -- async: others overtake a batch
+# -- async: later batches overtake a slow one
 
 
 EXAMPLES = 48
@@ -380,7 +381,7 @@ COUNTING = (np.eye(EXAMPLES), np.zeros(EXAMPLES))
 
 
 def count(params, batch):
-    """With a learning rate of 1, the weights count how often each example has come."""
+    """With a learning rate of 1, the weights count how often each example was used."""
     x, _ = batch
     return 0.0, {"w": -x.sum(axis=0)}
 
@@ -415,7 +416,7 @@ def test_async_every_example_counts_once(engine, data, how, tmp_path):
 
 
 def test_what_others_overtook(tmp_path):
-    """The oldest batch is still being computed when fit is left: it is the first of the rest, and is done once."""
+    """A batch that is still computed when fit ends is the first one of the rest of the epoch, and is applied once."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     made = {"optimizer": SGD(1.0), "mode": "async", "max_staleness": 3, "workers": 2}

@@ -121,35 +121,35 @@ def test_what_is_no_model_is_named(model):
 
 
 def plain(params, batch):
-    """No rng."""
+    """A model without rng."""
 
 
 def with_rng(params, batch, rng):
-    """rng by its place."""
+    """A model with rng as a positional argument."""
 
 
 def with_generator(params, batch, generator):
-    """rng by its place, under another name."""
+    """A model with rng as a positional argument of another name."""
 
 
 def with_optional_rng(params, batch, rng=None):
-    """rng by its name."""
+    """A model with rng as a keyword argument."""
 
 
 def with_option(params, batch, scale=1.0):
-    """An option that is no rng."""
+    """A model with an optional argument other than rng."""
 
 
 def with_keyword(params, batch, *, scale=1.0):
-    """A keyword that is no rng."""
+    """A model with a keyword argument other than rng."""
 
 
 def with_rest(params, batch, *rest):
-    """Takes anything."""
+    """A model that accepts any argument."""
 
 
 def with_scale(params, scale, batch):
-    """For functools.partial."""
+    """A model with a leading argument, for functools.partial."""
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_the_defaults_are_torchs(optimizer):
 
 
 def named(optimizer):
-    """The fields under torch's names."""
+    """Return the fields under the names of torch."""
     fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
     return {"lr": fields.pop("learning_rate")} | fields
 
@@ -113,7 +113,7 @@ def test_the_bias_corrections_are_made_in_double():
 
 
 class Number:
-    """Like optax's answers, which are arrays of no dimensions."""
+    """A rate as an array without dimensions, as optax's schedules return it."""
 
     ndim = 0
 
@@ -217,14 +217,14 @@ def test_what_is_no_schedule_of_torch_is_named():
 
 
 def bowl(params, batch):
-    """A bowl whose bottom moves with the example, so that the gradient never settles. Some gradients are always 0."""
+    """A quadratic whose minimum moves with the example, so that the gradient stays large. Some are always 0."""
     error = params["w"] - batch[0][0] if batch[0][0].any() else np.zeros_like(params["w"])
     error[::16] = 0
     return float((error**2).mean()), {"w": error}
 
 
 def targets_of(dtype):
-    """One per step; some steps have no gradient at all."""
+    """Return the examples, one per step; some steps have a gradient of zero."""
     rng = np.random.default_rng(5)
     targets = rng.normal(size=(STEPS, PARAMETERS)) * np.exp2(rng.integers(-8, 3, PARAMETERS))
     targets[::29] = 0
@@ -236,7 +236,7 @@ def start_of(dtype):
 
 
 def trained(optimizer, dtype, **arguments):
-    """An epoch of 300 steps and one of 300 in another fit, so that the step continues; one example and shard each."""
+    """Train for two calls of fit with 300 steps each, of one example and one shard; the step count continues."""
     with Trainer(bowl, {"w": start_of(dtype)}, optimizer=optimizer, engine="serial", shards=1, **arguments) as trainer:
         trainer.fit((targets_of(dtype),), epochs=1, batch_size=1)
         trainer.fit((targets_of(dtype),), epochs=1, batch_size=1)
@@ -263,7 +263,7 @@ def by_torch(optimizer, dtype, *, clip_norm=None):
 
 
 def assert_equal_within_rounding(got, expected, start):
-    """Rounding errors add up along the way that a parameter has gone."""
+    """Compare with a tolerance, since rounding errors add up along the path of a parameter."""
     assert got.dtype == expected.dtype
     assert np.isfinite(got).all()
     assert (got != start).any()
@@ -330,7 +330,7 @@ def test_parameters_without_a_gradient_stay(optimizer):
 
 
 def test_a_centered_mean_square_that_rounds_to_less_than_nothing_counts_as_nothing():
-    """torch.optim.RMSprop has NaN here."""
+    """torch.optim.RMSprop returns NaN here."""
 
     def constant(params, batch):
         return 0.0, {"w": np.linspace(0.1, 3, PARAMETERS, dtype=np.float32)}

@@ -1,4 +1,4 @@
-"""predict, of models with several outputs: arrays in the same dicts and tuples, joined, with every engine."""
+"""predict with several outputs: joined arrays in the same dicts and tuples, with every engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def always_worth_it(monkeypatch):
 
 
 class ModelOutput(OrderedDict):
-    """Like Hugging Face's: a dict and a dataclass, without None; tuples and caches beside the tensors."""
+    """Outputs as in Hugging Face: a dict and a dataclass, without None, with tuples and caches beside the tensors."""
 
     def __init__(self, **parts):
         super().__init__({name: part for name, part in parts.items() if part is not None})

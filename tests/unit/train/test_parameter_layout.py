@@ -1,4 +1,4 @@
-"""The plan: where parameters and state lie, and how an update is cut."""
+"""The parameter layout: the places of parameters and state, and the ranges of an update."""
 
 import struct
 
@@ -11,7 +11,7 @@ from untorn.train.run.parameter_layout import ParameterLayout
 
 
 def ranges_of(plan):
-    """(slot offset, gradient offset, count, dtype) of each update task."""
+    """Return (slot offset, gradient offset, count, dtype) of each update task."""
     return list(struct.iter_unpack("<QQQQ", plan.ranges()))
 
 
@@ -53,7 +53,7 @@ def test_every_parameter_is_in_exactly_one_range_of_its_dtype(params, state):
 
 @pytest.mark.parametrize("params", TREES.values(), ids=TREES)
 def test_ranges_start_at_cache_lines(params):
-    """So no two workers write one line."""
+    """No two workers write to the same cache line."""
     plan = plan_of(params)
     assert plan.start % 64 == 0
     assert all(gradient_offset % 64 == 0 for _, gradient_offset, _, _ in ranges_of(plan))

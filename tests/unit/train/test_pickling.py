@@ -1,4 +1,4 @@
-"""Methods that an object has beside those of its class arrive as they are."""
+"""Methods that were set on an object, beside those of its class, are pickled too."""
 
 from __future__ import annotations
 

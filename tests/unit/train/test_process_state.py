@@ -57,8 +57,8 @@ def in_a_thread(function, *arguments):
 
 @pytest.fixture(autouse=True)
 def as_before(request):
-    """After each of these tests, however it went with the trainers."""
-    if "torch.optim" in request.node.name:  # torch itself imports and changes these with an optimizer's first step
+    """Check after each of these tests that the state of the process has not changed."""
+    if "torch.optim" in request.node.name:  # torch itself imports and changes these in the first step of an optimizer
         torch.optim.NAdam([torch.zeros(1, requires_grad=True)]).step()
     before = process_state()
     yield
@@ -118,7 +118,7 @@ def test_trainers_with_processes_in_threads_give_what_each_gives_alone():
 
 
 def test_a_thread_that_draws_and_seeds_changes_nothing_and_is_not_changed():
-    """The default generator is that of the whole process."""
+    """The default generator is shared by the whole process."""
     model = dropout_model()
     alone = trial(model, 0.1, engine="serial")
     before = torch.get_rng_state()
@@ -145,7 +145,7 @@ def test_a_thread_that_draws_and_seeds_changes_nothing_and_is_not_changed():
 
 
 class LateNoise(nn.Module):
-    """Draws from the fourth call on."""
+    """A module that draws random numbers from its fourth call on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class LateNoise(nn.Module):
 
 
 class SeedsItself(nn.Module):
-    """Handles the default generator."""
+    """A module that uses the default generator directly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class SeedsItself(nn.Module):
 
 
 class DrawnAgain(torch.autograd.Function):
-    """Dropout whose mask is drawn again in backward, as torch.utils.checkpoint does."""
+    """Dropout that draws its mask again in backward, as torch.utils.checkpoint does."""
 
     @staticmethod
     def forward(context, x: torch.Tensor) -> torch.Tensor:
@@ -187,7 +187,7 @@ class DrawnAgain(torch.autograd.Function):
 
 
 class Recomputed(nn.Module):
-    """Draws the same numbers again in backward."""
+    """A module that draws the same numbers again in backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Recomputed(nn.Module):
 
 
 class WithoutModes(nn.Module):
-    """Fails where somebody looks at its operations, as some of torch do."""
+    """Fails when its operations are inspected, as some of torch do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_predictions_that_draw_are_the_same_each_time_and_draw_no_number_of_the_
 
 
 def take_a_turn_at_once() -> bool:
-    """Return whether nobody has it."""
+    """Return whether no thread holds it."""
     lock = generators_lock()
     if taken := lock.acquire(blocking=False):
         lock.release()
@@ -250,7 +250,7 @@ def take_a_turn_at_once() -> bool:
 
 
 class AsksForATurn(nn.Module):
-    """Seeds the default generator, and asks, in another thread, whether somebody else could use it meanwhile."""
+    """Seeds the default generator, and checks in another thread whether it could be used meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def test_a_model_that_draws_late_gives_the_same_beside_other_threads():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = LateNoise()
-    # the worker process counts its own calls, and has the gradients alone; so have no evaluation
+    # the worker process counts its own calls, which are only gradients; so leave out evaluation
     results = []
     for beside in (contextlib.nullcontext(), threading_idly()):
         with (
@@ -294,7 +294,7 @@ def test_a_model_that_draws_late_gives_the_same_beside_other_threads():
 
 @contextlib.contextmanager
 def threading_idly():
-    """Another thread is there."""
+    """Run the block while another thread exists."""
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
@@ -316,7 +316,7 @@ def test_an_evaluation_in_another_thread_while_fit_runs():
 
         def ask() -> None:
             while not stop.is_set():
-                trainer.evaluate((X, Y), batch_size=16)  # of whatever weights are newest
+                trainer.evaluate((X, Y), batch_size=16)  # of the newest weights
                 if (other.evaluate((X, Y), batch_size=16), other.predict(X).tobytes()) != expected:
                     wrong.append(1)
 
@@ -332,7 +332,7 @@ def test_an_evaluation_in_another_thread_while_fit_runs():
 
 
 class Nested(Callback):
-    """Trains another one, and fails if told to."""
+    """Trains another model, and then raises the given error, if any."""
 
     def __init__(self, error: type[BaseException] | None = None) -> None:
         self.error = error
@@ -474,6 +474,6 @@ raise SystemExit(status != 0)
 
 
 def test_a_forked_child_has_the_number_of_before():
-    """In its own program: libraries that other tests have imported here may have threads."""
+    """Runs in its own program, since libraries that other tests import may start threads."""
     ran = subprocess.run([sys.executable, "-c", FORKED_WHILE_COMPUTING], check=False, timeout=helpers.WATCHDOG_S)
     assert ran.returncode == 0

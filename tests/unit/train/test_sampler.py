@@ -1,4 +1,4 @@
-"""The sampler: every example once per epoch, in shards that depend on seed, epoch, step and shard alone."""
+"""The sampler: every example once per epoch, in shards that depend only on seed, epoch, step and shard."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""DataLoaders with a sampler or batch_sampler of their own are followed, in every engine and when resumed."""
+"""DataLoaders with a sampler or batch_sampler: their order is kept by every engine and after resuming."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Items(Dataset):
 
 
 class Chance(Sampler):
-    """Draws from everybody's random numbers."""
+    """Draws from the global random numbers."""
 
     def __iter__(self):
         picks = [random.randrange(EXAMPLES), np.random.randint(EXAMPLES), int(torch.randint(EXAMPLES, ()))]
@@ -54,7 +54,7 @@ class Chance(Sampler):
 
 
 class Own(Chance):
-    """Draws from its own."""
+    """Draws from its own random numbers."""
 
     def __init__(self):
         self.random = np.random.default_rng(0)
@@ -64,7 +64,7 @@ class Own(Chance):
 
 
 class Buckets(Sampler):
-    """Batches of several sizes, chosen by chance."""
+    """Batches of random sizes."""
 
     def __iter__(self):
         order = torch.randperm(EXAMPLES)

@@ -33,7 +33,7 @@ def sgd(lr: float = 0.1, **more):
     return functools.partial(torch.optim.SGD, lr=lr, **more)
 
 
-# -- what is taken for an optimizer
+# -- accepted optimizers
 
 
 def test_an_optimizer_of_untorn_stays_what_it_is():
@@ -58,7 +58,7 @@ def test_what_is_none(optimizer, message):
 
 
 class Listing(torch.optim.SGD):
-    """Keeps what cannot be published."""
+    """An optimizer whose state cannot be published."""
 
     def step(self):
         for parameter in self.param_groups[0]["params"]:
@@ -66,7 +66,7 @@ class Listing(torch.optim.SGD):
 
 
 class Growing(torch.optim.SGD):
-    """Keeps all gradients."""
+    """An optimizer that keeps all gradients."""
 
     def step(self):
         for parameter in self.param_groups[0]["params"]:
@@ -182,7 +182,7 @@ def test_the_order_of_elements_in_memory_changes_no_bit(dtype):
 
 
 class Skipping(torch.optim.SGD):
-    """Leaves out what is not finite."""
+    """An optimizer that skips gradients that are not finite."""
 
     def step(self):
         if all(torch.isfinite(p.grad).all() for p in self.param_groups[0]["params"]):

@@ -1,4 +1,4 @@
-"""Workers start wherever a program is, and however it was started."""
+"""Workers start from a program in any place, started in any way."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
-# -- how the program was started
+# -- ways to start the program
 
 IMPORTED = "print('trained', program.train(program.line, program.Items()))"
 soak = pytest.mark.soak
@@ -122,7 +122,7 @@ def test_a_program_without_a_guard_is_one_error_that_says_so(tmp_path):
     assert "trains again" in done.stderr
 
 
-# -- where the program is
+# -- places of the program
 
 
 def train(workers: int = 1) -> int:
@@ -133,7 +133,7 @@ def train(workers: int = 1) -> int:
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=soak)])
 def test_in_the_task_of_a_pool(method, tmp_path):
-    """Its processes are daemonic: multiprocessing starts nothing in them.
+    """The processes of a Pool are daemonic: multiprocessing starts no processes in them.
 
     Runs in its own program: libraries that other tests have imported here may have threads, which a fork does not copy.
     """
@@ -188,7 +188,7 @@ def test_what_a_worker_has_of_its_server(tmp_path, monkeypatch):
     assert str(tmp_path / "file") not in found["files"]
 
 
-# -- what a worker cannot import
+# -- objects that a worker cannot import
 
 
 def loaded_by_path(path: Path, name: str) -> types.ModuleType:
@@ -207,7 +207,7 @@ def plugin(tmp_path):
 
 
 class Wrapped:
-    """A model whose class workers find; that of what it holds they do not."""
+    """A model whose class workers can import, unlike the class of an attribute."""
 
     def __init__(self, model) -> None:
         self.model = model

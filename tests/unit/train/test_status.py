@@ -27,7 +27,7 @@ def test_a_curve_is_short_and_every_step_counts_once(steps, at_once):
 
 
 class Ask(Callback):
-    """Asks for the status from another thread while training continues, and so from the same process."""
+    """Requests the status from another thread of the same process, while training continues."""
 
     def __init__(self) -> None:
         self.answer = None

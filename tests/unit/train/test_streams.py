@@ -1,4 +1,4 @@
-"""Iterables of batches: each counts once, in order, whatever is read ahead; and what does not fit is named."""
+"""Iterables of batches: each batch is used once, in order, with any read-ahead; errors name the batch."""
 
 import itertools
 import threading
@@ -13,7 +13,7 @@ X, Y = networks.data_of(200, 5)
 
 
 class Batches:
-    """Starts again with each iter(): batches of 16, of which the last has 8."""
+    """An iterable that restarts with each iter(): batches of 16, the last one of 8."""
 
     def __init__(self, size: int = 16) -> None:
         self.size = size
@@ -88,7 +88,7 @@ def test_an_iterator_goes_on_where_the_last_epoch_left_it(expected):
     endless = itertools.cycle(Batches())
     assert trained(endless, steps_per_epoch=13, engine="serial") == expected
     first = next(endless)[0]
-    assert (first == X[:16]).all()  # not one more was taken
+    assert (first == X[:16]).all()  # no further batch was read
 
 
 class Steps(Callback):

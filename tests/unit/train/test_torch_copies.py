@@ -33,7 +33,7 @@ def serial(model, data=DATA, **arguments):
 
 
 def sent(model, base=cloudpickle.Pickler):
-    """The model as a worker gets it."""
+    """Return the model as a worker receives it."""
     stream = io.BytesIO()
     hollow = model.for_workers()
     hollow.pickler(base)(stream, protocol=5).dump(hollow)
@@ -71,7 +71,7 @@ def test_what_cannot_be_copied_is_named_where_forward_uses_it(way):
         caught.value
     )
     assert "create it in forward" in str(caught.value)
-    assert next(model._module.block[0].part) == 0  # the user's own has not moved
+    assert next(model._module.block[0].part) == 0  # the user's own module is unchanged
 
 
 def test_the_trained_module_shares_what_cannot_be_copied():
@@ -99,7 +99,7 @@ def test_a_copy_without_all_parameters_is_an_error_with_their_place():
 
 
 class Frozen(nn.Module):
-    """Uses what it computed from a parameter when it was made."""
+    """A module that uses a value computed from a parameter in its constructor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_what_forward_does_not_compute_anew_is_named():
 
 
 class Criterion(nn.Module):
-    """A loss that is part of the module, with parameters of its own."""
+    """A loss that is part of the module and has parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ def test_the_path_to_an_object():
 
 
 class Noisy(nn.Module):
-    """Draws from generators of its own."""
+    """A module that draws from its own generators."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ def trainer_of(model, **arguments):
 
 
 def trained(module, data, loss=None, *, epochs=2, batch_size=8, metrics=None, forward=None, **arguments):
-    """(the trained module, the params, the history)"""
+    """Return (the trained module, the params, the history)."""
     model = TorchModel(module, loss or nn.MSELoss(), metrics=metrics, forward=forward)
     with trainer_of(model, **arguments) as trainer:
         history = trainer.fit(data, epochs=epochs, batch_size=batch_size)
@@ -43,7 +43,7 @@ def regression(examples=40, features=3, dtype=np.float32):
 
 
 def plain(module, data, *, epochs=2, batch_size=8, call=lambda module, x: module(x), lr=0.1):
-    """The same by hand, on one shard."""
+    """Return the same from a plain PyTorch loop with one shard."""
     module = copy.deepcopy(module).train()
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr)
     x, y = map(torch.from_numpy, data)
@@ -221,7 +221,7 @@ def test_metrics_are_means_over_the_examples():
 
 
 def backwards_batch(module, batch):
-    """A forward of one's own."""
+    """A model with its own forward."""
     outputs = module(batch["x"])
     return ((outputs - batch["y"]) ** 2).mean(), outputs
 
@@ -379,7 +379,7 @@ def test_a_buffer_that_changes_its_shape_is_an_error():
 
 
 def test_no_step_reads_what_a_buffer_has_become_in_another_shard():
-    """Each shard begins with the version's value, in every worker."""
+    """Each shard begins with the buffer of the version, in every worker."""
     seen = []
 
     def change(module, x):
@@ -487,7 +487,7 @@ def test_others_can_follow_the_weights():
             assert snapshot.value["weight"].shape == (1, 3)
 
 
-# -- what is refused
+# -- refused modules
 
 
 def test_what_is_no_module_is_refused():
@@ -512,7 +512,7 @@ def linear_with(**tensors):
 
 
 def with_memory_of(module, function):
-    """It keeps what the function makes of its weight's memory."""
+    """Store on the module the result of a function of the memory of its weight."""
     module.kept = function(module.weight.data)
     return module
 
@@ -560,7 +560,7 @@ def test_a_module_that_does_not_fit_is_refused_by_name(module, error, message):
 
 
 class TakesShape(nn.Module):
-    """Its buffer is made as large as the first batch's rows, in place."""
+    """A module whose buffer is resized in place to the rows of the first batch."""
 
     def __init__(self):
         super().__init__()
@@ -618,7 +618,7 @@ def test_a_forward_that_writes_to_a_parameter_is_an_error_and_changes_nothing(wr
 
 
 def test_a_forward_that_replaces_a_parameter_is_an_error():
-    """The tensors that it puts there would be used, but not trained."""
+    """The new tensor would be used, but not trained."""
 
     def replacing(module, x):
         module.line.weight = nn.Parameter(torch.zeros(1, 3))
@@ -680,8 +680,8 @@ def test_a_loss_that_is_no_number_names_the_examples():
 
 def normalised():
     module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
-    module[0].requires_grad_(False)  # its bias, before BatchNorm, would have rounding errors for a gradient
-    module[1].running_var.fill_(1e6)  # a norm that counted buffers would be huge
+    module[0].requires_grad_(False)  # a bias before BatchNorm would have only rounding errors as its gradient
+    module[1].running_var.fill_(1e6)  # a norm with the buffers would be huge
     return module
 
 

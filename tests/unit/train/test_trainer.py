@@ -1,4 +1,4 @@
-"""Trainer: its arguments, what fit promises, what others may see meanwhile, and the end."""
+"""Trainer: its arguments, the guarantees of fit, its attributes during training, and its end."""
 
 import math
 import pickle
@@ -126,7 +126,7 @@ def test_data_must_be_given_in_full():
         trainer.fit(DATA, epochs=1)
 
 
-# -- what fit promises
+# -- guarantees of fit
 
 
 @ENGINES
@@ -161,9 +161,9 @@ def test_no_epochs_change_nothing():
 
 
 def test_the_last_smaller_batch_counts_by_its_examples():
-    """7 examples in batches of 5 and 2: the gradient of each is a mean, and so are the epoch's numbers over 7."""
+    """With 7 examples in batches of 5 and 2, a gradient is a mean over its batch, and a metric a mean over all 7."""
     steps = Recorder()
-    with line_trainer(optimizer=SGD(1e-12)) as trainer:  # the weights all but stand still
+    with line_trainer(optimizer=SGD(1e-12)) as trainer:  # the weights hardly change
         history = trainer.fit((DATA[0][:7], DATA[1][:7]), epochs=1, batch_size=5, callbacks=[steps])
         full = networks.line(networks.line_params(5), (DATA[0][:7], DATA[1][:7]))[0]
     assert [logs["examples"] for name, _, logs in steps.calls if name == "batch_end"] == [5, 2]
@@ -172,7 +172,7 @@ def test_the_last_smaller_batch_counts_by_its_examples():
 
 @pytest.mark.parametrize(("examples", "batch_size"), [(3, 3), (9, 4), (1, 64)])
 def test_more_shards_than_examples_in_a_batch(examples, batch_size):
-    """Empty shards count nothing: to rounding it is the unsharded result."""
+    """Empty shards have no weight: the result is the unsharded one to rounding."""
     data = (DATA[0][:examples], DATA[1][:examples])
     results = []
     for shards in (1, 8):
@@ -205,7 +205,7 @@ def test_data_and_batch_size_may_change_between_fits():
         trainer.fit(DATA, epochs=1, batch_size=10)
         pids = trainer.pids
         trainer.fit((DATA[0][:30], DATA[1][:30]), epochs=2, batch_size=7)
-        assert trainer.pids == pids  # the workers stay
+        assert trainer.pids == pids  # the workers are kept
         assert trainer.step == 10 + 2 * 5
         assert trainer.restarts == 0
 
@@ -391,7 +391,7 @@ def test_an_error_in_a_callback_ends_the_fit_and_not_the_trainer(engine):
         assert trainer.snapshot().version == version + 10
 
 
-# -- what others may see
+# -- snapshots and subscribers
 
 
 @ENGINES
@@ -405,7 +405,7 @@ def test_params_is_a_copy_that_may_be_written(engine):
         copied = weights_sha256(kept)
         trainer.fit(DATA, epochs=1, batch_size=10)
         assert weights_sha256(kept) == copied != weights_sha256(trainer.params)
-    assert weights_sha256(kept) == copied  # it outlives the trainer
+    assert weights_sha256(kept) == copied  # the snapshot outlives the trainer
 
 
 def test_a_snapshot_is_read_only_and_its_version_counts_steps():

@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_keeps_the_weights_and_the_trainer():
 
 
 class Spoiling:
-    """Its gradient has an infinity in the fifth call, with a loss that is as it should be."""
+    """A model whose gradient has an infinity in the fifth call, although the loss is finite."""
 
     def __init__(self, dtype=None):
         self.calls, self.dtype = 0, dtype
@@ -54,7 +54,7 @@ class Spoiling:
 
 @pytest.mark.parametrize(("dtype", "accumulate", "step"), [(None, 1, 2), (np.float32, 1, 2), (None, 2, 1)])
 def test_a_gradient_that_is_not_finite_keeps_the_weights(dtype, accumulate, step):
-    """Copied as it is, converted on the way, and in parts."""
+    """The gradient is copied, converted, or computed in parts."""
     with line_trainer(Spoiling(dtype), accumulate=accumulate) as trainer:
         words = (
             rf"the gradient of parameter w has a NaN or an infinity \(the loss is .* in epoch 0, step {step}, shard 0"
@@ -98,7 +98,7 @@ def test_a_metric_takes_no_name_of_ours(metric):
 
 
 class AtEpochs(Callback):
-    """Does something with its trainer at the end of each epoch."""
+    """Calls a function with its trainer at the end of each epoch."""
 
     def __init__(self, what):
         self.what = what
@@ -108,7 +108,7 @@ class AtEpochs(Callback):
 
 
 class AtSteps(Callback):
-    """Does something with its trainer after each step."""
+    """Calls a function with its trainer after each step."""
 
     def __init__(self, what):
         self.what = what
@@ -200,11 +200,11 @@ def test_a_forgotten_trainer_closes_itself():
     del trainer
 
 
-# -- weights whose files somebody removes
+# -- weights whose files are removed
 
 
 class Remover(Callback):
-    """Removes the files once, as a cleaner does, and perhaps publishes something else under the name."""
+    """Removes the files once, as a cleanup tool does, and may publish another value under the name."""
 
     def __init__(self, name, *, publishes):
         self.name, self.publishes, self.other = name, publishes, None
@@ -222,7 +222,7 @@ class Remover(Callback):
 
 @pytest.mark.parametrize("publishes", [False, True])
 def test_training_goes_on_when_somebody_removes_the_files_of_the_weights(name, monkeypatch, publishes):
-    """They are found again, or, if the name is another's now, that is a warning: the weights are worth more."""
+    """The files are restored; if another publisher has the name now, a warning says so, and training continues."""
     monkeypatch.setattr(naming, "LOOK_INTERVAL_S", -1.0)
     with line_trainer() as trainer:
         trainer.fit(DATA, epochs=3, batch_size=10)

@@ -31,7 +31,7 @@ def tuned(most: int, steps_per_s: dict[int, float]) -> Tuner:
     [
         (2, {2: 2000, 1: 1000}, 2),
         (2, {2: 1000, 1: 2000}, 1),
-        (2, {2: 2010, 1: 2000}, 1),  # as fast with fewer
+        (2, {2: 2010, 1: 2000}, 1),  # fewer workers are equally fast
         (8, {8: 1000, 4: 4000, 2: 3000, 1: 2000}, 4),
         (6, {6: 4000, 3: 3000, 1: 2000}, 6),
     ],
@@ -69,7 +69,7 @@ def test_one_processor_needs_no_measuring():
 
 
 class Resize(Callback):
-    """Asks for these numbers of workers, one after each epoch."""
+    """Resizes to these numbers of workers, one after each epoch."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = list(numbers)

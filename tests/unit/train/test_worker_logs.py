@@ -1,4 +1,4 @@
-"""Records, warnings and prints of workers appear as in a program of one process."""
+"""Log records, warnings and prints of workers appear as in a program of one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ quiet = logging.getLogger("model_of_tests.quiet")
 
 
 def talkative(params, batch):
-    """Logs in all ways."""
+    """A model that logs, warns and prints."""
     log.debug("too much")
     log.info("a step of %d", len(batch), extra={"examples": len(batch), "what": {1, 2}})
     quiet.warning("of no interest")
@@ -70,7 +70,7 @@ def test_records_are_handled_by_the_servers_loggers(caplog):
 
 
 class Dying:
-    """Logs, and dies of it, twice."""
+    """A model that logs, and then kills its process in the first two lives."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,12 +91,12 @@ def test_records_of_workers_that_were_killed(caplog, tmp_path):
     assert found == [f"record {number} of life {life}" for life in range(3) for number in range(50)]
 
 
-# -- the two ends in one process
+# -- sender and receiver in one process
 
 
 @pytest.fixture
 def ends():
-    """A receiver, and a logger that sends to it."""
+    """Return a receiver, and a logger that sends to it."""
     receiver = LogReceiver()
     sender = worker_logs._Sender(socket.socket(fileno=os.dup(receiver.fd)))
     yield receiver, sender
