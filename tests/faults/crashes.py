@@ -1,8 +1,8 @@
 """Simulate crashes of the machine: record every state of a channel that the disk may have after a crash.
 
-After a crash a file has the bytes of its last sync, and any part of the later writes: each piece as it was at any
+After a crash a file has the bytes of its last sync and any part of the later writes: each piece is as it was at some
 moment since the sync. Pieces of 4096 bytes are pages, of 512 bytes sectors, and of 64 bytes lines of persistent memory.
-The directory has its names of any moment since it was synced.
+The directory has its names of some moment since its last sync.
 """
 
 import os
@@ -20,7 +20,7 @@ PIECES = (64, 512, 4096)
 
 
 class History:
-    """A file, or the set of names, as the disk may have it: at any moment since it was synced."""
+    """The states that the disk may have of a file, or of the set of names: those since its last sync."""
 
     def __init__(self, now) -> None:
         self.moments = [now]
@@ -33,7 +33,7 @@ class History:
         del self.moments[:-1]
 
     def mixed(self, rng, piece: int) -> bytes:
-        """Each piece as it was at some moment."""
+        """Return the bytes with each piece as it was at some moment."""
         if len(self.moments) == 1:
             return self.moments[0]
         size = len(self.moments[rng.integers(len(self.moments))])
@@ -46,7 +46,7 @@ class History:
         return stack[at, np.arange(stack.shape[1])].tobytes()[:size]
 
     def alone(self, piece: int):
-        """One piece as it was at some moment, all others as they are now."""
+        """Return the bytes with one piece as it was at some moment, and all others as they are now."""
         now = self.moments[-1]
         for then in self.moments[:-1]:
             if len(then) == len(now):
@@ -56,12 +56,12 @@ class History:
 
 
 class Machine:
-    """Watches a publisher through the calls that it makes, and collects what crashes would leave.
+    """Observes the calls of a publisher, and collects the states that a crash may leave.
 
     Attributes:
         returned: the last version whose call has returned.
         expected: the value of each version.
-        states: (returned, begun, control, data) without repetitions; a file is None where it has no name.
+        states: (returned, begun, control, data) without repetitions; a file without a name is None.
     """
 
     def __init__(self, rng: random.Random, folder) -> None:
@@ -76,7 +76,7 @@ class Machine:
         self._names = History(frozenset())
 
     def step(self, attachment=None) -> None:
-        """A moment at which the machine may crash."""
+        """Record a moment at which the machine may crash."""
         self._attachment = attachment = attachment or self._attachment
         if attachment is None:
             return
@@ -98,7 +98,7 @@ class Machine:
             self.states[self.returned, self._attachment.version + 1, *parts] = None
 
     def synced(self, fd: int) -> None:
-        """A file, or the directory, is on the disk."""
+        """Record that a file, or the directory, is on the disk."""
         if self._attachment is None:
             return
         for part, history in self._files.items():
@@ -108,7 +108,7 @@ class Machine:
             self._names.sync()
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
-        """Make a step of each call that changes a file, before it and after it."""
+        """Record a moment before and after each call that changes a file."""
         for method in ("pick", "finish", "publish"):
             patch.setattr(_core.Attachment, method, self._watched(getattr(_core.Attachment, method), own=True))
         patch.setattr(layout.Layout, "write_leaf", self._watched(layout.Layout.write_leaf))

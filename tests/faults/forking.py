@@ -1,7 +1,7 @@
-"""A program that trains, and forks on the way: ``forking.py FOLDER ENGINE PLACE ENDING``.
+"""A program that forks while it trains: ``forking.py FOLDER ENGINE PLACE ENDING``.
 
-It prints what came of it as JSON. PLACE is where it forks, ENDING is how the child ends: see PLACES and ENDINGS. The
-parent waits for the child before it continues, so whatever the child does to it has been done.
+It prints its results as JSON. PLACE names the place of the fork, and ENDING the end of the child: see PLACES and
+ENDINGS. The parent waits for the child before it continues, so any harm by the child is done by then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ trainer: Trainer | None = None
 
 
 def fork(ending: str) -> None:
-    """Fork a child that ends like this, and wait for it."""
+    """Fork a child with this ending, and wait for it."""
     if ending == "multiprocessing":
         process = multiprocessing.get_context("fork").Process(target=gc.collect)
         process.start()
@@ -53,11 +53,11 @@ def fork(ending: str) -> None:
         globals().pop("trainer", None)
         gc.collect()
         sys.exit(0)
-    # go_on: the child comes back into the loop of its parent
+    # go_on: the child returns to the loop of its parent
 
 
 class Model:
-    """Linear. With a place "model" the first worker to come by forks, in the middle of its gradient."""
+    """A linear model. If the place is "model", the first worker forks in the middle of its gradient."""
 
     def __init__(self, ending: str | None, folder: str) -> None:
         self.ending, self.folder = ending, folder
@@ -78,7 +78,7 @@ class Model:
 
 
 class Fork(Callback):
-    """Forks once."""
+    """Forks once, at the given place."""
 
     def __init__(self, place: str, ending: str) -> None:
         self.place, self.ending = place, ending
@@ -103,7 +103,7 @@ class Fork(Callback):
 
 
 class Count(Callback):
-    """Counts epochs, and notes for each end of training whether it is in the process that trains."""
+    """Counts epochs, and records for each end of training whether it is in the process that trains."""
 
     def __init__(self, folder: str) -> None:
         self.file = os.path.join(folder, "told")
@@ -141,7 +141,7 @@ def main(folder: str, engine: str, place: str, ending: str) -> None:
 
 
 def child_may_look(trainer: Trainer) -> None:
-    """A copy reads the weights, and everything else says why not."""
+    """Check that a forked copy can read the weights, and that all other calls raise ClosedError."""
     assert trainer.params["w"].shape == (4,)
     for refused in (
         lambda: trainer.fit(DATA, epochs=1, batch_size=12),

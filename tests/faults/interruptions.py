@@ -1,14 +1,14 @@
-"""Something else happens inside a call: at every line of untorn's Python code, when the garbage collector runs, or as
-an exception where CPython handles signals. Without timers, so that every run of a test does the same.
+"""Interrupt a call: at every line of untorn's Python code, when the garbage collector runs, or with an exception where
+CPython handles signals. There are no timers, so every run of a test does the same.
 
-    at_every_line      the action runs once before each line that the call comes to, as a signal handler would
-    at_each_line       the call is repeated, and the action runs once in each, before another line: for one that cannot
-                       be done twice, such as close()
-    in_finalizers      the action runs in __del__ of garbage that is made all the time
-    raised_everywhere  the call is repeated, and KeyboardInterrupt is raised in each at another place: where a function
-                       begins, and after each call of a C function has done its work
+    at_every_line      the action runs once before each line that the call reaches, as a signal handler would
+    at_each_line       the call is repeated, and the action runs once in each call, before another line: for an action
+                       that cannot run twice, such as close()
+    in_finalizers      the action runs in __del__ of garbage that is created all the time
+    raised_everywhere  the call is repeated, and each raises KeyboardInterrupt at another place: at the start of a
+                       function, or after a C function has returned
 
-An action that runs is not interrupted itself.
+An action is not interrupted itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Action = Callable[[], object]
 
 
 def at_every_line(call: Action, action: Action, seen: set[Any] | None = None) -> int:
-    """Return how often the action ran. ``seen``: lines that were done before, to be done no more."""
+    """Return how often the action ran. Lines in ``seen`` are skipped, and new ones are added to it."""
     seen = set() if seen is None else seen
     before = len(seen)
 
@@ -44,7 +44,7 @@ def at_every_line(call: Action, action: Action, seen: set[Any] | None = None) ->
 
 
 def at_each_line(make: Callable[[], tuple[Action, Action]], *, most: int | None = None, rng: random.Random) -> int:
-    """``make()`` gives the next call and its action. Of more lines than ``most``, some are chosen. How many it were."""
+    """Return the number of lines. ``make()`` returns the next call and its action. At most ``most`` lines are drawn."""
     lines: list[Any] = []
     call, _ = make()
     _traced(call, lambda point: lines.append(point) if point not in lines else None)
@@ -66,7 +66,7 @@ def _once(line: Any, action: Action) -> Callable[[Any], None]:
 
 
 def _traced(call: Action, visit: Callable[[Any], None]) -> None:
-    """Call it, and visit each line of untorn's code that it comes to."""
+    """Call it, and visit each line of untorn's code that it reaches."""
 
     def trace(frame: Any, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(_PACKAGE):
@@ -84,7 +84,7 @@ def _traced(call: Action, visit: Callable[[Any], None]) -> None:
 
 
 class _Garbage:
-    """Runs the action when it is collected, and leaves the next of its kind."""
+    """Runs the action when it is collected, and creates its successor."""
 
     def __init__(self, action: Action, errors: list[BaseException], counter: list[int]) -> None:
         self.myself = self
@@ -92,7 +92,7 @@ class _Garbage:
 
     def __del__(self) -> None:
         action, errors, counter = self.rest
-        if counter[0] < 0:  # it is over, or one runs just now
+        if counter[0] < 0:  # the call is over, or an action runs now
             return
         count, counter[0] = counter[0], -1
         try:
@@ -104,12 +104,12 @@ class _Garbage:
 
 
 def in_finalizers(call: Action, action: Action) -> int:
-    """Return how often the action ran. Raises the first error of one."""
+    """Return how often the action ran. Raises the first error of an action."""
     errors: list[BaseException] = []
     counter = [0]
     thresholds = gc.get_threshold()
     gc.collect()
-    gc.freeze()  # or each collection would look at everything
+    gc.freeze()  # without this, each collection would visit all objects
     gc.set_threshold(1)
     try:
         _Garbage(action, errors, counter)
@@ -126,8 +126,8 @@ def in_finalizers(call: Action, action: Action) -> int:
 def raised_everywhere(
     make: Callable[[], Action], check: Callable[[BaseException], object], *, most: int | None = None, rng: random.Random
 ) -> int:
-    """``make()`` gives the next call; ``check`` is asked with each exception, which keeps the frames that it went
-    through. Of more places than ``most``, some are chosen. How often one was raised."""
+    """Return the number of exceptions raised. ``make()`` returns the next call. Each exception goes to ``check``,
+    and keeps the frames that it passed through. At most ``most`` places are drawn."""
     places: dict[Any, None] = {}
     _profiled(make(), places.setdefault)
     chosen = list(places) if most is None or len(places) <= most else rng.sample(list(places), most)
@@ -151,7 +151,7 @@ def _raise_at(place: Any) -> Callable[[Any], None]:
 
 
 def _profiled(call: Action, visit: Callable[[Any], object]) -> None:
-    """Call it, and visit each place at which CPython would handle a signal: (event, code, instruction)."""
+    """Call it, and visit each place where CPython would handle a signal: (event, code, instruction)."""
 
     def profile(frame: Any, event: str, _: Any) -> None:
         if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -165,8 +165,8 @@ def _profiled(call: Action, visit: Callable[[Any], object]) -> None:
 
 
 def public_calls(layer: str) -> Iterator[str]:
-    """The functions of untorn.__all__, and of its classes that are no errors, themselves and what they have, of "share"
-    or of "train"."""
+    """Yield the names in untorn.__all__ of functions, of classes other than errors, and of their methods, from "share"
+    or from "train"."""
     for name in untorn.__all__:
         thing = getattr(untorn, name)
         if isinstance(thing, type):
@@ -180,7 +180,7 @@ def public_calls(layer: str) -> Iterator[str]:
 
 
 def in_a_child(body: Callable[..., Any], *args: Any) -> Any:
-    """Run it in its own process and return its result. A hang is a failure that shows its place."""
+    """Run it in its own process and return its result. A hang is a failure, which shows its place."""
     with start(_child, body, args) as child:
         result = child.get()
         assert child.join() == 0

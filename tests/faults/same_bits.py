@@ -1,7 +1,7 @@
-"""One training, of every kind of model with every kind of optimizer, in every way that must not change a bit of it.
+"""A training of one kind of model with one kind of optimizer, run in every way that must not change a bit of it.
 
-``python same_bits.py MODEL OPTIMIZER`` prints a line for each way, with the SHA-256 of the weights; the first is that
-of the serial engine. It is a separate program because JAX and forks do not go together. test_same_bits.py runs it.
+``python same_bits.py MODEL OPTIMIZER`` prints a line with the SHA-256 of the weights for each way; the first way is
+the serial engine. It is a separate program because JAX and forks do not go together. test_same_bits.py runs it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def trained(model: str, optimizer: str, epochs: int, **engine) -> str:
 
 
 def trained_with_faults(model: str, optimizer: str, rng: random.Random, each: int, kinds: tuple[str, ...]):
-    """Return the digest, the number of epochs that it took and the number of restarts."""
+    """Return the digest, the number of epochs and the number of restarts."""
     with trainer_of(model, optimizer, workers=3) as trainer:
         trainer.fit(DATA, epochs=1, batch_size=BATCH)
         with FaultInjector(trainer, rng, each, kinds) as faults:
@@ -123,7 +123,7 @@ def trained_with_faults(model: str, optimizer: str, rng: random.Random, each: in
 
 
 class Ready(Callback):
-    """Says that training runs."""
+    """Tells the parent that training runs."""
 
     def on_epoch_begin(self, epoch, logs):
         if sys.stdout is not None:
@@ -143,7 +143,7 @@ def serve(model: str, optimizer: str, directory: str, epochs: int, workers: int)
 
 
 def trained_by_killed_servers(model: str, optimizer: str, rng: random.Random, kills: int, epochs: int):
-    """(digest, how many were killed)."""
+    """Return (digest, number of killed servers)."""
     killed = 0
     with tempfile.TemporaryDirectory() as directory:
         while True:

@@ -1,8 +1,8 @@
-"""Names that are created and removed while others open them: no process is ever attached to halves of two channels.
+"""Names that are created and removed while others open them: no process ever attaches to halves of two channels.
 
-Twice: names that are moved from channel to channel as fast as the system can, in the order in which publishers give and
-remove them, so that most of what can be opened is in the middle of it; and real publishers, that create, take over,
-unlink and are killed, with `untorn gc` among them, and readers that look whether their snapshots are whole.
+There are two tests. One moves names from channel to channel as fast as the system can, in the order in which publishers
+create and remove them, so that most openings come in the middle of a change. The other has real publishers that create,
+take over, unlink and are killed, with `untorn gc` among them, and readers that check that their snapshots are whole.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ OPENS = 3_000
 #: of the soak
 SOAK_OPENS = int(os.environ.get("UNTORN_CHURN_OPENS", "10_000_000"))
 CHANNELS = 4
-#: how long names stay, in rounds of an empty loop: an opener finds them most of the time
+#: the lifetime of a name, in rounds of an empty loop: an opener finds it most of the time
 PAUSE = 3_000
-#: every such open gives the processor away between its two steps, so that names change there for certain
+#: every such opening yields the processor between its two steps, so that names certainly change there
 YIELD_EVERY = 100
 READS = 250
 
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """A folder in memory, where names change fastest."""
+    """Return a folder in memory, where names change fastest."""
     folder = f"/dev/shm/untorn-churn-{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(folder, 0o700)
     yield folder
@@ -42,11 +42,11 @@ def folder(tmp_path_factory):
     os.rmdir(folder)
 
 
-# -- names moved as fast as can be
+# -- names that move as fast as possible
 
 
 def _move_names(pipe, folder):
-    """Give the names to one channel after the other, until told to stop."""
+    """Give the names to one channel after another, until told to stop."""
     moves = 0
     while not pipe.has_message():
         for _ in range(100):
@@ -63,7 +63,7 @@ def _move_names(pipe, folder):
 
 
 class Counts:
-    """Counts of the openers: pairs that they attached to, mixed pairs among these, and refused pairs."""
+    """The counts of the openers: attached pairs, mixed pairs among these, and refused pairs."""
 
     def __init__(self) -> None:
         self.opened = self.mixed = self.refused = self.data_files = 0
@@ -71,7 +71,7 @@ class Counts:
 
 @pytest.fixture
 def counts(monkeypatch):
-    """Counts, where every YIELD_EVERY-th opening of a data file lets others run first."""
+    """Return the counts; every YIELD_EVERY-th opening of a data file lets others run first."""
     counts, real_open, real_attach = Counts(), storage._open, storage.attach
 
     def yielding(path, flags):
@@ -125,7 +125,7 @@ def test_no_pair_is_mixed(folder, counts, monkeypatch):
 
 @pytest.mark.soak
 def test_no_pair_is_mixed_in_ten_million(folder, counts, capsys):
-    """With UNTORN_CHURN_OPENS others than ten million."""
+    """UNTORN_CHURN_OPENS sets another number."""
     rate = run(folder, counts, SOAK_OPENS)
     with capsys.disabled():
         print(f"{SOAK_OPENS:,} opens, {rate:,.0f} a second; {counts.refused:,} mixed pairs met, {counts.mixed} taken")
@@ -136,7 +136,7 @@ def test_no_pair_is_mixed_in_ten_million(folder, counts, capsys):
 
 
 def _publish(pipe, folder, seed):
-    """Create, take over, publish, close, unlink; sometimes be killed, which another one sees to."""
+    """Create, take over, publish, close and unlink, also after a publisher that was killed."""
     rng = np.random.default_rng(seed)
     while not pipe.has_message():
         with contextlib.suppress(BusyError):
@@ -151,7 +151,7 @@ def _publish(pipe, folder, seed):
 
 
 def _killed(pipe, folder, seed):
-    """Kill a publisher at some moment, again and again."""
+    """Run publishers one after another, and kill each at a random moment."""
     rng = np.random.default_rng(seed)
     kills = 0
     while not pipe.has_message():
@@ -184,7 +184,7 @@ def _value(rng) -> dict:
 
 
 def read(folder, count: int) -> None:
-    """Take ``count`` snapshots, each of a channel that was just opened, and look at each again a moment later."""
+    """Take ``count`` snapshots, each of a newly opened channel, and check each one again a moment later."""
     taken = 0
     while taken < count:
         try:

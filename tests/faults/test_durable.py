@@ -1,13 +1,13 @@
-"""A crash of the machine at every step of a durable publisher's life.
+"""A crash of the machine at every step of a durable publisher.
 
-A recorder (crashes.py) notes the bytes of both files before and after each step, and makes of them what a crash could
-leave on the disk::
+A recorder (crashes.py) copies the bytes of both files before and after each step, and derives the states that a crash
+could leave on the disk::
 
     steps    pick | write | finish | sync data | sync control | publish | sync control   update() returned 5
     disk     4 .......................................................... 4 or 5 ......  5
 
-Each such state must open at the last version whose call had returned, or at the one that was being made; it must be
-whole, and the next publisher must continue from there. Mutants of the code prove that the test would see it otherwise.
+Each such state must open at the last version whose call had returned, or at the version that was being published. It
+must be whole, and the next publisher must continue from it. Mutants of the code prove that the test detects errors.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ def same(value, expected) -> bool:
     return value["version"] == expected["version"] and all(np.array_equal(value[k], expected[k]) for k in "ab")
 
 
-# -- what a publisher does
+# -- scenarios
 
 
 class Life:
-    """A durable publisher, the value that it has published, and readers that hold versions."""
+    """A durable publisher, its value, and readers that hold versions."""
 
     def __init__(self, machine: Machine, *, max_slots: int = 8, n: int = 300) -> None:
         self.machine = machine
@@ -50,7 +50,7 @@ class Life:
         self.take_over(n)
 
     def take_over(self, n: int) -> None:
-        """The publisher is gone without a word; another comes."""
+        """The publisher dies, and another takes over."""
         if self.publisher is not None:
             self.publisher._open_versions = self.machine._attachment = None
         options = {"slots": 3, "max_slots": self.max_slots, "max_readers": 4, "durable": True}
@@ -95,7 +95,7 @@ class Life:
         self.held.append(untorn.subscribe(self.publisher).snapshot())
 
     def fail(self) -> None:
-        """An edit that is dropped, and a version for which there is no room."""
+        """An edit is dropped, and a version finds no room."""
         with contextlib.suppress(ZeroDivisionError), self.publisher.edit() as value:
             value["a"][:] = -7
             self.machine.step()
@@ -109,7 +109,7 @@ class Life:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     def interrupted(self, n: int) -> None:
-        """Ctrl-C, or a kill, between the last two steps: the version is there, but perhaps not on the disk."""
+        """Ctrl-C or a kill comes between the last two steps: the version is published, but may not be on the disk."""
         version, _ = self._next()
         self.machine.interrupt_at = f"version {version}"
         with pytest.raises(KeyboardInterrupt):
@@ -172,7 +172,7 @@ def held(machine):
 
 
 def many_held(machine):
-    """The slot table takes more than one sector, and `latest` is in the first."""
+    """The slot table needs more than one sector, and `latest` is in the first one."""
     life = Life(machine, max_slots=64, n=100)
     states, machine.states = machine.states, {}
     for n in range(26):
@@ -188,7 +188,7 @@ def many_held(machine):
 
 
 def moving(machine):
-    """Slots give their space back, and one of another line of the slot table gets it."""
+    """Slots release their space, and a slot in another line of the slot table gets it."""
     life = Life(machine, max_slots=16, n=600)
     for _ in range(8):
         life.hold()
@@ -234,7 +234,7 @@ def take_overs(machine):
 
 
 def not_durable_before(machine):
-    """The promise begins when the first durable publish() has returned."""
+    """The guarantee begins when the first durable publish() has returned."""
     machine.expected[1] = tree(1, 300)
     untorn.publish(machine.expected[1], name="channel", directory=machine.folder).close()
     life = Life(machine)
@@ -260,7 +260,7 @@ SCENARIOS = (
 )
 
 
-# -- what a crash leaves of it
+# -- states after a crash
 
 
 def crashes(scenario, rng, folder, mutate=lambda patch: None) -> Machine:
@@ -275,7 +275,7 @@ def crashes(scenario, rng, folder, mutate=lambda patch: None) -> Machine:
 
 
 def fault(state, expected, folder) -> str:
-    """Return the faults of a state; empty if it is as promised."""
+    """Return the faults of a state; empty if it keeps the guarantee."""
     try:
         _check(state, expected, folder)
         return ""
@@ -406,7 +406,7 @@ def test_a_mutant_is_caught(mutant, rng, tmp_path):
 
 @pytest.mark.parametrize("failing", range(6))
 def test_an_error_of_the_disk_leaves_a_whole_version(tmp_path, monkeypatch, failing):
-    """It is the one before or the new one, and the next call continues from there, with another structure too."""
+    """The version is the old or the new one, and the next call continues from it, also with another structure."""
     values = [{"a": np.arange(100)}, {"b": "text", "a": np.arange(50)}]
     real, left = os.fdatasync, [failing]
 

@@ -1,4 +1,4 @@
-"""Workers that come, go, stop and are killed at random while training continues: the weights are the same bits."""
+"""Workers that join, leave, stop and are killed at random during training do not change a bit of the weights."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_many_faults(rng, model):
 
 
 class StopOne(Callback):
-    """Stops a worker in the first step, and wakes it up when training has gone on for a while without it."""
+    """Stops a worker in the first step, and resumes it after training has continued without it for a while."""
 
     def __init__(self, wake_at: int) -> None:
         self.wake_at = wake_at
@@ -83,7 +83,7 @@ def test_a_stopped_worker_stops_nobody_else():
     stop = StopOne(wake_at=60)
     with trainer_of(workers=2) as trainer:
         trainer.fit(DATA, epochs=10, batch_size=32, callbacks=[stop])
-        assert len(stop.was_stopped_at) > 40 or trainer.restarts  # in an update it has to be replaced
+        assert len(stop.was_stopped_at) > 40 or trainer.restarts  # a worker that stops in an update must be replaced
         trainer.fit(DATA, epochs=2, batch_size=32)  # it takes part again
         got = weights_sha256(trainer.params)
     assert got == serial_sha256(12)
@@ -104,7 +104,7 @@ def test_a_stopped_worker_does_not_keep_the_trainer_open():
 
 
 class Wait(Callback):
-    """Continues until somebody outside has done what the test is about."""
+    """Continues training until another process has done its part of the test."""
 
     def __init__(self, over: threading.Event) -> None:
         self.over = over

@@ -1,7 +1,7 @@
-"""Each system call of every operation of share fails, with each error that it may plausibly have.
+"""Each system call of every operation of share fails, with each plausible error.
 
-The operation succeeds all the same, or raises an error that says the cause (sweep/errnos.py has the contract). It
-leaves no descriptor behind, and the channel is as whole as after a kill. ``-s`` shows a line of figures for each.
+The operation succeeds nevertheless, or raises an error that names the cause (sweep/errnos.py has the contract). It
+leaves no descriptor open, and the channel is as intact as after a kill. ``-s`` shows a line of figures for each.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from sweep import runner
 from sweep import sweeper as sweeping
 from sweep.operations import OPERATIONS
 
-#: of an operation's failures in `make test`, drawn by the seed; `make soak` tries all
+#: the number of an operation's failures in `make test`, drawn by the seed; `make soak` tests all
 SAMPLE = 25
 
 sweeper = runner.fixture(sweeping.serve)

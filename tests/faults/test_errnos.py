@@ -1,7 +1,7 @@
-"""A system call that fails is an error with its true cause: "no room" where there is no room, "another publisher" where
-there is one, and the system's own word for all else. A lock that nobody could ask about is no proof of anybody's death.
+"""A failing system call raises an error with its true cause: "no room" if there is no room, "another publisher" if
+there is one, and the system's own message otherwise. A lock whose state is unknown is no proof of a death.
 
-Each test runs in its own process whose C library fails as it is told to (errnos.c).
+Each test runs in its own process, whose C library fails on request (errnos.c).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """The C library's calls that fail, built."""
+    """Build the library with the failing calls of the C library."""
     made = tmp_path_factory.mktemp("errnos") / "errnos.so"
     compiler = os.environ.get("CC", "gcc")
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", made, HERE / "errnos.c", "-ldl"]
@@ -53,7 +53,7 @@ def under(library, tmp_path):
 
 
 class Failing:
-    """While it lasts, a system call fails; afterwards at least one must have."""
+    """Let a system call fail inside the block, and check that at least one has."""
 
     def __init__(self, call: str, number: int, *, skip: int = 0, times: int = -1, raises: int = 0) -> None:
         self.plan = ctypes.CDLL(None).errno_plan
@@ -68,7 +68,7 @@ class Failing:
 
 
 def expect(kind, number, action):
-    """The error's class is exactly this one, and it names its cause: by errno, or in words."""
+    """Check that the error has exactly this class, and that it names its cause, by errno or in words."""
     with pytest.raises(kind) as caught:
         action()
     assert type(caught.value) is kind
@@ -76,13 +76,13 @@ def expect(kind, number, action):
 
 
 def kind_of(number: int) -> type[Exception]:
-    """Return the error for a lack of something, or that for any other failure."""
+    """Return the error for a shortage, or the one for any other failure."""
     lack = number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
     return CapacityError if lack else type(OSError(number, ""))
 
 
 def space(folder: str, number: int) -> None:
-    """No channel, or no next version; the one that is there stays, and nothing is left of the one that failed."""
+    """There is no channel, or no next version; the existing one is kept, and nothing of the failed one is left."""
     number_in_words = 0 if number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM) else number
     for skip in (0, 1):
         with Failing("fallocate", number, skip=skip):
@@ -128,12 +128,12 @@ def interrupted(folder: str) -> None:
 
 
 def test_a_reservation_that_a_signal_interrupts_goes_on(under):
-    """Handlers run in between, and what one raises comes out."""
+    """Signal handlers run in between, and an exception from one is raised."""
     under(interrupted)
 
 
 def locks(folder: str) -> None:
-    """A lock that fails is neither a living publisher nor a lack of rows."""
+    """A lock that fails does not mean a living publisher, nor a lack of rows."""
     failure = type(OSError(errno.ENOLCK, ""))
     with Failing("setlk", errno.ENOLCK):
         expect(failure, errno.ENOLCK, lambda: untorn.publish("x", name="c", directory=folder))
@@ -161,7 +161,7 @@ def test_a_lock_that_fails_is_no_living_process(under):
 
 
 def handed_over(folder: str) -> None:
-    """A channel that was handed over is not gone because it cannot be opened, locked or mapped just now."""
+    """A channel that was passed on still exists if it cannot be opened, locked or mapped at the moment."""
     publisher = untorn.publish("x")
     for call, number in (("open", errno.EIO), ("open", errno.ENOMEM), ("setlk", errno.ENOLCK), ("mmap", errno.ENOMEM)):
         with Failing(call, number):
@@ -192,7 +192,7 @@ def test_the_thread_that_waits_for_coroutines_survives_a_lock_that_fails(under):
 
 
 def held(folder: str) -> None:
-    """A reader that nobody could ask about keeps its versions, through reclaiming and through gc."""
+    """A reader whose state is unknown keeps its versions when others reclaim and when gc runs."""
     from untorn.cli.gc import collect
 
     with untorn.publish(1, name="c", directory=folder, slots=1, max_slots=2) as publisher:
@@ -220,11 +220,11 @@ def test_a_reader_that_nobody_could_ask_about_is_not_dead(under):
 
 
 def writing(folder: str) -> None:
-    """The control file of a new channel cannot be written, or nothing can be mapped."""
+    """The control file of a new channel cannot be written, or a mapping fails."""
     with Failing("pwrite", errno.EIO):
         expect(OSError, errno.EIO, lambda: untorn.publish("x", name="c", directory=folder))
     for number, kind in ((errno.EIO, OSError), (errno.ENOMEM, CapacityError)):
-        with Failing("mmap", number, skip=2):  # the two mappings of the control file went well
+        with Failing("mmap", number, skip=2):  # the two mappings of the control file succeed
             expect(kind, 0 if kind is CapacityError else number, lambda: _publish(folder))
         for skip in (0, 1):
             with Failing("mmap", number, skip=skip, times=1):

@@ -1,4 +1,4 @@
-"""Forked copies of the server or of a worker: training continues, whatever they do and however they end.
+"""Forked copies of the server or of a worker: training continues with every action and ending of a copy.
 
 The programs are forking.py.
 """
@@ -28,7 +28,7 @@ def run(folder: Path, engine: str, place: str, ending: str) -> list:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The results of sync training, and of async training, which is then sync training with one shard."""
+    """Return the results of sync training, and of async training, which equals sync training with one shard here."""
     return {engine: run(tmp_path_factory.mktemp(engine), engine, "nowhere", "exit") for engine in ("serial", "async")}
 
 

@@ -1,6 +1,6 @@
 """SIGKILL before and after each system call of every operation of share; in `make soak`, at single instructions too.
 
-What must hold after each: sweep/scenes.py. ``-s`` shows a line of figures for each operation.
+sweep/scenes.py checks the channel after each kill. ``-s`` shows a line of figures for each operation.
 """
 
 import pytest

@@ -26,7 +26,7 @@ def payload(version: int) -> dict:
 
 
 def check(snapshot) -> int:
-    """Fail unless the snapshot is one whole version; returns its number."""
+    """Return the number of a snapshot's version; fail unless it is one whole version."""
     value, version = snapshot.value, snapshot.version
     assert value["version"] == version
     assert np.array_equiv(value["x"], version)
@@ -34,7 +34,7 @@ def check(snapshot) -> int:
 
 
 def publish_one(publisher, rng) -> None:
-    """The next version, by update or by edit."""
+    """Publish the next version, by update or by edit."""
     version = publisher.version + 1
     how = rng.randrange(3)
     if how == 0:
@@ -47,7 +47,7 @@ def publish_one(publisher, rng) -> None:
 
 
 def linger(rng, work) -> None:
-    """Let a random time go by, in useful work."""
+    """Work for a random time."""
     for _ in range(int(rng.expovariate(1 / 8))):
         work()
 
@@ -60,7 +60,7 @@ def held_rows(publisher) -> int:
 
 
 def assert_clean(publisher) -> None:
-    """No dead reader's row holds anything, no memory is lost."""
+    """Check that no row of a dead reader holds a slot, and that no memory is lost."""
     for _ in range(3):
         publish_one(publisher, random)
     publisher._attachment.reclaim()
@@ -74,7 +74,7 @@ def assert_clean(publisher) -> None:
 
 
 def _read_and_hold(pipe, reader, seed):
-    """Read for ever, with a few snapshots held at any time."""
+    """Read until killed, holding a few snapshots at any time."""
     rng = random.Random(seed)
     held = [reader.snapshot()]
     pipe.put(check(held[0]))
@@ -109,7 +109,7 @@ def test_readers_that_hold_snapshots_are_killed(rng):
 
 
 def test_killed_readers_make_room_at_once():
-    """Every slot and every row is held by a reader; each time it is killed the writer continues without a wait."""
+    """A reader holds every slot and every row; after each kill of it, the writer continues without waiting."""
     with untorn.publish(payload(1), max_slots=3, max_readers=2) as publisher:
         for _ in range(30):
             with start(_hold_two, publisher.subscriber()) as child:
@@ -140,7 +140,7 @@ def _hold_two(pipe, reader):
 
 def _publish_for_ever(pipe, name, directory, seed):
     rng = random.Random(seed)
-    # the first version after a takeover is not known before: only its publisher can tell
+    # only the publisher knows the number of its first version after a takeover
     publisher = take(name, directory)
     pipe.put(publisher.version)
     while True:
@@ -148,7 +148,7 @@ def _publish_for_ever(pipe, name, directory, seed):
 
 
 def take(name, directory=None):
-    """Publish under the name of a dead publisher, with a first version that says its own number."""
+    """Publish under the name of a dead publisher, with a first version that holds its own number."""
     version = 1
     try:
         with untorn.subscribe(name if directory is None else Path(directory) / name) as old:
@@ -261,7 +261,7 @@ def kill_both(rng, kills, name):
         linger(rng, lambda: check(watch.snapshot()))
         for place in rng.sample(sorted(children), rng.randrange(1, 3)):
             child = children.pop(place)
-            assert not child.pipe.poll(0), child.get()  # a reader that saw something torn would have said so
+            assert not child.pipe.poll(0), child.get()  # a reader that saw a torn version would have reported it
             assert child.kill() == -9
         version = check(watch.snapshot())
         assert version >= last
@@ -302,7 +302,7 @@ def _look_on(pipe, snapshot, view, version):
 
 @pytest.mark.parametrize("rows", [8, 1])
 def test_a_snapshot_stays_whole_across_fork(rows):
-    """Also when all rows are taken: then the child got a copy."""
+    """This holds also if all rows are taken: then the child has a copy."""
     with untorn.publish(payload(1), max_readers=rows) as publisher:
         reader = publisher.subscriber()
         snapshot = reader.snapshot()
@@ -353,7 +353,7 @@ def test_a_child_that_was_forked_without_a_row_gets_one_later():
 
 
 def _fork_an_orphan(pipe, name, orphans_in, orphans_out):
-    """A publisher and reader with its own child, which inherits everything and is told to look by a pipe."""
+    """Run a publisher and reader with a child, which inherits everything and checks it when the pipe tells it to."""
     publisher = take(name)
     snapshot = publisher.subscriber().snapshot()
     pid = os.fork()

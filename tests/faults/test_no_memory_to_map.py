@@ -1,4 +1,4 @@
-"""Workers that can map no more memory: others do their work, and if nobody can it is an error, never a stand-still."""
+"""Workers that cannot map more memory: others do their work, and if none can, it is an error and never a hang."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from untorn.train import weights_sha256
 SIZE = 1 << 20
 PARAMS = {"w": np.zeros(SIZE)}
 DATA = (np.arange(64.0).reshape(64, 1),)
-ROOM = 6 << 20  # for small things, and for no version of the weights
+ROOM = 6 << 20  # enough for small objects, but for no version of the weights
 
 
 class Limited:
-    """A model; the first ``processes`` processes that call it can map hardly anything from then on."""
+    """A model that limits the memory of the first ``processes`` processes that call it to almost nothing more."""
 
     def __init__(self, folder: Path, processes: int) -> None:
         self.folder, self.processes = folder, processes
@@ -48,7 +48,7 @@ def trainer_of(model, **arguments) -> Trainer:
 
 
 class LimitedFromTheStart(Limited):
-    """Limited when it comes to a process."""
+    """A model that limits the memory of a process when it is unpickled there."""
 
     def __setstate__(self, state):
         self.__dict__ = state

@@ -1,4 +1,4 @@
-"""A worker that the kernel kills for lack of memory is told from one that somebody kills."""
+"""A worker that the kernel kills for lack of memory is distinguished from one that is killed otherwise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_count_of_kills_rises(tmp_path, text):
 
 
 def hungry(params, batch):
-    """The example 77 takes more memory than there is."""
+    """A model that needs more memory than there is for the example 77."""
     if 77 in batch:
         np.ones(4 * LIMIT, np.uint8)
     return 0.0, {"w": np.zeros(1)}
@@ -35,7 +35,7 @@ def hungry(params, batch):
 
 @pytest.fixture
 def little_memory():
-    """A control group with a limit, in which this process is until the test is over; skipped where that is not
+    """Put this process into a control group with a limit until the test ends; skip the test if that is not
     possible."""
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     root, limit = (v1, "memory.limit_in_bytes") if v1.is_dir() else (v2, "memory.max")
@@ -57,7 +57,7 @@ def little_memory():
     except OSError as error:
         pytest.skip(f"no control group can be made here ({error})")
     yield
-    for pid in (group / "cgroup.procs").read_text().split():  # multiprocessing's resource tracker stays, too
+    for pid in (group / "cgroup.procs").read_text().split():  # multiprocessing's resource tracker stays too
         (root / before.strip("/") / "cgroup.procs").write_text(pid)
     group.rmdir()
 

@@ -1,6 +1,6 @@
-"""A channel on overlayfs, in a lower layer that a container's image brought along.
+"""A channel on overlayfs, in a lower layer from a container's image.
 
-A file of the lower layer is copied to the upper one when somebody opens it for writing. A process that has
+A file of the lower layer is copied to the upper one when a process opens it for writing. A process that has
 mapped the lower file by then continues to see that file. Each test has its own mount namespace.
 """
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
 def layers(folder, *, writable: bool = True):
-    """An overlay whose lower layer has the channel "c"; returns where it is mounted."""
+    """Mount an overlay whose lower layer has the channel "c", and return its mount point."""
     own_mounts()
     mount("tmpfs", folder)
     lower, upper, work, merged = (folder / name for name in ("lower", "upper", "work", "merged"))
@@ -37,7 +37,7 @@ def layers(folder, *, writable: bool = True):
 
 
 def in_layers(test, folder, *, writable: bool = True) -> None:
-    """Run ``test(pipe, where)`` in a process with such an overlay; skip where there is none."""
+    """Run ``test(pipe, where)`` in a process with such an overlay; skip the test if there is none."""
     with start(_in_layers, test, folder, writable) as child:
         missing = child.get()
         if missing:
@@ -77,7 +77,7 @@ def test_a_reader_that_came_before_the_file_was_copied_up(tmp_path):
 
 
 def _many(pipe, where):
-    """Read in other processes as well, and through what was handed over."""
+    """Read in other processes too, and through subscribers that were passed to them."""
     publisher = untorn.publish(np.ones(1000), name="c", directory=where)
     readers = [start(_read, untorn.subscribe(given)) for given in (where / "c", publisher)]
     for child in readers:
@@ -105,7 +105,7 @@ def test_other_processes_and_gc(tmp_path):
 
 
 def _read_only(pipe, where):
-    """Readers must write to the control file; where they cannot, they are told."""
+    """Readers must write to the control file, and get an error if they cannot."""
     for use in (lambda: untorn.subscribe(where / "c"), lambda: untorn.publish(1, name="c", directory=where)):
         with pytest.raises(OSError, match="read-only") as caught:
             use()

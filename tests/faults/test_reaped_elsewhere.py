@@ -1,4 +1,4 @@
-"""Deaths are known no matter who reaps the dead: with SIGCHLD ignored, and beside code that waits for any child."""
+"""Deaths are detected even if other code reaps the dead: if SIGCHLD is ignored, or code waits for any child."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = (X, X.sum(axis=1))
 
 
 class Deadly:
-    """A linear model; the first ``deaths`` worker processes that come to one of these examples die of it."""
+    """A linear model that kills the first ``deaths`` worker processes that reach one of these examples."""
 
     def __init__(self, folder: Path, deaths: int, examples: range) -> None:
         self.folder, self.deaths, self.examples = folder, deaths, examples
@@ -123,7 +123,7 @@ def predict(pipe, reaped, folder) -> None:
 
 
 def measuring_takes_long() -> None:
-    """Have this process, and no other, find that evaluations are worth the way to the workers."""
+    """Make this process, and no other, send evaluations to the workers, however small they are."""
     from untorn.train.run import evaluation
 
     evaluation._WORTH_S = 0.0
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_again_and_again_is_an_error(reaped, cause, tmp_path)
 
 
 def started() -> tuple[ChildProcess, int]:
-    """A process that ends when the descriptor beside it is closed."""
+    """Start a process that ends when the descriptor returned with it is closed."""
     theirs, ours = os.pipe()
     process = subprocess.Popen([sys.executable, "-ISc", "import os; os.read(0, 1); os._exit(7)"], stdin=theirs)
     os.close(theirs)
@@ -168,7 +168,7 @@ def started() -> tuple[ChildProcess, int]:
 
 @pytest.fixture(params=["pidfd", "refused"])
 def kernel(request, monkeypatch):
-    """A kernel with pidfds, and one that refuses them, as old ones and some filters do."""
+    """Run with a kernel with pidfds, and with one that refuses them, as old kernels and some filters do."""
     if request.param == "refused":
 
         def refuse(_pid: int) -> int:

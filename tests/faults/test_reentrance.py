@@ -1,7 +1,7 @@
-"""An untorn call that another one of the same thread interrupts does not hang and damages no version.
+"""A call of untorn that another one in the same thread interrupts does not hang and damages no version.
 
 A signal handler, a finalizer that the garbage collector runs, and a fork can come between any two steps of a call. Here
-they do come, before every line (interruptions.py says how), and call untorn themselves. Each test runs in a child
+they come before every line (see interruptions.py), and call untorn themselves. Each test runs in a child
 process, so that a hang is a failure. The names come from ``untorn.__all__``: a new one needs a case.
 """
 
@@ -31,20 +31,20 @@ SIZE = 40
 
 
 def tree(number, *, more=0):
-    """A value that shows damage: all of its numbers are one."""
+    """Return a value that shows damage, since all of its numbers are equal."""
     parts = {"a": np.full(SIZE, number), "b": [np.full(SIZE, number), {"c": number}]}
     return parts | {f"more {i}": np.full(SIZE, number) for i in range(more)}
 
 
 def number_of(value):
-    """The number that a tree is full of; fails if they are several."""
+    """Return the number that fills a tree; fail if there are several."""
     numbers = {int(number) for part in [value["a"], *value["b"][:1]] for number in part} | {value["b"][1]["c"]}
     assert len(numbers) == 1, f"a torn version: {numbers}"
     return numbers.pop()
 
 
 class World:
-    """A named channel with a publisher and a reader, and what handlers do."""
+    """A named channel with a publisher and a reader, and the actions of handlers."""
 
     def __init__(self, folder, name="world"):
         self.folder, self.name = folder, name
@@ -61,7 +61,7 @@ class World:
         self.reader.close()
 
     def check(self):
-        """The channel is whole, and continues."""
+        """Check that the channel is intact and works."""
         for more in (0, 1):  # another structure, and back
             value = tree(next(self.numbers), more=more)
             version = self.publisher.update(value)
@@ -71,7 +71,7 @@ class World:
             snapshot = self.reader.snapshot()
             assert (number_of(snapshot.value), snapshot.version) == (value["a"][0], version + 2)
 
-    # -- what comes in between
+    # -- interrupting actions
 
     def subscribes(self):
         number_of(untorn.subscribe(f"{self.folder}/{self.name}").snapshot().value)
@@ -117,7 +117,7 @@ class World:
         self.publisher.unlink()
 
     def is_taken_over(self):
-        """Another publisher has the channel, and has published until it used the slot that was being written."""
+        """Let another publisher take the channel and publish until it has used the slot that was being written."""
         self.publisher.close()
         successor = untorn.publish(tree(7), name=self.name, directory=self.folder)
         for _ in range(6):
@@ -139,7 +139,7 @@ def _patch(world):
 
 
 def _publish(world):
-    """A channel of its own, taken over from a dead publisher as well, and an anonymous one."""
+    """Publish a separate channel, also after a dead publisher, and an anonymous one."""
     for _ in range(2):
         untorn.publish(tree(1), name="own", directory=world.folder).close()
     with untorn.publish(tree(1), name="own", directory=world.folder) as own:
@@ -222,7 +222,7 @@ SHARE = {
     "FrozenDict.values": lambda world: [*world.table.values()],
 }
 ACTIONS = ("subscribes", "snapshots", "publishes", "updates")
-#: calls that write, and so have something to damage
+#: the calls that write, and so could damage a version
 WRITES = ("Publisher.update", "Publisher.patch", "Publisher.edit")
 
 
@@ -260,10 +260,10 @@ def _refusals(folder):
     return world.refused
 
 
-#: a fork before every ``every``-th line, from a random first one on; before all of them in the soak
+#: a fork before every ``every``-th line, from a random first one; before every line in the soak
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)])
 def test_forks_in_a_signal_handler(tmp_path, every, rng):
-    """Before the lines of untorn's code that any of the calls comes to, once."""
+    """The fork comes once before each line of untorn's code that one of the calls reaches."""
     forks, lines = in_a_child(_forks, tmp_path, every, rng.randrange(every))
     print(f"forked at {forks} of {lines} lines")
     assert forks > 50
@@ -286,7 +286,7 @@ def _forks(folder, every, first):
 
 @pytest.mark.parametrize("forks", [30, pytest.param(300, marks=pytest.mark.soak)])
 def test_forks_while_another_thread_is_inside(tmp_path, forks):
-    """The child can continue wherever that thread is, in Python or in C: the thread is not there, and holds nothing."""
+    """The child can continue wherever that thread was, in Python or in C: it has neither the thread nor its locks."""
     calls = in_a_child(_forks_beside, tmp_path, forks)
     print(f"{forks} forks while a thread made {calls} calls")
     assert calls >= forks
@@ -306,7 +306,7 @@ def _forks_beside(folder, forks):
     thread.start()
     try:
         for number in range(forks):
-            while len(calls) <= number:  # it is inside another one by now
+            while len(calls) <= number:  # the thread is inside another call by now
                 time.sleep(0)
             world.forks()
     finally:
@@ -322,7 +322,7 @@ def _forks_beside(folder, forks):
 @pytest.mark.parametrize("action", ["closes", "unlinks", "is_taken_over"])
 @pytest.mark.parametrize("case", WRITES)
 def test_the_publisher_ends_in_a_signal_handler(tmp_path, case, action, most, rng):
-    """The call ends with its version or with ClosedError; the channel has whole versions alone, and continues."""
+    """The call ends with its version or with ClosedError; the channel has only whole versions, and works."""
     print(f"{case}: {action} at {in_a_child(_ends, case, tmp_path, action, most, rng)} lines")
 
 
@@ -352,7 +352,7 @@ def _or_closed(call, world):
 
 @pytest.mark.parametrize("case", [case for case in SHARE if case.startswith(("Subscriber", "Snapshot"))])
 def test_a_reader_is_closed_in_a_signal_handler(tmp_path, case, rng):
-    """The call returns what it would have, or raises ClosedError."""
+    """The call returns its usual result, or raises ClosedError."""
     print(f"{case}: closed at {in_a_child(_reader_closes, case, tmp_path, rng)} lines")
 
 
@@ -408,7 +408,7 @@ def _finalizers(case, folder, actions):
 
 @pytest.mark.parametrize("case", WRITES)
 def test_ctrl_c_leaves_no_lock_and_no_damage(tmp_path, case, rng):
-    """Also while somebody keeps the exception, whose frames then live on."""
+    """This holds also while the exception, and so its frames, are kept alive."""
     count = in_a_child(_interrupts, case, tmp_path, rng)
     print(f"{case}: interrupted at {count} places")
     assert count > 20
@@ -473,8 +473,8 @@ def test_threads_attach_to_one_row(tmp_path):
 
 @pytest.mark.parametrize("case", WRITES)
 def test_a_child_that_goes_on_with_its_parents_version_damages_nothing(tmp_path, case, rng):
-    """The handler forks, and the child returns from it into the middle of the call: there it gets ClosedError, and what
-    it writes until then is its own. The parent's version is whole, also when the slot is used again meanwhile."""
+    """The handler forks, and the child returns from it into the middle of the call, which raises ClosedError there; its
+    writes until then stay private. The parent's version is whole, also if the slot is reused meanwhile."""
     print(f"{case}: a child went on from {in_a_child(_children_go_on, case, tmp_path, rng)} lines")
 
 
@@ -546,7 +546,7 @@ def test_a_child_writes_into_its_parents_edit():
 
 
 def test_an_edit_that_goes_on_after_close_writes_for_itself(tmp_path):
-    """The channel is another publisher's then, and so is the slot."""
+    """Another publisher then has the channel, and the slot."""
     publisher = untorn.publish({"w": np.zeros(1000)}, name="next", directory=tmp_path)
     reader = untorn.subscribe(tmp_path / "next")
     with pytest.raises(ClosedError), publisher.edit() as params:
@@ -560,7 +560,7 @@ def test_an_edit_that_goes_on_after_close_writes_for_itself(tmp_path):
 
 
 def test_an_interrupted_update_leaves_nothing_for_a_patch_to_build_on():
-    """The slot that it wrote half is picked again, and must not be taken for the version that it had before."""
+    """The half-written slot is chosen again, and must not be mistaken for the version that it had before."""
 
     class Stop(Exception):
         pass
@@ -592,7 +592,7 @@ def test_an_interrupted_update_leaves_nothing_for_a_patch_to_build_on():
 
 
 def test_an_adapter_that_is_being_imported_is_an_error_that_says_so(monkeypatch):
-    """A handler that interrupts the import finds the module half made."""
+    """A handler that interrupts the import finds a partly initialised module."""
     scipy_sparse = pytest.importorskip("scipy.sparse")
 
     class Matrix(scipy_sparse.csr_array):

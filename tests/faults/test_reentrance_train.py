@@ -1,7 +1,7 @@
-"""Training that is interrupted by calls of the same thread: from signal handlers, from finalizers, and by Ctrl-C.
+"""Training that calls in the same thread interrupt: from signal handlers, from finalizers, and by Ctrl-C.
 
-With the serial engine, whose every step runs in this process. The weights are those of a training that nobody
-interrupts. test_reentrance.py is about sharing alone.
+The serial engine runs every step in this process. The weights are those of an uninterrupted training.
+test_reentrance.py tests share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Y = X @ [1.0, -2.0, 3.0]
 
 
 class Model:
-    """A linear one, as functions."""
+    """A linear model."""
 
     def __call__(self, params, batch):
         x, y = batch
@@ -47,7 +47,7 @@ def fit(trainer, **options):
 
 
 class World:
-    """A trainer that has begun, another channel, and what handlers do."""
+    """A trainer that has begun, another channel, and the actions of handlers."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -60,7 +60,7 @@ class World:
         self.trainer.close()
 
     def looks(self):
-        """Look at the trainer, as a status page does."""
+        """Read the attributes of the trainer, as a status page does."""
         trainer = self.trainer
         with trainer.snapshot() as snapshot:
             assert snapshot.value["w"].shape == (3,)
@@ -92,7 +92,7 @@ class World:
 
 
 def _fit_everything(world):
-    """All callbacks, checkpoints, validation."""
+    """Train with all callbacks, checkpoints and validation."""
     callbacks = [
         untorn.CSVLogger(world.folder / "log.csv"),
         untorn.EarlyStopping(patience=5),
@@ -172,9 +172,9 @@ TRAIN = {
     "Trainer.subscriber": lambda world: world.trainer.subscriber().snapshot().value,
     "Trainer.workers": lambda world: world.trainer.workers,
 }
-#: they need a library that a test elsewhere has, or do nothing by themselves
+#: names that need a library that another test covers, or that do nothing by themselves
 ELSEWHERE = {"TensorBoard", "TorchSchedule", "Examples"}
-#: one name of those with the same code, the optimizers for example; the others in the soak
+#: one name of each group with the same code, such as the optimizers; the soak tests the others too
 FAST = {case.__code__: name for name, case in TRAIN.items()}.values()
 
 
@@ -187,7 +187,7 @@ def test_every_public_call_of_train_has_a_case():
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.soak) for name in TRAIN]
 )
 def test_calls_in_a_signal_handler(tmp_path, name):
-    """Before every line of untorn's code that the call comes to; afterwards the weights are what they should be."""
+    """The action comes before every line of untorn's code that the call reaches; the weights are right afterwards."""
     print(f"{name}: {in_a_child(_every_line, name, tmp_path)}")
 
 
@@ -228,7 +228,7 @@ def _finalizers(folder, action):
 @pytest.mark.parametrize("most", [25, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("action", ["closes", "stops", "forks", "fits", "evaluates"])
 def test_a_fit_meets(tmp_path, action, most, rng):
-    """In the middle of it a handler closes the trainer, stops the training, forks, or asks for more of the same."""
+    """A handler in the middle of the call closes the trainer, stops the training, forks, or makes the same call."""
     print(f"{action} at {in_a_child(_meets, tmp_path, action, most, rng)} lines of fit")
 
 
@@ -258,7 +258,7 @@ def _meets(folder, action, most, rng):
             elif action == "stops":
                 trainer.stop_training = True
             elif action == "fits":
-                with contextlib.suppress(RuntimeError, ClosedError):  # it runs already, or is over
+                with contextlib.suppress(RuntimeError, ClosedError):  # training runs already, or is over
                     fit(trainer)
             elif action == "evaluates":
                 with contextlib.suppress(ClosedError):  # it is over
@@ -278,7 +278,7 @@ def _meets(folder, action, most, rng):
 
 @pytest.mark.parametrize("most", [40, pytest.param(400, marks=pytest.mark.soak)])
 def test_ctrl_c_leaves_a_trainer_that_others_can_use(tmp_path, most, rng):
-    """Also while somebody keeps the exception: another thread continues to train, and closes it."""
+    """This holds also while the exception is kept alive: another thread continues to train, and closes the trainer."""
     count = in_a_child(_interrupts, most, rng)
     print(f"interrupted at {count} places")
     assert count > 10
@@ -314,7 +314,7 @@ def _interrupts(most, rng):
 
 @pytest.mark.parametrize("action", ["looks", "forks", pytest.param("publishes", marks=pytest.mark.soak)])
 def test_worker_processes_meet(tmp_path, action):
-    """The same with the code that starts, watches and ends worker processes: a fork every 40 lines."""
+    """The same holds for the code that starts, supervises and ends worker processes, with a fork every 40 lines."""
     print(f"{action} at {in_a_child(_with_workers, tmp_path, action)} lines")
 
 
@@ -339,7 +339,7 @@ def _with_workers(folder, action):
 
 
 def test_a_sampler_that_samples():
-    """The random numbers of the process are one thread's at a time, and that thread's as often as it comes."""
+    """One thread at a time holds the random numbers of the process, and may take them again."""
 
     class Sampler:
         def __len__(self):

@@ -1,4 +1,4 @@
-"""systemd's RemoveIPC: everything that the user has in /dev/shm goes, directories too, while channels are published."""
+"""systemd's RemoveIPC removes all of the user's files and directories in /dev/shm while channels are published."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _end_of_a_session(pipe):
         pipe.put(f"no /dev/shm of one's own here: {error}")
         return
     pipe.put("")
-    naming.LOOK_INTERVAL_S = -1.0  # each version looks at the names, however fast they come
+    naming.LOOK_INTERVAL_S = -1.0  # each version checks the names, at any speed
     with untorn.publish(1, name="c") as publisher:
         reader = untorn.subscribe("c")
         anonymous = untorn.publish("kept")

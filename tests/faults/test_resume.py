@@ -1,5 +1,5 @@
-"""The server is killed, again and again, at any moment; resumed until it is done, the weights are those of a run that
-was never killed, bit for bit. And a disk that gets full."""
+"""A server that is killed repeatedly, at any moment, and resumed until it is done has the weights of a run that was
+never killed, bit for bit. Also tests a full disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCRATCH = re.compile(r"\.step-\d{12}\.safetensors\.writing")
 
 
 def model(params, batch, rng):
-    """Some work, so that a step takes a moment, and random numbers."""
+    """A model with random numbers, and enough work for a step to take a moment."""
     networks.work(3)
     return networks.mlp_with_dropout(params, batch, rng)
 
@@ -50,7 +50,7 @@ def make(engine: str = "serial", workers: int = 2, layers: tuple[int, ...] = (8,
 
 
 class Record(Callback):
-    """Tells the test who is there, and remembers every step across kills."""
+    """Tells the test the process ids, and keeps the log of every step across kills."""
 
     def __init__(self, put) -> None:
         self._put = put
@@ -72,7 +72,7 @@ class Record(Callback):
 
 
 def train(trainer: Trainer, directory, epochs: int, record: Record, every_s: float | None = 0.0):
-    """(digest, history, losses of all steps) when it is done."""
+    """Train until done, and return (digest, history, losses of all steps)."""
     history = trainer.fit(
         DATA,
         epochs=epochs,
@@ -98,7 +98,7 @@ def serve(pipe, directory, epochs, engine, workers):
 
 
 def wait_for(pidfds: list[int]) -> None:
-    """Workers of a dead server end by themselves."""
+    """Check that the workers of a dead server end."""
     for pidfd in pidfds:
         readable, _, _ = select.select([pidfd], [], [], helpers.WATCHDOG_S)
         os.close(pidfd)
@@ -114,7 +114,7 @@ def pidfds_of(workers: list[int]) -> list[int]:
 
 
 def check_directory(directory: Path) -> None:
-    """Nothing but whole checkpoints, and what the next run removes."""
+    """Check that the directory has only intact checkpoints, and files that the next run removes."""
     for path in directory.iterdir():
         if NAME.fullmatch(path.name):
             checkpoint.read(path)
@@ -123,8 +123,8 @@ def check_directory(directory: Path) -> None:
 
 
 def kill_until_done(directory: Path, rng: random.Random, *, epochs: int, kills: int, within_s: float):
-    """Servers on this directory, one after the other, each killed at a random moment while kills are left. Returns what
-    the last one says, and how many were killed."""
+    """Run servers on this directory, one after another, and kill each at a random moment while kills are left. Return
+    the results of the last one, and the number of killed ones."""
     killed = 0
     while True:
         engine, workers = rng.choice([("serial", 1), ("processes", 1), ("processes", 2), ("processes", 3)])
@@ -177,7 +177,7 @@ def test_hundreds_of_kills_of_the_server(rng, tmp_path, within_s):
 
 
 def write_and_die(pipe, directory, moment):
-    """Train one epoch with a checkpoint, then be killed right before, or after, one of the calls of the next."""
+    """Train one epoch with a checkpoint. Then get killed right before or after one of the calls for the next one."""
     import safetensors.numpy
 
     armed = False
@@ -232,7 +232,7 @@ def test_killed_at_each_step_of_writing(moment, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB; without the right to mount one, the test is skipped."""
+    """Mount a file system of 1 MB; skip the test without the right to mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -269,7 +269,7 @@ def test_a_full_disk(engine, small_disk):
 
 
 def check_directory_but(directory: Path, name: str) -> None:
-    """Whole checkpoints, one other file, and nothing else."""
+    """Check that there are only intact checkpoints and one other file."""
     names = {path.name for path in directory.iterdir()} - {name}
     for each in names:
         assert NAME.fullmatch(each)

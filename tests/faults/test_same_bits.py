@@ -1,7 +1,7 @@
 """The same SHA-256 for every number of workers, after kills of workers and of servers, and after resizing: for models
 of NumPy, PyTorch (with batch normalisation and dropout) and JAX, with SGD, AdamW and an optimizer of torch.optim.
 
-All of it takes half an hour, so by default one cell of the table is run, with few kills.
+The whole table takes half an hour, so by default only one cell of it runs, with few kills.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """No torn read: every snapshot that readers take of a publisher at full speed is exactly one version.
 
 The payload proves itself: an array whose every element is the version's number, a second one of the negative, and the
-number as a scalar. A mixture of two versions in any of them, or between them, shows.
+number as a scalar. So a mixture of two versions, in one of them or between them, is detected.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import pytest
 import untorn
 from helpers import start
 
-#: elements of the array (8 bytes each), and how many snapshots each reader checks by default and in a soak
+#: the elements of the array (8 bytes each), and the number of snapshots per reader by default and in a soak
 SIZES = {1: 60_000, 64: 60_000, 4096: 40_000, 65_536: 15_000, 524_288: 3_000}
 SOAK = {1: 2_000_000, 64: 2_000_000, 4096: 1_000_000, 65_536: 60_000, 524_288: 6_000}
 READERS = 2
@@ -46,7 +46,7 @@ def _read(pipe, reader, size, count):
 
 
 def _publish_until_all_read(publisher, children, size, rng):
-    """At full speed, by update and by edit in turns; returns what the readers counted."""
+    """Publish at full speed, by update and by edit in turn. Return the counts of the readers."""
     buffer = payload(size, 0)
     waiting, results = list(children), []
     while waiting:
@@ -69,7 +69,7 @@ def _publish_until_all_read(publisher, children, size, rng):
 
 
 def run(size, count, rng, readers=READERS):
-    """Returns the numbers of checked snapshots and of different versions among them."""
+    """Return the number of checked snapshots and of different versions among them."""
     with untorn.publish(payload(size, 1), max_slots=64) as publisher:
         children = [start(_read, publisher.subscriber(), size, count) for _ in range(readers)]
         for child in children:
@@ -133,7 +133,7 @@ def _read_in_threads(pipe, reader, size):
 
 
 def _look_without_a_hold(pipe, reader, size):
-    """Read the memory of versions that are not pinned any more, until it is torn."""
+    """Read the memory of versions that are no longer pinned, until it is torn."""
     pipe.put()
     looks = 0
     while True:
@@ -148,7 +148,7 @@ def _look_without_a_hold(pipe, reader, size):
 
 
 def test_the_check_would_see_a_torn_read(rng):
-    """The control experiment: the same payload, read without a pin, is torn soon."""
+    """As a control experiment, the same payload without a pin is soon torn."""
     with (
         untorn.publish(payload(65_536, 1)) as publisher,
         start(_look_without_a_hold, publisher.subscriber(), 65_536) as child,
@@ -159,7 +159,7 @@ def test_the_check_would_see_a_torn_read(rng):
 
 
 def _keep(pipe, reader, size):
-    """Keep views of one version, and nothing else of it, while the publisher continues."""
+    """Keep only views of one version while the publisher continues."""
     snapshot = reader.snapshot()
     check(snapshot, size)
     version = snapshot.version

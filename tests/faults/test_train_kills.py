@@ -1,7 +1,7 @@
 """Faults during training: kills at any moment, models that fail, servers that vanish, readers that hold versions.
 
-After each test the leak check of conftest.py finds no process, descriptor, mapping or file; where the server itself is
-killed, the tests here look for what its orphans may have left.
+After each test the leak check of conftest.py finds no process, descriptor, mapping or file. Tests that kill the server
+itself look for leaks of its orphans.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def line_trainer(model, **arguments):
 
 
 def serial_sha256(epochs: int, batch_size: int) -> str:
-    """The same training without processes and without the extra work."""
+    """Return the result of the same training without processes and without the extra work."""
     with mlp_trainer(networks.mlp, engine="serial") as trainer:
         trainer.fit(CLASSES, epochs=epochs, batch_size=batch_size)
         return weights_sha256(trainer.params)
@@ -71,7 +71,7 @@ class Killer(threading.Thread):
             while self._trainer.restarts < self._wanted and not self._over.is_set():
                 with contextlib.suppress(TimeoutError):
                     version = weights.wait(version, timeout_s=0.1)
-                    self._over.wait(self._rng.random() * 0.02)  # not to be in step with anything
+                    self._over.wait(self._rng.random() * 0.02)  # a random pause, out of step with training
                     for pid in self._rng.sample(self._trainer.pids, self._at_once):
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ class Killer(threading.Thread):
 
 
 def train_under_fire(trainer: Trainer, killer: Killer, batch_size: int) -> int:
-    """Fit until the killer has had enough; the number of epochs that it took."""
+    """Fit until the killer has finished. Return the number of epochs."""
     with killer:
         trainer.fit(CLASSES, epochs=2, batch_size=batch_size)
         while killer.is_alive():
@@ -111,7 +111,7 @@ def test_the_weights_do_not_depend_on_who_is_killed(rng, workers, at_once, kills
 @pytest.mark.parametrize("workers", [2, 3, 4, 8])
 @pytest.mark.parametrize("model", [networks.mlp, networks.slow_mlp], ids=["fast", "slow"])
 def test_hundreds_of_kills(rng, workers, model):
-    """With the fast model most kills land in updates, phase changes and waits."""
+    """With the fast model, most kills hit updates, phase changes and waits."""
     with mlp_trainer(model, workers=workers) as trainer:
         trainer.fit(CLASSES, epochs=1, batch_size=64)
         epochs = train_under_fire(trainer, Killer(trainer, rng, 400, min(workers, 3)), batch_size=64)
@@ -146,7 +146,7 @@ def test_all_workers_killed_at_once_by_a_callback():
 
 
 def test_a_stopped_worker_loses_nothing():
-    """SIGSTOP is no death: the others wait for its gradient, however long it takes, and it counts once."""
+    """SIGSTOP is no death: the others wait for the gradient of a stopped worker for any time, and it counts once."""
 
     class StopAWhile(Callback):
         def on_epoch_begin(self, epoch, logs):
@@ -171,14 +171,14 @@ MARK = 7e7
 
 
 def marked(at: int):
-    """LINE with a mark in one example."""
+    """Return LINE with a mark in one example."""
     x, y = (array.copy() for array in LINE)
     x[at, 0] = MARK
     return x, y
 
 
 def place_of(at: int, *, batch_size: int, shards: int, seed: int = 5):
-    """(step, shard) of this example in epoch 0."""
+    """Return (step, shard) of this example in epoch 0."""
     position = epoch_order(seed, 0, len(LINE[0])).tolist().index(at)
     step, rest = divmod(position, batch_size)
     return step, next(s for s in range(shards) if batch_size * s // shards <= rest < batch_size * (s + 1) // shards)
@@ -223,7 +223,7 @@ def gives_complex(params, batch):
 
 
 def fit_again(trainer: Trainer) -> None:
-    """It is usable: a clean fit runs, and moves the weights."""
+    """Check that the trainer is usable: another fit runs, and changes the weights."""
     before, version = weights_sha256(trainer.params), trainer.snapshot().version
     trainer.fit(LINE, epochs=1, batch_size=12)
     assert trainer.snapshot().version == version + 5
@@ -337,7 +337,7 @@ def level_params():
 
 
 def level(params, batch):
-    """All numbers of a version are the same number, in both dtypes: minus the version, and plus one."""
+    """Check that all numbers of a version are equal in both dtypes: one minus the version."""
     return 0.0, {"w": np.ones(200_000, np.float32), "v": np.ones(50_001)}
 
 
@@ -347,7 +347,7 @@ def check_level(snapshot) -> None:
 
 
 class Hold(Callback):
-    """Takes a snapshot whenever there is a new version, and keeps it."""
+    """Takes a snapshot of each new version, and keeps it."""
 
     def __init__(self, most):
         self.kept = []
@@ -360,7 +360,7 @@ class Hold(Callback):
 
 
 def hold_versions(pipe, weights, count):
-    """A reader in another process: keeps versions while training continues, and checks them at the end."""
+    """Run a reader in another process, which keeps versions while training continues, and checks them at the end."""
     kept = []
     pipe.put("ready")
     with weights:
@@ -401,7 +401,7 @@ def test_readers_that_hold_old_versions_keep_them_whole():
 
 def test_when_every_slot_is_held_it_says_who_holds_them(monkeypatch):
     monkeypatch.setattr(weights, "FREE_SLOT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(weights, "_RESERVED_SLOTS", 0)  # or else this reader is the one to be told
+    monkeypatch.setattr(weights, "_RESERVED_SLOTS", 0)  # otherwise this reader would get the error
     data = (np.zeros((1, 1)),)
     kept = []
     with Trainer(level, level_params(), optimizer=SGD(1.0), engine="serial") as trainer:
@@ -425,7 +425,7 @@ def test_when_every_slot_is_held_it_says_who_holds_them(monkeypatch):
 
 
 def memory_of(pid: int) -> set[tuple[str, int]]:
-    """The anonymous channels and boards that this process holds: (name, inode)."""
+    """Return the anonymous channels and boards that this process holds, as (name, inode)."""
     found = set()
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
@@ -505,7 +505,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("whole_terminal", [False, True], ids=["server", "terminal"])
 def test_ctrl_c_ends_it_all(tmp_path, whole_terminal):
-    """A terminal sends SIGINT to the workers too; they leave it to the server."""
+    """A terminal sends SIGINT to the workers too, which ignore it; the server handles it."""
     script = tmp_path / "script.py"
     here = Path(__file__).parent
     script.write_text(SCRIPT.format(tests=str(here.parent), faults=str(here)))

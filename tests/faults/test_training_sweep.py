@@ -1,7 +1,7 @@
-"""Workers and servers of a training that are killed, or have errors, at their system calls: sweep/training.py.
+"""Workers and servers of a training that are killed, or get errors, at their system calls. See sweep/training.py.
 
-A worker's death changes no bit of the weights. After a server's, nothing of it is left, and resuming gives these bits.
-Of the many places `make test` takes a sample, drawn by the seed; `make soak` takes all. ``-s`` shows the figures.
+The death of a worker changes no bit of the weights. After the death of a server nothing of it is left, and resuming
+gives the same bits. `make test` draws a sample of the places by the seed; `make soak` tests all. ``-s`` shows figures.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from sweep import runner, training
 from sweep.training import TRAININGS
 
 KILLS, ERRORS = 25, 12
-#: in the soak; "resuming" has thousands of system calls
+#: the number of places in the soak; "resuming" has thousands of system calls
 MANY = 1500
 
 sweeper = runner.fixture(training.serve)

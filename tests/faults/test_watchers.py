@@ -1,4 +1,4 @@
-"""Watchers that keep every version of a training's weights: training continues, and they are told to let go."""
+"""Watchers that keep every version of the weights get an error that advises them; training continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keep_everything(pipe, reader) -> None:
 
 
 class UntilTold(Callback):
-    """Train until the watcher has something to say."""
+    """Train until the watcher reports."""
 
     def __init__(self, child) -> None:
         self.child = child
@@ -72,7 +72,7 @@ def hold(pipe, reader) -> None:
 
 
 def let_hold(child, channel, count: int) -> None:
-    """Let another process hold ``count`` versions more."""
+    """Let another process hold ``count`` more versions."""
     for _ in range(count):
         channel.update(np.ones(4))
         child.put()
@@ -91,7 +91,7 @@ def test_who_holds_many_leaves_the_reserve_alone():
             assert [snapshot.version for snapshot in held] == list(range(1, 9))
             for _ in range(20):
                 channel.update(np.ones(4))
-            let_hold(other, channel, 2)  # others hold a few, whatever this one does
+            let_hold(other, channel, 2)  # others hold a few, independent of this process
             for snapshot in held[:5]:
                 snapshot.close()
             held.append(reader.snapshot())
