@@ -20,6 +20,7 @@ from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, FormatError
 from untorn.share.lowlevel import (
     DATA_HEADER_NBYTES,
+    ChannelState,
     Files,
     claim_name,
     default_path,
@@ -76,7 +77,7 @@ def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = 
 def _collect_one(found: Found, *, dry_run: bool) -> Outcome:
     kept = ""
     if found.status == "used":
-        kept = _in_use(found)
+        kept = _in_use(found.state)
     elif found.status == "unreadable":
         kept = found.problem
     elif found.status == "temporary":
@@ -102,11 +103,11 @@ def _remove(found: Found) -> str:
     return _remove_channel(found.files, was_closed=found.state is not None and found.state.publisher == "closed")
 
 
-def _in_use(found: Found) -> str:
-    assert found.state is not None
-    parts = [f"publisher pid {found.state.publisher_pid}"] if found.state.publisher == "alive" else []
-    if found.state.readers:
-        parts.append("reader pid " + ", ".join(str(reader.pid) for reader in found.state.readers))
+def _in_use(state: ChannelState | None) -> str:
+    assert state is not None
+    parts = [f"publisher pid {state.publisher_pid}"] if state.publisher == "alive" else []
+    if state.readers:
+        parts.append("reader pid " + ", ".join(str(reader.pid) for reader in state.readers))
     return "in use by " + " and ".join(parts)
 
 
