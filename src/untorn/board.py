@@ -167,9 +167,11 @@ class Board(_core.Board):
 
     def close(self) -> None:
         """Close the file, so that nobody attaches any more. The memory stays mapped."""
-        fd, self.fd = self.fd, -1
+        fd, self.fd = getattr(self, "fd", -1), -1
         if fd >= 0:
             os.close(fd)
+
+    __del__ = close  # Ctrl-C may come after create() and before the block that closes it
 
     def __enter__(self) -> Self:
         return self

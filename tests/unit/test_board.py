@@ -169,6 +169,14 @@ def test_closing_ends_the_path_and_keeps_the_memory(create):
     assert (board.order == 3).all()
 
 
+def test_a_board_that_is_dropped_closes_its_file():
+    before = descriptors()
+    board = Board.create(SPEC)
+    assert descriptors() != before
+    del board
+    assert descriptors() == before
+
+
 def test_the_memory_goes_with_the_last_view(create):
     board = create()
     before = len(untorn_mappings())
