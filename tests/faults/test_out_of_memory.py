@@ -75,4 +75,4 @@ def test_one_killed_by_somebody_is_not(rng):
 
     with line_trainer(kills_itself, max_restarts=1) as trainer, pytest.raises(WorkerError) as caught:
         trainer.fit(marked(7), epochs=1, batch_size=12)
-    assert "was killed by SIGKILL, and not by the kernel for want of memory" in str(caught.value)
+    assert "was killed by SIGKILL, and not by the kernel for lack of memory" in str(caught.value)

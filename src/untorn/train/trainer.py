@@ -194,7 +194,7 @@ class Trainer(Generic[ModelT_co]):
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
         self._weights().replace(lambda params, _: copy_weights(params, value))
         if self._state.partial is not None:
-            _log.info("epoch %d, which is half done, begins anew with the weights that were set", self.epoch)
+            _log.info("epoch %d, which was partly done, starts over with the new weights", self.epoch)
             self._state.partial = None
 
     @property

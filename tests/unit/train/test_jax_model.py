@@ -440,7 +440,7 @@ def jax_a_loss_that_is_not_a_number():
 
 def jax_params_of_another_structure_cannot_be_set():
     with Trainer(JaxModel(loss_fn, start()), optimizer=SGD(0.1), engine="serial") as trainer:
-        with pytest.raises(ValueError, match="what is set has no b"):
+        with pytest.raises(ValueError, match="the new weights lack b"):
             trainer.params = {"w": np.zeros((3, 4), np.float32)}
         assert_close(trainer.module(), start())
 

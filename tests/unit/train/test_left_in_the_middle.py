@@ -293,7 +293,7 @@ def test_with_other_weights_the_epoch_begins_anew(caplog):
             fit(trainer, 1, callbacks=[At(terminate, batch=1)])
         with caplog.at_level(logging.INFO, "untorn"):
             trainer.params = networks.mlp_params((6, 8, 3))
-        assert "epoch 0, which is half done, begins anew with the weights that were set" in caplog.text
+        assert "epoch 0, which was partly done, starts over with the new weights" in caplog.text
         rest = At(None)
         fit(trainer, 1, callbacks=[rest])
         assert rest.batches == [*range(STEPS)]
@@ -345,7 +345,7 @@ def test_it_says_whether_it_goes_on(first, then, why_not, caplog):
         assert (said[0].levelno, rest.batches) == (logging.INFO, [2, 3, 4])
     else:
         assert (said[0].levelno, rest.batches[0]) == (logging.WARNING, 0)
-        assert said[0].message.startswith("epoch 0, which was left after 2 steps, begins anew")
+        assert said[0].message.startswith("epoch 0, which was left after 2 steps, starts over")
         assert re.search(why_not, said[0].message)
 
 

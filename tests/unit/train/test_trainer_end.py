@@ -89,7 +89,7 @@ def test_a_metric_takes_no_name_of_ours(metric):
 
     with (
         line_trainer(model) as trainer,
-        pytest.raises(WorkerError, match=f"the metric '{metric}': the trainer gives this name itself"),
+        pytest.raises(WorkerError, match=f"the metric '{metric}': the trainer uses this name itself"),
     ):
         trainer.fit(DATA, epochs=1, batch_size=10)
 

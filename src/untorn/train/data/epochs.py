@@ -58,7 +58,7 @@ class TrainingData:
 
     @property
     def batching(self) -> dict[str, Any]:
-        """How the data is cut into batches, as a checkpoint stores it."""
+        """The division of the data into batches, as a checkpoint stores it."""
         shuffle = self.source.order_by or self.shuffle if self.source else False
         return {"batch_size": self.batch_size, "examples": self.examples, "shuffle": shuffle}
 

@@ -35,7 +35,7 @@ class Chunks:
 
     examples: int
     size: int
-    #: an evaluation is short: what kills its workers again and again is its data
+    #: an evaluation is short, so repeated kills are caused by its data
     counts_kills: ClassVar[bool] = True
 
     @property

@@ -46,8 +46,8 @@ class Lifetime:
         """Raise ClosedError in a forked copy of the process that trains."""
         if self.is_copy:
             raise ClosedError(
-                f"this trainer is process {self.owner}'s, and this process was forked from it: here its weights can be "
-                "read, and nothing else. A child that a callback forks is to end with os._exit()"
+                f"this trainer is process {self.owner}'s, and this process was forked from it: here only its weights "
+                "can be read. A child that a callback forks must end with os._exit()"
             )
 
 

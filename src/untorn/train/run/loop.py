@@ -163,7 +163,7 @@ class FitLoop:
         self._weights.replace(found.fill)
         state.restore(found)
         self.history = History.from_dict(found.progress.history)
-        _log.info("%s: going on at step %d, in epoch %d", found.path, state.step, state.epoch)
+        _log.info("%s: continuing at step %d, in epoch %d", found.path, state.step, state.epoch)
         return found.progress.callbacks
 
     def _continued(self, partial: PartialEpoch | None) -> PartialEpoch | None:
@@ -176,9 +176,9 @@ class FitLoop:
             return partial
         made, why_not = partial.progress.step_in_epoch, partial.why_not(self._data.batching, self._data.given)
         if why_not:
-            _log.warning("epoch %d, which was left after %d steps, begins anew: %s", self._state.epoch, made, why_not)
+            _log.warning("epoch %d, which was left after %d steps, starts over: %s", self._state.epoch, made, why_not)
             return None
-        _log.info("going on in epoch %d, which was left after %d steps", self._state.epoch, made)
+        _log.info("continuing in epoch %d, which was left after %d steps", self._state.epoch, made)
         return partial
 
     def _run_epochs(self, epochs: int) -> None:
@@ -283,7 +283,7 @@ class FitLoop:
             try:
                 progress = self._progress_inside(made, names, late=late)
             except Exception as another:  # from a callback's state_dict()
-                error.add_note(f"and where the epoch was left is not known: {type(another).__name__}: {another}")
+                error.add_note(f"and the partial epoch was not kept: {type(another).__name__}: {another}")
             else:
                 self._state.partial = PartialEpoch(progress, rows, self._data.ref)
         self.inside_epoch = False

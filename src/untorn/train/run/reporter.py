@@ -34,8 +34,8 @@ class Reporter:
         for name in names:
             if name in _RESERVED_NAMES or name.startswith("val_"):
                 raise ValueError(
-                    f"the metric {name!r}: the trainer gives this name itself, as it does val_... and "
-                    f"{', '.join(_RESERVED_NAMES)}; take another"
+                    f"the metric {name!r}: the trainer uses this name itself, as it does val_... and "
+                    f"{', '.join(_RESERVED_NAMES)}; choose another"
                 )
         self._board.write_metric_names(names)
         self._named = True

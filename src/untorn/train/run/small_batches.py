@@ -53,7 +53,7 @@ def min_shard_examples(
         return 1
     if 1 not in (last, batch_size):
         return 2
-    found, advice = "a batch has a single example", "give batches of two at least"
+    found, advice = "a batch has a single example", "give batches of at least two"
     if cut:
         found = f"{examples} examples in batches of {batch_size} leave a last batch of one"
         advice = "leave it out with drop_last=True, or choose another batch_size"

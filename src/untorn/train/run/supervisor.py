@@ -77,8 +77,8 @@ class Supervisor:
             if self._idle_deaths > self._max_restarts:
                 raise WorkerError(
                     f"{self._idle_deaths} workers ended before they could take part (the last {_how_it_died(death)}); "
-                    "what they printed says why. A script that trains needs `if __name__ == '__main__':` around its "
-                    "start, because worker processes import it"
+                    "see their output for the reason. A script that trains needs `if __name__ == '__main__':` around "
+                    "its start, because worker processes import it"
                 )
 
 
@@ -86,7 +86,7 @@ def _how_it_died(death: Death) -> str:
     """Describe a death, in words that follow "the last worker"."""
     if death.exitcode is None and not death.out_of_memory:
         return (
-            "ended, and why is not known: its exit status went elsewhere, because SIGCHLD is ignored in this process, "
+            "ended for an unknown reason: its exit status was lost, because SIGCHLD is ignored in this process, "
             "or its code waits for any child"
         )
     if death.exitcode in (None, -9) and death.out_of_memory:
@@ -95,7 +95,7 @@ def _how_it_died(death: Death) -> str:
             "compute a shard in parts"
         )
     if death.exitcode == -9:
-        return "was killed by SIGKILL, and not by the kernel for want of memory"
+        return "was killed by SIGKILL, and not by the kernel for lack of memory"
     if death.exitcode is not None and death.exitcode < 0:
         return f"was ended by signal {-death.exitcode}"
     return f"ended with exit code {death.exitcode}"

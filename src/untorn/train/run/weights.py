@@ -122,8 +122,8 @@ class Weights:
         """Return the error for a step that every worker has refused repeatedly."""
         nbytes = lowlevel.newest_nbytes(self.target)
         return CapacityError(
-            f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, and each has tried again "
-            f"and again ({os.strerror(board.refused)}); look at the limits of a process (ulimit -v, vm.max_map_count) "
+            f"the weights: no worker of {board.active} can map a version of {nbytes:,} bytes, although each has tried "
+            f"repeatedly ({os.strerror(board.refused)}); look at the limits of a process (ulimit -v, vm.max_map_count) "
             "and at what the model keeps in memory"
         )
 
@@ -144,8 +144,8 @@ def copy_weights(target: Any, value: Any) -> None:
     shape or dtype; then nothing is changed."""
     targets, values = checkpoint.named_arrays("params", target), checkpoint.named_arrays("params", value)
     for name in sorted(targets.keys() ^ values.keys()):
-        there, here = ("no", "one") if name in targets else ("one", "none")
-        raise ValueError(f"params: what is set has {there} {_short(name)}, and this trainer has {here}")
+        there, here = ("lack", "has") if name in targets else ("have", "lacks")
+        raise ValueError(f"params: the new weights {there} {_short(name)}, which this trainer {here}")
     arrays = {name: np.asarray(leaf) for name, leaf in values.items()}
     for name, array in arrays.items():
         wanted = targets[name]

@@ -93,12 +93,12 @@ class WorkerCount:
 
     @property
     def spin_s(self) -> float:
-        """How long a worker spins before it sleeps: longer if it does not take a processor from others."""
+        """The seconds that a worker spins before it sleeps: more if it does not take a processor from others."""
         return _SPIN_S if self.wanted + self._server_works <= self._places else _SPIN_CROWDED_S
 
     @contextmanager
     def job(self, board: Board) -> Iterator[None]:
-        """Inside the block, set() allocates memory on this board, which this process has created."""
+        """Make set() allocate memory on this board inside the block. This process has created the board."""
         self._job = board, _Descriptor(keep(os.dup(board.fd)))
         try:
             yield
@@ -112,6 +112,6 @@ class WorkerCount:
         engine.resize(wanted)
 
     def follow(self, engine: Engine, board: Board) -> None:
-        """Do the same if the engine's number differs."""
+        """Apply the target number if the engine has another one."""
         if engine.workers != self.wanted and not self._fixed:
             self.apply(engine, board)
