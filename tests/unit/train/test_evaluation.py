@@ -130,6 +130,28 @@ def test_a_killed_worker_is_replaced_while_others_answer(rng):
         assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
 
 
+class Signals(Model):
+    """A worker sends a signal to the process that trains for the example that is all sixes."""
+
+    def loss_and_grad(self, params, batch):
+        if (batch[0] == 6).all(1).any():
+            os.kill(os.getppid(), signal.SIGUSR1)
+        return super().loss_and_grad(params, batch)
+
+
+def test_a_signal_handler_may_evaluate_inside_an_evaluation():
+    answers = []
+    with trainer_of(Signals()) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=50)
+        before = signal.signal(signal.SIGUSR1, lambda *_: answers.append(trainer.evaluate(DATA, batch_size=50)))
+        try:
+            trainer.evaluate(with_example(300, 6.0), batch_size=50)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        (answer,) = answers
+        assert without_here(answer) == without_here(trainer.evaluate(DATA, batch_size=50))
+
+
 class KillsItsReaders:
     """A dataset that kills each worker that opens it."""
 

@@ -56,6 +56,7 @@ class WorkerPool:
         self.lock = threading.RLock()
         self.at_work = False
         self.stepping = False
+        self._interrupted = False
         self._settings = settings
         self._model = model
         self._engine: Engine
@@ -121,7 +122,8 @@ class WorkerPool:
     @contextmanager
     def idle_processes(self) -> Iterator[bool]:
         """Yield whether worker processes may be interrupted inside the block. They may not while they make steps,
-        since the newest weights then change, nor by a thread other than the one that trains."""
+        since the newest weights then change, nor by a thread other than the one that trains, nor inside
+        interrupt(), where a signal handler may call this."""
         if not self._engine.pids:
             yield False
             return
@@ -129,7 +131,7 @@ class WorkerPool:
         try:
             # one call of C code, so that no Ctrl-C can come between taking the lock and recording it
             taken.extend(map(self.lock.acquire, [False]))
-            yield taken[0] and not self.stepping
+            yield taken[0] and not self.stepping and not self._interrupted
         finally:
             if any(taken):
                 self.lock.release()
@@ -138,8 +140,12 @@ class WorkerPool:
     def interrupt(self, job: Job, board: Board) -> Iterator[None]:
         """Have the worker processes run another job inside the block, and then return to the one before."""
         board.set_workers(self.count.wanted, self.count.spin_s)
-        with self._engine.interrupt(self._assigned(job), board, self.count.spin_s):
-            yield
+        try:
+            self._interrupted = True
+            with self._engine.interrupt(self._assigned(job), board, self.count.spin_s):
+                yield
+        finally:
+            self._interrupted = False
 
     def _assigned(self, job: Job) -> Assignment:
         return Assignment(job, self._model, self._settings.threads_per_worker)
