@@ -1,13 +1,18 @@
 """The status of a running job: the curve of its losses, and its numbers."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import networks
 from untorn.control import ask
 from untorn.train import SGD, Callback, Trainer
+from untorn.train.run import evaluation
 from untorn.train.run.status import LossCurve
+
+DATA = networks.classes_of(64, 4, 3)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 8, 17, 100, 1000])
@@ -33,8 +38,6 @@ class Ask(Callback):
         self.answer = None
 
     def on_epoch_begin(self, epoch, logs):
-        from concurrent.futures import ThreadPoolExecutor
-
         if epoch == 2:
             self.pool = ThreadPoolExecutor(1)
             self.future = self.pool.submit(ask, self.trainer._name, {"do": "status"}, timeout_s=60)
@@ -44,6 +47,32 @@ class Ask(Callback):
             self.answer = self.future.result()
             self.pool.shutdown()
             self.trainer.stop_training = True
+
+
+class AskBeforeTheFirstStep(Callback):
+    """Requests the status, and has the workers evaluate meanwhile."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.future = None
+
+    def on_epoch_begin(self, epoch, logs):
+        if self.future is None:
+            self.future = self.pool.submit(ask, self.trainer._name, {"do": "status"}, timeout_s=60)
+            while not self.trainer._resources.control._poller.poll(0):  # until the request has come
+                time.sleep(0.001)
+            self.trainer.evaluate(DATA, batch_size=16)
+
+
+def test_a_request_before_the_first_step_is_answered_after_it(name, monkeypatch):
+    monkeypatch.setattr(evaluation, "_WORTH_S", 0.0)
+    arguments = {"optimizer": SGD(0.1), "name": name, "workers": 1}
+    with ThreadPoolExecutor(1) as pool, Trainer(networks.mlp, networks.mlp_params((4, 8, 3)), **arguments) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=8)
+        asked = AskBeforeTheFirstStep(pool)
+        while asked.future is None or not asked.future.done():
+            trainer.fit(DATA, epochs=1, batch_size=8, callbacks=[asked])
+        assert asked.future.result()["name"] == name
 
 
 @pytest.mark.parametrize("arguments", [{"mode": "sync", "shards": 2}, {"mode": "async", "max_staleness": 3}])

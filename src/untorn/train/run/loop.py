@@ -410,6 +410,6 @@ class FitLoop:
 
     def answer_requests(self) -> None:
         """Answer the requests of other processes that have arrived."""
-        if self._control is not None and self.inside_epoch:
+        if self._control is not None and self.inside_epoch and self._status.has_begun:
             self._control.poll(self._status)
             self._weights.look_after_name()

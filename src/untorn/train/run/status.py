@@ -91,6 +91,11 @@ class JobStatus:
         self._first_step = self._skipped = 0
         self._validated: dict[str, float] = {}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there has been a segment: on_epoch_begin, which may evaluate, comes before the first."""
+        return self._board is not None
+
     def begin_segment(self, board: Board, log: StepLog, skipped: int) -> None:
         """Begin the segment of an epoch after its first ``skipped`` steps."""
         self._board, self._log, self._skipped = board, log, skipped
