@@ -125,7 +125,7 @@ class FailureReport(NamedTuple):
 class Board(_core.Board):
     """A board that is mapped here. The workers' and the server's calls that move it on are those of ``_core.Board``.
 
-    Views keep the memory mapped, and are made anew by each access: keep those that are used in a loop.
+    Views keep the memory mapped. Each access makes a new view, so keep those that are used in a loop.
     """
 
     __slots__ = ("fd",)
@@ -166,7 +166,7 @@ class Board(_core.Board):
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def close(self) -> None:
-        """Close the file, so that nobody attaches any more. The memory stays mapped."""
+        """Close the file, so that no process can attach any more. The memory stays mapped."""
         fd, self.fd = getattr(self, "fd", -1), -1
         if fd >= 0:
             os.close(fd)
@@ -264,7 +264,7 @@ class Board(_core.Board):
 
 
 def _message_of(error: Exception) -> str:
-    """Return an error's message; an error of somebody else may fail to give one."""
+    """Return an error's message, even if the error of a user's class fails to give one."""
     try:
         return str(error)
     except Exception as another:

@@ -1,8 +1,8 @@
-"""Descriptors that are kept never have the numbers 0, 1 and 2.
+"""Keep descriptors away from the numbers 0, 1 and 2.
 
-A program may start with its standard streams closed, or close them, as daemons do. The next file opened then gets the
-lowest number that is free, and whatever writes to the standard error, a C library or a child, would write into it.
-In C: csrc/descriptors.h.
+A program may start with its standard streams closed, or close them, as daemons do. The next opened file then gets the
+lowest free number, and code that writes to the standard error, in a C library or a child, would write to that file.
+csrc/descriptors.h does the same in C.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 __all__ = ["FIRST", "keep", "keep_socket", "opener", "standard_streams"]
 
-#: the lowest number that may be kept
+#: the lowest number that a descriptor may have
 FIRST = 3
 
 
 def keep(fd: int) -> int:
-    """Return a descriptor of the same file with a number that may be kept. Takes ``fd`` over."""
+    """Return a descriptor of the same file with a number above 2. Takes ownership of ``fd``."""
     if fd >= FIRST:
         return fd
     try:
@@ -31,7 +31,7 @@ def keep(fd: int) -> int:
 
 
 def keep_socket(found: socket.socket) -> socket.socket:
-    """Do the same for a socket, which is taken over: whether it blocks does not change."""
+    """Return the same socket with a number above 2, blocking or not as before. Takes ownership of the given one."""
     if found.fileno() >= FIRST:
         return found
     timeout_s = found.gettimeout()
@@ -41,20 +41,20 @@ def keep_socket(found: socket.socket) -> socket.socket:
 
 
 def opener(path: str, flags: int) -> int:
-    """Open a file for open(..., opener=opener), under a number that may be kept."""
+    """Open a file for open(..., opener=opener), with a number above 2."""
     return keep(os.open(path, flags | os.O_CLOEXEC, 0o666))
 
 
 class _Filling:
-    """The calls that are inside standard_streams(), and the descriptors that were opened for them."""
+    """The number of calls inside standard_streams(), and the descriptors that were opened for them."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a signal handler may come in anywhere
+        self.lock = threading.RLock()  # a signal handler may run at any point
         self.inside = 0
         self.filled: list[int] = []
 
     def begin(self, *, inherited: bool) -> None:
-        self.inside += 1  # first: a call that comes in between and leaves must not close what this one opens
+        self.inside += 1  # first, so that a call in a signal handler does not close what this one opens
         try:
             while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < FIRST:
                 self.filled.append(fd)
@@ -71,19 +71,19 @@ class _Filling:
         while self.filled and self.inside == 0:
             fd = self.filled.pop()
             with contextlib.suppress(OSError):
-                if os.fstat(fd).st_rdev == null:  # else the program has given it a new meaning meanwhile
+                if os.fstat(fd).st_rdev == null:  # otherwise the program has reused the number meanwhile
                     os.close(fd)
 
 
 _filling = _Filling()
-#: a child that was forked meanwhile keeps what was opened, which is harmless
+#: a child that is forked meanwhile keeps the opened descriptors, which does no harm
 os.register_at_fork(after_in_child=_filling.__init__)  # type: ignore[misc]
 
 
 @contextlib.contextmanager
 def standard_streams(*, inherited: bool = False) -> Iterator[None]:
-    """Keep the numbers 0 to 2 taken in the block: those that are free lead to /dev/null, so that what others open gets
-    higher ones. ``inherited``: so they do in programs that are started meanwhile."""
+    """Occupy the free numbers among 0 to 2 with /dev/null for the block, so that files opened meanwhile get higher
+    ones. With ``inherited``, programs that are started meanwhile inherit them."""
     with _filling.lock:
         _filling.begin(inherited=inherited)
     try:

@@ -1,7 +1,7 @@
-"""Warnings that are not for the user, silenced for a moment.
+"""Silence warnings that are not meant for the user.
 
-The filters of warnings are the whole process's. Two threads that change and restore them at the same time leave those
-of one behind, so ours do it one after the other; where it can be avoided, it is.
+The whole process shares the filters of warnings. If two threads change and restore them at the same time, those of one
+may stay, so the threads of untorn do it one after the other, and avoid it where possible.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import contextmanager
 __all__ = ["silenced"]
 
 
-class _Turn:
-    """Held by the thread that has changed the filters. Reentrant: a finalizer may come in."""
+class _Lock:
+    """The lock of the thread that has changed the filters. It is reentrant, since a finalizer may run meanwhile."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
 
-_turn = _Turn()
-os.register_at_fork(after_in_child=_turn.__init__)  # type: ignore[misc]
+_the_lock = _Lock()
+os.register_at_fork(after_in_child=_the_lock.__init__)  # type: ignore[misc]
 
 
 @contextmanager
 def silenced(message: str = "", category: type[Warning] = Warning) -> Iterator[None]:
     """Hide warnings of this category whose text begins with ``message``, a regular expression, in the block."""
-    with _turn.lock, warnings.catch_warnings():
+    with _the_lock.lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message, category)
         yield

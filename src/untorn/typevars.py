@@ -1,6 +1,6 @@
-"""Type variables of public classes, with defaults: in an annotation ``Subscriber`` alone is ``Subscriber[Any]``.
+"""Type variables of public classes, with defaults: in an annotation, ``Subscriber`` means ``Subscriber[Any]``.
 
-Type checkers know defaults, in strict mode too. Python 3.11 has none, and needs none.
+Type checkers support defaults, even in strict mode. Python 3.11 does not, and does not need them.
 """
 
 from __future__ import annotations
