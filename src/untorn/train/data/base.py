@@ -49,8 +49,8 @@ class Source(Reader):
 
 @dataclass(frozen=True)
 class SharedData:
-    """What a worker needs to read the data; its pickle is small. The channel exists as long as the job, even if it is
-    empty, so that a worker that comes too late does not find it."""
+    """A reference to shared data, for workers to read it; its pickle is small. The channel exists as long as the job,
+    even if it is empty, so a worker that arrives after the job does not find it."""
 
     channel: Subscriber
     read: Callable[[Snapshot], Reader]

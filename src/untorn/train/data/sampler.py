@@ -62,7 +62,7 @@ def shard_rng(seed: int, step: int, shard: int, shards: int) -> np.random.Genera
 
 
 class ShardRandom:
-    """The random numbers of shards, one after the other. It resets a single generator for each shard, since making a
+    """The random numbers of one shard after another. It resets a single generator for each shard, since making a
     new one takes ten times as long.
 
     Example:

@@ -18,12 +18,12 @@ from untorn import trees
 __all__ = ["Form", "flattened"]
 
 _ALIGNMENT = 64
-#: what is opened: a list is an array
+#: the containers of an answer; a list is an array here
 _KINDS = trees.BATCH - {"list"}
 
 
 def flattened(answer: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """(the parts of an answer with their names, the same tree of their numbers). None is no part."""
+    """Return the parts of an answer with their names, and its tree with a number for each part. None is no part."""
     parts: list[tuple[str, Any]] = []
 
     def number(name: str, part: Any) -> int | None:

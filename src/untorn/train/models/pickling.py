@@ -32,9 +32,9 @@ def pickled(what: str, value: Any, *, otherwise: str, derive: Derive | None = No
     """Return the pickle of this value for workers.
 
     Args:
-        what: how an error calls it.
-        otherwise: what to do if it cannot be pickled at all.
-        derive: gives a class derived from a class of picklers, pickle's or cloudpickle's.
+        what: the name of the value in errors.
+        otherwise: the advice in the error for a value that cannot be pickled.
+        derive: returns a class derived from a class of picklers, pickle's or cloudpickle's.
 
     Raises TypeError that says why it cannot be sent, and what to do.
     """
@@ -85,7 +85,7 @@ class _UnreachableError(Exception):
 
 
 def _dumped(value: Any, base: Any, unreachable: Callable[[str], None], apart: list[NDArray[np.uint8]] | None) -> bytes:
-    """``unreachable`` is called with the name of each module that is needed and that workers cannot import."""
+    """Return the pickle. Calls ``unreachable`` with the name of each needed module that workers cannot import."""
     known: set[str] = set()
     buffers: list[NDArray[np.uint8]] = []
 

@@ -83,8 +83,8 @@ class ServerOptimizer(Optimizer):
     """An optimizer of another library, whose steps the server makes. Abstract.
 
     Args:
-        learning_rate: of the first group of parameters; NaN if it is not known.
-        state: published beside the weights before the first step.
+        learning_rate: the learning rate of the first group of parameters; NaN if it is unknown.
+        state: the state to publish beside the weights before the first step.
         settings: the description in a checkpoint.
     """
 

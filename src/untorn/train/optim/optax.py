@@ -71,7 +71,7 @@ class _OptaxSession(Session):
         self._owner = owner
         leaves, self._structure = jax.tree_util.tree_flatten(trained)
         at = {id(leaf): index for index, leaf in enumerate(leaves)}
-        #: of each parameter, in the order of its channel, its place among JAX's leaves: JAX sorts the keys of a dict
+        #: the index among JAX's leaves of each parameter, in the order of the channel: JAX sorts the keys of a dict
         self._order = [at[id(leaf)] for leaf in flatten(trained)[1]]
         with owner.computing():
             self._params = jax.tree.map(jax.numpy.array, trained)
@@ -81,7 +81,7 @@ class _OptaxSession(Session):
 
     def _stepped(self, gradients: Any, params: Any, state: Any) -> tuple[Any, Any]:
         updates, new = self._owner.transformation.update(gradients, state, params)
-        # of the same dtypes, so that resuming from a checkpoint is exactly the same computation
+        # convert to the same dtypes, so that resuming from a checkpoint is exactly the same computation
         convert = self._jax.lax.convert_element_type
         new = self._jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
         return self._apply(params, updates), new

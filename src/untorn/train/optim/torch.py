@@ -76,7 +76,7 @@ class TorchOptimizer(ServerOptimizer):
                 f"optimizer: expected one that needs only a gradient for its step; {type(optimizer).__name__} made "
                 f"none with a gradient of zero ({error})"
             ) from error
-        #: of its state, in the order in which it is published
+        #: the places of its state, in the order in which they are published
         self.places = [
             _Place(False, index, key, isinstance(value, int | float))
             for index, parameter in enumerate(parameters)
