@@ -185,7 +185,7 @@ def test_a_serial_run_does_not_depend_on_the_number_of_threads_outside(expected)
 
 
 class Kill(Callback):
-    """Kills a worker in the middle of each of the first epochs, and all of them before the last."""
+    """Kills a worker in the middle of each of the first epochs, and all workers before the last epoch."""
 
     def __init__(self, rng) -> None:
         self._rng = rng

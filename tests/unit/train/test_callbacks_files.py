@@ -20,7 +20,7 @@ def make():
 
 
 def run(callback, *epochs, begin=0, state=None):
-    """A training whose epochs have these logs."""
+    """Call the callback as a training does whose epochs have these logs."""
     callback.on_train_begin({})
     if state is not None:
         callback.load_state_dict(state)

@@ -74,7 +74,7 @@ def check_is_unstopped(trainer, history, unstopped):
 
 
 def save_every_step(patch) -> None:
-    """Keeps every checkpoint. With checkpoint_every_s=0 the serial engine writes one after each step."""
+    """Make the serial engine write a checkpoint after each step with checkpoint_every_s=0, and skip none."""
     one_at_a_time(patch)
     due = Saver.due
     patch.setattr(Saver, "due", lambda self: self.finish() or due(self))

@@ -61,7 +61,7 @@ def listening(name) -> Iterator[Control]:
 
 @pytest.fixture
 def later(monkeypatch) -> Callable[[], None]:
-    """Advances the module's clock by more than the time that a client may be silent."""
+    """Advance the module's clock by more than the time that a client may be silent."""
     now = time.monotonic() + 2 * server.SILENCE_S
     clock = types.SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
     return lambda: monkeypatch.setattr(server, "time", clock)
@@ -108,7 +108,7 @@ class Client:
 
 @contextlib.contextmanager
 def training(opened: Control, job: Job) -> Iterator[None]:
-    """A thread with a loop that polls, as fit does."""
+    """Run a thread with a loop that polls, as fit does."""
     over = threading.Event()
 
     def loop() -> None:

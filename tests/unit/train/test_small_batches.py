@@ -24,7 +24,7 @@ def normalised():
 
 
 def spatial():
-    """One example is many values of each channel."""
+    """A model in which one example has many values of each channel."""
     torch.manual_seed(0)
     features = nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Flatten())
     return nn.Sequential(features, nn.Linear(4, 2))

@@ -110,7 +110,7 @@ def record_of(message: str) -> logging.LogRecord:
 
 @pytest.fixture(autouse=True)
 def as_in_a_worker(monkeypatch):
-    """There, pytest has no handlers."""
+    """Ignore the handlers of pytest, which a worker does not have."""
     monkeypatch.setattr(worker_logs, "_handled_here", lambda name: False)
 
 
