@@ -257,6 +257,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _remove(kind: type[Peer], folder: Path) -> None:
+    kind(folder).remove()
     shutil.rmtree(folder, ignore_errors=True)
     for path in Path("/dev/shm").glob(f"*{folder.name}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

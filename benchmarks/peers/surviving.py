@@ -41,6 +41,9 @@ class Peer:
     def create(self) -> None:
         """Create the channel; called before the first fork."""
 
+    def remove(self) -> None:
+        """Remove the files of the channel that do not have the folder's name."""
+
     def footprint(self) -> int:
         """Return the size of its files, in memory or on the disk."""
         found = [*self.folder.rglob("*"), *Path("/dev/shm").glob(f"*{self.folder.name}*/**/*")]
@@ -330,6 +333,11 @@ class Pyshmem(Peer):
         import pyshmem
 
         pyshmem.create(self.folder.name, shape=(SIZE,), dtype=np.int64).close()
+
+    def remove(self) -> None:
+        import pyshmem
+
+        pyshmem.unlink_quiet(self.folder.name)
 
     def _open(self) -> Any:
         import pyshmem
