@@ -435,7 +435,9 @@ def test_a_poll_is_bounded_whoever_connects(name, listening, job, monkeypatch):
     with helpers.start(connect_again_and_again, addresses.address_of(name)) as connecting:
         assert connecting.get() == "connected"
         listening.poll(job)
-        assert refused == [12345] * server._MAX_CLIENTS
+        # it has ended; another process that looks whose job this is takes a place, too
+        assert set(refused) == {12345}
+        assert len(refused) <= server._MAX_CLIENTS
         with socket.socket(socket.AF_UNIX) as client:  # and the next poll serves a permitted client
             client.connect(addresses.address_of(name))
             client.sendall(request(do="status"))
