@@ -20,6 +20,7 @@ import untorn
 from helpers import WATCHDOG_S
 from untorn import SGD, ClosedError, Trainer
 from untorn.train.data.sampled import choice_of
+from untorn.train.settings import Setting
 
 X = np.random.default_rng(0).normal(size=(12, 3))
 Y = X @ [1.0, -2.0, 3.0]
@@ -172,6 +173,13 @@ TRAIN = {
     "Trainer.subscriber": lambda world: world.trainer.subscriber().snapshot().value,
     "Trainer.workers": lambda world: world.trainer.workers,
 }
+
+
+def _reads(name):
+    return lambda world: getattr(world.trainer, name)
+
+
+TRAIN |= {f"Trainer.{name}": _reads(name) for name, found in vars(Trainer).items() if isinstance(found, Setting)}
 #: names that need a library that another test covers, or that do nothing by themselves
 ELSEWHERE = {"TensorBoard", "TorchSchedule", "Examples"}
 #: one name of each group with the same code, such as the optimizers; the soak tests the others too

@@ -100,6 +100,8 @@ class ProcessEngine(Engine):
     def begin(self, job: EngineJob, board: Board) -> None:
         """See Engine."""
         payload = job.payload(board, within=0)
+        if not self._processes:
+            self._oom = OutOfMemory()  # kills before this are not those of workers
         self._boards = [board]
         self._assign(payload)
         self._payload = payload
@@ -127,11 +129,12 @@ class ProcessEngine(Engine):
         try:
             yield
         finally:
-            if outer is not None:
-                outer.set_workers(self.workers, spin_s)  # before any worker comes back
-            self._assign(self._payload)
-            board.stop()
-            self._boards.pop()
+            if board in self._boards:  # or else the engine was closed inside the block
+                if outer is not None:
+                    outer.set_workers(self.workers, spin_s)  # before any worker comes back
+                self._assign(self._payload)
+                board.stop()
+                self._boards.remove(board)
 
     def resize(self, workers: int) -> None:
         """See Engine. Between two jobs, surplus workers end at once."""
@@ -143,7 +146,7 @@ class ProcessEngine(Engine):
                 self._processes.pop(index).end()
 
     def _start_missing(self) -> None:
-        for index in range(self.workers):
+        for index in range(self.workers if self._boards else 0):  # none after close(), which a signal handler may call
             if index not in self._processes:
                 self._processes[index] = self._start(index)
 
@@ -176,6 +179,8 @@ class ProcessEngine(Engine):
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
+        if not self._boards:  # a signal handler has closed the engine
+            return []
         board = self._boards[-1]
         self._bell = board.wait_server(self._bell, _POLL_INTERVAL_S)
         self._handle_logs()

@@ -7,14 +7,15 @@ training may keep it: the pool, the loop, the evaluator and the training state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Self, overload
 
 from untorn.train.arguments import check_busy, checked_count, checked_shards, checked_staleness
 from untorn.train.interfaces import EngineName, Mode
 from untorn.train.optim.fused import check_clip_norm
 from untorn.train.run.cpus import available_cpus
+from untorn.typevars import T_co
 
-__all__ = ["Settings", "checked_settings"]
+__all__ = ["Setting", "Settings", "checked_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,25 @@ class Settings:
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
         }
+
+
+class Setting(Generic[T_co]):
+    """An attribute of a Trainer that reads one of its Settings, in ``_settings``, and cannot be set."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, trainer: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, trainer: object, owner: type) -> T_co: ...
+
+    def __get__(self, trainer: Any, owner: type) -> Any:
+        return self if trainer is None else getattr(vars(trainer)["_settings"], self._name)
+
+    def __set__(self, trainer: Any, value: object) -> None:
+        raise AttributeError(f"{self._name}: it is set when the Trainer is made; make another Trainer with {value!r}")
 
 
 def checked_settings(

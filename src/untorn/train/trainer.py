@@ -44,7 +44,7 @@ from untorn.train.run.pool import WorkerPool
 from untorn.train.run.step_log import NO_STEPS
 from untorn.train.run.tuner import Tuner
 from untorn.train.run.weights import Weights, copy_weights
-from untorn.train.settings import checked_settings
+from untorn.train.settings import Setting, checked_settings
 from untorn.train.state import TrainingState
 from untorn.typevars import T
 
@@ -108,13 +108,15 @@ class Trainer(Generic[ModelT_co]):
         array([ 1., -2.])
     """
 
-    seed: int
-    shards: int
-    max_staleness: int
-    clip_norm: float | None
-    accumulate: int
-    threads_per_worker: int
-    max_restarts: int
+    engine: Setting[EngineName] = Setting()
+    mode: Setting[Mode] = Setting()
+    seed: Setting[int] = Setting()
+    shards: Setting[int] = Setting()
+    max_staleness: Setting[int] = Setting()
+    clip_norm: Setting[float | None] = Setting()
+    accumulate: Setting[int] = Setting()
+    threads_per_worker: Setting[int] = Setting()
+    max_restarts: Setting[int] = Setting()
     tuner: Tuner | None
 
     def __init__(
@@ -142,10 +144,6 @@ class Trainer(Generic[ModelT_co]):
         )  # fmt: skip
         self.model = model
         self.optimizer = optimizer
-        self.engine, self.mode, self.max_staleness = settings.engine, settings.mode, settings.max_staleness
-        self.seed, self.shards, self.clip_norm = settings.seed, settings.shards, settings.clip_norm
-        self.accumulate, self.threads_per_worker = settings.accumulate, settings.threads_per_worker
-        self.max_restarts = settings.max_restarts
         self._model = as_model(model)
         initial = self._model.parts(params)
         self._initial: Parts | None = initial
@@ -411,6 +409,7 @@ class Trainer(Generic[ModelT_co]):
         return Evaluator(self._settings, self._weights(), self._pool, self._local, self._while_waiting)
 
     def _while_waiting(self) -> None:
+        self._lifetime.check()
         if self._loop is not None:
             self._loop.answer_requests()
 

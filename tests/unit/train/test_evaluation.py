@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import networks
-from untorn import NonFiniteLossError, WorkerError
+from untorn import ClosedError, NonFiniteLossError, WorkerError
 from untorn.train import SGD, Callback, Trainer
 from untorn.train.run import evaluation
 
@@ -176,6 +176,22 @@ def test_data_that_kills_every_worker_ends_the_evaluation():
         with pytest.raises(WorkerError, match=r"2 workers ended before they could take part \(the last was killed by"):
             trainer.evaluate(KillsItsReaders(), batch_size=50)
         assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
+
+
+@pytest.mark.parametrize(("call", "error"), [("close", ClosedError), ("fit", RuntimeError)])
+def test_a_signal_handler_that_takes_the_workers_away_ends_an_evaluation(call, error):
+    data = with_example(300, 6.0)
+    with trainer_of(Signals()) as trainer:
+        trainer.fit(DATA, epochs=1, batch_size=100)
+        calls = {"close": trainer.close, "fit": lambda: trainer.fit(DATA, epochs=1, batch_size=100)}
+        before = signal.signal(signal.SIGUSR1, lambda *_: calls[call]())
+        try:
+            with pytest.raises(error, match=r"closed|signal handler"):
+                trainer.evaluate(data, batch_size=50)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        if call == "fit":
+            assert trainer.evaluate(DATA, batch_size=50)["loss"] > 0
 
 
 def with_example(index, value):

@@ -468,3 +468,11 @@ def test_a_subscriber_may_be_handed_over():
         with pickle.loads(pickle.dumps(trainer.subscriber())) as other, other.snapshot() as snapshot:
             assert snapshot.version == 11
             assert weights_sha256(snapshot.value) == weights_sha256(trainer.params)
+
+
+def test_settings_are_read_and_not_set():
+    trainer = line_trainer(seed=3, shards=2, engine="serial")
+    assert (trainer.seed, trainer.shards, trainer.engine, trainer.max_staleness) == (3, 2, "serial", 0)
+    with pytest.raises(AttributeError, match="seed: it is set when the Trainer is made; make another Trainer with 4"):
+        trainer.seed = 4
+    assert trainer.seed == 3

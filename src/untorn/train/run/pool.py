@@ -110,14 +110,18 @@ class WorkerPool:
             at_rest: returns at the end whether no worker can publish a version any more. Workers that can are ended:
                 a step that one has left half done must not be published after the next job has begun.
         """
+        if self._interrupted:
+            raise RuntimeError("fit: this is a signal handler inside an evaluation by the workers; call it after that")
         self.count.apply(self._engine, board)
         try:
             self._engine.begin(self._assigned(job), board)
             self.at_work = True
             yield
         finally:
-            self._engine.end(abandon=not at_rest())
-            self.at_work = False
+            try:
+                self._engine.end(abandon=not at_rest())
+            finally:
+                self.at_work = False
 
     @contextmanager
     def idle_processes(self) -> Iterator[bool]:

@@ -71,11 +71,11 @@ class ServerStepper:
         """The number of steps made."""
         return self._weights.version - self._base_version
 
-    def make(self, board: Board, step: int) -> None:
+    def make(self, board: Board) -> None:
         """Make this step of the board, from the newest sum. Raises CapacityError if readers hold every slot."""
         self._read()
         norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
-        row = step % board.steps
+        row = self.steps % board.steps
         if self._clip_norm is not None:
             board.log["grad_norm"][row] = norm
         self._session.step(self._gradients, float(board.rates[row, 0]))

@@ -108,7 +108,7 @@ class ServerSteps(StepStrategy):
     def advance(self) -> int:
         """See StepStrategy."""
         if self.board.step > self._stepper.steps:
-            self._stepper.make(self.board, self._stepper.steps)
+            self._stepper.make(self.board)
             self.board.set_limit(self.until)
         return super().advance()
 
@@ -190,7 +190,7 @@ class AsyncSteps(StepStrategy):
                     raise meaning(error, "weights") from None
                 self._weights.make_room(self.board)
         if self._stepper is not None:
-            self._stepper.make(self.board, self._stepper.steps)
+            self._stepper.make(self.board)
         self._schedule.applied(slot)
 
     def _start(self) -> None:
