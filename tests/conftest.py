@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -68,6 +69,9 @@ def pytest_configure() -> None:
     and takes a third of their start."""
     main = sys.modules["__main__"]
     main.__spec__, main.__file__ = None, helpers.__file__
+    # a script's background jobs ignore Ctrl-C, which many tests press
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
