@@ -188,8 +188,8 @@ def test_weights_can_be_set_between_two_fits(engine):
     [
         ({"w": np.zeros(4), "b": np.zeros(())}, r"w: expected float64 of shape \(5,\), found float64 of shape \(4,\)"),
         ({"w": np.zeros(5, np.float32), "b": np.zeros(())}, "w: expected float64 .* found float32"),
-        ({"w": np.zeros(5)}, "has no b, and this trainer has one"),
-        ({"w": np.zeros(5), "b": np.zeros(()), "c": np.zeros(1)}, "has one c, and this trainer has none"),
+        ({"w": np.zeros(5)}, "the new weights lack b, which this trainer has"),
+        ({"w": np.zeros(5), "b": np.zeros(()), "c": np.zeros(1)}, "the new weights have c, which this trainer lacks"),
     ],
 )
 def test_other_trees_are_refused(value, message):
