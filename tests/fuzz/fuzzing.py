@@ -18,6 +18,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,16 +120,18 @@ def main() -> int:
         run(arguments.targets[0], arguments.seconds)
         return 0
     failed = []
-    for name in arguments.targets:
-        print(f"== {name}", flush=True)
-        how = ["--seconds", str(arguments.seconds), "--seed", str(arguments.seed)]
-        if arguments.changes is not None:
-            how += ["--changes", str(arguments.changes)]
-        command = [sys.executable, "-X", "faulthandler", __file__, "--here", *how, name]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-        with contextlib.suppress(KeyboardInterrupt):
-            if subprocess.run(command, env=environment, check=False).returncode != 0:
-                failed.append(name)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="untorn-fuzz-") as place:
+        for name in arguments.targets:
+            print(f"== {name}", flush=True)
+            how = ["--seconds", str(arguments.seconds), "--seed", str(arguments.seed)]
+            if arguments.changes is not None:
+                how += ["--changes", str(arguments.changes)]
+            command = [sys.executable, "-X", "faulthandler", __file__, "--here", *how, name]
+            path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+            environment = os.environ | {"PYTHONPATH": path, "UNTORN_FUZZ_PLACE": place}
+            with contextlib.suppress(KeyboardInterrupt):
+                if subprocess.run(command, env=environment, check=False).returncode != 0:
+                    failed.append(name)
     if failed:
         print(f"broken: {', '.join(failed)}; the inputs are in {found}")
     return len(failed)

@@ -32,6 +32,9 @@ from untorn.share import inspect
 from untorn.share.layout import Decoder
 from untorn.train.checkpoints import checkpoint
 
+#: where targets write files; libFuzzer ends its process without any clean-up, so fuzzing.py removes them
+_PLACE = os.environ.get("UNTORN_FUZZ_PLACE", "/dev/shm")
+
 #: a library that is not installed here says so
 ANSWERS = (FormatError, UnsupportedTypeError, OSError, ImportError)
 _SEPARATOR = b"\n"
@@ -88,7 +91,7 @@ def _taken(items: Any) -> list[Any]:
 
 def saved(data: bytes) -> None:
     """A checkpoint: as it is, and with a digest that agrees with its metadata, so that what is behind that is met."""
-    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="untorn-fuzz-") as file:
+    with tempfile.NamedTemporaryFile(dir=_PLACE, prefix="untorn-fuzz-") as file:
         for content in (data, _with_digest(data)):
             file.truncate(0)
             file.seek(0)
@@ -149,7 +152,7 @@ class _Channel:
     """A channel with two versions in its own directory, and the bytes of its files."""
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(dir="/dev/shm", prefix="untorn-fuzz-")
+        self._directory = tempfile.TemporaryDirectory(dir=_PLACE, prefix="untorn-fuzz-")
         with untorn.publish({"w": np.arange(20)}, name="c", directory=self.path.parent) as publisher:
             publisher.update({"w": np.arange(30), "n": 1, "s": "text", "f": untorn.FrozenDict({"a": 1, "b": [2.0]})})
         self.files = [self.path.with_suffix(suffix) for suffix in (".control", ".data")]
