@@ -16,6 +16,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -119,7 +120,7 @@ struct run {
     int64_t room;
     int64_t seen; /* how many of these had the number that is to fail */
     pid_t target;
-    pid_t failing; /* the thread whose call fails just now */
+    pid_t failing[MAX_THREADS]; /* the threads whose calls fail just now; 0: none */
     pid_t yielding; /* the thread that is in sched_yield() */
     pid_t threads[MAX_THREADS]; /* of the target; 0: none */
     bool active, ending, stepping;
@@ -184,6 +185,18 @@ static bool call_fails(const struct run *run, pid_t tid, const struct __ptrace_s
     return plan->mode == FAIL_CALL && (run->seen == plan->at || (plan->keep_failing && result->failed > 0));
 }
 
+/* Replace the first entry that is `from` by `to`. Returns false if there is none. */
+static bool failing_replace(struct run *run, pid_t from, pid_t to)
+{
+    for (size_t i = 0; i < MAX_THREADS; i++) {
+        if (run->failing[i] == from) {
+            run->failing[i] = to;
+            return true;
+        }
+    }
+    return false;
+}
+
 static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall_info *info)
 {
     struct result *result = run->result;
@@ -195,7 +208,8 @@ static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall
     if (call_fails(run, tid, info)) {
         result->failed++;
         result->call_number = number;
-        run->failing = tid;
+        if (!failing_replace(run, 0, tid))
+            abort();
         if (!run->plan->do_call)
             call_skip(tid);
     } else if (result->failed == 0) {
@@ -207,9 +221,13 @@ static void call_enter(struct run *run, pid_t tid, const struct __ptrace_syscall
 static bool call_stop(struct run *run, pid_t tid)
 {
     struct __ptrace_syscall_info info;
-    if (!run->active || run->ending || ptrace(PTRACE_GET_SYSCALL_INFO, tid, sizeof info, &info) < 0)
+    if (!run->active || ptrace(PTRACE_GET_SYSCALL_INFO, tid, sizeof info, &info) < 0)
         return false;
     bool entry = info.op == PTRACE_SYSCALL_INFO_ENTRY;
+    if (!entry && failing_replace(run, tid, 0)) /* or else the kernel's ENOSYS would be seen */
+        call_result_set(tid, -run->plan->error);
+    if (run->ending)
+        return false;
     run->ending = entry && is_end_marker(&info);
     if (run->ending)
         return false;
@@ -225,10 +243,6 @@ static bool call_stop(struct run *run, pid_t tid)
         call_enter(run, tid, &info);
     else if (run->result->calls == 0)
         return false; /* the end of the call that began it all */
-    if (!entry && run->failing == tid) {
-        call_result_set(tid, -run->plan->error);
-        run->failing = 0;
-    }
     run->result->stops++;
     if (run->plan->mode != KILL_AT_STOP || run->result->stops != run->plan->at)
         return false;
