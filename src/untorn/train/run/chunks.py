@@ -73,7 +73,7 @@ class Collector(ABC):
     def __init__(self, chunks: Chunks) -> None:
         self.chunks = chunks
         #: the layout of the outputs in a buffer
-        self.form: Form | None = None
+        self.form = Form(None, (), ())
 
     @abstractmethod
     def begin(self, answer: Any) -> int:
@@ -133,7 +133,6 @@ class Outputs(Collector):
 
     def __init__(self, chunks: Chunks) -> None:
         super().__init__(chunks)
-        self._form = Form(None, (), ())
         self._whole: list[_Array] | None = None
         self._answers: list[list[Any]] = []
 
@@ -150,13 +149,13 @@ class Outputs(Collector):
         plain = all(isinstance(part, np.ndarray) and not part.dtype.hasobject for _, part in parts)
         names = tuple(name for name, _ in parts)
         if not plain or any(part.shape[:1] != (count,) for _, part in parts):
-            self._form = Form(tree, names, ())
+            self.form = Form(tree, names, ())
             self._answers.append([part for _, part in parts])
             return -1
-        self.form = self._form = Form(tree, names, tuple((part.shape[1:], part.dtype) for _, part in parts))
-        self._whole = self._form.empty(self.chunks.examples)
+        self.form = Form(tree, names, tuple((part.shape[1:], part.dtype) for _, part in parts))
+        self._whole = self.form.empty(self.chunks.examples)
         self.take(0, answer)
-        return self._form.nbytes(self.chunks.size)
+        return self.form.nbytes(self.chunks.size)
 
     def take(self, chunk: int, answer: Any) -> None:
         """See Collector."""
@@ -164,19 +163,19 @@ class Outputs(Collector):
             self._answers.append([part for _, part in flattened(answer)[0]])
             return
         indices = self.chunks.indices(chunk)
-        for whole, part in zip(self._whole, self._form.checked(answer, self.chunks.describe(chunk)), strict=True):
+        for whole, part in zip(self._whole, self.form.checked(answer, self.chunks.describe(chunk)), strict=True):
             whole[indices] = part
 
     def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
         """See Collector."""
         assert self._whole is not None
         indices = self.chunks.indices(chunk)
-        places = self._form.places(self.chunks.size, len(indices))
+        places = self.form.places(self.chunks.size, len(indices))
         for whole, (dtype, shape, offset) in zip(self._whole, places, strict=True):
             whole[indices] = board.payload_array(buffer_at, dtype, shape, offset)
 
     def result(self) -> Any:
         """See Collector."""
         if self._whole is None:
-            return self._form.built([np.concatenate(parts) for parts in zip(*self._answers, strict=True)])
-        return self._form.built(self._whole)
+            return self.form.built([np.concatenate(parts) for parts in zip(*self._answers, strict=True)])
+        return self.form.built(self._whole)

@@ -55,7 +55,7 @@ class EvaluationJob:
         private: whether to read the weights through a private mapping, since the model's framework may write to them.
         chunks: the chunks of the data.
         seed: the seed of the trainer.
-        form: the form of the outputs; None if they are not computed.
+        form: the form of the outputs; empty if they are not computed.
         outputs: whether to compute the model's outputs instead of its loss and metrics.
     """
 
@@ -64,7 +64,7 @@ class EvaluationJob:
     private: bool
     chunks: Chunks
     seed: int
-    form: Form | None
+    form: Form
     outputs: bool
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
@@ -114,7 +114,6 @@ class _EvaluationWorker:
 
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
         form, chunks = self._job.form, self._job.chunks
-        assert form is not None
         parts = form.checked(answer, chunks.describe(chunk))
         places = form.places(chunks.size, len(chunks.indices(chunk)))
         for part, (dtype, shape, offset) in zip(parts, places, strict=True):
