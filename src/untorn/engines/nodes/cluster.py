@@ -1,0 +1,91 @@
+"""The interface of a cluster, which starts node processes and tells which of them have ended.
+
+::
+
+    driver ── start(invitation) ──> Cluster ──> node process, on another machine or on this one
+       ^                                             │
+       └──────── connects to invitation.address <────┘
+
+A cluster does nothing else: nodes, driver and peers talk to each other over connections of their own. Implementations
+are LoopbackCluster, whose nodes are processes of this machine, and untorn.ray.RayCluster.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+__all__ = ["Cluster", "Ended", "Invitation"]
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a node process needs to join. It is pickled, and only shown to the node: it contains the secret.
+
+    Attributes:
+        address: the host and port at which the driver listens.
+        secret: what all connections of this training are authenticated with.
+        number: the number of the node process; no two of a training have the same.
+        workers: the number of workers that the node begins with.
+    """
+
+    address: tuple[str, int]
+    secret: bytes = field(repr=False)
+    number: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A node process that has ended, or could not be started.
+
+    Attributes:
+        number: the number of its invitation.
+        reason: why, in words that follow "node 3": "was killed by signal 9".
+    """
+
+    number: int
+    reason: str
+
+
+class Cluster(ABC):
+    """Starts node processes. Its methods are called by one thread at a time. Abstract.
+
+    Attributes:
+        name: its name in messages: "ray", "loopback".
+        host: the address of this machine, at which nodes reach the driver.
+    """
+
+    name: str
+    host: str
+
+    @abstractmethod
+    def open(self, nodes: int | None, workers: int) -> int:
+        """Prepare to run this number of nodes with this number of workers each; None for all that the cluster has.
+        Return the number of nodes. Raises an error that names what is asked for and what is there: CapacityError for
+        too few resources, ConnectionError if there is no cluster, ImportError for a missing library."""
+
+    @abstractmethod
+    def start(self, invitation: Invitation) -> bool:
+        """Start one more node process, which calls ``run_node(invitation)``. Returns at once: False, with nothing
+        started, if the cluster has no room for one now."""
+
+    @abstractmethod
+    def wanted(self) -> int:
+        """Return the number of nodes that there should be now. It changes if open() was asked for all there are."""
+
+    @abstractmethod
+    def resize(self, nodes: int) -> None:
+        """Change the number of nodes. Raises ValueError or CapacityError."""
+
+    @abstractmethod
+    def ended(self) -> list[Ended]:
+        """Return the node processes that have ended since the last call."""
+
+    @abstractmethod
+    def stop(self, number: int) -> None:
+        """End a node process, whatever it is doing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all node processes, and wait until those of this machine have ended."""
