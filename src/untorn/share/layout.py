@@ -359,7 +359,7 @@ class Decoder:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
         if kind in CONTAINERS:
             (nodes,) = rest
-            detail = _read_detail(kind, detail, len(items_of(nodes)))
+            kind, detail = self._read_container(kind, detail, len(items_of(nodes)))
             names = member_names(kind, detail, len(nodes))
             children = [
                 self._compile(child, (*path, name), depth + 1) for name, child in zip(names, nodes, strict=True)
@@ -374,6 +374,10 @@ class Decoder:
         if kind == "none":
             return lambda _: None
         return self._compile_leaf(kind, self.payload + count_of(detail), rest)
+
+    def _read_container(self, kind: str, detail: Any, count: int) -> tuple[str, Any]:
+        """Return the kind of a container and its detail, as a Spec has it."""
+        return kind, _read_detail(kind, detail, count)
 
     def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: Path, depth: int) -> _Build:
         if kind == "pickle" and not self.allow_pickle:

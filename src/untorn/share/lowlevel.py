@@ -8,6 +8,12 @@ Versions with a second tree beside the value (a trainer keeps the state of its o
     publish_with_extra, update_with_extra, update_leaves        write it
     extra, copy_with_extra                                      read it
 
+Versions as bytes, for another channel, on this machine or another::
+
+    raw_version                                         a version's bytes
+    publish_raw, publish_received                       a channel whose first version has these bytes
+    update_raw, receive_raw                             the next version
+
 A snapshot's value in memory that may be written to::
 
     copy_value       a copy: for the whole value to be changed, or kept
@@ -35,7 +41,8 @@ The form in which versions, and checkpoints, are described::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 from untorn import _core
 from untorn.errors import CapacityError
@@ -52,7 +59,7 @@ from untorn.share.inspect import (
     open_file,
 )
 from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
-from untorn.share.publisher import Publisher, publish_tree
+from untorn.share.publisher import Publisher, publish_received, publish_tree
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, flatten
 from untorn.share.storage import (
@@ -105,12 +112,17 @@ __all__ = [
     "no_slot_error",
     "open_file",
     "private_value",
+    "publish_raw",
+    "publish_received",
     "publish_with_extra",
+    "raw_version",
     "read_dtype",
     "read_key",
+    "receive_raw",
     "shortage",
     "take_over",
     "update_leaves",
+    "update_raw",
     "update_with_extra",
 ]
 
@@ -221,6 +233,101 @@ def look_after_name(publisher: Publisher) -> None:
     """Restore a named channel's files if they were removed, as each update does, at most once in a while. For a channel
     whose versions are written by others. Raises what Publisher.update() does for a channel that lost its name."""
     publisher._look_after_name()
+
+
+# -- versions as bytes
+
+
+def raw_version(snapshot: Snapshot) -> memoryview:
+    """Return the bytes of the whole version, with what lies beside the value: a read-only view of shared memory, which
+    pins the version. With ``snapshot.version`` they are what another channel needs to get the same version.
+
+    The bytes name no address and no file, and so mean the same in every process and on every machine of the same byte
+    order. They also state the version's number and the time at which it was published, but a channel that receives them
+    sets its own. Does not block. Raises ClosedError after Snapshot.close().
+
+    Example:
+        >>> import numpy as np, untorn
+        >>> weights = untorn.publish({"w": np.zeros(2)})
+        >>> with weights.subscriber().snapshot() as snapshot:
+        ...     copy = publish_raw(raw_version(snapshot), 7)
+        >>> copy.version, copy.subscriber().snapshot().value
+        (7, {'w': array([0., 0.])})
+        >>> weights.close(), copy.close()
+        (None, None)
+    """
+    return memoryview(snapshot._held()).toreadonly()
+
+
+def publish_raw(
+    raw: bytes | bytearray | memoryview,
+    version: int,
+    *,
+    name: str | None = None,
+    sizes: tuple[int, int, int] = (256, 64, 4),
+    tolerant: bool = False,
+) -> Publisher:
+    """Open a channel as publish_with_extra() does, whose first version has these bytes and this number.
+
+    Args:
+        raw: the bytes of a version, as raw_version() returns them; copied.
+        version: its number, from 1 on.
+        name, sizes, tolerant: as for publish_with_extra().
+
+    Raises what untorn.publish() does; FormatError if these are not the bytes of a version; ValueError if the channel of
+    a dead publisher has this name, and a version of this number or a greater one. Then nothing is published.
+    """
+    given = memoryview(raw)
+    return publish_received(
+        lambda memory: _core.copy(memory, 0, given), given.nbytes, version, name=name, sizes=sizes, tolerant=tolerant
+    )
+
+
+def update_raw(
+    publisher: Publisher, raw: bytes | bytearray | memoryview, version: int, *, timeout_s: float = FREE_SLOT_TIMEOUT_S
+) -> int:
+    """Publish these bytes as the next version, with this number, and return the number.
+
+    Args:
+        publisher: of the channel.
+        raw: the bytes of a version, as raw_version() returns them; copied.
+        version: its number, greater than that of the newest version.
+        timeout_s: as for Publisher.update(), which blocks and raises the same.
+
+    Raises also FormatError if these are not the bytes of a version, and ValueError if the number is not greater. Then
+    nothing is published.
+    """
+    given = memoryview(raw)
+    with receive_raw(publisher, given.nbytes, version, timeout_s=timeout_s) as memory:
+        _core.copy(memory, 0, given)
+    return version
+
+
+def receive_raw(
+    publisher: Publisher, nbytes: int, version: int, *, timeout_s: float = FREE_SLOT_TIMEOUT_S
+) -> AbstractContextManager[memoryview, Literal[False]]:
+    """Write the next version in place, as bytes: yield the memory for all of it, and publish it unless the block raises
+    an error.
+
+    Args:
+        publisher: of the channel. Other threads wait meanwhile when they want to publish.
+        nbytes: the size of the version, which is that of the memory. Its sender decides about it: check it before.
+        version: as for update_raw(), as is ``timeout_s``.
+
+    The memory has arbitrary bytes at first. It is released at the end of the block. Raises what update_raw() does.
+
+    Example:
+        >>> import untorn
+        >>> source, target = untorn.publish([1, 2]), untorn.publish([])
+        >>> raw = raw_version(source.subscriber().snapshot())
+        >>> with receive_raw(target, len(raw), 9) as memory:
+        ...     memory[:] = raw  # or socket.recv_into(memory)
+        >>> target.version, target.subscriber().snapshot().value
+        (9, [1, 2])
+        >>> source.close(), target.close()
+        (None, None)
+    """
+    return _core.Block(publisher._receive(nbytes, version, timeout_s))
 
 
 # -- beside the publisher

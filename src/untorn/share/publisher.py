@@ -105,9 +105,68 @@ def publish_tree(
     ``sizes`` are max_readers, max_slots and slots. ``tolerant``: if another channel gets this one's name, warn instead
     of raising an error.
     """
+    return _open_channel(
+        lambda versions: versions.publish(tree, FREE_SLOT_TIMEOUT_S),
+        name=name,
+        directory=directory,
+        sizes=sizes,
+        durable=durable,
+        allow_pickle=allow_pickle,
+        tolerant=tolerant,
+    )
+
+
+def publish_received(
+    fill: Callable[[memoryview], object],
+    nbytes: int,
+    version: int,
+    *,
+    name: str | None = None,
+    sizes: tuple[int, int, int] = (256, 64, 4),
+    tolerant: bool = False,
+) -> Publisher:
+    """Open a channel as publish_raw() does, but receive the bytes straight into shared memory.
+
+    Args:
+        fill: is called with the memory for the version, and writes all of it. If it raises, there is no channel.
+        nbytes: the size of the version, which is that of the memory. Its sender decides about it: check it before.
+        version: its number, from 1 on.
+        name: of the channel; None for an anonymous one.
+        sizes: max_readers, max_slots and slots, as for untorn.publish().
+        tolerant: as for publish_tree().
+    """
+    written: list[Versions] = []
+
+    def write_first(versions: Versions) -> None:
+        slot, room = versions.begin_received(nbytes, version, FREE_SLOT_TIMEOUT_S)
+        try:
+            if written:  # another channel took the name meanwhile; the bytes came only once
+                _core.copy(room.memory, 0, written[-1].newest())
+            else:
+                fill(room.memory)
+        finally:
+            room.end(versions.attachment)
+        versions.finish_received(slot, nbytes, version)
+        written.append(versions)
+
+    return _open_channel(write_first, name=name, directory=None, sizes=sizes, tolerant=tolerant)
+
+
+def _open_channel(
+    write_first: Callable[[Versions], object],
+    *,
+    name: str | None,
+    directory: str | os.PathLike[str] | None,
+    sizes: tuple[int, int, int],
+    durable: bool = False,
+    allow_pickle: bool = False,
+    tolerant: bool = False,
+) -> Publisher:
+    """Open a new channel, or take over one, with a first version that ``write_first`` makes. It is called again if
+    another channel took the name meanwhile."""
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
-        versions = _begun(attachment, tree, "anonymous")
+        versions = _begun(attachment, write_first, "anonymous")
         storage.seal(attachment)
         return Publisher(versions, None, allow_pickle=allow_pickle)
     files = storage.named(name, directory)
@@ -116,17 +175,19 @@ def publish_tree(
         if taken is None and files.exists():
             continue
         attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
-        versions = _begun(attachment, tree, files.label, durable=durable)
+        versions = _begun(attachment, write_first, files.label, durable=durable)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
             versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
             return Publisher(versions, files, allow_pickle=allow_pickle)
 
 
-def _begun(attachment: _core.Attachment, tree: Tree, label: str, *, durable: bool = False) -> Versions:
+def _begun(
+    attachment: _core.Attachment, write_first: Callable[[Versions], object], label: str, *, durable: bool = False
+) -> Versions:
     """Return the writing side of a channel that has its first version, or the first one after a takeover."""
     versions = Versions(attachment, label, durable=durable)
     try:
-        versions.publish(tree, FREE_SLOT_TIMEOUT_S)
+        write_first(versions)
     except _core.StatusError as error:
         raise meaning(error, label) from None
     return versions
@@ -311,6 +372,30 @@ class Publisher(Generic[T]):
                     self._versions.finish(layout, slot, only)
                 else:
                     self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
+            except ClosedError:
+                self._check_open()
+                raise
+            except _core.StatusError as error:
+                self._check_open()
+                raise meaning(error, self._label) from None
+            finally:
+                self._is_writing = False
+
+    def _receive(self, nbytes: int, version: int, timeout_s: float) -> Iterator[memoryview]:
+        """Run lowlevel.receive_raw() as a generator, which yields the room for the version."""
+        self._check_open()
+        with self._lock:
+            self._check_turn("receive_raw")
+            try:
+                self._is_writing = True
+                self._look_after_name()
+                attachment = self._open()
+                slot, room = self._versions.begin_received(nbytes, version, timeout_s)
+                try:
+                    yield room.memory
+                finally:
+                    room.end(attachment)
+                self._versions.finish_received(slot, nbytes, version)
             except ClosedError:
                 self._check_open()
                 raise

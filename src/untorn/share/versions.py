@@ -31,6 +31,7 @@ from untorn.share import storage
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import Place, find, replaced
+from untorn.share.received import Room, received_schema
 from untorn.share.specs import flatten
 from untorn.share.storage_errors import labelled, meaning, unmappable
 from untorn.trees import Spec
@@ -94,7 +95,9 @@ class _Known(NamedTuple):
     """This process's knowledge of the newest version."""
 
     version: int
-    layout: Layout | None  # None: there is no version yet
+    layout: Layout | None  # None: there is no version yet, or it came as bytes
+    schema: bytes | None  # None: there is no version yet
+    nbytes: int
     schema_id: int
     changed_at: NDArray[np.uint64]  # by leaf of `layout`: the version that changed it last
 
@@ -118,14 +121,14 @@ class Versions:
         self._label = label
         self._durable = durable
         self._contents: dict[int, _Content] = {}
-        self._known_or_past = self._coming = _Known(0, None, 0, np.zeros(0, np.uint64))
+        self._known_or_past = self._coming = _Known(0, None, None, 0, 0, np.zeros(0, np.uint64))
         # durable: the slot table if it is unchanged since control was last flushed, and whether `latest` was, too
         self._table: list[tuple[int, ...]] | None = None
         self._settled = attachment.version == 0
 
     @property
     def layout(self) -> Layout | None:
-        """The layout of the newest version; None before the first."""
+        """The layout of the newest version; None before the first, and if it came as bytes."""
         return self._known().layout
 
     def _known(self) -> _Known:
@@ -235,9 +238,14 @@ class Versions:
     def known_layout(self) -> Layout:
         """The layout of the newest version."""
         layout = self.layout
-        if layout is None:
+        if layout is not None:
+            return layout
+        if self._known().schema is None:
             raise ClosedError(f"channel {self._label!r} has no version yet")
-        return layout
+        raise ValueError(
+            f"channel {self._label!r}: version {self.attachment.version} came as bytes, so that its publisher cannot "
+            "change parts of it; publish a whole value with update() first"
+        )
 
     # -- the steps
 
@@ -267,24 +275,28 @@ class Versions:
     def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
         """Make a complete slot the latest. ``changed`` are the leaves that differ from the previous version; None for
         all."""
-        attachment, known = self.attachment, self._known()
+        known = self._known()
         version = known.version + 1
         if version >= _VERSIONS_END:
             raise FormatError(
-                f"channel {self._label!r}: its newest version has the number {attachment.version}, after which none "
-                "comes; the control file is damaged: remove its files"
+                f"channel {self._label!r}: its newest version has the number {self.attachment.version}, after which "
+                "none comes; the control file is damaged: remove its files"
             )
-        same_schema = known.layout is not None and known.layout.schema == layout.schema
-        schema_id = known.schema_id if same_schema else version
         if changed is None or known.layout is not layout:
             changed_at = np.full(len(layout.leaves), version, np.uint64)
         else:
             changed_at = known.changed_at.copy()
             changed_at[list(changed)] = version
-        attachment.finish(slot, version, layout.nbytes, len(layout.schema), schema_id)
+        schema_id = known.schema_id if known.schema == layout.schema else version
+        coming = _Known(version, layout, layout.schema, layout.nbytes, schema_id, changed_at)
+        return self._make_latest(slot, coming)
+
+    def _make_latest(self, slot: int, coming: _Known) -> int:
+        attachment, version = self.attachment, coming.version
+        attachment.finish(slot, version, coming.nbytes, len(coming.schema or b""), coming.schema_id)
         self._sync_data()
         self._settled = False
-        self._coming = _Known(version, layout, schema_id, changed_at)
+        self._coming = coming
         try:
             attachment.publish(slot, version)
         except BaseException:  # it may have been published all the same
@@ -292,9 +304,50 @@ class Versions:
             self._coming = self._known_or_past
             raise
         self._newest_is_lost = False
-        self._contents[slot] = _Content(layout, version)
+        if coming.layout is not None:
+            self._contents[slot] = _Content(coming.layout, version)
         self._sync_latest()
         return version
+
+    # -- versions that come as bytes
+
+    def begin_received(self, nbytes: int, version: int, timeout_s: float) -> tuple[int, Room]:
+        """Return a slot, and the room in it for a whole version that comes as bytes and gets this number."""
+        self._check_number(version)
+        if nbytes < _core.HEADER_NBYTES:
+            raise FormatError(
+                f"channel {self._label!r}: version {version} cannot have {nbytes} bytes: its header alone has "
+                f"{_core.HEADER_NBYTES}"
+            )
+        slot, draft = self.begin(nbytes, timeout_s)
+        return slot, Room(draft, nbytes)
+
+    def finish_received(self, slot: int, nbytes: int, version: int) -> int:
+        """Make the version in this slot the latest, after checking it."""
+        known, layout = self._known(), self.layout
+        memory = memoryview(self._draft(slot))[:nbytes]
+        try:
+            schema = received_schema(memory, known.schema if nbytes == known.nbytes else None)
+        except FormatError as error:
+            raise FormatError(f"channel {self._label!r}, version {version}: {error}") from error
+        if known.schema != schema:
+            layout = None
+        self._check_number(version)
+        changed_at = np.full(0 if layout is None else len(layout.leaves), version, np.uint64)
+        schema_id = known.schema_id if known.schema == schema else version
+        return self._make_latest(slot, _Known(version, layout, schema, nbytes, schema_id, changed_at))
+
+    def newest(self) -> memoryview:
+        """Return the bytes of the newest version."""
+        return self._newest_bytes()[: self._known().nbytes]
+
+    def _check_number(self, version: int) -> None:
+        newest = self.attachment.version
+        if not newest < version < _VERSIONS_END:
+            raise ValueError(
+                f"version: expected a number greater than {newest}, the newest version of channel {self._label!r}, "
+                f"and less than 2**58; found {version}"
+            )
 
     # -- durable: the order in which data reaches the disk. Without a flush, it may do so at any time and in any order
 
