@@ -61,7 +61,7 @@ proof: test-c $(VENV)/.bench-installed
 	$(MAKE) fuzz FUZZ_SECONDS=10
 	$(BIN)/python -m benchmarks.survival
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],csrc tests/c tests/fuzz))
+C_FILES := $(wildcard $(addsuffix /*.[ch],csrc tests/c tests/fuzz tests/virtual_nodes))
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -96,4 +96,5 @@ clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/untorn/_core*.so
 	$(MAKE) -C tests/c clean
 	$(MAKE) -C tests/fuzz clean
+	$(MAKE) -C tests/virtual_nodes clean
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 import helpers
+import virtual_nodes
 from helpers import descriptors, untorn_mappings
 from untorn.share.attached import drop_dead_attachments
 
@@ -108,6 +109,13 @@ def rng(seed: int) -> random.Random:
 def name(request: pytest.FixtureRequest) -> str:
     """A channel name that no other test, and no other run, uses."""
     return f"test-{os.getpid()}-{random.SystemRandom().randrange(2**40):x}"
+
+
+@pytest.fixture(scope="session")
+def virtual_nodes_work() -> None:
+    """Skip the test, with the reason, where there can be no virtual nodes."""
+    if reason := virtual_nodes.missing():
+        pytest.skip(reason)
 
 
 _FAILED = pytest.StashKey[bool]()
