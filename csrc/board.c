@@ -23,6 +23,8 @@ static void phase_end_update(const struct board *board, struct attachment *weigh
     if (!shared_swap_if(&board->header->phase, phase, phase_make(step + 1, PHASE_GRADIENT, 0)))
         return;
     board_ring(board);
+    if (board->header->exchange)
+        board_ring_link(board);
     if (step + 1 == shared_load_acquire(&board->header->limit))
         board_ring_server(board);
 }
@@ -178,6 +180,8 @@ void board_set_limit(const struct board *board, uint64_t limit)
     /* pairs with board_next: the epoch's order and rates come before */
     shared_store_release(&board->header->limit, limit);
     board_ring(board);
+    if (board->header->exchange)
+        board_ring_link(board); /* it may have no shard to wait for */
 }
 
 void board_stop(const struct board *board)
@@ -191,6 +195,22 @@ void board_set_workers(const struct board *board, uint32_t active, int64_t spin_
     shared_store_relaxed(&board->header->spin_ns, (uint64_t)spin_ns);
     shared_store_release(&board->header->active, active);
     board_ring(board);
+}
+
+void board_set_own(const struct board *board, uint32_t first, uint32_t end)
+{
+    shared_store_release(&board->header->own, own_make(first, end)); /* pairs with shard_claim */
+    board_ring(board);
+}
+
+uint64_t board_incomplete_step(const struct board *board)
+{
+    uint64_t phase = shared_load_acquire(&board->header->phase), step = phase_step(phase); /* pairs with its swaps */
+    if (phase_kind(phase) != PHASE_GRADIENT)
+        return step + 1;
+    bool all = shared_load_acquire(&board->header->own) == own_make(0, board->header->shards);
+    bool complete = shards_done(board, step, 0, board->header->shards) && (all || board_summed(board, step));
+    return complete ? step + 1 : step;
 }
 
 /* -- batches in flight ------------------------------------------------------------------------------------------- */

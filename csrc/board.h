@@ -32,6 +32,10 @@
  * Workers come and go while steps run: rows below `active` take part, and a row has memory for its buffer once it was
  * active (board_nbytes_used).
  *
+ * One training may run on several boards, each with the same weights and workers of its own: see exchange.h. On a board
+ * with exchange, the workers compute the shards of the range `own`, and the server's link commits the others, after it
+ * wrote the sum of all gradients to the sum buffer. Norms and updates read that sum.
+ *
  * Batches in flight, for asynchronous training: each shard's task is then the place of one batch. The server puts a
  * batch in, a worker computes the gradient of all of it on the newest version that it finds, and the server applies the
  * gradient, in an order of its own; or it reads the gradient, and empties the place:
@@ -56,6 +60,12 @@ void board_refuse(const struct board *board, uint32_t worker, const struct board
 void board_set_limit(const struct board *board, uint64_t limit);
 void board_set_workers(const struct board *board, uint32_t active, int64_t spin_ns);
 void board_stop(const struct board *board);
+/* The server of a board with exchange, while no link exchanges: let the workers compute the shards [first, end). If
+ * these are all shards, the board is complete by itself. */
+void board_set_own(const struct board *board, uint32_t first, uint32_t end);
+/* Return the first step whose gradient is not complete here: the newest step, or the one after it if the update is
+ * about to be made. */
+uint64_t board_incomplete_step(const struct board *board);
 /* Return the errno with which every worker that takes part has refused this step again and again, so that training
  * cannot continue; 0 if one worker has not. */
 int board_refused(const struct board *board);

@@ -5,13 +5,13 @@
 
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB4"
+#define BOARD_MAGIC "untornB5"
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
 #define SECTIONS_NBYTES \
     (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
-_Static_assert(SECTIONS_NBYTES == 13 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+_Static_assert(SECTIONS_NBYTES == 14 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
 
 static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
@@ -37,6 +37,7 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = nbytes_round(end, 4096);
+    header->sum_at = section_place(&end, config->exchange ? header->buffer_stride : 0);
     header->buffers_at = section_place(&end, (config->shards + config->workers) * header->buffer_stride);
     header->errors_at = section_place(&end, (uint64_t)config->workers * BOARD_ERROR_NBYTES);
     header->nbytes = end;
@@ -76,6 +77,7 @@ static void board_find(struct board *board, void *memory)
         .squares = (double *)(base + header->squares_at),
         .log = (struct board_log *)(base + header->log_at),
         .rates = (struct kernel_rates *)(base + header->rates_at),
+        .sum = base + header->sum_at,
     };
 }
 
@@ -97,8 +99,10 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->job = config->job;
     header->clip_norm = config->clip_norm;
     header->is_async = config->is_async;
+    header->exchange = config->exchange;
     header->hyper = config->hyper;
     shared_store_relaxed(&header->active, config->active);
+    shared_store_relaxed(&header->own, own_make(0, config->shards));
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
     for (uint32_t shard = 0; shard < config->shards; shard++) /* batches in flight come from the server */
@@ -122,6 +126,7 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
         .steps = header->steps,
         .examples = header->examples,
         .buffer_nbytes = header->buffer_nbytes,
+        .exchange = header->exchange != 0,
     };
     if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
@@ -160,4 +165,10 @@ void board_ring_server(const struct board *board)
 {
     shared_add(&board->header->server_bell, 1);
     futex_wake(&board->header->server_sleepers);
+}
+
+void board_ring_link(const struct board *board)
+{
+    shared_add(&board->header->link_bell, 1); /* pairs with the shared_load_acquire in the link */
+    futex_wake(&board->header->link_sleepers);
 }

@@ -48,6 +48,20 @@ struct board_range {
     uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 */
 };
 
+static inline enum kernel_dtype range_dtype(const struct board_range *range)
+{
+    return (enum kernel_dtype)(range->dtype & 0xff);
+}
+static inline enum merge_kind range_kind(const struct board_range *range)
+{
+    return (enum merge_kind)(range->dtype >> 8);
+}
+/* Return whether an update needs no more than the sum of the shards. */
+static inline bool range_is_summed(const struct board_range *range)
+{
+    return range_kind(range) == MERGE_STEP || range_kind(range) == MERGE_SUM;
+}
+
 /* A gradient, and what was measured with it. Written by the owner of the buffer. */
 struct board_buffer {
     uint64_t examples;
@@ -69,6 +83,7 @@ struct board_header {
     uint64_t nbytes;
     uint32_t shards, ranges, workers, optimizer; /* workers: the maximum number */
     uint32_t is_async;                           /* 1: the task of each shard is the place of a batch in flight */
+    uint32_t exchange;                           /* 1: other boards may compute shards too, see board.h */
     uint64_t steps;                              /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes; /* of a gradient, without its header */
@@ -79,7 +94,7 @@ struct board_header {
     struct kernel_hyper hyper; /* except the step's rates, which are in rates[step] */
     /* offsets of the sections */
     uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, squares_at, log_at, rates_at,
-        order_at, buffers_at, buffer_stride, errors_at, names_at;
+        order_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
     _Alignas(64) shared_u32 bell; /* counts the changes that waiting workers should look at */
@@ -92,6 +107,11 @@ struct board_header {
     shared_u32 active;             /* workers from this index on leave; writer: the server */
     shared_u64 spin_ns;            /* how long to spin before sleeping; writer: the server */
     shared_u32 failed;             /* 1 + the first worker whose error text is complete */
+    /* of a board with exchange */
+    shared_u64 own;    /* first << 32 | end of the shards that workers here compute; writer: the server */
+    shared_u64 summed; /* 1 + the newest step whose sum is in the sum buffer; writer: the server's link */
+    _Alignas(64) shared_u32 link_bell; /* counts the changes that the link should look at */
+    shared_u32 link_sleepers;
 };
 _Static_assert(sizeof(struct board_task) == 64 && sizeof(struct board_worker) == 64, "one line each");
 _Static_assert(sizeof(struct board_buffer) == 256, "gradients stay aligned to lines");
@@ -105,11 +125,12 @@ struct board {
     double *squares; /* of each range of the step; writer: the owner of its norm task */
     struct board_log *log;
     struct kernel_rates *rates;
+    uint8_t *sum; /* of all shards' gradients, laid out as a gradient without its header; only with exchange */
 };
 
 struct board_config {
     uint32_t shards, ranges, workers, active, optimizer; /* workers: the maximum number; active: the number at first */
-    bool is_async;
+    bool is_async, exchange;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     double clip_norm;
     struct kernel_hyper hyper;
@@ -167,11 +188,17 @@ static inline uint64_t phase_step(uint64_t phase) { return phase >> 8; }
 static inline enum phase_kind phase_kind(uint64_t phase) { return (enum phase_kind)(phase >> 6 & 3); }
 static inline unsigned phase_slot(uint64_t phase) { return (unsigned)(phase & 63); }
 
+/* A range of shards as one word. */
+static inline uint64_t own_make(uint32_t first, uint32_t end) { return (uint64_t)first << 32 | end; }
+static inline uint32_t own_first(uint64_t own) { return (uint32_t)(own >> 32); }
+static inline uint32_t own_end(uint64_t own) { return (uint32_t)own; }
+
 /* -- bells -------------------------------------------------------------------------------------------------------- */
 
-/* Wake the workers that wait, or the server, to look at a change. */
+/* Wake the workers that wait, or the server, or the link, to look at a change. */
 void board_ring(const struct board *board);
 void board_ring_server(const struct board *board);
+void board_ring_link(const struct board *board);
 static inline uint64_t board_step(const struct board *board) { return shared_load_acquire(&board->header->phase) >> 8; }
 
 #endif

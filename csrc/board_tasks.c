@@ -26,7 +26,7 @@ static bool task_is_open(uint64_t task, uint64_t step)
 static uint32_t shard_first(const struct board *board, uint32_t worker, uint32_t count)
 {
     uint32_t active = shared_load_relaxed(&board->header->active);
-    return active == 0 ? 0 : (uint32_t)((uint64_t)worker * count / active % count);
+    return active == 0 || count == 0 ? 0 : (uint32_t)((uint64_t)worker * count / active % count);
 }
 
 static bool shard_take(const struct board *board, uint32_t worker, uint32_t shard, uint64_t task, uint64_t step,
@@ -46,12 +46,35 @@ static bool shard_take(const struct board *board, uint32_t worker, uint32_t shar
     return true;
 }
 
+bool shards_done(const struct board *board, uint64_t step, uint32_t first, uint32_t end)
+{
+    for (uint32_t shard = first; shard < end; shard++) /* pairs with the shared_swap_if of commits */
+        if (!task_is(shared_load_acquire(&board->shard_tasks[shard].word), step, TASK_DONE))
+            return false;
+    return true;
+}
+
+bool board_summed(const struct board *board, uint64_t step)
+{
+    return shared_load_acquire(&board->header->summed) == step + 1;
+}
+
+/* Return whether the gradient of the step is complete, while no shard in [first, end) of this board is missing. */
+static bool gradient_complete(const struct board *board, uint64_t step, uint32_t first, uint32_t end)
+{
+    uint32_t shards = board->header->shards;
+    if (first == 0 && end == shards)
+        return true;
+    return shards_done(board, step, 0, first) && shards_done(board, step, end, shards) && board_summed(board, step);
+}
+
 bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct board_run *run, bool *done)
 {
-    uint32_t count = board->header->shards, first = shard_first(board, worker, count);
+    uint64_t own = shared_load_acquire(&board->header->own); /* pairs with board_set_own */
+    uint32_t count = own_end(own) - own_first(own), first = shard_first(board, worker, count);
     *done = true;
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t shard = (first + i) % count;
+        uint32_t shard = own_first(own) + (first + i) % count;
         /* pairs with the shared_swap_if of commits */
         uint64_t task = shared_load_acquire(&board->shard_tasks[shard].word);
         if (task_is(task, step, TASK_DONE))
@@ -60,6 +83,7 @@ bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, stru
         if (task_is_open(task, step) && shard_take(board, worker, shard, task, step, run))
             return true;
     }
+    *done = *done && gradient_complete(board, step, own_first(own), own_end(own));
     return false;
 }
 
@@ -113,6 +137,16 @@ void range_give_back(struct board_task *task, uint64_t claim)
     shared_swap_if(&task->word, claim, task_make(task_step(claim), TASK_FREE, 0, 0));
 }
 
+/* Wake the link if this was the last of the own shards. Of two workers that commit at once, at least one sees both. A
+ * worker that is killed before this tells nobody, so the link looks by itself, too. */
+static void own_done_tell(const struct board *board, uint64_t step)
+{
+    fence_full();                                            /* pairs with itself, in another worker */
+    uint64_t own = shared_load_acquire(&board->header->own); /* pairs with board_set_own */
+    if (shards_done(board, step, own_first(own), own_end(own)))
+        board_ring_link(board);
+}
+
 bool board_commit(const struct board *board, uint32_t worker, const struct board_run *run)
 {
     struct board_worker *self = &board->workers[worker];
@@ -127,12 +161,41 @@ bool board_commit(const struct board *board, uint32_t worker, const struct board
     }
     if (board->header->is_async)
         board_ring_server(board);
+    else if (board->header->exchange)
+        own_done_tell(board, run->step);
     return counts;
 }
 
 bool board_still_claimed(const struct board *board, const struct board_run *run)
 {
     return shared_load_acquire(&board->shard_tasks[run->shard].word) == run->claim;
+}
+
+/* -- the link ----------------------------------------------------------------------------------------------------- */
+
+void board_set_summed(const struct board *board, uint64_t step)
+{
+    shared_store_release(&board->header->summed, step + 1); /* pairs with board_summed */
+}
+
+uint64_t remote_claim(const struct board *board, uint32_t shard, uint64_t step)
+{
+    shared_u64 *word = &board->shard_tasks[shard].word;
+    for (;;) {
+        uint64_t task = shared_load_acquire(word), claim = task_make(step, TASK_CLAIMED, TASK_LINK, task_buffer(task));
+        if (task_is(task, step, TASK_DONE))
+            return task;
+        record_settle_overwritten(board, shard, task);
+        if (shared_swap_if(word, task, claim)) /* failed: its worker commits, or the server frees it */
+            return claim;
+    }
+}
+
+void remote_commit(const struct board *board, uint32_t shard, uint64_t claim)
+{
+    /* only the link changes a word that it has claimed */
+    shared_store_release(&board->shard_tasks[shard].word,
+                         task_make(task_step(claim), TASK_DONE, TASK_LINK, task_buffer(claim)));
 }
 
 /* -- the server --------------------------------------------------------------------------------------------------- */

@@ -13,6 +13,7 @@
 /* The gradients that a step is made of: those of all shards, or that of one batch in flight. All are committed. */
 struct shards {
     uint32_t count;
+    const uint8_t *sum; /* the sum of the gradients, if a link made it; NULL if it is still to be made */
     const struct board_buffer *buffers[BOARD_MAX_SHARDS];
     double weights[BOARD_MAX_SHARDS];
     double examples;
@@ -22,6 +23,7 @@ static void shards_collect(const struct board *board, uint32_t first, uint32_t c
 {
     uint64_t examples = 0;
     shards->count = count;
+    shards->sum = NULL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t task = shared_load_acquire(&board->shard_tasks[first + i].word); /* pairs with board_commit */
         shards->buffers[i] = board_buffer_at(board, task_buffer(task));
@@ -32,17 +34,26 @@ static void shards_collect(const struct board *board, uint32_t first, uint32_t c
         shards->weights[i] = examples == 0 ? 0 : (double)shards->buffers[i]->examples / shards->examples;
 }
 
-static enum kernel_dtype range_dtype(const struct board_range *range)
+/* Collect the gradients of the step, whose gradient is complete. A link makes the sum of a step before it commits a
+ * shard, so every worker finds the same here. */
+static void step_collect(const struct board *board, uint64_t step, struct shards *shards)
 {
-    return (enum kernel_dtype)(range->dtype & 0xff);
+    shards_collect(board, 0, board->header->shards, shards);
+    if (board->header->exchange && board_summed(board, step))
+        shards->sum = board->sum;
 }
-static enum merge_kind range_kind(const struct board_range *range) { return (enum merge_kind)(range->dtype >> 8); }
 
 /* Return one range's gradients; `grads` is room for their addresses. */
 static struct kernel_range shards_range(const struct board *board, const struct shards *shards, uint32_t index,
                                         const void **grads)
 {
+    static const double whole = 1;
     const struct board_range *range = &board->ranges[index];
+    if (shards->sum != NULL && range_is_summed(range)) {
+        grads[0] = shards->sum + range->grad_offset;
+        return (struct kernel_range){
+            .count = range->count, .shards = 1, .grads = grads, .weights = &whole, .grad_scale = 1};
+    }
     for (uint32_t i = 0; i < shards->count; i++)
         grads[i] = (const uint8_t *)(shards->buffers[i] + 1) + range->grad_offset;
     return (struct kernel_range){
@@ -79,7 +90,7 @@ bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
     bool done;
     while (range_claim(board->norm_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
         if (shards.count == 0)
-            shards_collect(board, 0, header->shards, &shards);
+            step_collect(board, step, &shards);
         range_norm(board, &shards, index);
         range_commit(&board->norm_tasks[index], claim);
         first = index + 1;
@@ -195,7 +206,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
                 *refused = true; /* no memory for a mapping: another worker may have some */
                 return false;
             }
-            shards_collect(board, 0, header->shards, &shards);
+            step_collect(board, step, &shards);
             norm = header->clip_norm != 0 ? norm_collect(board) : 0;
         }
         if (index == 0) {

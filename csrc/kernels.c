@@ -47,7 +47,7 @@
 /* Bytes are checked right after they are copied, while they are in the first-level cache. */
 #define COPY_BYTES 16384
 /* A counter of 2^31 pairs of shards, and the node just pushed. */
-#define TREE_LEVELS 32
+#define TREE_LEVELS KERNEL_MAX_DEPTH
 /* The number of sums of squares that are kept side by side, whatever the vector width: element i is added to sum i %
  * SQUARE_SUMS. */
 #define SQUARE_SUMS 32
@@ -196,6 +196,39 @@ __attribute__((noinline)) static double squares_sum(enum kernel_dtype dtype, con
     else
         range_squares_f64(range, sums);
     return scalars_sum(SQUARE_SUMS, sums);
+}
+
+__attribute__((noinline)) static void sum_take(enum kernel_dtype dtype, const struct kernel_range *range, void *sum)
+{
+    if (dtype == KERNEL_F32)
+        range_sum_f32(range, sum);
+    else
+        range_sum_f64(range, sum);
+}
+
+void kernel_sum(enum kernel_dtype dtype, const struct kernel_range *range, void *sum)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    sum_take(dtype, range, sum);
+    float_mode_store(mode);
+}
+
+__attribute__((noinline)) static void fold_take(enum kernel_dtype dtype, uint64_t count, const struct kernel_fold *fold,
+                                                void *sum)
+{
+    if (dtype == KERNEL_F32)
+        nodes_fold_f32(count, fold, sum);
+    else
+        nodes_fold_f64(count, fold, sum);
+}
+
+void kernel_fold(enum kernel_dtype dtype, uint64_t count, const struct kernel_fold *fold, void *sum)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    fold_take(dtype, count, fold, sum);
+    float_mode_store(mode);
 }
 
 double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range)

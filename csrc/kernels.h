@@ -91,6 +91,20 @@ size_t kernel_itemsize(enum kernel_dtype dtype);
 void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const struct kernel_hyper *hyper,
                  const struct kernel_range *range);
 
+/* Write the shards' sum to `sum`, which overlaps no gradient. Reads only the gradients and weights. */
+void kernel_sum(enum kernel_dtype dtype, const struct kernel_range *range, void *sum);
+
+/* The part of a tree above some of its nodes. Replace the two rightmost nodes by their sum folds[i] times, after node i
+ * was put to the right of those that are left. In the end one is left. */
+struct kernel_fold {
+    uint32_t nodes;
+    const void *const *values; /* [nodes] NULL: every shard below the node is absent, so its sibling passes through */
+    const uint8_t *folds;      /* [nodes] */
+};
+enum { KERNEL_MAX_DEPTH = 32 }; /* the number of nodes that may wait */
+/* Write the sum of a tree's nodes to `sum`, which overlaps none of them; zeros if all are absent. */
+void kernel_fold(enum kernel_dtype dtype, uint64_t count, const struct kernel_fold *fold, void *sum);
+
 /* Return the sum over the range of the squares of the shards' sum, in double. Reads only the gradients and weights. */
 double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *range);
 

@@ -102,6 +102,73 @@ static const KERNEL_REAL *KERNEL_NAME(tree_sum)(struct KERNEL_NAME(tree) *tree, 
     return tree->node[0];
 }
 
+static void KERNEL_NAME(range_sum)(const struct kernel_range *range, KERNEL_REAL *sum)
+{
+    struct KERNEL_NAME(tree) tree;
+    const size_t block_count = BLOCK_BYTES / sizeof(KERNEL_REAL);
+    for (uint64_t start = 0; start < range->count; start += block_count) {
+        const uint64_t left = range->count - start;
+        const size_t count = left < block_count ? (size_t)left : block_count;
+        KERNEL_NAME(tree_begin)(&tree);
+        tree.node[0] = sum + start; /* where the root is made, unless an absent sibling moves it */
+        const KERNEL_REAL *root = KERNEL_NAME(tree_sum)(&tree, range, start, count);
+        if (root != sum + start)
+            memcpy(sum + start, root, count * sizeof(KERNEL_REAL));
+    }
+}
+
+/* out = left + right */
+CLONED static void KERNEL_NAME(nodes_add)(size_t count, KERNEL_REAL *restrict out, const KERNEL_REAL *restrict left,
+                                          const KERNEL_REAL *restrict right)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = left[i] + right[i];
+}
+
+/* Fold one block into `sum`. A node is where the caller has it, or in the memory of its level. */
+static void KERNEL_NAME(block_fold)(struct KERNEL_NAME(tree) *tree, const struct kernel_fold *fold, uint64_t start,
+                                    size_t count, KERNEL_REAL *sum)
+{
+    const KERNEL_REAL *node[TREE_LEVELS];
+    unsigned depth = 0;
+    KERNEL_NAME(tree_begin)(tree);
+    tree->node[0] = sum;
+    for (uint32_t i = 0; i < fold->nodes; i++) {
+        node[depth++] = fold->values[i] == NULL ? NULL : (const KERNEL_REAL *)fold->values[i] + start;
+        for (uint8_t folds = fold->folds[i]; folds > 0; folds--) {
+            const unsigned right = --depth, left = right - 1;
+            if (node[right] == NULL)
+                continue;
+            if (node[left] == NULL) { /* the memory goes with the node that may be in it */
+                KERNEL_REAL *spare = tree->node[left];
+                tree->node[left] = tree->node[right];
+                tree->node[right] = spare;
+                node[left] = node[right];
+            } else if (node[left] == tree->node[left]) {
+                KERNEL_NAME(node_merge)(count, tree->node[left], node[right]);
+            } else {
+                KERNEL_NAME(nodes_add)(count, tree->node[left], node[left], node[right]);
+                node[left] = tree->node[left];
+            }
+        }
+    }
+    if (depth == 0 || node[0] == NULL)
+        memset(sum, 0, count * sizeof(KERNEL_REAL));
+    else if (node[0] != sum)
+        memcpy(sum, node[0], count * sizeof(KERNEL_REAL));
+}
+
+static void KERNEL_NAME(nodes_fold)(uint64_t total, const struct kernel_fold *fold, KERNEL_REAL *sum)
+{
+    struct KERNEL_NAME(tree) tree;
+    const size_t block_count = BLOCK_BYTES / sizeof(KERNEL_REAL);
+    for (uint64_t start = 0; start < total; start += block_count) {
+        const uint64_t left = total - start;
+        const size_t count = left < block_count ? (size_t)left : block_count;
+        KERNEL_NAME(block_fold)(&tree, fold, start, count, sum + start);
+    }
+}
+
 /* out = scale * grad + weight_decay * params; `out` may be `grad`. Multiplying by 1 changes nothing, but without decay
  * nothing is added: 0 * infinity is not 0. */
 CLONED static void KERNEL_NAME(grad_prepare)(size_t count, KERNEL_REAL *out, const KERNEL_REAL *grad, KERNEL_REAL scale,

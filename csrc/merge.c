@@ -62,6 +62,10 @@ static void range_mean(enum kernel_dtype dtype, const struct kernel_range *range
 
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range)
 {
+    if (kind == MERGE_SUM) {
+        kernel_sum(dtype, range, range->params_out);
+        return;
+    }
     const uint32_t first = kind == MERGE_KEEP ? range->shards : shard_present(range, 0);
     if (first == range->shards) /* an empty batch changes nothing */
         memcpy(range->params_out, range->params_in, range->count * (kind == MERGE_MEAN ? kernel_itemsize(dtype) : 1));

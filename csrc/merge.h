@@ -1,11 +1,12 @@
-/* Merging the values that no optimizer owns: a model's buffers, such as BatchNorm's means, and parameters that are not
- * trained.
+/* Merging the values that no optimizer here owns: a model's buffers, such as BatchNorm's means, parameters that are not
+ * trained, and gradients of which the server makes the step.
  *
  *   MEAN   an element that every shard left with the same bits has these bits; otherwise it is the mean over the
  *          shards, weighted by their examples and summed in the tree of kernels.h. So a value that no shard changes
  *          stays as it is, infinities and NaNs too.
  *   FIRST  bytes: those of the first shard that has examples. For values without a mean, such as a counter.
  *   KEEP   bytes: as they are in the version before.
+ *   SUM    the sum in the tree of kernels.h, of gradients; zeros if no shard has examples.
  *
  * Like a step of an optimizer it is out of place, and doing it twice gives the same.
  */
@@ -15,7 +16,7 @@
 #include "kernels.h"
 
 /* How an update computes a range. STEP is the optimizer's. */
-enum merge_kind { MERGE_STEP = 0, MERGE_MEAN = 1, MERGE_FIRST = 2, MERGE_KEEP = 3 };
+enum merge_kind { MERGE_STEP = 0, MERGE_MEAN = 1, MERGE_FIRST = 2, MERGE_KEEP = 3, MERGE_SUM = 4 };
 
 /* `kind` is not MERGE_STEP. The range's state is not used; of KEEP its gradients neither. */
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);

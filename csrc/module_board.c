@@ -186,6 +186,24 @@ static PyObject *Board_set_workers(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *Board_set_own(PyObject *self, PyObject *args)
+{
+    const struct board *board = &((BoardObject *)self)->board;
+    unsigned first, end;
+    if (!PyArg_ParseTuple(args, "II", &first, &end))
+        return NULL;
+    if (!board->header->exchange) {
+        PyErr_SetString(PyExc_ValueError, "set_own: the board was made without exchange, so all shards are its own");
+        return NULL;
+    }
+    if (first > end || end > board->header->shards) {
+        PyErr_Format(PyExc_ValueError, "set_own: shards %u to %u: the board has %u", first, end, board->header->shards);
+        return NULL;
+    }
+    board_set_own(board, first, end);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Board_nbytes_used(PyObject *self, PyObject *argument)
 {
     const struct board *board = &((BoardObject *)self)->board;
@@ -333,25 +351,29 @@ static PyObject *commits_make(const struct board *board)
     return list;
 }
 
-#define BOARD_FIELDS(FIELD)                                                                               \
-    FIELD(Board, step, PyLong_FromUnsignedLongLong, board_step(&self->board))                             \
-    FIELD(Board, need_slot, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->need_slot)) \
-    FIELD(Board, failed, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->failed))       \
-    FIELD(Board, stopped, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->stop))        \
-    FIELD(Board, active, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->active))       \
-    FIELD(Board, refused, PyLong_FromLong, board_refused(&self->board))                                   \
-    FIELD(Board, commits, commits_make, &self->board)                                                     \
-    FIELD(Board, log_at, PyLong_FromUnsignedLongLong, self->board.header->log_at)                         \
-    FIELD(Board, rates_at, PyLong_FromUnsignedLongLong, self->board.header->rates_at)                     \
-    FIELD(Board, order_at, PyLong_FromUnsignedLongLong, self->board.header->order_at)                     \
-    FIELD(Board, errors_at, PyLong_FromUnsignedLongLong, self->board.header->errors_at)                   \
-    FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                     \
-    FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                             \
-    FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                           \
-    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                           \
-    FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                               \
-    FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                           \
-    FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                     \
+#define BOARD_FIELDS(FIELD)                                                                                    \
+    FIELD(Board, step, PyLong_FromUnsignedLongLong, board_step(&self->board))                                  \
+    FIELD(Board, incomplete_step, PyLong_FromUnsignedLongLong, board_incomplete_step(&self->board))            \
+    FIELD(Board, own_first, PyLong_FromUnsignedLong, own_first(shared_load_acquire(&self->board.header->own))) \
+    FIELD(Board, own_end, PyLong_FromUnsignedLong, own_end(shared_load_acquire(&self->board.header->own)))     \
+    FIELD(Board, need_slot, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->need_slot))      \
+    FIELD(Board, failed, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->failed))            \
+    FIELD(Board, stopped, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->stop))             \
+    FIELD(Board, active, PyLong_FromUnsignedLong, shared_load_acquire(&self->board.header->active))            \
+    FIELD(Board, refused, PyLong_FromLong, board_refused(&self->board))                                        \
+    FIELD(Board, commits, commits_make, &self->board)                                                          \
+    FIELD(Board, log_at, PyLong_FromUnsignedLongLong, self->board.header->log_at)                              \
+    FIELD(Board, rates_at, PyLong_FromUnsignedLongLong, self->board.header->rates_at)                          \
+    FIELD(Board, order_at, PyLong_FromUnsignedLongLong, self->board.header->order_at)                          \
+    FIELD(Board, errors_at, PyLong_FromUnsignedLongLong, self->board.header->errors_at)                        \
+    FIELD(Board, names_at, PyLong_FromUnsignedLongLong, self->board.header->names_at)                          \
+    FIELD(Board, shards, PyLong_FromUnsignedLong, self->board.header->shards)                                  \
+    FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                                \
+    FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                                \
+    FIELD(Board, exchange, PyBool_FromLong, (long)self->board.header->exchange)                                \
+    FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                                    \
+    FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                                \
+    FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                          \
     FIELD(Board, batch_size, PyLong_FromUnsignedLongLong, self->board.header->batch_size)
 BOARD_FIELDS(CORE_GETTER)
 
@@ -380,6 +402,9 @@ static PyMethodDef Board_methods[] = {
     {"set_workers", Board_set_workers, METH_VARARGS,
      "set_workers($self, workers, spin_s, /)\n--\n\n"
      "Set the number of workers that take part; the others leave."},
+    {"set_own", Board_set_own, METH_VARARGS,
+     "set_own($self, first, end, /)\n--\n\n"
+     "Let the workers compute the shards from `first` to before `end`; a link brings the others."},
     {"nbytes_used", Board_nbytes_used, METH_O,
      "nbytes_used($self, workers, /)\n--\n\n"
      "Return how many bytes from the start need memory with that many workers."},
@@ -447,20 +472,33 @@ static enum status board_create(int fd, const struct board_config *config, const
 
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {
-        "fd",       "job",        "shards",          "max_workers",  "workers",       "is_async", "steps",
-        "examples", "batch_size", "gradient_nbytes", "state_stride", "first_version", "kernel",   "clip_norm",
-        "ranges",   NULL};
-    int fd, is_async;
+    static char *names[] = {"fd",
+                            "job",
+                            "shards",
+                            "max_workers",
+                            "workers",
+                            "is_async",
+                            "steps",
+                            "examples",
+                            "batch_size",
+                            "gradient_nbytes",
+                            "state_stride",
+                            "first_version",
+                            "kernel",
+                            "clip_norm",
+                            "ranges",
+                            "exchange",
+                            NULL};
+    int fd, is_async, exchange;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     PyObject *kernel;
     Py_buffer ranges;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*", names, &fd, &job, &config.shards,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*p", names, &fd, &job, &config.shards,
                                      &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
                                      &buffer_nbytes, &state_stride, &base_version, &PyTuple_Type, &kernel,
-                                     &config.clip_norm, &ranges))
+                                     &config.clip_norm, &ranges, &exchange))
         return NULL;
     if (!PyArg_ParseTuple(kernel, "IdddddIII", &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1,
                           &hyper->beta2, &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad)) {
@@ -468,6 +506,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
         return NULL;
     }
     config.is_async = is_async != 0;
+    config.exchange = exchange != 0;
     config.steps = steps;
     config.examples = examples;
     config.batch_size = batch_size;
@@ -483,6 +522,9 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
                      BOARD_MAX_SHARDS, BOARD_MAX_WORKERS);
     } else if (config.optimizer >= KERNEL_OPTIMIZERS) {
         PyErr_Format(PyExc_ValueError, "optimizer %u: expected one below %d", config.optimizer, KERNEL_OPTIMIZERS);
+    } else if (config.is_async && config.exchange) {
+        PyErr_SetString(PyExc_ValueError,
+                        "exchange: the shards of an asynchronous training are batches, without a sum");
     } else {
         enum status status;
         do { /* signals that keep coming are handled before the next try */
@@ -498,7 +540,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
 static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
      "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
-     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges)\n--\n\n"
+     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges, exchange)\n--\n\n"
      "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
@@ -552,17 +594,29 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    CORE_CONSTANT(RUN_GRADIENT),       CORE_CONSTANT(RUN_IDLE),
-    CORE_CONSTANT(RUN_STOP),           CORE_CONSTANT(RUN_NEED_SLOT),
-    CORE_CONSTANT(RUN_LEAVE),          CORE_CONSTANT(TASK_DONE),
-    CORE_CONSTANT(TASK_EMPTY),         {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
-    CORE_CONSTANT(KERNEL_SGD),         CORE_CONSTANT(KERNEL_ADAM),
-    CORE_CONSTANT(KERNEL_RMSPROP),     CORE_CONSTANT(KERNEL_ADAGRAD),
-    CORE_CONSTANT(KERNEL_F32),         CORE_CONSTANT(KERNEL_F64),
-    CORE_CONSTANT(MERGE_STEP),         CORE_CONSTANT(MERGE_MEAN),
-    CORE_CONSTANT(MERGE_FIRST),        CORE_CONSTANT(MERGE_KEEP),
-    CORE_CONSTANT(BOARD_METRICS),      CORE_CONSTANT(BOARD_NAMES_NBYTES),
-    CORE_CONSTANT(BOARD_ERROR_NBYTES), {NULL, 0},
+    CORE_CONSTANT(RUN_GRADIENT),
+    CORE_CONSTANT(RUN_IDLE),
+    CORE_CONSTANT(RUN_STOP),
+    CORE_CONSTANT(RUN_NEED_SLOT),
+    CORE_CONSTANT(RUN_LEAVE),
+    CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(TASK_EMPTY),
+    {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
+    CORE_CONSTANT(KERNEL_SGD),
+    CORE_CONSTANT(KERNEL_ADAM),
+    CORE_CONSTANT(KERNEL_RMSPROP),
+    CORE_CONSTANT(KERNEL_ADAGRAD),
+    CORE_CONSTANT(KERNEL_F32),
+    CORE_CONSTANT(KERNEL_F64),
+    CORE_CONSTANT(MERGE_STEP),
+    CORE_CONSTANT(MERGE_MEAN),
+    CORE_CONSTANT(MERGE_FIRST),
+    CORE_CONSTANT(MERGE_KEEP),
+    CORE_CONSTANT(MERGE_SUM),
+    CORE_CONSTANT(BOARD_METRICS),
+    CORE_CONSTANT(BOARD_NAMES_NBYTES),
+    CORE_CONSTANT(BOARD_ERROR_NBYTES),
+    {NULL, 0},
 };
 
 bool module_add_board(PyObject *module)

@@ -35,6 +35,7 @@ MERGE_STEP: int
 MERGE_MEAN: int
 MERGE_FIRST: int
 MERGE_KEEP: int
+MERGE_SUM: int
 BOARD_METRICS: int
 BOARD_NAMES_NBYTES: int
 BOARD_ERROR_NBYTES: int
@@ -139,6 +140,10 @@ class Board:
     batch_size: int
     active: int
     is_async: bool
+    exchange: bool
+    own_first: int
+    own_end: int
+    incomplete_step: int
     job: int
     refused: int
     commits: list[int]
@@ -152,6 +157,7 @@ class Board:
     def set_limit(self, limit: int, /) -> None: ...
     def stop(self) -> None: ...
     def set_workers(self, workers: int, spin_s: float, /) -> None: ...
+    def set_own(self, first: int, end: int, /) -> None: ...
     def nbytes_used(self, workers: int, /) -> int: ...
     def recover(self, worker: int, /) -> int: ...
     def give_up(self, worker: int, /) -> int: ...
@@ -221,6 +227,7 @@ def format_board(
     kernel: tuple[int, float, float, float, float, float, int, int, int],
     clip_norm: float,
     ranges: bytes,
+    exchange: bool,
 ) -> None: ...
 def format_data(fd: int, id: bytes, /) -> None: ...
 def format_control(fd: int, id: bytes, max_readers: int, max_slots: int, keep_slots: int, /) -> None: ...

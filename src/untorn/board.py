@@ -75,6 +75,8 @@ class BoardSpec:
         kernel: the optimizer and its settings.
         clip_norm: the greatest norm of a gradient; 0 for any.
         ranges: the update tasks, as pack_ranges() returns them; the default updates nothing.
+        exchange: whether the workers may compute some of the shards only, see set_own(), and a ``_core.Link`` brings
+            the sum from other boards. Not with ``is_async``.
     """
 
     shards: int
@@ -90,6 +92,7 @@ class BoardSpec:
     kernel: KernelSettings = NO_UPDATE
     clip_norm: float = 0.0
     ranges: bytes = pack_ranges([(0, 0, 0, 0, 0)])
+    exchange: bool = False
 
 
 class GradientBuffer(NamedTuple):

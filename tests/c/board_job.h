@@ -73,7 +73,9 @@ static inline void job_gradient(const struct job *job, uint64_t step, uint32_t s
         }
 }
 
-static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps, bool is_async)
+enum job_kind { JOB_SYNC = 0, JOB_ASYNC = 1, JOB_EXCHANGE = 2 };
+
+static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t workers, uint64_t steps, enum job_kind kind)
 {
     static const uint64_t counts[JOB_RANGES] = {37, 300, 5};
     const uint64_t first = sizeof(struct slot_header) + JOB_SCHEMA_NBYTES;
@@ -89,7 +91,8 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         .ranges = JOB_RANGES,
         .workers = workers,
         .active = workers,
-        .is_async = is_async,
+        .is_async = kind == JOB_ASYNC,
+        .exchange = kind == JOB_EXCHANGE,
         .optimizer = KERNEL_ADAM,
         .steps = steps,
         .examples = 8,
@@ -121,10 +124,10 @@ static inline struct kernel_rates job_rates(uint64_t step)
 }
 
 static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots,
-                                  bool is_async)
+                                  enum job_kind kind)
 {
     struct job job = {.seed = seed};
-    job_lay_out(&job, shards, workers, steps, is_async);
+    job_lay_out(&job, shards, workers, steps, kind);
     job.files = files_make(workers + 2, max_slots, 2);
     job.publisher = files_attach(job.files, ROLE_PUBLISHER);
     uint8_t *address;

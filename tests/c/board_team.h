@@ -84,12 +84,12 @@ static inline uint64_t version_of(const struct job *job)
     return latest_version(channel_latest(&job->publisher->channel));
 }
 
-static inline struct team team_open(uint64_t seed, uint32_t shards, uint64_t steps, bool is_async)
+static inline struct team team_open(uint64_t seed, uint32_t shards, uint64_t steps, enum job_kind kind)
 {
-    struct team team = {.job = job_open(seed, shards, WORKERS, steps, 8, is_async)};
+    struct team team = {.job = job_open(seed, shards, WORKERS, steps, 8, kind)};
     for (uint32_t w = 0; w < WORKERS; w++)
         team.weights[w] = files_attach(team.job.files, ROLE_WRITER);
-    if (!is_async)
+    if (kind != JOB_ASYNC)
         board_set_limit(&team.job.board, steps);
     return team;
 }

@@ -79,7 +79,7 @@ static void check_damaged_headers(struct job *job, uint64_t nbytes)
     uint64_t *sections = &header->workers_at;
     uint64_t *words[] = {&header->nbytes, &header->steps, &header->examples, &header->buffer_nbytes,
                          &sections[0],    &sections[1],   &sections[6],      &sections[9],
-                         &sections[10],   &sections[11],  &sections[12]};
+                         &sections[10],   &sections[11],  &sections[12],     &sections[13]};
     uint32_t *counts[] = {&header->shards, &header->ranges, &header->workers};
     struct board other;
     for (unsigned v = 0; v < sizeof values / sizeof *values; v++) {
@@ -582,9 +582,236 @@ static void test_faults_at_random(void)
     }
 }
 
+/* -- shards of other boards ---------------------------------------------------------------------------------------- */
+
+/* The link as the tests have it: it computes the remote gradients itself. It waits until the own shards are done. */
+static void link_turn(struct team *team)
+{
+    struct job *job = &team->job;
+    const struct board *board = &job->board;
+    const uint64_t step = board_step(board), own = atomic_load(&board->header->own);
+    const uint32_t shards = job->config.shards, first = own_first(own), end = own_end(own);
+    if (board_incomplete_step(board) != step || !shards_done(board, step, first, end) || (first == 0 && end == shards))
+        return;
+    const uint64_t stride = sizeof(struct board_buffer) + job->config.buffer_nbytes;
+    uint8_t *buffers = malloc(shards * stride), *slot;
+    const void *grads[BOARD_MAX_SHARDS];
+    double weights[BOARD_MAX_SHARDS], total = 0;
+    uint64_t capacity;
+    CHECK(attachment_map(job->publisher, latest_slot(channel_latest(&job->publisher->channel)), &slot, &capacity) ==
+          STATUS_OK);
+    for (uint32_t s = 0; s < shards; s++)
+        total += (double)job_examples(job, step, s);
+    for (uint32_t s = 0; s < shards; s++) {
+        weights[s] = (double)job_examples(job, step, s) / total;
+        job_gradient(job, step, s, slot, (struct board_buffer *)(buffers + s * stride));
+    }
+    for (unsigned r = 0; r < JOB_RANGES; r++) {
+        for (uint32_t s = 0; s < shards; s++)
+            grads[s] = buffers + s * stride + sizeof(struct board_buffer) + job->ranges[r].grad_offset;
+        const struct kernel_range range = {
+            .count = job->ranges[r].count, .shards = shards, .grads = grads, .weights = weights};
+        kernel_sum(range_dtype(&job->ranges[r]), &range, board->sum + job->ranges[r].grad_offset);
+    }
+    board_set_summed(board, step);
+    for (uint32_t s = 0; s < shards; s++) {
+        const uint64_t claim = remote_claim(board, s, step);
+        CHECK(s < first || s >= end || task_state(claim) == TASK_DONE);
+        if (task_state(claim) == TASK_DONE)
+            continue;
+        CHECK(task_worker(claim) == TASK_LINK && task_step(claim) == step);
+        memcpy(board_buffer_at(board, task_buffer(claim)), buffers + s * stride, sizeof(struct board_buffer));
+        remote_commit(board, s, claim);
+    }
+    board_ring(board);
+    free(buffers);
+}
+
+/* Both workers and the link take turns. */
+static void shared_job_finish(struct team *team)
+{
+    for (unsigned turns = 0; board_step(&team->job.board) < team->job.config.steps; turns++) {
+        if (!CHECK(turns < 10000, "they come to a stop in phase %" PRIx64, phase_of(&team->job)))
+            return;
+        turn_run(team, turns % WORKERS);
+        if (turns % 3 == 0)
+            link_turn(team);
+        slots_grow(team);
+    }
+}
+
+static void test_own_shards(void)
+{
+    struct team team = team_open(21, 4, 3, JOB_EXCHANGE);
+    struct job *job = &team.job;
+    const struct board *board = &job->board;
+    struct job_reference reference = reference_run(job, NULL);
+    board_set_own(board, 1, 3);
+    const uint32_t bell = atomic_load(&board->header->link_bell);
+    const struct board_run first = turn_take(&team, 0), second = turn_take(&team, 1);
+    CHECK(first.shard + second.shard == 3 && first.shard != second.shard, "1 and 2");
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE && board_incomplete_step(board) == 0);
+    turn_compute(&team, 0, &first);
+    CHECK(board_commit(board, 0, &first) && atomic_load(&board->header->link_bell) == bell, "there is another");
+    turn_compute(&team, 1, &second);
+    CHECK(board_commit(board, 1, &second) && atomic_load(&board->header->link_bell) == bell + 1);
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE && board_step(board) == 0, "remote shards are missing");
+    link_turn(&team);
+    CHECK(board_incomplete_step(board) == 1 && board_step(board) == 0);
+    CHECK(job_buffers_are_owned_once(job));
+    turns_take(&team, 0);
+    CHECK(board_step(board) == 1);
+    board_set_own(board, 2, 2); /* none */
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE);
+    link_turn(&team);
+    turns_take(&team, 1);
+    CHECK(board_step(board) == 2);
+    board_set_own(board, 0, 4); /* all: no link is needed */
+    turns_take(&team, 0);
+    job_equals(job, &reference);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* The sum is part of a step, unless all shards are own: shards that workers did before they became remote are not
+ * enough. */
+static void test_remote_shards_without_a_sum(void)
+{
+    struct team team = team_open(22, 2, 2, JOB_EXCHANGE);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct board_run runs[] = {turn_take(&team, 0), turn_take(&team, 1)};
+    for (uint32_t w = 0; w < 2; w++) {
+        turn_compute(&team, w, &runs[w]);
+        board_set_own(&job->board, 0, 1);
+        CHECK(board_commit(&job->board, w, &runs[w]));
+    }
+    CHECK(turn_take(&team, 0).kind == RUN_IDLE && board_incomplete_step(&job->board) == 0);
+    link_turn(&team);
+    CHECK(board_incomplete_step(&job->board) == 1);
+    shared_job_finish(&team);
+    job_equals(job, &reference);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* A shard that went to another board while a worker here computes it. */
+static void test_a_remote_shard_is_taken_from_its_worker(void)
+{
+    struct team team = team_open(23, 2, 2, JOB_EXCHANGE);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct board_run kept = turn_take(&team, 0), lost = turn_take(&team, 1);
+    board_set_own(&job->board, kept.shard, kept.shard + 1);
+    turn_compute(&team, 0, &kept);
+    CHECK(board_commit(&job->board, 0, &kept));
+    link_turn(&team);
+    CHECK(!board_still_claimed(&job->board, &lost));
+    turn_compute(&team, 1, &lost);
+    CHECK(!board_commit(&job->board, 1, &lost), "it counts nothing");
+    CHECK(board_recover(&job->board, 1) == -1 && scratch_of(job, 1) == lost.buffer && job_buffers_are_owned_once(job));
+    shared_job_finish(&team);
+    job_equals(job, &reference);
+    reference_free(&reference);
+    team_close(&team);
+}
+
+/* The link overwrites the word that tells of a worker's last commit, so it settles that worker's record before. */
+static bool commit_cut_before_a_remote_step(uint64_t cut)
+{
+    struct team team = team_open(24, 2, 4, JOB_EXCHANGE);
+    struct job *job = &team.job;
+    struct job_reference reference = reference_run(job, NULL);
+    const struct board_run run = turn_take(&team, 0);
+    turn_compute(&team, 0, &run);
+    fate_set(cut, NULL, true);
+    bool killed = true;
+    if (setjmp(fate.end) == 0) {
+        fate.armed = true;
+        board_commit(&job->board, 0, &run);
+        fate.armed = false;
+        killed = false;
+    }
+    const bool done = task_is(shard_word(job, run.shard), 0, TASK_DONE);
+    if (done) { /* the other worker goes on, to where the link overwrites the shard */
+        turns_take(&team, 1);
+        board_set_own(&job->board, 1 - run.shard, 2 - run.shard);
+        for (unsigned i = 0; i < 4; i++) {
+            turns_take(&team, 1);
+            link_turn(&team);
+        }
+        CHECK(board_step(&job->board) > 1);
+    }
+    board_recover(&job->board, 0);
+    CHECK(job_buffers_are_owned_once(job), "cut %" PRIu64, cut);
+    shared_job_finish(&team);
+    job_equals(job, &reference);
+    reference_free(&reference);
+    team_close(&team);
+    return killed;
+}
+
+static void test_record_before_a_remote_step(void)
+{
+    uint64_t cuts = 0;
+    while (commit_cut_before_a_remote_step(cuts))
+        cuts++;
+    CHECK(cuts > 5, "%" PRIu64, cuts);
+}
+
+static void others_and_the_link_go_on(void)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        turns_take(stopped_team, 1);
+        link_turn(stopped_team);
+    }
+}
+
+/* The same, and a link takes turns, and the range of own shards changes. */
+static void test_faults_beside_a_link(void)
+{
+    uint64_t stream = check_stream(3);
+    for (int round = 0; round < (SANITIZED ? 60 : 300); round++) {
+        const uint32_t shards = 1 + (uint32_t)(check_random(&stream) % 4);
+        struct team team = team_open(check_random(&stream), shards, 4, JOB_EXCHANGE);
+        struct job_reference reference = reference_run(&team.job, NULL);
+        unsigned turns = 0;
+        stopped_team = &team;
+        team.given_up = true; /* the link takes shards as the server does */
+        for (; board_step(&team.job.board) < 4; turns++) {
+            const uint64_t dice = check_random(&stream);
+            const uint32_t worker = (uint32_t)(dice % WORKERS);
+            if (!CHECK(turns < 10000, "they come to a stop"))
+                break;
+            if (dice >> 8 & 1)
+                link_turn(&team);
+            if ((dice >> 9) % 16 == 0) {
+                const uint32_t first = (uint32_t)((dice >> 16) % (shards + 1));
+                board_set_own(&team.job.board, first, first + (uint32_t)((dice >> 32) % (shards + 1 - first)));
+            }
+            const bool stopped = worker == 0 && dice >> 10 & 1;
+            fate_set(dice >> 40 & 63, stopped ? others_and_the_link_go_on : NULL, !stopped || dice >> 11 & 1);
+            if (turn_run_into_fate(&team, worker)) {
+                dead_scribble(&team, worker);
+                recover_twice(&team, worker, check_random(&stream) % 24);
+            }
+            slots_grow(&team);
+        }
+        if (!job_equals(&team.job, &reference) || !CHECK(job_buffers_are_owned_once(&team.job)))
+            printf("round %d, %u shards, %u turns\n", round, shards, turns);
+        reference_free(&reference);
+        team_close(&team);
+    }
+}
+
 int main(void)
 {
     check_begin("test_board");
+    test_own_shards();
+    test_remote_shards_without_a_sum();
+    test_a_remote_shard_is_taken_from_its_worker();
+    test_record_before_a_remote_step();
+    test_faults_beside_a_link();
     test_words();
     test_layout();
     test_claim_and_commit();

@@ -654,6 +654,85 @@ static void test_square_sum(enum kernel_dtype dtype)
     step_free(&step);
 }
 
+/* The sum as it is: no zero is added to it, so -0 stays -0. */
+static void sums_check(const struct step *step, const void *sum, const char *what)
+{
+    for (uint64_t i = 0; i < step->count; i++) {
+        double expected = 0, got = element_get(step->dtype, sum, i);
+        if (!tree_reference(step, i, 0, step->shards, &expected))
+            expected = 0;
+        if (!CHECK(memcmp(&got, &expected, sizeof got) == 0, "%s: %u shards, element %" PRIu64, what, step->shards, i))
+            return;
+    }
+}
+
+/* Some nodes of a step's tree, left to right, that cover its shards. */
+struct cover {
+    uint32_t nodes;
+    const void *values[64];
+    uint8_t folds[64];
+};
+
+static void cover_add(struct cover *cover, const struct step *step, uint32_t first, uint32_t count, uint64_t *stream)
+{
+    if (count > 1 && check_random(stream) % 3 != 0) {
+        uint32_t split = 1;
+        while (split * 2 < count)
+            split *= 2;
+        cover_add(cover, step, first, split, stream);
+        cover_add(cover, step, first + split, count - split, stream);
+        cover->folds[cover->nodes - 1]++;
+        return;
+    }
+    double sum;
+    void *value = malloc(step->count * kernel_itemsize(step->dtype) + 1);
+    bool present = false;
+    for (uint64_t i = 0; i < step->count; i++) {
+        present = tree_reference(step, i, first, count, &sum);
+        if (present)
+            element_set(step->dtype, value, i, sum);
+    }
+    if (!present)
+        free(value);
+    cover->values[cover->nodes++] = present ? value : NULL;
+}
+
+static void test_sum(enum kernel_dtype dtype)
+{
+    static const uint64_t counts[] = {0, 1, 33, 511, 513, 1023, 1025, 3000};
+    uint64_t stream = check_stream(18 + dtype);
+    const size_t itemsize = kernel_itemsize(dtype);
+    for (uint32_t shards = 1; shards <= 17; shards++)
+        for (unsigned c = 0; c < sizeof counts / sizeof *counts; c++) {
+            struct step step;
+            step_make(&step, dtype, options[0], counts[c], shards, check_random(&stream) & 1, &stream);
+            const uint64_t usual = mode_load();
+            char *sum = malloc(counts[c] * itemsize + 1);
+            memset(sum, 0x5a, counts[c] * itemsize + 1);
+            const struct kernel_range range = {.count = counts[c],
+                                               .shards = shards,
+                                               .grads = (const void *const *)step.grads,
+                                               .weights = step.weights};
+            mode_store(strange_mode);
+            kernel_sum(dtype, &range, sum);
+            mode_store(usual);
+            sums_check(&step, sum, "sum");
+            struct cover cover = {0};
+            cover_add(&cover, &step, 0, shards, &stream);
+            memset(sum, 0x5a, counts[c] * itemsize);
+            const struct kernel_fold fold = {cover.nodes, cover.values, cover.folds};
+            mode_store(strange_mode);
+            kernel_fold(dtype, counts[c], &fold, sum);
+            mode_store(usual);
+            sums_check(&step, sum, "fold");
+            CHECK(sum[counts[c] * itemsize] == 0x5a, "nothing beyond");
+            for (uint32_t i = 0; i < cover.nodes; i++)
+                free((void *)cover.values[i]);
+            free(sum);
+            step_free(&step);
+        }
+}
+
 /* Of every length around a block and a row of lanes, with one number that is not finite anywhere, or none. */
 static void test_copy_finite(enum kernel_dtype dtype)
 {
@@ -696,6 +775,7 @@ int main(void)
         test_float_mode(dtype);
         test_zero_gradients(dtype);
         test_square_sum(dtype);
+        test_sum(dtype);
         test_copy_finite(dtype);
     }
     test_nan_passes();

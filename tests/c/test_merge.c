@@ -95,6 +95,13 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
     CHECK(memcmp(out, first == shards ? in : values[first], nbytes) == 0);
     range_merge(MERGE_KEEP, KERNEL_F32, &range);
     CHECK(memcmp(out, in, nbytes) == 0);
+    range.count = count;
+    range_merge(MERGE_SUM, is_double ? KERNEL_F64 : KERNEL_F32, &range);
+    for (uint64_t i = 0; i < count; i++) {
+        const double sum = first == shards ? 0 : expected_mean(&range, i, is_double);
+        const double got = is_double ? ((const double *)out)[i] : (double)((const float *)out)[i];
+        CHECK(got == (is_double ? sum : (double)(float)sum) || (isnan(got) && isnan(sum)));
+    }
     for (uint32_t s = 0; s < shards; s++)
         free(values[s]);
     free(alike);

@@ -114,6 +114,44 @@ def test_an_in_flight_batch_says_where_its_gradient_is_and_how_stale_it_was():
             board.in_flight(3)
 
 
+class TestExchange:
+    def test_workers_compute_their_own_shards_only_and_wait_for_the_others(self):
+        with Weights(shards=3, exchange=True) as weights:
+            board = weights.board
+            assert (board.exchange, board.own_first, board.own_end) == (True, 0, 3)
+            board.set_own(1, 2)
+            assert (board.own_first, board.own_end) == (1, 2)
+            board.rates[:] = [0.5, 1, 1]
+            board.set_limit(1)
+            assert weights.compute([1, 1, 1], examples=2, measured=[1.0]) == (0, 1)
+            assert weights.next()[0] == _core.RUN_IDLE
+            assert (board.step, board.incomplete_step) == (0, 0)
+            board.set_own(0, 3)  # the others are gone
+            assert weights.compute([2, 2, 2], examples=2, measured=[1.0]) == (0, 0)
+            assert weights.compute([3, 3, 3], examples=2, measured=[4.0]) == (0, 2)
+            assert board.incomplete_step == 1
+            assert weights.next()[0] == _core.RUN_IDLE
+            assert (board.step, board.incomplete_step, board.log["loss"][0]) == (1, 1, 2)
+            assert weights.values() == pytest.approx([0, 1, 2])
+
+    def test_a_board_without_exchange_has_all_shards(self, create):
+        board = create()
+        assert (board.exchange, board.own_first, board.own_end) == (False, 0, 3)
+        with pytest.raises(ValueError, match="made without exchange"):
+            board.set_own(0, 1)
+
+    @pytest.mark.parametrize("shards", [(2, 1), (0, 4), (4, 4)])
+    def test_shards_that_the_board_does_not_have(self, shards):
+        with Board.create(replace(SPEC, exchange=True)) as board:
+            with pytest.raises(ValueError, match=f"shards {shards[0]} to {shards[1]}: the board has 3"):
+                board.set_own(*shards)
+            assert (board.own_first, board.own_end) == (0, 3)
+
+    def test_batches_in_flight_have_no_sum(self):
+        with pytest.raises(ValueError, match="exchange"):
+            Board.create(replace(SPEC, exchange=True, is_async=True))
+
+
 def test_the_structs_have_no_gap_but_padding_at_the_end():
     for layout in (_core.BOARD_LOG_LAYOUT, _core.BOARD_RANGE_LAYOUT, _core.BOARD_BUFFER_LAYOUT):
         dtype, end = np.dtype(layout), 0

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 import networks
+from untorn import _core
 from untorn.share.lowlevel import extra
 from untorn.train import SGD, Trainer, weights_sha256
 from untorn.train.optim.convert import as_optimizer
@@ -207,7 +208,7 @@ def test_a_gradient_that_is_not_finite_does_not_stay():
 def test_a_plan_of_sums_has_no_step():
     plan = ParameterLayout.of({"w": np.zeros(3), "v": np.zeros(2, np.float32)}, None, sums=True)
     ranges = np.frombuffer(plan.ranges(), np.uint64).reshape(-1, 4)
-    assert {int(kind) >> 8 for kind in ranges[:, 3]} == {1}
+    assert {int(kind) >> 8 for kind in ranges[:, 3]} == {_core.MERGE_SUM}
 
 
 @pytest.mark.parametrize("norm", [0.5, 1e9])

@@ -114,7 +114,7 @@ class ParameterLayout:
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
             end = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
             if index >= self.buffers:
-                element, kind = dtype, _core.MERGE_MEAN if self.sums else _core.MERGE_STEP
+                element, kind = dtype, _core.MERGE_SUM if self.sums else _core.MERGE_STEP
             else:
                 element = _float_of(dtype)
                 kind = _core.MERGE_MEAN if element in _DTYPES else _core.MERGE_FIRST
