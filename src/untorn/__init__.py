@@ -24,6 +24,7 @@ if _sys.platform != "linux" or _sys.maxsize < 2**32:
 
 from untorn import adapters as _adapters  # noqa: F401 (registers them)
 from untorn.errors import *
+from untorn.first_guesses import words as _words
 from untorn.share import *
 
 __version__ = "0.1.0"
@@ -69,6 +70,23 @@ __all__ = [
 
 
 _FRAMEWORKS = ("torch", "jax")
+_GUESSES = _words(
+    (
+        "create put share broadcast write save Channel SharedValue SharedMemory SharedArray",
+        "write untorn.publish(value)",
+    ),
+    ("connect attach open get read load receive", "write untorn.subscribe(name)"),
+    ("TorchModel", "write untorn.torch.TorchModel"),
+    ("JaxModel", "write untorn.jax.JaxModel"),
+    ("Model Sequential", "write untorn.torch.TorchModel or untorn.jax.JaxModel, or give Trainer a function"),
+    ("fit", "write untorn.Trainer(model, ...).fit(data)"),
+    (
+        "NAdam RAdam Adamax Adadelta Lion Lamb LBFGS Momentum RMSProp",
+        "the fused optimizers are SGD, Adam, AdamW, RMSprop "
+        "and Adagrad; Trainer takes those of torch.optim and optax, too",
+    ),
+    ("remove delete unlink", "write publisher.unlink(), or `untorn rm NAME`"),
+)
 
 if TYPE_CHECKING:  # with __getattr__ in sight, a type checker takes any name for one that is here
     from untorn.train import *
@@ -81,7 +99,8 @@ else:
 
             return importlib.import_module(f"untorn.{name}")
         if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            text = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(f"{text}: {_GUESSES[name]}" if name in _GUESSES else text)
         from untorn import train
 
         found = globals()[name] = getattr(train, name)

@@ -18,12 +18,13 @@ BELOW = {
     "_core": set(),
     "descriptors": set(),
     "errors": set(),
+    "first_guesses": set(),
     "quiet": set(),
     "typevars": set(),
     "trees": {"errors"},
     "adapter_registry": {"errors"},
     "board": {"_core", "descriptors", "errors"},
-    "share": {"adapter_registry", "trees", "_core", "descriptors", "typevars", "errors"},
+    "share": {"adapter_registry", "trees", "_core", "descriptors", "first_guesses", "typevars", "errors"},
     "adapters": {"adapter_registry", "share", "_core", "quiet", "errors"},
     "engines": {"board", "share", "_core", "descriptors", "errors"},
     "train": {
@@ -35,6 +36,7 @@ BELOW = {
         "share",
         "_core",
         "descriptors",
+        "first_guesses",
         "typevars",
         "errors",
     },
@@ -46,7 +48,7 @@ BELOW = {
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
 #: untorn/__init__.py; it imports train on first use
-BELOW[""] = {"adapters", "share", "errors", "train"}
+BELOW[""] = {"adapters", "share", "errors", "first_guesses", "train"}
 
 MODULES = {
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path

@@ -17,19 +17,20 @@ import click
 from untorn.cli.errors import reported
 from untorn.cli.listing import Found, list_channels
 from untorn.cli.tables import count, grid, json_line, plain, say, size
-from untorn.errors import BusyError, CapacityError, FormatError
+from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, FormatError
 from untorn.share.lowlevel import (
     DATA_HEADER_NBYTES,
     ChannelState,
     Files,
     claim_name,
     default_path,
+    files_of,
     is_data_file,
     open_file,
     take_over,
 )
 
-__all__ = ["Outcome", "collect", "gc"]
+__all__ = ["Outcome", "collect", "gc", "remove_half"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug:
     The kernel tells which processes are alive. Other files are never touched. Channels in a DIRECTORY are often meant
     to outlive their processes, so removing them requires --yes.
     """
+    if directory is not None and not os.path.isdir(directory):
+        raise click.UsageError(f"there is no directory {directory!r}; {_advice(directory)}")
     if directory is not None and not (dry_run or yes):
         raise click.UsageError(
-            f"channels in {directory!r} may be meant to outlive their processes: use --dry-run to see what would be "
-            "removed, then --yes to remove it"
+            f"{directory!r} is taken for a directory, and channels in it may be meant to outlive their processes: use "
+            "--dry-run to see what would be removed, then --yes to remove it"
         )
     with reported(debug=debug):
         outcomes = collect(directory, dry_run=dry_run)
@@ -64,6 +67,17 @@ def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug:
             say(json_line(_json(directory or default_path(), outcomes, dry_run=dry_run), indent=2))
         else:
             _print(directory or default_path(), outcomes, dry_run=dry_run)
+
+
+def _advice(argument: str) -> str:
+    """Return what to write instead of a name that is no directory."""
+    try:
+        exists = files_of(argument).exists()
+    except (ChannelNotFoundError, ValueError, OSError):
+        exists = False
+    if exists:
+        return f"{argument!r} is a channel: `untorn rm {argument}` removes one channel, `untorn gc` all unused ones"
+    return "gc takes a directory of channels; without one it removes this user's unused channels"
 
 
 def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = False) -> list[Outcome]:
@@ -99,7 +113,7 @@ def _remove(found: Found) -> str:
         found.files.unlink()  # no process opens one by name, so if none has it open, none ever will
         return ""
     if found.status == "data without control":
-        return _remove_data(found.files)
+        return remove_half(found.files)
     return _remove_channel(found.files, was_closed=found.state is not None and found.state.publisher == "closed")
 
 
@@ -124,9 +138,11 @@ def _remove_channel(files: Files, *, was_closed: bool) -> str:
     return f"in use by reader pid {pids}" if pids else ""
 
 
-def _remove_data(files: Files) -> str:
-    """Remove a data file that has no control file. Publishers compete for the control file's name, and the process that
-    has it and its lock may remove the data. So gc first takes the name, with a control file of its own."""
+def remove_half(files: Files) -> str:
+    """Remove a data file that has no control file. Returns an empty string, or the reason why it was kept.
+
+    Publishers compete for the control file's name, and the process that has it and its lock may remove the data. So
+    this first takes the name, with a control file of its own."""
     made = claim_name(files)
     if made is None:
         return "created again just now"

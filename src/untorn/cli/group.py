@@ -9,13 +9,14 @@ from untorn.cli.doctor import doctor
 from untorn.cli.gc import gc
 from untorn.cli.join import join, leave
 from untorn.cli.ls import ls
+from untorn.cli.rm import rm
 from untorn.cli.show import show
 from untorn.cli.top import top
 from untorn.cli.train import train
 
 __all__ = ["COMMANDS", "group"]
 
-COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, gc, doctor)
+COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, rm, gc, doctor)
 
 
 @click.group(

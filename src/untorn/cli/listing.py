@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from untorn.errors import BusyError, FormatError
+from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share.lowlevel import (
     CONTROL_NBYTES,
     ChannelState,
@@ -22,12 +22,13 @@ from untorn.share.lowlevel import (
     decode_control,
     default_directory,
     default_path,
+    files_of,
     is_there,
     named,
     open_file,
 )
 
-__all__ = ["UNUSED", "Found", "Status", "is_open_nowhere", "list_channels"]
+__all__ = ["UNUSED", "Found", "Status", "blocks", "find_channel", "is_open_nowhere", "list_channels"]
 
 Status = Literal[
     "used", "unused", "control without data", "data without control", "temporary", "stale temporary", "unreadable"
@@ -87,11 +88,25 @@ def list_channels(directory: str | os.PathLike[str] | None = None) -> list[Found
     return found
 
 
+def find_channel(channel: str) -> Found:
+    """Return one channel, given by its name or path. Raises ChannelNotFoundError if there is none, ValueError for a bad
+    name."""
+    files = files_of(channel)
+    folder = None if files.folder == default_path() else files.folder
+    try:
+        return _look(os.path.basename(files.control).removesuffix(".control"), folder)
+    except FileNotFoundError:
+        raise ChannelNotFoundError(
+            f"{channel!r} is neither a directory nor a channel (looked for {files.control}); untorn ls shows what "
+            "there is"
+        ) from None
+
+
 def _look(name: str, directory: str | os.PathLike[str] | None) -> Found:
     """Look at the files of this name. Raises FileNotFoundError if they are gone, ValueError if a channel cannot have
     this name."""
     files = named(name, directory)
-    nbytes = _blocks(files.control) + _blocks(files.data)
+    nbytes = blocks(files.control) + blocks(files.data)
     try:
         return _look_at(name, files, nbytes)
     except FileNotFoundError:
@@ -121,12 +136,12 @@ def _look_at_temporary(name: str, path: str) -> Found:
     try:
         fd = open_file(path, path)
     except (FormatError, PermissionError) as error:
-        return Found(name, files, "unreadable", None, str(error), _blocks(path))
+        return Found(name, files, "unreadable", None, str(error), blocks(path))
     try:
         status: Status = "stale temporary" if is_open_nowhere(fd) else "temporary"
     finally:
         os.close(fd)
-    return Found(name, files, status, None, "", _blocks(path))
+    return Found(name, files, status, None, "", blocks(path))
 
 
 def is_open_nowhere(fd: int) -> bool:
@@ -157,7 +172,8 @@ def _is_half_made(files: Files, *, has_data: bool) -> bool:
     return control.naming or not has_data
 
 
-def _blocks(path: str) -> int:
+def blocks(path: str) -> int:
+    """Return the memory, or disk space, of a file in bytes; 0 if there is none."""
     try:
         return os.lstat(path).st_blocks * 512
     except OSError:

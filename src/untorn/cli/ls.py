@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 from rich.text import Text
 
 from untorn.cli.errors import reported
-from untorn.cli.listing import UNUSED, Found, list_channels
+from untorn.cli.listing import UNUSED, Found, find_channel, list_channels
 from untorn.cli.tables import age, count, grid, json_line, plain, say, size
 from untorn.share.lowlevel import ChannelState, default_path
 
@@ -20,23 +21,25 @@ _OPTIONAL = ("MEMORY", "AGE", "SIZE", "VERSION")
 
 
 @click.command(short_help="List channels: versions, sizes, readers, publishers.")
-@click.argument("directory", required=False)
+@click.argument("where", required=False, metavar="[DIRECTORY | CHANNEL]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes and seconds.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def ls(*, directory: str | None, as_json: bool, debug: bool) -> None:
-    """List this user's named channels, or the channels in DIRECTORY.
+def ls(*, where: str | None, as_json: bool, debug: bool) -> None:
+    """List this user's named channels, or the channels in DIRECTORY, or CHANNEL, given by its name or its path.
 
     SIZE and AGE describe the newest version; MEMORY is the memory used by all slots. Listing takes no reader row and
     disturbs no process. Anonymous channels have no name and are not listed.
     """
     with reported(debug=debug):
-        found = list_channels(directory)
-        where = directory if directory is not None else default_path()
+        one = where is not None and not os.path.isdir(where)
+        directory = None if one else where
+        found = [find_channel(where)] if one and where is not None else list_channels(directory)
+        place = found[0].files.folder if one else directory if directory is not None else default_path()
         if as_json:
-            say(json_line({"directory": where, "channels": [found_json(entry) for entry in found]}, indent=2))
+            say(json_line({"directory": place, "channels": [found_json(entry) for entry in found]}, indent=2))
             return
         if not found:
-            say(f"no channels in {plain(where)}")
+            say(f"no channels in {plain(place)}")
             return
         say(grid(_COLUMNS, map(_row, found), right=_NUMBERS, optional=_OPTIONAL))
         for entry in found:
@@ -45,7 +48,13 @@ def ls(*, directory: str | None, as_json: bool, debug: bool) -> None:
         unused = [entry for entry in found if entry.status in UNUSED]
         if unused:
             freed = size(sum(entry.file_nbytes for entry in unused))
-            command = "untorn gc" if directory is None else f"untorn gc {plain(directory)} --yes"
+            command = (
+                f"untorn rm {plain(where)}"
+                if one
+                else "untorn gc"
+                if directory is None
+                else f"untorn gc {plain(directory)} --yes"
+            )
             say("", Text(f"{count(len(unused), 'unused channel')}, {freed}; to remove: {command}"))
 
 

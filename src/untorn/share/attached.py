@@ -13,6 +13,7 @@ from typing import Any
 from untorn import _core
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
 from untorn.share import storage
+from untorn.share.caching import Results
 from untorn.share.layout import Decoder
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Address
@@ -29,6 +30,8 @@ class Attached:
     def __init__(self, attachment: _core.Attachment, address: Address) -> None:
         self.attachment = attachment
         self.address = address
+        #: what this process made from versions
+        self.results: Results = Results()
         self._decoders: dict[int, Decoder] = {}
 
     def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:

@@ -14,26 +14,24 @@ channel without a version, which readers ignore and the next publisher removes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
 from untorn.share import storage
 from untorn.share.guard import is_there
+from untorn.share.notes import read_note, write_note
 from untorn.share.storage import Address, Files
 
 __all__ = ["NameKeeper", "signpost_target"]
 
 #: how often a publisher checks where its names lead. It notices at once if the data file has lost its last name
 LOOK_INTERVAL_S = 0.2
-#: the position of a signpost's text in its control file
-_TEXT_AT, _TEXT_NBYTES = 1152, 512
 #: how many processes can read a signpost at the same time, each for a moment
 _SIGNPOST_READERS = 1000
 #: whose frames lie between a warning and the code that it is about
@@ -196,18 +194,17 @@ def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachmen
         "data": attachment.data_fd,
         "id": attachment.id.hex(),
     }
-    os.pwrite(made.control_fd, json.dumps(target).encode(), _TEXT_AT)
+    write_note(made, target)
     return made if storage.give_names(files, made, durable=False) else None
 
 
 def signpost_target(control_fd: int, label: str) -> Address | None:
     """Return the address in a signpost; None if the channel is not one."""
-    text = os.pread(control_fd, _TEXT_NBYTES, _TEXT_AT).split(b"\0", 1)[0]
+    target = read_note(control_fd)
     try:
-        target: Any = json.loads(text)
         pid, control, data = (int(target[key]) for key in ("pid", "control", "data"))
         id = bytes.fromhex(target["id"])
-    except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         return None
     if len(id) != 16:
         return None

@@ -9,13 +9,15 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Generic, Literal, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 
 from untorn import _core
 from untorn.errors import BusyError, ClosedError
-from untorn.share import storage
+from untorn.first_guesses import only_known_arguments, unknown_arguments, unknown_attribute, words
+from untorn.share import notes, storage
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.naming import NameKeeper
@@ -30,10 +32,38 @@ __all__ = ["Publisher", "ReaderInfo", "publish"]
 #: how long publish() waits for a process that is a channel's publisher only for a moment
 _PATIENCE_S = 0.05
 
+_PUBLISH_GUESSES = words(
+    ("channel channel_name key id label", "the channel's name is name="),
+    ("path dir folder dirname file filename", "write directory=, and the channel's name as name="),
+    ("pickle pickled use_pickle", "write allow_pickle=True, on both sides"),
+    ("persist persistent fsync sync", "write durable=True, with directory= on a disk"),
+    ("readers n_readers max_subscribers subscribers", "write max_readers="),
+    ("versions depth buffers buffer queue queue_size history keep_last", "write slots= and max_slots="),
+    ("timeout timeout_s wait block", "publish() waits for no one"),
+    ("overwrite exist_ok replace create", "publish() takes over the channel of a dead publisher by itself"),
+)
+_WRITE_GUESSES = words(("timeout wait block", "write timeout_s=, in seconds"))
+_ATTRIBUTE_GUESSES = words(
+    ("publish set put write send push store save add emit broadcast", "write update(value)"),
+    (
+        "value data get read load latest snapshot",
+        "write subscriber().snapshot().value, or edit() to change it in place",
+    ),
+    ("subscribe reader receiver client attach connect", "write subscriber()"),
+    ("wait follow cached", "a subscriber does that: write subscriber().{}()"),
+    ("delete remove destroy rm", "write unlink()"),
+    ("stop shutdown disconnect end exit", "write close()"),
+    ("subscribers clients attached", "write readers()"),
+    ("size bytes", "write nbytes"),
+    ("number count", "write version"),
+)
+_NO_ITEMS = "to change a part of the value, write patch({key: value}) or edit(); to read it, subscriber().snapshot()"
 
+
+@only_known_arguments
 def publish(
     value: T,
-    *,
+    *more: Never,
     name: str | None = None,
     directory: str | os.PathLike[str] | None = None,
     slots: int = 4,
@@ -41,6 +71,8 @@ def publish(
     max_readers: int = 256,
     durable: bool = False,
     allow_pickle: bool = False,
+    keep: bool = True,
+    **unknown: Never,
 ) -> Publisher[T]:
     """Open a channel with ``value`` as its first version, or take over the channel of a dead publisher.
 
@@ -59,6 +91,9 @@ def publish(
             was being published. Costs two or three disk flushes per version; useful with ``directory`` on a disk.
         allow_pickle: pickle values that cannot be shared otherwise (protocol 5; arrays inside stay zero-copy). Readers
             must pass allow_pickle=True as well.
+        keep: whether a named channel stays when its publisher ends, for readers and for the next publisher. With False,
+            its files are removed when the publisher is closed, dropped, or its process exits; after a kill, subscribe()
+            no longer finds it. docs/lifetimes.md has a table.
 
     Raises:
         BusyError: the channel has a living publisher.
@@ -73,6 +108,10 @@ def publish(
         2
         >>> weights.close()
     """
+    if more or unknown:
+        named = f"publish(value, name={value!r})" if isinstance(value, str) else "publish(value, name=...)"
+        instead = f"the value comes first and the name is a keyword, as in {named}"
+        raise unknown_arguments("publish", (value, *more), unknown, guesses=_PUBLISH_GUESSES, instead=instead)
     _check_range("slots", slots, 1, 64)
     _check_range("max_slots", max_slots, 2, 64)
     _check_range("max_readers", max_readers, 1, 65535)
@@ -80,6 +119,8 @@ def publish(
         raise ValueError("directory= needs name=: an anonymous channel has no files")
     if name is None and durable:
         raise ValueError("durable= needs name=: an anonymous channel ends with its processes")
+    if durable and not keep:
+        raise ValueError("durable=True keeps each version on the disk, and keep=False removes the channel: use one")
     return publish_tree(
         Tree.of(value, allow_pickle=allow_pickle),
         name=name,
@@ -87,6 +128,7 @@ def publish(
         sizes=(max_readers, max_slots, slots),
         durable=durable,
         allow_pickle=allow_pickle,
+        keep=keep,
     )
 
 
@@ -99,6 +141,7 @@ def publish_tree(
     durable: bool = False,
     allow_pickle: bool = False,
     tolerant: bool = False,
+    keep: bool = True,
 ) -> Publisher:
     """Publish a value that was taken apart, optionally with a second tree beside it, which lowlevel.extra() returns.
 
@@ -113,6 +156,7 @@ def publish_tree(
         durable=durable,
         allow_pickle=allow_pickle,
         tolerant=tolerant,
+        keep=keep,
     )
 
 
@@ -161,6 +205,7 @@ def _open_channel(
     durable: bool = False,
     allow_pickle: bool = False,
     tolerant: bool = False,
+    keep: bool = True,
 ) -> Publisher:
     """Open a new channel, or take over one, with a first version that ``write_first`` makes. It is called again if
     another channel took the name meanwhile."""
@@ -175,10 +220,12 @@ def _open_channel(
         if taken is None and files.exists():
             continue
         attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
+        notes.write_note(attachment, {} if keep else {notes.KEEP: False})
         versions = _begun(attachment, write_first, files.label, durable=durable)
+        notes.begin_living(attachment)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
             versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
-            return Publisher(versions, files, allow_pickle=allow_pickle)
+            return Publisher(versions, files, allow_pickle=allow_pickle, keep=keep)
 
 
 def _begun(
@@ -220,8 +267,13 @@ class Publisher(Generic[T]):
     exit; a named channel's files stay until unlink().
     """
 
-    def __init__(self, versions: Versions, files: Files | None, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, versions: Versions, files: Files | None, *, allow_pickle: bool = False, keep: bool = True
+    ) -> None:
         self._files = files
+        self._keep = keep
+        self._when_dropped = weakref.finalize(self, _dropped, versions, keep=keep)
+        self._when_dropped.atexit = not keep
         self._label = files.label if files else "anonymous"
         self._id = versions.attachment.id
         self._allow_pickle = allow_pickle
@@ -268,7 +320,8 @@ class Publisher(Generic[T]):
 
     # -- writing
 
-    def update(self, value: T, *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+    @only_known_arguments
+    def update(self, value: T, *more: Never, timeout_s: float = FREE_SLOT_TIMEOUT_S, **unknown: Never) -> int:
         """Publish ``value`` (copied) as the next version and return its number. Its structure and size may change.
 
         Does not wait for readers, unless they hold all ``max_slots`` slots: then it waits up to ``timeout_s`` seconds.
@@ -281,12 +334,19 @@ class Publisher(Generic[T]):
             BrokenChannelError: the channel's files were removed, and another channel has its name now. Nothing was
                 published. (If no other channel has the name, it is restored, with a RuntimeWarning.)
         """
+        if more or unknown:
+            instead = "update(value) replaces the whole value; for a part of it write patch({path: value})"
+            guesses = _WRITE_GUESSES if unknown.keys() <= _WRITE_GUESSES.keys() else dict.fromkeys(unknown, instead)
+            raise unknown_arguments("update", (value, *more), unknown, guesses=guesses, instead=instead)
         return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
 
     def _publish(self, tree: Tree, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
         return self._write("update", lambda versions: versions.publish(tree, timeout_s))
 
-    def patch(self, changes: Mapping[str, Any], *, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
+    @only_known_arguments
+    def patch(
+        self, changes: Mapping[str, Any], *more: Never, timeout_s: float = FREE_SLOT_TIMEOUT_S, **unknown: Never
+    ) -> int:
         """Publish the next version, in which only these parts have new values, and return its number.
 
         The cost depends on what changed, not on the whole tree: these parts are copied, and the parts that changed
@@ -312,6 +372,10 @@ class Publisher(Generic[T]):
             array([1., 1.])
             >>> weights.close()
         """
+        if more or unknown:
+            instead = "the changes are one dict of path to value, as in patch({'w': value})"
+            guesses = _WRITE_GUESSES if unknown.keys() <= _WRITE_GUESSES.keys() else dict.fromkeys(unknown, instead)
+            raise unknown_arguments("patch", (changes, *more), unknown, guesses=guesses, instead=instead)
         if not isinstance(changes, Mapping):
             raise TypeError(f"changes: expected a dict of path to value, found {type(changes).__name__}")
         trees = {
@@ -320,8 +384,14 @@ class Publisher(Generic[T]):
         }
         return self._write("patch", lambda versions: versions.patch(trees, timeout_s))
 
+    @only_known_arguments
     def edit(
-        self, *, copy: bool = True, leaves: Iterable[str] | None = None, timeout_s: float = FREE_SLOT_TIMEOUT_S
+        self,
+        *more: Never,
+        copy: bool = True,
+        leaves: Iterable[str] | None = None,
+        timeout_s: float = FREE_SLOT_TIMEOUT_S,
+        **unknown: Never,
     ) -> AbstractContextManager[T, Literal[False]]:
         """Write the next version in place: yield a writable tree, and publish it unless the block raises an error.
 
@@ -346,6 +416,9 @@ class Publisher(Generic[T]):
             (3, array([1., 1.]))
             >>> weights.close()
         """
+        if more or unknown:
+            instead = "to change only some parts write edit(leaves=[path, ...])"
+            raise unknown_arguments("edit", more, unknown, guesses=_WRITE_GUESSES, instead=instead)
         return _core.Block(self._edit(copy, leaves, timeout_s))
 
     def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[T]:
@@ -472,6 +545,11 @@ class Publisher(Generic[T]):
         forked = versions.attachment.forked
         # in a forked child, a thread that does not exist there may hold the lock
         with contextlib.nullcontext() if forked else self._lock:
+            self._when_dropped.detach()
+            if not forked:
+                if versions.name is not None and not self._keep:
+                    versions.name.unlink()
+                _end_living(versions.attachment)
             versions.attachment.retire()
             if versions.name is not None and not forked:
                 versions.name.close()
@@ -509,7 +587,38 @@ class Publisher(Generic[T]):
     def __reduce__(self) -> Any:
         raise TypeError("a Publisher stays in its process; send publisher.subscriber() to others")
 
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            raise unknown_attribute(self, name, _ATTRIBUTE_GUESSES)
+
+        def __getitem__(self, key: object) -> NoReturn:
+            """Raise the error for an item: a publisher has none."""
+            raise TypeError(f"'Publisher' object has no items, such as {key!r}: {_NO_ITEMS}")
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            """Raise the error for an item: a publisher has none."""
+            raise TypeError(f"'Publisher' object has no items, such as {key!r}: {_NO_ITEMS}")
+
     def __repr__(self) -> str:
         attachment = self._attachment
         state = "closed" if attachment is None else f"version {attachment.version}"
         return f"<untorn.Publisher of {self._label!r}, {state}>"
+
+
+def _end_living(attachment: _core.Attachment) -> None:
+    with contextlib.suppress(OSError):  # the kernel does it at the latest when the process ends
+        notes.end_living(attachment)
+
+
+def _dropped(versions: Versions, *, keep: bool) -> None:
+    """End the channel of a Publisher that was garbage-collected without close(), or whose process exits."""
+    attachment = versions.attachment
+    if attachment.forked:
+        return
+    with contextlib.suppress(OSError):  # then readers learn only that the publisher is gone
+        if threading.main_thread().is_alive():  # otherwise the process exits
+            notes.note_dropped(attachment)
+        if versions.name is not None and not keep:
+            versions.name.unlink()

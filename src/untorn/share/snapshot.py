@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self
 
 from untorn import _core
 from untorn.errors import ClosedError
+from untorn.first_guesses import unknown_attribute, words
 from untorn.share.attached import Attached
 from untorn.typevars import T_co
 
 __all__ = ["Snapshot"]
+
+_GUESSES = words(
+    ("data values params array content payload tree state", "write value"),
+    ("get keys items pop index", "the value has that: write value.{}(...)"),
+    ("shape dtype ndim size T mean sum copy tolist numpy to_numpy astype", "the value has that: write value.{}"),
+    ("read load fetch", "write value"),
+    ("time timestamp published created_at", "write published_at"),
+    ("number id index", "write version"),
+    ("release free unpin", "write close()"),
+    ("update publish set write patch edit", "a snapshot is read-only; the publisher's process calls Publisher.{}()"),
+    ("newer wait next refresh", "a snapshot stays as it is; take another one: subscriber.snapshot()"),
+)
 
 
 class Snapshot(Generic[T_co]):
@@ -24,6 +37,8 @@ class Snapshot(Generic[T_co]):
         ...     with weights.subscriber().snapshot() as snap:
         ...         snap.version, snap.value["w"].sum()
         (1, np.float64(0.0))
+
+    ``snap[key]`` and ``key in snap`` are short for ``snap.value[key]`` and ``key in snap.value``.
     """
 
     __slots__ = ("_allow_pickle", "_attached", "_hold", "_value", "version")
@@ -61,6 +76,16 @@ class Snapshot(Generic[T_co]):
                 self._value = value
         return value  # type: ignore[no-any-return]  # decoding cannot know the type
 
+    def __getitem__(self, key: Any) -> Any:
+        """Return ``value[key]``."""
+        value: Any = self.value
+        return value[key]
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether ``key in value``."""
+        value: Any = self.value
+        return key in value
+
     @property
     def published_at(self) -> float:
         """When this version was published, in seconds since the epoch (as time.time())."""
@@ -86,6 +111,26 @@ class Snapshot(Generic[T_co]):
 
     def __reduce__(self) -> Any:
         raise TypeError("a Snapshot stays in its process; send the Subscriber, or what you need of the value")
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            raise unknown_attribute(self, name, _GUESSES)
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            """Raise the error for an assignment: nobody can change a published version."""
+            raise TypeError(
+                f"a snapshot is read-only: to change {key!r}, the publisher's process calls patch() or edit()"
+            )
+
+        def __iter__(self) -> NoReturn:
+            """Raise the error for iteration and unpacking."""
+            raise TypeError("'Snapshot' object is not iterable: write snap.value, or snap.version and snap.value")
+
+        def __array__(self, dtype: object = None, copy: object = None) -> NoReturn:
+            """Raise the error for a conversion by NumPy, which would make an array of one object."""
+            raise TypeError("a Snapshot is no array: write np.asarray(snap.value), or that of a part of the value")
 
     def __repr__(self) -> str:
         hold = self._hold

@@ -80,6 +80,11 @@ class Address:
         processes = [place for place in others if place not in files]
         return Address(self.id, (own, *processes[:2], *files), self.label)
 
+    @property
+    def has_name(self) -> bool:
+        """Whether the channel has a name in a directory, under which it can be published again."""
+        return any(not control.startswith("/proc/") for control, _ in self.places)
+
     def has_successor(self, attachment: _core.Attachment) -> bool:
         """Return whether a name leads to another channel now, which has a version."""
         names = (place for place in self.places if not place[0].startswith("/proc/"))
@@ -568,9 +573,23 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
         where += f": {_NO_PROC}"
     elif places and not os.path.isdir(os.path.dirname(where)):
         where += ", and there is no such directory"
+    if all(control.startswith("/proc/") for control, _ in places) and _has_proc():
+        return ChannelNotFoundError(f"no channel {label!r} (looked for {where}); {_fate_of_publisher(places)}")
     return ChannelNotFoundError(
         f"no channel {label!r} (looked for {where}); is its publisher running, as the same user? "
         "subscribe(..., timeout_s=10) waits for it"
+    )
+
+
+def _fate_of_publisher(places: tuple[tuple[str, str], ...]) -> str:
+    """Return what is known of the processes that had an anonymous channel open."""
+    pids = [control.split("/")[2] for control, _ in places]
+    living = [pid for pid in pids if os.path.isdir(f"/proc/{pid}")]
+    if not living:
+        return f"process {pids[0] if pids else '?'}, which had it open, has ended, and an anonymous channel with it"
+    return (
+        f"process {living[0]} does not have it open any more: its Publisher was closed, or garbage-collected; keep it "
+        "in a variable for as long as others attach"
     )
 
 

@@ -14,14 +14,17 @@ views outlive snapshots, subscribers and channels.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, Self, TypeVar
 
 from untorn import _core
-from untorn.errors import BrokenChannelError, ClosedError, UntornError
-from untorn.share import waiting
+from untorn.errors import BrokenChannelError, ChannelNotFoundError, ClosedError, FormatError, UntornError
+from untorn.first_guesses import only_known_arguments, unknown_arguments, unknown_attribute, words
+from untorn.share import notes, waiting
 from untorn.share.attached import Attached, attached_to, forget, keep
+from untorn.share.caching import key_of
+from untorn.share.following import Following, Source
 from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address
 from untorn.share.storage_errors import labelled
@@ -31,6 +34,29 @@ __all__ = ["Subscriber"]
 
 #: how often a waiting reader asks the kernel whether its publisher is alive
 LIVENESS_INTERVAL_S = 0.1
+
+R = TypeVar("R")
+
+_SNAPSHOT_GUESSES = words(
+    ("timeout max_wait", "write timeout_s=, in seconds"),
+    ("newer since after min_version than last seen", "write newer_than="),
+    ("version", "only the newest version can be read; newer_than= waits for a newer one"),
+    ("block blocking wait", "write newer_than=snap.version, which waits, and timeout_s="),
+    ("copy", "arrays are views; copy what is to be changed: snap.value[...].copy()"),
+)
+_BY_POSITION = "write snapshot(newer_than=...)"
+_ATTRIBUTE_GUESSES = words(
+    ("value data get read load latest recv receive pull fetch poll peek current", "write snapshot().value"),
+    ("next", "write snapshot(newer_than=snap.version), or `for snap in subscriber`"),
+    ("listen watch stream on_update subscribe", "write `for snap in subscriber`, or follow()"),
+    ("update publish set put write send push patch edit", "a subscriber only reads; its publisher writes"),
+    ("unlink delete remove", "write publisher.unlink(), or `untorn rm NAME`"),
+    ("readers", "write publisher.readers(), or `untorn show NAME`"),
+    ("alive is_alive live closed", "write publisher_alive()"),
+    ("nbytes size published_at", "a snapshot has that: write snapshot().nbytes or snapshot().published_at"),
+    ("stop shutdown disconnect unsubscribe end exit", "write close()"),
+    ("cache memo memoize", "write cached(build)"),
+)
 
 
 class Subscriber(Generic[T_co]):
@@ -87,7 +113,10 @@ class Subscriber(Generic[T_co]):
         except OSError as error:
             raise labelled(error, self.name) from None
 
-    def snapshot(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
+    @only_known_arguments
+    def snapshot(
+        self, *more: Never, newer_than: int | None = None, timeout_s: float | None = None, **unknown: Never
+    ) -> Snapshot[T_co]:
         """Return the newest version. The cost does not depend on its size, and nothing is copied.
 
         Args:
@@ -110,6 +139,8 @@ class Subscriber(Generic[T_co]):
             'second'
             >>> publisher.close()
         """
+        if more or unknown:
+            raise unknown_arguments("snapshot", more, unknown, guesses=_SNAPSHOT_GUESSES, instead=_BY_POSITION)
         attached = self._attached_or_none
         if attached is None or self._closed:
             attached = self._attached
@@ -121,13 +152,41 @@ class Subscriber(Generic[T_co]):
             hold = attached.pin()
         return Snapshot(attached, hold, self._allow_pickle)
 
-    def wait(self, newer_than: int, timeout_s: float | None = None) -> int:
+    def cached(self, build: Callable[[T_co], R]) -> R:
+        """Return ``build(value)`` for the newest version, made once per version and process: for what is made from a
+        value, such as an index, a module or a compiled model.
+
+        All subscribers of the channel in this process share the results, so a task of a pool finds what an earlier task
+        made. Threads may ask at the same time: one runs ``build``, the others block until it is done. Once it is asked
+        for a newer version, the results of older versions are dropped. An error of ``build`` is raised, and not kept.
+
+        Args:
+            build: a function of the value. Define it in a module, or as a method: functions are told apart by
+                themselves, and a nested function that uses variables around it is another one at each call.
+
+        Raises what snapshot() and Snapshot.value do, and BusyError if ``build`` asks for its own result.
+
+        Example:
+            >>> import numpy as np, untorn
+            >>> with untorn.publish(np.array([3.0, 1.0, 2.0])) as publisher:
+            ...     reader = publisher.subscriber()
+            ...     reader.cached(np.argsort), reader.cached(np.argsort) is reader.cached(np.argsort)
+            (array([1, 2, 0]), True)
+        """
+        key, snapshot = key_of(build), self.snapshot()
+        made: R = self._attached.results.get(key, snapshot.version, lambda: build(snapshot.value))
+        return made
+
+    @only_known_arguments
+    def wait(self, newer_than: int, timeout_s: float | None = None, **unknown: Never) -> int:
         """Block until a version greater than ``newer_than`` is published. Returns its number, or a later one.
 
         Spins briefly, then sleeps; signals such as Ctrl-C are handled. Raises as snapshot() does: with ``timeout_s``,
         wait for a named channel to the end, since a new publisher may take it over; without, raise BrokenChannelError
         within a fraction of a second if the publisher is dead or has closed the channel.
         """
+        if unknown:
+            raise unknown_arguments("wait", keywords=unknown, guesses=_SNAPSHOT_GUESSES)
         attachment = self._waited(newer_than)
         if attachment.version > newer_than:
             return attachment.version
@@ -140,7 +199,8 @@ class Subscriber(Generic[T_co]):
             if version is not None:
                 return version
 
-    async def wait_async(self, newer_than: int, timeout_s: float | None = None) -> int:
+    @only_known_arguments
+    async def wait_async(self, newer_than: int, timeout_s: float | None = None, **unknown: Never) -> int:
         """Wait as wait() does, in asyncio: block only the coroutine. Returns and raises what wait() does.
 
         One thread of this process sleeps for all coroutines and channels. Other tasks get to run even if a newer
@@ -154,6 +214,8 @@ class Subscriber(Generic[T_co]):
         """
         import asyncio
 
+        if unknown:
+            raise unknown_arguments("wait_async", keywords=unknown, guesses=_SNAPSHOT_GUESSES)
         attachment = self._waited(newer_than)
         deadline = None if timeout_s is None else waiting.deadline_of(timeout_s)
         version = self._verdict(attachment, newer_than, timeout_s, deadline)
@@ -165,7 +227,10 @@ class Subscriber(Generic[T_co]):
             version = self._verdict(attachment, newer_than, timeout_s, deadline)
         return version
 
-    async def snapshot_async(self, *, newer_than: int | None = None, timeout_s: float | None = None) -> Snapshot[T_co]:
+    @only_known_arguments
+    async def snapshot_async(
+        self, *more: Never, newer_than: int | None = None, timeout_s: float | None = None, **unknown: Never
+    ) -> Snapshot[T_co]:
         """Return a snapshot as snapshot() does, but wait in asyncio as wait_async() does. Raises what snapshot() does.
 
         Example:
@@ -174,6 +239,8 @@ class Subscriber(Generic[T_co]):
             ...     asyncio.run(publisher.subscriber().snapshot_async(newer_than=0, timeout_s=5)).value
             'first'
         """
+        if more or unknown:
+            raise unknown_arguments("snapshot_async", more, unknown, guesses=_SNAPSHOT_GUESSES, instead=_BY_POSITION)
         if newer_than is not None:
             await self.wait_async(newer_than, timeout_s)
         return self.snapshot()
@@ -182,7 +249,8 @@ class Subscriber(Generic[T_co]):
         """Return the channel to wait for, after checking the version."""
         attachment = self._attached.attachment
         if not isinstance(newer_than, int):
-            raise TypeError(f"newer_than: expected a version number (int), found {type(newer_than).__name__}")
+            text = f"newer_than: expected a version number (int), found {type(newer_than).__name__}"
+            raise TypeError(f"{text}; write newer_than=snap.version" if isinstance(newer_than, Snapshot) else text)
         if not 0 <= newer_than < 2**58:
             raise ValueError(f"newer_than: expected a version number from 0 on, found {newer_than}")
         return attachment
@@ -216,7 +284,10 @@ class Subscriber(Generic[T_co]):
         """Return why no newer version can come, according to the kernel; empty while the publisher lives."""
         if self.publisher_alive():
             return ""
-        return "its publisher closed it" if attachment.closed else "its publisher is dead"
+        if attachment.closed:
+            return "its publisher closed it"
+        pid = notes.was_dropped(attachment)
+        return "its publisher is dead" if pid is None else notes.dropped_text(pid)
 
     def _has_successor(self) -> bool:
         attached = self._attached
@@ -227,7 +298,7 @@ class Subscriber(Generic[T_co]):
         return self._attached.attachment.closed and not self._has_successor()
 
     def _may_be_taken_over(self) -> bool:
-        return any(not control.startswith("/proc/") for control, _ in self._address.places)
+        return self._address.has_name
 
     def __iter__(self) -> Iterator[Snapshot[T_co]]:
         """Yield the newest version, and then the newest one whenever a newer one is published. Ends when the publisher
@@ -249,6 +320,76 @@ class Subscriber(Generic[T_co]):
         newer one is published. Ends when the publisher closes the channel; raises BrokenChannelError if it dies."""
         return waiting.NewerSnapshots(lambda seen: self.snapshot_async(newer_than=seen), self._has_ended)
 
+    def follow(self, *, timeout_s: float | None = None) -> Following[T_co]:
+        """Return an iterator over the newest versions under the channel's name, for ``for`` and ``async for``: the
+        newest version, and then the newest one whenever there is a newer one.
+
+        It goes on when the publisher ends and another one takes the channel over, and when the channel is removed
+        (Publisher.unlink(), ``untorn rm``) and published anew under its name: that one begins with version 1. This
+        subscriber itself stays at its channel. An anonymous channel cannot be published again, so the iterator then
+        ends as iteration over the subscriber does.
+
+        Args:
+            timeout_s: the longest wait for each version, in seconds; None waits forever.
+
+        Raises:
+            TimeoutError: by the iterator, if nothing newer came in time. It can be asked again.
+
+        Example:
+            >>> import untorn
+            >>> first = untorn.publish("old", name="doc-follow")
+            >>> seen = untorn.subscribe("doc-follow").follow(timeout_s=5)
+            >>> next(seen).value
+            'old'
+            >>> first.unlink(), first.close()
+            (None, None)
+            >>> with untorn.publish("new", name="doc-follow", keep=False):
+            ...     next(seen).value
+            'new'
+        """
+        if timeout_s is not None:
+            waiting.deadline_of(timeout_s)
+        return Following(self._source(), timeout_s)
+
+    def _source(self) -> Source[T_co]:
+        return Source(self.name, self._attachment_or_none, self.snapshot, self._successor, self._is_over)
+
+    def _attachment_or_none(self) -> _core.Attachment | None:
+        try:
+            return self._attached.attachment
+        except ChannelNotFoundError:
+            if not self._may_be_taken_over():
+                raise
+            return None
+
+    def _is_over(self, seen: int) -> bool:
+        """Return whether an anonymous channel was closed. Raises BrokenChannelError if its publisher died."""
+        if self._may_be_taken_over():
+            return False
+        attachment = self._attached.attachment
+        try:
+            self._verdict(attachment, max(seen, attachment.version), None, None)
+        except BrokenChannelError:
+            if not self._has_ended():
+                raise
+            return True
+        return False
+
+    def _successor(self) -> Source[T_co] | None:
+        """Return the channel that the name leads to, if that is another one."""
+        attached = self._attached_or_none
+        if attached is not None and not self._address.has_successor(attached.attachment):
+            return None
+        names = tuple(place for place in self._address.places if not place[0].startswith("/proc/"))
+        address = Address(b"", names, self.name)
+        try:
+            found = attached_to(address)
+        except (ChannelNotFoundError, FormatError):  # it is being made, or removed
+            return None
+        if attached is not None and found.attachment is attached.attachment:
+            return None
+        return Subscriber[T_co](address, found, allow_pickle=self._allow_pickle)._source()  # noqa: SLF001 (of the same class)
+
     def close(self) -> None:
         """Stop using the channel. Existing snapshots and views stay valid. May be called twice."""
         self._closed = True
@@ -268,6 +409,16 @@ class Subscriber(Generic[T_co]):
         attached = self._attached_or_none
         address = self._address if attached is None else attached.address.here(attached.attachment)
         return _unpickle, (address.id, address.places, address.label, self._allow_pickle)
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            raise unknown_attribute(self, name, _ATTRIBUTE_GUESSES)
+
+        def __getitem__(self, key: object) -> NoReturn:
+            """Raise the error for an item: a snapshot has them."""
+            raise TypeError(f"'Subscriber' object has no items, such as {key!r}: write snapshot().value[{key!r}]")
 
     def __repr__(self) -> str:
         if self._closed:

@@ -22,7 +22,8 @@ TYPES = """
 
 MEMBERS = {
     "Publisher": "close edit name nbytes patch readers subscriber unlink update version",
-    "Subscriber": "address attach close name publisher_alive snapshot snapshot_async version wait wait_async",
+    "Subscriber": "address attach cached close follow name publisher_alive snapshot snapshot_async version wait "
+    "wait_async",
     "Snapshot": "close nbytes published_at value version",
     "ReaderInfo": "age_s pid versions",
     "FrozenDict": "get items keys nbytes of_parts parts values",
@@ -30,13 +31,15 @@ MEMBERS = {
 
 SIGNATURES = {
     "publish": "(value, *, name=None, directory=None, slots=4, max_slots=64, max_readers=256, durable=False, "
-    "allow_pickle=False)",
-    "subscribe": "(channel, *, timeout_s=0, allow_pickle=False)",
+    "allow_pickle=False, keep=True)",
+    "subscribe": "(channel=None, *, name=None, directory=None, timeout_s=0, live=False, allow_pickle=False)",
     "Publisher.update": "(self, value, *, timeout_s=5.0)",
     "Publisher.edit": "(self, *, copy=True, leaves=None, timeout_s=5.0)",
     "Publisher.patch": "(self, changes, *, timeout_s=5.0)",
     "Publisher.subscriber": "(self, *, allow_pickle=False)",
     "Subscriber.snapshot": "(self, *, newer_than=None, timeout_s=None)",
+    "Subscriber.follow": "(self, *, timeout_s=None)",
+    "Subscriber.cached": "(self, build)",
     "Subscriber.wait": "(self, newer_than, timeout_s=None)",
     "Subscriber.wait_async": "(self, newer_than, timeout_s=None)",
     "Subscriber.snapshot_async": "(self, *, newer_than=None, timeout_s=None)",

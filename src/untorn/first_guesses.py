@@ -1,0 +1,65 @@
+"""Errors for names that people try first, which say the right word.
+
+A class or a function lists the guesses that it knows: guessed name -> what to write instead. Names that only cost a
+second word are not made to work, since two words for one thing cost every reader of a program.
+
+A function that gives such errors for its arguments collects those that it does not have, annotated with ``Never``, so
+that type checkers refuse them, and is decorated with ``only_known_arguments``, so that nobody sees them in its
+signature.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Never, TypeVar
+
+__all__ = ["only_known_arguments", "unknown_arguments", "unknown_attribute", "words"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def words(*groups: tuple[str, str]) -> Mapping[str, str]:
+    """Return a table of guesses. Each group is guessed names, separated by spaces, and what to write
+    instead, with ``{}`` for the name itself."""
+    return {name: instead.replace("{}", name) for names, instead in groups for name in names.split()}
+
+
+def unknown_attribute(owner: object, name: str, guesses: Mapping[str, str]) -> AttributeError:
+    """Return the error for an attribute that ``owner`` does not have."""
+    text = f"{type(owner).__name__!r} object has no attribute {name!r}"
+    if name in guesses:
+        text += f": {guesses[name]}"
+    return AttributeError(text, name=name, obj=owner)
+
+
+def unknown_arguments(
+    function: str,
+    positional: Sequence[object] = (),
+    keywords: Iterable[str] = (),
+    *,
+    guesses: Mapping[str, str],
+    instead: str = "",
+) -> TypeError:
+    """Return the error for arguments that a function does not have.
+
+    Args:
+        function: its name.
+        positional: the arguments by position that are too many.
+        keywords: the unknown names.
+        guesses: what to write for a guessed name.
+        instead: what to write for the arguments by position.
+    """
+    for name in keywords:
+        text = f"{function}() has no argument {name!r}"
+        return TypeError(f"{text}: {guesses[name]}" if name in guesses else text)
+    found = ", ".join(type(argument).__name__ for argument in positional)
+    return TypeError(f"{function}() got more arguments by position than it takes ({found}): {instead}")
+
+
+def only_known_arguments(function: _F) -> _F:
+    """Hide the parameters that collect unknown arguments from the function's signature."""
+    signature = inspect.signature(function)
+    known = [each for each in signature.parameters.values() if each.annotation not in ("Never", Never)]
+    function.__signature__ = signature.replace(parameters=known)  # type: ignore[attr-defined]  # inspect reads it
+    return function
