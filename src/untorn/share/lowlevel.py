@@ -13,6 +13,9 @@ Versions as bytes, for another channel, on this machine or another::
     raw_version                                         a version's bytes
     publish_raw, publish_received                       a channel whose first version has these bytes
     update_raw, receive_raw                             the next version
+    continue_channel                                    take over a channel as it is
+    id_of                                               which channel it is
+    ending_of, has_name                                 whether its publisher, and its name, are still there
 
 A snapshot's value in memory that may be written to::
 
@@ -59,7 +62,7 @@ from untorn.share.inspect import (
     open_file,
 )
 from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
-from untorn.share.publisher import Publisher, publish_received, publish_tree
+from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, flatten
 from untorn.share.storage import (
@@ -73,6 +76,7 @@ from untorn.share.storage import (
     take_over,
 )
 from untorn.share.storage_errors import meaning, shortage
+from untorn.share.subscriber import Subscriber
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
 from untorn.typevars import T
 
@@ -91,6 +95,7 @@ __all__ = [
     "attach_writer",
     "attachment_of",
     "claim_name",
+    "continue_channel",
     "copy_value",
     "copy_with_extra",
     "count_of",
@@ -98,9 +103,12 @@ __all__ = [
     "decoder_of",
     "default_directory",
     "default_path",
+    "ending_of",
     "extra",
     "files_of",
     "flatten",
+    "has_name",
+    "id_of",
     "is_data_file",
     "is_there",
     "items_of",
@@ -143,6 +151,24 @@ def extra(snapshot: Snapshot) -> Any:
     """
     hold, decoder = _opened(snapshot)
     return decoder.extra(hold)
+
+
+def ending_of(subscriber: Subscriber) -> Literal["", "closed", "dead"]:
+    """Return whether the channel's publisher has closed it or is dead, according to the kernel; empty while it lives.
+    Another publisher may take the channel over. Raises OSError if the kernel cannot tell."""
+    if subscriber.publisher_alive():
+        return ""
+    return "closed" if subscriber._attached.attachment.closed else "dead"
+
+
+def id_of(subscriber: Subscriber) -> bytes:
+    """Return the channel's identity: 16 random bytes. A channel that is made under the same name later has another."""
+    return subscriber._attached.attachment.id
+
+
+def has_name(subscriber: Subscriber) -> bool:
+    """Return whether a name in a directory still leads to the channel."""
+    return subscriber.address.is_named(subscriber._attached.attachment)
 
 
 def copy_value(snapshot: Snapshot[T]) -> T:

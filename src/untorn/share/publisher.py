@@ -196,6 +196,20 @@ def publish_received(
     return _open_channel(write_first, name=name, directory=None, sizes=sizes, tolerant=tolerant)
 
 
+def continue_channel(name: str, *, tolerant: bool = False) -> Publisher | None:
+    """Take over the channel of a publisher that is dead or has closed it, and leave it at its newest version. Returns
+    None if there is no channel of this name; raises BusyError if it has a living publisher.
+
+    Until the next whole version, its parts cannot be changed."""
+    files = storage.named(name)
+    taken = _take_over(files)
+    if taken is None:
+        return None
+    versions = Versions(taken, files.label, durable=False)
+    versions.name = NameKeeper(files, taken, durable=False, tolerant=tolerant)
+    return Publisher(versions, files)
+
+
 def _open_channel(
     write_first: Callable[[Versions], object],
     *,
@@ -236,7 +250,11 @@ def _begun(
     try:
         write_first(versions)
     except _core.StatusError as error:
+        attachment.abandon()  # the traceback would keep the lock
         raise meaning(error, label) from None
+    except BaseException:
+        attachment.abandon()
+        raise
     return versions
 
 

@@ -95,7 +95,7 @@ class _Known(NamedTuple):
     """This process's knowledge of the newest version."""
 
     version: int
-    layout: Layout | None  # None: there is no version yet, or it came as bytes
+    layout: Layout | None  # None: there is no version yet, or not as a value
     schema: bytes | None  # None: there is no version yet
     nbytes: int
     schema_id: int
@@ -128,7 +128,7 @@ class Versions:
 
     @property
     def layout(self) -> Layout | None:
-        """The layout of the newest version; None before the first, and if it came as bytes."""
+        """The layout of the newest version; None before the first, and if it did not come as a value."""
         return self._known().layout
 
     def _known(self) -> _Known:
@@ -240,11 +240,11 @@ class Versions:
         layout = self.layout
         if layout is not None:
             return layout
-        if self._known().schema is None:
+        if self.attachment.version == 0:
             raise ClosedError(f"channel {self._label!r} has no version yet")
         raise ValueError(
-            f"channel {self._label!r}: version {self.attachment.version} came as bytes, so that its publisher cannot "
-            "change parts of it; publish a whole value with update() first"
+            f"channel {self._label!r}: version {self.attachment.version} did not come from this publisher as a value, "
+            "which therefore cannot change parts of it; publish a whole value with update() first"
         )
 
     # -- the steps

@@ -12,7 +12,11 @@ import pytest
 import untorn
 from untorn import BusyError, CapacityError, ClosedError, FormatError
 from untorn.share.lowlevel import (
+    attachment_of,
+    continue_channel,
+    ending_of,
     extra,
+    has_name,
     publish_raw,
     publish_received,
     publish_with_extra,
@@ -136,7 +140,7 @@ def test_parts_of_a_version_of_unknown_structure_cannot_be_changed(source):
     source.update({"other": np.zeros(3)})
     with publish_raw(raw_of(source), 3) as copy:
         for change in (lambda: copy.patch({"other": np.ones(3)}), lambda: copy.edit().__enter__()):
-            with pytest.raises(ValueError, match="version 3 came as bytes"):
+            with pytest.raises(ValueError, match="version 3 did not come"):
                 change()
         copy.update({"other": np.ones(3)})
         assert copy.patch({"other": np.full(3, 2.0)}) == 5
@@ -237,6 +241,35 @@ def test_the_bytes_come_once_even_if_the_name_is_taken_meanwhile(source, name):
         copy.unlink()
 
 
+def broken(memory):
+    raise ConnectionResetError("nothing comes")
+
+
+def test_a_channel_is_continued_as_it_is(source, name):
+    assert continue_channel(name) is None
+    first = untorn.publish(VALUE, name=name)
+    reader = untorn.subscribe(name)
+    with pytest.raises(BusyError):
+        continue_channel(name)
+    assert ending_of(reader) == ""
+    first.close()
+    assert ending_of(reader) == "closed"
+    with continue_channel(name) as second:
+        assert (second.version, ending_of(reader)) == (1, "")
+        assert same(reader.snapshot().value, VALUE)
+        with pytest.raises(ValueError, match="version 1 did not come"):
+            second.patch({"name": "other"})
+        update_raw(second, raw_of(source), 5)
+        assert reader.snapshot(newer_than=1, timeout_s=5).version == 5
+        attachment_of(second).abandon()
+        assert ending_of(reader) == "dead"
+        assert has_name(reader)
+    with continue_channel(name) as third:
+        assert third.update(VALUE) == 6
+        third.unlink()
+    assert not has_name(reader)
+
+
 def test_a_channel_is_taken_over_with_a_greater_number_only(source, name):
     first = untorn.publish("old", name=name)
     reader = untorn.subscribe(name)
@@ -245,6 +278,9 @@ def test_a_channel_is_taken_over_with_a_greater_number_only(source, name):
     with pytest.raises(ValueError, match="greater than 2"):
         publish_raw(raw_of(source), 2, name=name)
     assert reader.snapshot().value == "newer"
+    with pytest.raises(ConnectionResetError) as kept:  # its traceback keeps the frames, and nothing else
+        publish_received(broken, 1000, 3, name=name)
+    assert kept
     with publish_raw(raw_of(source), 3, name=name) as second:
         assert reader.snapshot(newer_than=2, timeout_s=5).version == 3
         second.unlink()
