@@ -6,11 +6,21 @@ imported inside the functions of its kinds, so that a child process loads only t
 
 from __future__ import annotations
 
+import argparse
+import array
 import contextlib
 import dataclasses
+import datetime as dt
+import decimal
+import enum
+import fractions
 import importlib.util
 import math
-from collections import OrderedDict
+import pathlib
+import types
+import uuid
+import zoneinfo
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -334,6 +344,113 @@ def trees() -> list[Kind]:
             lambda w, b, x: {"a": [(w, {"b": Box(Pair(b, None))})], "c": Sealed([OrderedDict({3: (x, {}, "c")})])},
             lambda value: value["a"][0][0].fill(0),
             lambda value: value["a"][0][1]["b"].content.left,
+        ),
+    ]
+
+
+# -- Python's plain values
+
+
+class Colour(enum.Enum):
+    """An enum, two of whose members are one."""
+
+    RED = 1
+    BLUE = "blue"
+    AZURE = "blue"  # noqa: PIE796 (an alias)
+
+
+class Level(enum.IntEnum):
+    """An enum of ints."""
+
+    LOW = 1
+    HIGH = 2**40
+
+
+class Access(enum.Flag):
+    """A flag, whose combinations have no members."""
+
+    READ = 1
+    WRITE = 2
+
+
+class Planet(Box, enum.Enum):
+    """An enum of dataclasses."""
+
+    EARTH = "a"
+    MARS = "b"
+
+
+def same_plain(one: Any, other: Any) -> bool:
+    """Compare the types and the contents; the order of a set means nothing."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, set | frozenset):
+        return one == other and {type(item) for item in one} == {type(item) for item in other}
+    extra = ("default_factory", "maxlen", "fold", "typecode")
+    return repr(one) == repr(other) and all(getattr(one, name, 0) == getattr(other, name, 0) for name in extra)
+
+
+def plain() -> list[Kind]:
+    """Return the kinds of plain values of Python's library."""
+    zones = (None, dt.UTC, dt.timezone(dt.timedelta(hours=-3, minutes=-30), "here"), zoneinfo.ZoneInfo("Europe/Paris"))
+
+    def moment(zone: dt.tzinfo | None) -> Callable[[np.random.Generator, int], Any]:
+        return lambda rng, n: (
+            dt.datetime(1, 1, 2, tzinfo=zone, fold=1) + dt.timedelta(microseconds=int(rng.integers(3 * 10**17)))
+        )
+
+    def ints(rng: np.random.Generator, n: int) -> list[int]:
+        return rng.choice(10**6, n, replace=False).tolist()
+
+    def words(rng: np.random.Generator, n: int) -> list[str]:
+        return [f"word {number:06}\udc80" for number in ints(rng, n)]
+
+    def kind(name: str, build: Callable[..., Any], write: Callable[[Any], None] | None = None) -> Kind:
+        made = Kind(name, build, same_plain, write=write, refuses=False)
+        return dataclasses.replace(made, larger=twice(made))
+
+    return [
+        *(kind(f"datetime {zone}", moment(zone)) for zone in zones),
+        kind("date", lambda rng, n: dt.date.fromordinal(int(rng.integers(1, 3 * 10**6)))),
+        kind("time", lambda rng, n: moment(None)(rng, n).timetz().replace(tzinfo=dt.UTC, fold=1)),
+        kind("timedelta", lambda rng, n: dt.timedelta(int(rng.integers(-(10**9), 10**9) // 2), 7, 8)),
+        kind("timezone", lambda rng, n: zones[1 + int(rng.integers(3))]),
+        kind("Decimal", lambda rng, n: decimal.Decimal(int(rng.integers(2**40))) / 7),
+        kind("Decimal sNaN", lambda rng, n: decimal.Decimal("-sNaN123")),
+        kind("Fraction", lambda rng, n: fractions.Fraction(-int(rng.integers(2**40)), 2**90)),
+        kind("UUID", lambda rng, n: uuid.UUID(bytes=rng.bytes(16))),
+        kind("Enum", lambda rng, n: (Colour.RED, Colour.AZURE)[int(rng.integers(2))]),
+        kind("IntEnum", lambda rng, n: Level.HIGH),
+        kind("Flag", lambda rng, n: (Access.READ | Access.WRITE, Access(0), Access.READ)[int(rng.integers(3))]),
+        kind("Enum of dataclasses", lambda rng, n: Planet.MARS),
+        kind("Path", lambda rng, n: pathlib.Path("/a") / words(rng, 1)[0]),
+        kind("PureWindowsPath", lambda rng, n: pathlib.PureWindowsPath("c:/a") / words(rng, 1)[0]),
+        kind("range", lambda rng, n: range(int(rng.integers(100)), 2**70, 3)),
+        kind("slice", lambda rng, n: slice(None, int(rng.integers(100)), None)),
+        kind("set of ints", lambda rng, n: set(ints(rng, n)), lambda value: value.clear()),
+        kind("set of texts", lambda rng, n: set(words(rng, n)), lambda value: value.clear()),
+        kind("set of many types", lambda rng, n: {*ints(rng, n), "a", b"a", None, 2.5, ("a", 2), Colour.RED, 2**70}),
+        kind("frozenset of bytes", lambda rng, n: frozenset({rng.bytes(3), rng.bytes(4), b""})),
+        kind("frozenset of floats", lambda rng, n: frozenset(rng.standard_normal(n).tolist())),
+        kind("empty set", lambda rng, n: set()),
+        kind("set of sets", lambda rng, n: {frozenset(ints(rng, 2)), frozenset()}),
+        kind("bytearray", lambda rng, n: bytearray(rng.bytes(n)), lambda value: value.clear()),
+        kind("array.array", lambda rng, n: array.array("d", rng.standard_normal(n)), lambda value: value.pop()),
+        kind("deque", lambda rng, n: deque([*words(rng, n), [1.5]], maxlen=n + 3), lambda value: value.clear()),
+        kind("defaultdict", lambda rng, n: defaultdict(list, a=ints(rng, n)), lambda value: value["b"].append(1)),
+        kind("Counter", lambda rng, n: Counter(words(rng, n)), lambda value: value.update(["x"])),
+        kind("Counter of tuples", lambda rng, n: Counter([("a", number) for number in ints(rng, n)])),
+        kind("Counter of large numbers", lambda rng, n: Counter({"a": 2**70, "b": int(rng.integers(9))})),
+        kind("SimpleNamespace", lambda rng, n: types.SimpleNamespace(lr=float(rng.random()), names=["a"])),
+        kind("Namespace", lambda rng, n: argparse.Namespace(lr=float(rng.random()), names=["a"])),
+        Kind(
+            "deque of arrays",
+            lambda rng, n: deque([filled(rng, "f4", (n,))]),
+            lambda one, other: type(one) is type(other) is deque and all_same(one, other),
+            lambda value: array_views(*value),
+            lambda value: value[0].fill(0),
+            part=lambda value: value[0],
+            same_part=same,
         ),
     ]
 
@@ -902,6 +1019,7 @@ KINDS: dict[str, Kind] = {
         *arrays(),
         *scalars(),
         *trees(),
+        *plain(),
         *subclasses(),
         *sparse(),
         frozen_kind(),

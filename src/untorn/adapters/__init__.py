@@ -20,5 +20,12 @@ for _library, _module in {
     "jaxlib": "jax",
     "flax": "jax",
     "ml_dtypes": "ml_dtypes",
+    **dict.fromkeys(
+        (
+            *("python", "builtins", "datetime", "zoneinfo", "decimal", "fractions", "uuid", "enum", "pathlib", "array"),
+            *("collections", "types", "argparse"),
+        ),
+        "python",
+    ),
 }.items():
     register_library(_library, f"untorn.adapters.{_module}")

@@ -35,7 +35,7 @@ The files of channels, for the commands::
 
 The form in which versions, and checkpoints, are described::
 
-    flatten, Deferred                                   a value as its leaves
+    flatten, Deferred, class_at                         a value as its leaves
     Layout, Decoder                                     where the leaves lie
     read_dtype, read_key                                a dtype or key of a dict, as a schema describes it
     items_of, name_of, count_of, MALFORMED              reading JSON that may be damaged
@@ -64,7 +64,7 @@ from untorn.share.inspect import (
 from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
 from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
 from untorn.share.snapshot import Snapshot
-from untorn.share.specs import Deferred, flatten
+from untorn.share.specs import Deferred, class_at, flatten
 from untorn.share.storage import (
     Address,
     Files,
@@ -95,6 +95,7 @@ __all__ = [
     "attach_writer",
     "attachment_of",
     "claim_name",
+    "class_at",
     "continue_channel",
     "copy_value",
     "copy_with_extra",

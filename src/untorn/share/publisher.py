@@ -72,6 +72,7 @@ def publish(
     durable: bool = False,
     allow_pickle: bool = False,
     keep: bool = True,
+    fixed: bool = False,
     **unknown: Never,
 ) -> Publisher[T]:
     """Open a channel with ``value`` as its first version, or take over the channel of a dead publisher.
@@ -94,6 +95,8 @@ def publish(
         keep: whether a named channel stays when its publisher ends, for readers and for the next publisher. With False,
             its files are removed when the publisher is closed, dropped, or its process exits; after a kill, subscribe()
             no longer finds it. docs/lifetimes.md has a table.
+        fixed: refuse versions of another structure than the first: other keys, types, dtypes or shapes. So
+            ``patch({"w": "text"})`` over an array is a ValueError. Texts, tables and sets may still change in size.
 
     Raises:
         BusyError: the channel has a living publisher.
@@ -129,6 +132,7 @@ def publish(
         durable=durable,
         allow_pickle=allow_pickle,
         keep=keep,
+        fixed=fixed,
     )
 
 
@@ -142,6 +146,7 @@ def publish_tree(
     allow_pickle: bool = False,
     tolerant: bool = False,
     keep: bool = True,
+    fixed: bool = False,
 ) -> Publisher:
     """Publish a value that was taken apart, optionally with a second tree beside it, which lowlevel.extra() returns.
 
@@ -157,6 +162,7 @@ def publish_tree(
         allow_pickle=allow_pickle,
         tolerant=tolerant,
         keep=keep,
+        fixed=fixed,
     )
 
 
@@ -220,12 +226,13 @@ def _open_channel(
     allow_pickle: bool = False,
     tolerant: bool = False,
     keep: bool = True,
+    fixed: bool = False,
 ) -> Publisher:
     """Open a new channel, or take over one, with a first version that ``write_first`` makes. It is called again if
     another channel took the name meanwhile."""
     if name is None:
         attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
-        versions = _begun(attachment, write_first, "anonymous")
+        versions = _begun(attachment, write_first, "anonymous", fixed=fixed)
         storage.seal(attachment)
         return Publisher(versions, None, allow_pickle=allow_pickle)
     files = storage.named(name, directory)
@@ -235,7 +242,7 @@ def _open_channel(
             continue
         attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
         notes.write_note(attachment, {} if keep else {notes.KEEP: False})
-        versions = _begun(attachment, write_first, files.label, durable=durable)
+        versions = _begun(attachment, write_first, files.label, durable=durable, fixed=fixed)
         notes.begin_living(attachment)
         if taken is not None or storage.give_names(files, attachment, durable=durable):
             versions.name = NameKeeper(files, attachment, durable=durable, tolerant=tolerant)
@@ -243,10 +250,15 @@ def _open_channel(
 
 
 def _begun(
-    attachment: _core.Attachment, write_first: Callable[[Versions], object], label: str, *, durable: bool = False
+    attachment: _core.Attachment,
+    write_first: Callable[[Versions], object],
+    label: str,
+    *,
+    durable: bool = False,
+    fixed: bool = False,
 ) -> Versions:
     """Return the writing side of a channel that has its first version, or the first one after a takeover."""
-    versions = Versions(attachment, label, durable=durable)
+    versions = Versions(attachment, label, durable=durable, fixed=fixed)
     try:
         write_first(versions)
     except _core.StatusError as error:
@@ -346,6 +358,7 @@ class Publisher(Generic[T]):
 
         Raises:
             UnsupportedTypeError: the value cannot be shared; nothing was published.
+            ValueError: the channel is fixed, and the value has another structure; nothing was published.
             CapacityError: there is no memory for it, or every slot is held, and the message says by which processes.
                 Nothing was published.
             ClosedError: this publisher is closed, or was inherited by fork.
@@ -378,7 +391,7 @@ class Publisher(Generic[T]):
 
         Raises:
             KeyError: there is nothing at a path; the message names similar paths.
-            ValueError: one of the paths leads into another.
+            ValueError: one of the paths leads into another; or the channel is fixed, and a part has another structure.
             UnsupportedTypeError, CapacityError, ClosedError: as update(). Nothing was published.
 
         Example:

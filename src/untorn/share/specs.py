@@ -17,6 +17,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from enum import EnumMeta
 from functools import partial
 from types import BuiltinFunctionType
 from typing import Any
@@ -111,6 +112,8 @@ def _opened(value: Any, path: Path) -> Node | None:
         for key in value:
             if type(key) is not str:
                 _check_key(key, path)
+    elif isinstance(cls, EnumMeta):  # its members may be named tuples or dataclasses, too
+        return None
     elif trees.is_record(cls):
         _check_class(cls, path)
     elif cls is not list and cls is not tuple:
@@ -265,12 +268,23 @@ def _type_name_of(cls: type) -> str:
 
 
 def _unsupported(value: Any, path: Path) -> UnsupportedTypeError:
-    hint = "share np.asarray(...) of it" if isinstance(value, np.ndarray) else "see docs/values.md"
+    hint = "share np.asarray(...) of it" if isinstance(value, np.ndarray) else _door(type(value))
     return UnsupportedTypeError(
-        f"{path_of(path)}: cannot share {_type_name(value)}; expected a dict, list, tuple, named tuple "
-        "or dataclass of NumPy arrays, numbers, str, bytes and None, or a value of a library that untorn knows "
-        f"({hint}); with allow_pickle=True on both sides anything that pickles can be shared"
+        f"{path_of(path)}: cannot share {_type_name(value)}; expected a dict, list, tuple, named tuple or dataclass of "
+        "NumPy arrays, numbers, str, bytes and None, a plain value of Python such as a date, a set or an Enum, or a "
+        f"value of a library that untorn knows ({hint}); with allow_pickle=True on both sides anything that pickles "
+        "can be shared"
     )
+
+
+def _door(cls: type) -> str:
+    """Return how to share an object whose class contains code that its readers need."""
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__}
+    if "torch.nn.modules.module.Module" in bases:
+        return "publish module.state_dict(); readers call subscriber.cached(untorn.torch.loader(make_module))"
+    if "sklearn.base.BaseEstimator" in bases:
+        return "publish untorn.sklearn.state_of(estimator); readers call subscriber.cached(untorn.sklearn.estimator_of)"
+    return "see docs/values.md"
 
 
 _LEAF_KINDS: dict[type, str] = {

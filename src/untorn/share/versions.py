@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
+from untorn.share.fixed import check_structure
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import Place, find, replaced
@@ -112,10 +113,12 @@ class Versions:
     Attributes:
         attachment: the publisher's attachment.
         name: looks after the channel's name, if it has one.
+        fixed: whether every version must have the structure of the first.
     """
 
-    def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool) -> None:
+    def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool, fixed: bool = False) -> None:
         self.attachment = attachment
+        self.fixed = fixed
         self.name: NameKeeper | None = None
         self._newest_is_lost = False
         self._label = label
@@ -148,6 +151,8 @@ class Versions:
         """Publish the next version, with all of it copied. Returns its number."""
         layout = self.layout
         if layout is None or layout.spec != tree.spec or layout.extra != tree.extra:
+            if layout is not None and self.fixed:
+                check_structure(self._label, layout.spec, tree.spec)
             layout = Layout(tree.spec, tree.extra)
         slot, draft = self.begin(layout.nbytes, timeout_s)
         for index, leaf in enumerate(tree.leaves):
@@ -163,6 +168,9 @@ class Versions:
         places = {path: find(layout.spec, path) for path in trees}
         _check_apart(list(places.values()))
         if any(places[path].spec != tree.spec for path, tree in trees.items()):
+            for path, tree in trees.items() if self.fixed else ():
+                at = tuple(filter(None, path.strip("/").split("/")))
+                check_structure(self._label, places[path].spec, tree.spec, at)
             return self._restructure(places, trees, timeout_s)
         leaves = {
             index: leaf

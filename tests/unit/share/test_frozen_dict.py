@@ -6,6 +6,7 @@ import gc
 import json
 import pickle
 import random
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -180,16 +181,16 @@ def test_a_frozen_dict_in_a_frozen_dict():
 
 
 def test_pickle_on_request():
-    value = {1, 2}
-    with pytest.raises(UnsupportedTypeError, match=r"^\['set'\]"):
-        FrozenDict({"set": value})
-    frozen = FrozenDict({"set": value, "objects": np.array([None, "x"])}, allow_pickle=True)
-    assert frozen["set"] == value
+    value = re.compile("a+")
+    with pytest.raises(UnsupportedTypeError, match=r"^\['pattern'\]"):
+        FrozenDict({"pattern": value})
+    frozen = FrozenDict({"pattern": value, "objects": np.array([None, "x"])}, allow_pickle=True)
+    assert frozen["pattern"] == value
     assert frozen["objects"].tolist() == [None, "x"]
-    assert copy.deepcopy(frozen)["set"] == value
-    assert pickle.loads(pickle.dumps(frozen))["set"] == value
+    assert copy.deepcopy(frozen)["pattern"] == value
+    assert pickle.loads(pickle.dumps(frozen))["pattern"] == value
     with pytest.raises(UnsupportedTypeError, match="allow_pickle"):
-        FrozenDict.of_parts(frozen.parts())["set"]
+        FrozenDict.of_parts(frozen.parts())["pattern"]
 
 
 def test_a_value_is_new_at_every_lookup():
@@ -490,13 +491,13 @@ def test_keys_that_are_refused(key, text):
     ("value", "text"),
     [
         (object(), r"^\['k'\]: cannot share builtins.object"),
-        ([1, {"x": {2}}], r"^\['k'\]/1/x: cannot share builtins.set"),
+        ([1, {"x": int}], r"^\['k'\]/1/x: cannot share builtins.type"),
         (Point(1, [object()]), r"^\['k'\]/y/0: cannot share builtins.object"),
-        ([Layer({3})], r"^\['k'\]/0/w: cannot share"),
+        ([Layer(int)], r"^\['k'\]/0/w: cannot share"),
         ({(1, (2,)): 3}, r"^\['k'\]: a dict key of type <class 'tuple'>"),
         ({np.int64(1): 3}, r"^\['k'\]: a dict key of type <class 'numpy.int64'>"),
         (np.array([None]), r"^\['k'\]: an array of dtype object"),
-        ([Color.RED], r"^\['k'\]/0: "),
+        ([lambda: 1], r"^\['k'\]/0: "),
     ],
 )
 def test_values_that_are_refused(value, text):

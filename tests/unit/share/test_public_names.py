@@ -31,7 +31,7 @@ MEMBERS = {
 
 SIGNATURES = {
     "publish": "(value, *, name=None, directory=None, slots=4, max_slots=64, max_readers=256, durable=False, "
-    "allow_pickle=False, keep=True)",
+    "allow_pickle=False, keep=True, fixed=False)",
     "subscribe": "(channel=None, *, name=None, directory=None, timeout_s=0, live=False, allow_pickle=False)",
     "Publisher.update": "(self, value, *, timeout_s=5.0)",
     "Publisher.edit": "(self, *, copy=True, leaves=None, timeout_s=5.0)",
