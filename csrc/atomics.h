@@ -4,8 +4,8 @@
  * the name, and a checker replaces all of them in one place (tests/c/hooks.h). x86 would forgive most mistakes here;
  * aarch64 does not, so nothing relies on the processor's own ordering.
  *
- *   shared_load_acquire   pairs with   shared_store_release, shared_swap, shared_add, shared_raise_u32, and on success
- *                                      shared_swap_if and shared_swap_if_u32
+ *   shared_load_acquire   pairs with   shared_store_release, shared_swap, shared_add, shared_set, shared_clear,
+ *                                      shared_raise_u32, and on success shared_swap_if and shared_swap_if_u32
  *   fence_full            pairs with   fence_full: of two processes that each store, fence and then load the other's
  *                                      word, at least one sees the other's store (Dekker's argument)
  *   shared_load_relaxed, shared_store_relaxed: for words with a single writer that are read by that writer, or are
@@ -33,6 +33,8 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
 #define shared_store_release(word, value) atomic_store_explicit((word), (value), memory_order_release)
 #define shared_swap(word, value) atomic_exchange_explicit((word), (value), memory_order_acq_rel)
 #define shared_add(word, value) atomic_fetch_add_explicit((word), (value), memory_order_acq_rel)
+#define shared_set(word, bits) atomic_fetch_or_explicit((word), (bits), memory_order_acq_rel)
+#define shared_clear(word, bits) atomic_fetch_and_explicit((word), ~(bits), memory_order_acq_rel)
 #define fence_full() atomic_thread_fence(memory_order_seq_cst)
 
 /* Replace `expected` by `desired`; false, changing nothing, if the word holds something else. */

@@ -25,6 +25,13 @@ static const char *const STATUS_NAMES[] = {
     [STATUS_UNLINKED] = "unlinked",
     [STATUS_TRUNCATED] = "truncated",
     [STATUS_TIMEOUT] = "timeout",
+    [STATUS_EMPTY] = "empty",
+    [STATUS_ENDED] = "ended",
+    [STATUS_FULL] = "full",
+    [STATUS_NO_ROOM] = "no_room",
+    [STATUS_TOO_LARGE] = "too_large",
+    [STATUS_BOOT] = "boot",
+    [STATUS_NOT_OWNED] = "not_owned",
     [STATUS_INTERRUPTED] = "interrupted",
 };
 
@@ -185,8 +192,8 @@ static bool error_add(PyObject *module, struct core *core)
 static int core_exec(PyObject *module)
 {
     const bool done = error_add(module, core_of_module(module)) && module_add_channel(module) &&
-                      module_add_board(module) && module_add_waiting(module) && module_add_frozen(module) &&
-                      module_add_block(module) && module_add_copy(module);
+                      module_add_queue(module) && module_add_board(module) && module_add_waiting(module) &&
+                      module_add_frozen(module) && module_add_block(module) && module_add_copy(module);
     return done ? 0 : -1;
 }
 
@@ -198,6 +205,11 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->hold_type);
     Py_VISIT(core->private_type);
     Py_VISIT(core->draft_type);
+    Py_VISIT(core->queue_type);
+    Py_VISIT(core->queue_gate_type);
+    Py_VISIT(core->queue_draft_type);
+    Py_VISIT(core->queue_item_type);
+    Py_VISIT(core->queue_private_type);
     Py_VISIT(core->frozen_iterator_type);
     Py_VISIT(core->frozen_memory_type);
     return 0;
@@ -211,6 +223,11 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->hold_type);
     Py_CLEAR(core->private_type);
     Py_CLEAR(core->draft_type);
+    Py_CLEAR(core->queue_type);
+    Py_CLEAR(core->queue_gate_type);
+    Py_CLEAR(core->queue_draft_type);
+    Py_CLEAR(core->queue_item_type);
+    Py_CLEAR(core->queue_private_type);
     Py_CLEAR(core->frozen_iterator_type);
     Py_CLEAR(core->frozen_memory_type);
     return 0;

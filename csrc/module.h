@@ -5,6 +5,11 @@
  *                        Private      a pinned version, writable: what is written stays with its Hold
  *                        Draft        a slot being written; exports its bytes, writable
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
+ *     module_queue.c     Queue        one process's side of a queue (queue_side.h)
+ *                        QueueDraft   a slot being written; exports its bytes, writable
+ *                        QueueItem    an item that was taken; exports its bytes, read-only; ends with its last view
+ *                        QueueGate    what a Watch waits for at a queue
+ *                        QueuePrivate the same, writable: what is written stays with its QueueItem
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
@@ -38,7 +43,9 @@ typedef struct attachment_object {
 struct core {
     PyObject *status_error;
     PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type, *frozen_iterator_type, *frozen_memory_type;
-    AttachmentObject *readers; /* the first of this process's readers, see module_channel.c */
+    PyTypeObject *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type, *queue_private_type;
+    struct queue_object *queues; /* the first of this process's queues, see module_queue.c */
+    AttachmentObject *readers;   /* the first of this process's readers, see module_channel.c */
 };
 
 /* The state, by the module, by an object whose class the module made, or by a class derived from one of the module's;
@@ -86,8 +93,13 @@ bool constants_add(PyObject *module, const struct core_constant *constants);
     }
 #define CORE_GETSET(type, name, make, value) {#name, type##_get_##name, NULL, NULL, NULL},
 
+/* The gate that a QueueGate stands for; NULL in a forked child that has no queue any more. */
+struct queue_gate;
+struct queue_gate *gate_of(PyObject *object);
+
 /* Each adds its types, functions and constants. */
 bool module_add_channel(PyObject *module);
+bool module_add_queue(PyObject *module);
 bool module_add_board(PyObject *module);
 bool module_add_frozen(PyObject *module);
 bool module_add_waiting(PyObject *module);

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include "queue.h"
 #include "waiting.h"
 
 typedef struct {
@@ -48,24 +49,37 @@ static PyObject *Watch_forget(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* Fill in what to wait for at one channel: the low half of its present `latest`, unless that is newer than
- * `version`. */
-static bool watched_fill(const struct core *core, struct watched *watched, PyObject *attachment, PyObject *version)
+/* Fill in what to wait for at one channel or queue: the low half of its present version, or number of events, unless
+ * that is newer than `version`. */
+static bool watched_fill(const struct core *core, struct watched *watched, PyObject *source, PyObject *version)
 {
-    if (!PyObject_TypeCheck(attachment, core->attachment_type)) {
-        PyErr_SetString(PyExc_TypeError, "wait: expected a dict of {Attachment: version}");
+    unsigned long long seen = PyLong_AsUnsignedLongLong(version);
+    if (PyErr_Occurred())
+        return false;
+    if (PyObject_TypeCheck(source, core->attachment_type)) {
+        const struct channel *channel = &((AttachmentObject *)source)->attachment->channel;
+        uint64_t latest = channel_latest(channel);
+        *watched = (struct watched){
+            .word = channel_low(channel),
+            .sleepers = &channel->shared->sleepers,
+            .seen = (uint32_t)latest,
+            .ready = latest_version(latest) > seen,
+        };
+        return true;
+    }
+    struct queue_gate *gate = PyObject_TypeCheck(source, core->queue_gate_type) ? gate_of(source) : NULL;
+    if (gate == NULL) {
+        PyErr_SetString(PyExc_TypeError, "wait: expected a dict of {Attachment or QueueGate: version}");
         return false;
     }
-    unsigned long long seen = PyLong_AsUnsignedLongLong(version);
-    const struct channel *channel = &((AttachmentObject *)attachment)->attachment->channel;
-    uint64_t latest = channel_latest(channel);
+    uint64_t events = shared_load_acquire(&gate->events);
     *watched = (struct watched){
-        .word = channel_low(channel),
-        .sleepers = &channel->shared->sleepers,
-        .seen = (uint32_t)latest,
-        .ready = latest_version(latest) > seen,
+        .word = (const shared_u32 *)&gate->events, /* the low half: both architectures are little-endian */
+        .sleepers = &gate->sleepers,
+        .seen = (uint32_t)events,
+        .ready = events > seen,
     };
-    return !PyErr_Occurred();
+    return true;
 }
 
 static PyObject *watched_ready(PyObject *attachments, const struct watched *words, Py_ssize_t count)

@@ -19,6 +19,13 @@ enum status {
     STATUS_TRUNCATED, /* the data file was shortened: the newest version is lost */
     STATUS_FORKED,    /* this process inherited the publisher by fork, and may not publish */
     STATUS_TIMEOUT,
+    STATUS_EMPTY,     /* no item waits */
+    STATUS_ENDED,     /* the queue is closed; for a consumer: and empty */
+    STATUS_FULL,      /* as many items wait as may */
+    STATUS_NO_ROOM,   /* the items that exist leave too few of the queue's bytes */
+    STATUS_TOO_LARGE, /* more bytes than the queue may ever have */
+    STATUS_BOOT,      /* the file is from before a restart of the machine */
+    STATUS_NOT_OWNED, /* the slot belongs to another process by now, or did before a fork */
     STATUS_INTERRUPTED,
 };
 

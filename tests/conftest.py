@@ -28,6 +28,7 @@ import helpers
 import virtual_nodes
 from helpers import descriptors, untorn_mappings
 from untorn.share.attached import drop_dead_attachments
+from untorn.share.queue_files import drop_lonely
 
 SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**32))
 os.environ["UNTORN_SEED"] = str(SEED)  # one seed for all processes that `pytest -n` starts
@@ -141,6 +142,7 @@ def nothing_is_left(request: pytest.FixtureRequest):
         if not left:
             return
         drop_dead_attachments()
+        drop_lonely()
         gc.collect()
         time.sleep(0.02)  # the kernel takes a moment with the dead; this waits for nothing that a test does
         left = before.left()

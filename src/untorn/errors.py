@@ -9,6 +9,8 @@
     ├── ChannelNotFoundError      no such channel (also a FileNotFoundError)
     ├── FormatError               the bytes are not a channel, or are damaged
     ├── CapacityError             no memory, slot or reader row is left; the message says which processes hold them
+    ├── FullError                 a queue has no room for another item (also a queue.Full)
+    ├── EmptyError                no item waits in a queue (also a queue.Empty)
     ├── UnsupportedTypeError      a value cannot be shared (also a TypeError); the message says where in the tree
     ├── NonFiniteLossError        a loss became NaN or infinite (also a FloatingPointError)
     └── WorkerError               a model function failed, or a worker died; has the worker's traceback
@@ -18,13 +20,17 @@ Wrong arguments raise Python's own ``ValueError`` and ``TypeError``, and a timeo
 
 from __future__ import annotations
 
+from queue import Empty, Full
+
 __all__ = [
     "BrokenChannelError",
     "BusyError",
     "CapacityError",
     "ChannelNotFoundError",
     "ClosedError",
+    "EmptyError",
     "FormatError",
+    "FullError",
     "NonFiniteLossError",
     "UnsupportedTypeError",
     "UntornError",
@@ -62,6 +68,20 @@ class FormatError(UntornError):
 
 class CapacityError(UntornError):
     """Not enough memory, slots or reader rows are left."""
+
+
+class FullError(UntornError, Full):
+    """A queue has no room for another item now, or had none in time.
+
+    Attributes:
+        put_count: how many of the items that were to be put are in the queue: 0, except for ``put_many``.
+    """
+
+    put_count = 0
+
+
+class EmptyError(UntornError, Empty):
+    """No item waits in a queue now, or came in time."""
 
 
 class UnsupportedTypeError(UntornError, TypeError):

@@ -18,6 +18,8 @@ static void hook(void);
 #undef shared_store_release
 #undef shared_swap
 #undef shared_add
+#undef shared_set
+#undef shared_clear
 #undef fence_full
 #define shared_load_relaxed(word) (hook(), atomic_load_explicit((word), memory_order_relaxed))
 #define shared_load_acquire(word) (hook(), atomic_load_explicit((word), memory_order_acquire))
@@ -25,6 +27,8 @@ static void hook(void);
 #define shared_store_release(word, value) (hook(), atomic_store_explicit((word), (value), memory_order_release))
 #define shared_swap(word, value) (hook(), atomic_exchange_explicit((word), (value), memory_order_acq_rel))
 #define shared_add(word, value) (hook(), atomic_fetch_add_explicit((word), (value), memory_order_acq_rel))
+#define shared_set(word, bits) (hook(), atomic_fetch_or_explicit((word), (bits), memory_order_acq_rel))
+#define shared_clear(word, bits) (hook(), atomic_fetch_and_explicit((word), ~(bits), memory_order_acq_rel))
 #define fence_full() (hook(), atomic_thread_fence(memory_order_seq_cst))
 #define shared_swap_if(word, expected, desired) (hook(), shared_swap_if((word), (expected), (desired)))
 

@@ -23,6 +23,7 @@ from values import KINDS, TOGETHER, Box, Kind, Pair
 import untorn
 from helpers import descriptors, start, untorn_mappings
 from untorn.share.attached import drop_dead_attachments
+from untorn.share.queue_files import drop_lonely
 
 ALL = KINDS | TOGETHER
 NEWER_VERSIONS = 50
@@ -57,8 +58,12 @@ def assert_same(kind: Kind, found, expected) -> None:
     assert kind.equal(found, expected), f"{found!r}\n  is not\n{expected!r}"
 
 
+def queue_of(kind: Kind, **options):
+    return untorn.queue(4, allow_pickle=kind.allow_pickle, **options)
+
+
 def assert_in_channel(kind: Kind, found, expected) -> None:
-    """Check that the views of a value lie in a mapping of a channel."""
+    """Check that the views of a value lie in a mapping of a channel or a queue."""
     mapped = [
         range(*(int(end, 16) for end in re.match("([0-9a-f]+)-([0-9a-f]+) ", line).groups()))
         for line in untorn_mappings()
@@ -263,6 +268,122 @@ def processes(kind: Kind, rng: np.random.Generator) -> None:
         assert_in_channel(kind, got, other)
 
 
+# -- the same through a queue
+
+
+def queued(kind: Kind, rng: np.random.Generator) -> None:
+    """Items of one structure, and of others, come out as they went in, while earlier ones are held."""
+    value, again, bigger = kind.make(rng), kind.other(rng), kind.bigger(rng)
+    pad = np.zeros(20_000)  # so that none of it is copied because it is small
+    with queue_of(kind) as queue:
+        held = []
+        for item in (value, bigger, again, value):
+            queue.put(item)
+            queue.put({"v": item, "pad": pad})
+            held.append((item, queue.get()))
+            got = queue.get()["v"]
+            held.append((item, got))
+            if type(item) is type(value):
+                assert_in_channel(kind, got, item)
+    for item, got in held:
+        assert type(got) is type(item)
+        assert kind.equal(got, item) if type(item) is type(value) else all(map(kind.equal, got, item))
+
+
+def queued_read_only(kind: Kind, rng: np.random.Generator) -> None:
+    value = kind.make(rng)
+    with queue_of(kind) as queue:
+        queue.put(value)
+        with pytest.raises(ZeroDivisionError), queue.take() as item:
+            assert not (wrote(kind, item.value) and kind.refuses)
+            raise ZeroDivisionError
+        gc.collect()  # a frame of the traceback may have had the value
+        assert_same(kind, queue.get(timeout_s=10), value)
+        queue.put(value)
+        copied = queue.get(copy=True)
+        assert queue.processes()[0].held == 0
+        assert_same(kind, copied, value)
+
+
+def queued_lifetime(kind: Kind, rng: np.random.Generator) -> None:
+    value, later = kind.make(rng), kind.other(rng)
+    queue = queue_of(kind)
+    queue.put(value)
+    part = kind.part(queue.get())
+    for _ in range(NEWER_VERSIONS):
+        queue.put(later)
+        assert_same(kind, queue.get(), later)
+    queue.close()
+    queue.leave()
+    del queue
+    gc.collect()
+    assert kind.parts_equal(part, kind.part(value))
+
+
+def queued_in_place(kind: Kind, rng: np.random.Generator) -> None:
+    """reserve() with the value beside an array that is written in place, and cannot be written to afterwards."""
+    value, other = kind.make(rng), kind.other(rng)
+    with queue_of(kind) as queue:
+        with queue.reserve(like={"v": value, "n": 1, "a": np.empty(3)}) as tree:
+            tree["v"], tree["n"] = other, 2
+            tree["a"][:] = 5
+            kept = tree["a"][:]
+        kept[:] = 6
+        got = queue.get()
+        assert_same(kind, got["v"], other)
+        assert (got["n"], got["a"].tolist()) == (2, [5, 5, 5])
+        with pytest.raises(ZeroDivisionError), queue.reserve(like={"v": value}) as tree:
+            raise ZeroDivisionError
+        assert queue.empty()
+
+
+def queued_nested(kind: Kind, rng: np.random.Generator) -> None:
+    first, second, third = (kind.make(rng) for _ in range(3))
+    tree = {"list": [1, first, "x"], "box": Box({"deep": (second, 2.0)}, "label"), "pair": Pair(third, first), 3: None}
+    with queue_of(kind) as queue:
+        queue.put(tree)
+        got = queue.get()
+        assert list(got) == list(tree)
+        assert_same(kind, got["list"][1], first)
+        assert_same(kind, got["box"].content["deep"][0], second)
+        assert_same(kind, got["pair"].left, third)
+        with pytest.raises(untorn.UnsupportedTypeError, match="deep/1/x: "):
+            queue.put({"v": first, "deep": [first, {"x": threading.Lock()}]})
+        assert queue.empty()
+
+
+def queued_processes(kind: Kind, rng: np.random.Generator) -> None:
+    """Another process takes the value, and is killed: it comes back. What it had finished does not."""
+    seed = int(rng.integers(2**32))
+    random = np.random.default_rng(seed)
+    value, other, bigger = kind.make(random), kind.other(random), kind.bigger(random)
+    partner = start(_consumer, kind.name, seed, method="spawn" if kind.threaded else "fork")
+    with partner, queue_of(kind) as queue:
+        for item in (value, other, bigger):
+            queue.put(item)
+        partner.put(queue)
+        assert partner.get() == "took"
+        assert partner.kill() == -9
+        assert_same(kind, queue.get(timeout_s=0), other)
+        assert type(queue.get(timeout_s=0)) is type(bigger)
+        assert_same(kind, queue.get(timeout_s=0), value)  # what the dead process put
+        assert queue.empty()
+
+
+def _consumer(pipe, name, seed):
+    kind, random = ALL[name], np.random.default_rng(seed)
+    value, other = kind.make(random), kind.other(random)
+    queue = pipe.get()
+    held = queue.get()
+    assert_same(kind, held, value)
+    wrote(kind, held)
+    queue.put(value)
+    taken = queue.take()
+    assert_same(kind, taken.value, other)
+    pipe.put("took")
+    pipe.get()  # never comes
+
+
 def _partner(pipe, name, seed):
     kind, random = ALL[name], np.random.default_rng(seed)
     value, other = kind.make(random), kind.other(random)
@@ -280,8 +401,13 @@ def _partner(pipe, name, seed):
 
 CHECKS = {
     check.__name__: check
-    for check in (round_trip, read_only, lifetime, structure, writing, editing, nested, neighbour, processes)
+    for check in (
+        *(round_trip, read_only, lifetime, structure, writing, editing, nested, neighbour, processes),
+        *(queued, queued_read_only, queued_lifetime, queued_in_place, queued_nested, queued_processes),
+    )
 }
+#: with another process; those of libraries with threads check all kinds at once
+IN_PROCESSES = ("processes", "queued_processes")
 
 
 # -- where they run
@@ -294,15 +420,16 @@ def test_every_kind(name, check, seed):
     CHECKS[check](KINDS[name], np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("check", [check for check in CHECKS if check != "processes"])
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in IN_PROCESSES])
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.threaded])
 def test_every_kind_of_a_library_with_threads(name, check, seed, home):
     _check_at(home, name, check, seed)
 
 
+@pytest.mark.parametrize("check", IN_PROCESSES)
 @pytest.mark.parametrize("name", TOGETHER)
-def test_all_kinds_of_a_library_with_threads_in_two_processes(name, seed, home):
-    _check_at(home, name, "processes", seed)
+def test_all_kinds_of_a_library_with_threads_in_two_processes(name, check, seed, home):
+    _check_at(home, name, check, seed)
 
 
 def _check_at(home, name, check, seed):
@@ -346,6 +473,7 @@ def _left_behind() -> str | None:
     """Return the descriptors and mappings of channels that this process still has after everything was closed."""
     for _ in range(RETRIES):
         drop_dead_attachments()
+        drop_lonely()
         gc.collect()
         left = untorn_mappings() + [target for target in descriptors().values() if "untorn" in target]
         if not left:

@@ -72,7 +72,7 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch):
     """Return the counts; every YIELD_EVERY-th opening of a data file lets others run first."""
-    counts, real_open, real_attach = Counts(), storage._open, storage.attach
+    counts, real_open, real_attach = Counts(), storage.open_path, storage.attach
 
     def yielding(path, flags):
         if path.endswith(".data"):
@@ -88,7 +88,7 @@ def counts(monkeypatch):
             counts.refused += 1
             raise
 
-    monkeypatch.setattr(storage, "_open", yielding)
+    monkeypatch.setattr(storage, "open_path", yielding)
     monkeypatch.setattr(storage, "attach", counting)
     return counts
 

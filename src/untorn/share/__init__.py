@@ -16,6 +16,9 @@ snapshot.py     one version, as readers see it
 subscriber.py   snapshot, wait
 subscribing.py  subscribe
 waiting.py      waiting in asyncio
+queues.py       put, get, take
+queue_items.py  one item, as its taker sees it
+queue_files.py  the file of a queue, and what this process has attached
 typevars.py     the type of a channel's value, for type checkers
 inspect.py      a channel seen from outside, for the commands
 lowlevel.py     the names of this package that other packages of untorn use
@@ -23,9 +26,23 @@ lowlevel.py     the names of this package that other packages of untorn use
 
 from untorn.share.frozen_dict import FrozenDict
 from untorn.share.publisher import Publisher, publish
+from untorn.share.queue_items import Item
+from untorn.share.queues import Queue, QueueProcess, queue
 from untorn.share.snapshot import Snapshot
 from untorn.share.subscriber import Subscriber
 from untorn.share.subscribing import subscribe
 from untorn.share.versions import ReaderInfo
 
-__all__ = ["FrozenDict", "Publisher", "ReaderInfo", "Snapshot", "Subscriber", "publish", "subscribe"]
+__all__ = [
+    "FrozenDict",
+    "Item",
+    "Publisher",
+    "Queue",
+    "QueueProcess",
+    "ReaderInfo",
+    "Snapshot",
+    "Subscriber",
+    "publish",
+    "queue",
+    "subscribe",
+]

@@ -8,7 +8,7 @@ private copy, and writes to it change nothing that others see.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,8 @@ class Edit:
     """One edit of a slot. Use the tree, then call ``collect``, then ``end``; call ``end`` after an error, too.
 
     Args:
-        attachment: the publisher's attachment.
+        seal: lets later writes through a draft go to a private copy.
+        newest: returns the newest version's slot, for ``only``; None if no version is the newest.
         layout: the layout of the newest version.
         decoder: the decoder of the newest version.
         draft: the slot, which contains the newest version.
@@ -56,15 +57,17 @@ class Edit:
 
     def __init__(
         self,
-        attachment: _core.Attachment,
+        seal: Callable[[Any], None],
+        newest: Callable[[], _core.Draft] | None,
         layout: Layout,
         decoder: Decoder,
-        draft: _core.Draft,
+        draft: _core.Draft | _core.QueueDraft,
         *,
         only: frozenset[int] | None,
         allow_pickle: bool,
     ) -> None:
-        self._attachment = attachment
+        self._seal = seal
+        self._newest = newest
         self._layout = layout
         self._draft = draft
         self._only = only
@@ -133,7 +136,7 @@ class Edit:
 
     def _was_changed(self, index: int, leaf: Any) -> bool:
         if isinstance(leaf, np.void):
-            newest = self._attachment.draft(self._attachment.latest_slot)
+            newest = self._newest_slot()
             start, end = self._layout.leaf_range(index)
             return bool(leaf.tobytes() != memoryview(newest)[start:end])
         if not isinstance(leaf, np.ndarray):
@@ -141,12 +144,16 @@ class Edit:
         if not self._layout.has_foreign:
             return not self._is_in_place(index, leaf)
         # a library such as torch ignores that memory is read-only, and one such as JAX gives out a copy
-        published = self._layout.array(self._attachment.draft(self._attachment.latest_slot), index)
+        published = self._layout.array(self._newest_slot(), index)
         if leaf.tobytes() == published.tobytes():
             return False
         before = self._originals[index]  # the pickle of a set can have other bytes each time that the set is made
         is_pickled_anew = isinstance(before, np.ndarray) and not self._is_in_place(index, leaf)
         return not (is_pickled_anew and leaf.tobytes() == before.tobytes())
+
+    def _newest_slot(self) -> _core.Draft:
+        assert self._newest is not None
+        return self._newest()
 
     def end(self) -> None:
         """Ensure that no later write through the tree's arrays reaches the slot."""
@@ -157,4 +164,4 @@ class Edit:
                 # if the tree is a single array, the variable in `as params` is one more reference
                 spread = spread or count > _OWN_REFERENCES + (leaf is self.tree)
         if spread or self._layout.has_foreign:
-            self._attachment.seal(self._draft)
+            self._seal(self._draft)

@@ -118,11 +118,11 @@ class Layout:
             self._decoder = Decoder(self.schema, self.nbytes, allow_pickle=allow_pickle)
         return self._decoder
 
-    def write_schema(self, draft: _core.Draft) -> None:
+    def write_schema(self, draft: _core.Draft | _core.QueueDraft) -> None:
         """Write the schema after the header."""
         _core.copy(draft, _core.HEADER_NBYTES, self.schema)
 
-    def write_leaf(self, draft: _core.Draft | bytearray, index: int, leaf: Any) -> None:
+    def write_leaf(self, draft: _core.Draft | _core.QueueDraft | bytearray, index: int, leaf: Any) -> None:
         """Copy one leaf into its place; arrays without the GIL."""
         spec, offset = self.leaves[index]
         if spec.kind == "array":
@@ -153,7 +153,7 @@ class Layout:
         if before >= 0:
             yield start, end
 
-    def array(self, draft: _core.Draft | bytearray, index: int) -> NDArray[Any]:
+    def array(self, draft: _core.Draft | _core.QueueDraft | bytearray, index: int) -> NDArray[Any]:
         """Return a writable view of an array leaf in a slot that is being written."""
         spec, offset = self.leaves[index]
         dtype, shape, strides = spec.detail
@@ -383,7 +383,7 @@ class Decoder:
         if kind == "pickle" and not self.allow_pickle:
             raise UnsupportedTypeError(
                 f"{path_of(path)}: a pickled {detail}, and this reader does not unpickle; pass allow_pickle=True to "
-                "subscribe() if you trust the publisher: a pickle can run any code"
+                "subscribe() or queue() if you trust the publisher: a pickle can run any code"
             )
         if kind == "adapter":
             name, meta, names = items_of(detail)

@@ -466,7 +466,15 @@ class Publisher(Generic[T]):
                 unwritten = [] if copy else versions.array_indices(only)
                 slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
                 decoder = layout.decoder(allow_pickle=self._allow_pickle)
-                edit = Edit(self._open(), layout, decoder, draft, only=only, allow_pickle=self._allow_pickle)
+                edit = Edit(
+                    self._open().seal,
+                    versions.newest_draft,
+                    layout,
+                    decoder,
+                    draft,
+                    only=only,
+                    allow_pickle=self._allow_pickle,
+                )
                 try:
                     yield edit.tree
                     restructured = edit.collect()

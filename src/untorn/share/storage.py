@@ -142,7 +142,7 @@ class Files:
 def _has_version(control: str, other_than: int) -> bool:
     """Return whether this is the control file of a channel that has a version, and not the file that is open."""
     try:
-        fd = _open(control, os.O_RDONLY)
+        fd = open_path(control, os.O_RDONLY)
     except (OSError, FormatError):
         return False
     try:
@@ -241,13 +241,13 @@ def nameless(files: Files, max_readers: int, max_slots: int, slots: int) -> tupl
     Raises OSError (by its cause: FileNotFoundError, PermissionError, ...) or CapacityError, which say what to do.
     """
     try:
-        return _new_pair(lambda part: _new_file(files, part), max_readers, max_slots, slots)
+        return _new_pair(lambda part: new_file(files, part), max_readers, max_slots, slots)
     except BaseException:
-        _forget_temporary(files)
+        forget_temporary(files)
         raise
 
 
-def _new_file(files: Files, part: str) -> int:
+def new_file(files: Files, part: str) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         try:
@@ -271,7 +271,7 @@ def _remove_own(pid: int, path: str) -> None:
             os.unlink(path)
 
 
-def _forget_temporary(files: Files) -> None:
+def forget_temporary(files: Files) -> None:
     for remove in files.temporary.values():
         remove()
     files.temporary.clear()
@@ -295,13 +295,13 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
     attachment.set_naming(True)  # killed in between, the two names may lead to different channels: take_over() knows
     try:
         try:
-            _give_name(files, attachment.control_fd, files.control)
+            give_name(files, attachment.control_fd, files.control)
         except FileExistsError:
             return False
         try:
             _remove_stale_data(files)  # the control name was free, so this belongs to no channel
             try:
-                _give_name(files, attachment.data_fd, files.data)
+                give_name(files, attachment.data_fd, files.data)
             except FileExistsError:  # a process without the lock removed the control name, and another channel came
                 _take_back(files, attachment)
                 return False
@@ -311,7 +311,7 @@ def give_names(files: Files, attachment: _core.Attachment, *, durable: bool) -> 
             _take_back(files, attachment)
             raise
     finally:
-        _forget_temporary(files)
+        forget_temporary(files)
     attachment.set_naming(False)
     return True
 
@@ -322,11 +322,11 @@ def claim_name(files: Files) -> _core.Attachment | None:
     attachment = attach(*nameless(files, 1, 2, 1), _core.PUBLISHER, files.label)
     attachment.set_naming(True)
     try:
-        _give_name(files, attachment.control_fd, files.control)
+        give_name(files, attachment.control_fd, files.control)
     except FileExistsError:
         return None
     finally:
-        _forget_temporary(files)
+        forget_temporary(files)
     return attachment
 
 
@@ -370,7 +370,7 @@ def _sync_directory(path: str) -> None:
         os.close(folder)
 
 
-def _give_name(files: Files, fd: int, path: str) -> None:
+def give_name(files: Files, fd: int, path: str) -> None:
     """Give a file its name. Raises FileExistsError, and changes nothing, if the name is taken."""
     ending = os.path.splitext(path)[1]
     try:
@@ -488,7 +488,7 @@ def _adopt(claim: _core.Attachment, data_fd: int, label: str) -> None:
 def _open_own(files: Files, path: str) -> int:
     """Open one file of a channel to publish to, which must belong to this user."""
     try:
-        fd = _open(path, os.O_RDWR)
+        fd = open_path(path, os.O_RDWR)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -506,7 +506,7 @@ def _checked(fd: int, path: str, *, writing: bool) -> int:
     return fd
 
 
-def _open(path: str, flags: int) -> int:
+def open_path(path: str, flags: int) -> int:
     """Open one file of a channel. A name in a directory must not be a link; the links in /proc are safe."""
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # the last so that a FIFO of that name does not block
     if path.startswith("/proc/"):
@@ -621,7 +621,7 @@ def _open_named(control: str, data: str, label: str, role: int, id: bytes | None
 
 def _open_for(role: int, path: str, flags: int, label: str) -> int:
     try:
-        fd = _open(path, flags)
+        fd = open_path(path, flags)
     except OSError as error:
         raise unreadable(error, label, path) from None
     return _checked(fd, path, writing=role != _core.READER)
@@ -631,9 +631,9 @@ def _open_descriptors(control: str, data: str, label: str, role: int, id: bytes 
     """Open a channel by descriptors of a process. Since their numbers and the pid may have been reused, raises
     FileNotFoundError for anything that is not the channel with this id."""
     try:
-        control_fd = _open(control, os.O_RDWR)
+        control_fd = open_path(control, os.O_RDWR)
         try:
-            data_fd = _open(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY)
+            data_fd = open_path(data, os.O_RDWR if role == _core.WRITER else os.O_RDONLY)
         except BaseException:
             os.close(control_fd)
             raise

@@ -241,7 +241,7 @@ class Versions:
                 f"channel {self._label!r}: its newest version is lost, because its data file was shortened; "
                 "publish a whole value with update()"
             )
-        return memoryview(self._draft(self.attachment.latest_slot))
+        return memoryview(self.newest_draft())
 
     def known_layout(self) -> Layout:
         """The layout of the newest version."""
@@ -271,6 +271,10 @@ class Versions:
             self._table = table
         content = self._contents.pop(slot, None)
         return slot, self._draft(slot), content
+
+    def newest_draft(self) -> _core.Draft:
+        """Return the slot of the newest version."""
+        return self._draft(self.attachment.latest_slot)
 
     def _draft(self, slot: int) -> _core.Draft:
         try:

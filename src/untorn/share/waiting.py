@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Generic, Self, final
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, final
 
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["NewerSnapshots", "changed", "deadline_of"]
+
+#: what to wait for: a channel's next version, or a queue's next event
+Source: TypeAlias = "_core.Attachment | _core.QueueGate"
 
 #: how often the kernel is asked whether the publishers of these channels are alive
 LIVENESS_INTERVAL_S = 0.2
@@ -54,9 +57,7 @@ def deadline_of(timeout_s: float) -> float:
     return time.monotonic() + float(timeout_s)
 
 
-async def changed(
-    attachment: _core.Attachment, newer_than: int, *, or_lost: bool, timeout_s: float | None = None
-) -> None:
+async def changed(attachment: Source, newer_than: int, *, or_lost: bool, timeout_s: float | None = None) -> None:
     """Return when the channel may have something newer, or time is up, so that it should be checked again.
 
     Args:
@@ -109,9 +110,11 @@ class NewerSnapshots(Generic[T_co]):
         return snapshot
 
 
-def _is_lost(attachment: _core.Attachment) -> bool:
+def _is_lost(attachment: Source) -> bool:
     """Return whether the coroutines should check the publisher themselves. True if the kernel cannot tell whether it is
     alive, since they then raise the reason."""
+    if isinstance(attachment, _core.QueueGate):
+        return False  # a queue has no publisher
     try:
         return not attachment.publisher_alive()
     except OSError:
@@ -124,9 +127,7 @@ class _Waiter:
 
     __slots__ = ("attachment", "future", "gone", "loop", "newer_than", "or_lost")
 
-    def __init__(
-        self, attachment: _core.Attachment, newer_than: int, or_lost: bool, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, attachment: Source, newer_than: int, or_lost: bool, loop: asyncio.AbstractEventLoop) -> None:
         self.attachment = attachment
         self.newer_than = newer_than
         self.or_lost = or_lost
@@ -158,12 +159,12 @@ class _Watcher:
         self._inbox: deque[_Waiter] = deque()
         self._some_left = False
         # used only by the thread: the waiters of each channel, and the oldest version that one of them knows
-        self._waiters: dict[_core.Attachment, list[_Waiter]] = {}
-        self._versions: dict[_core.Attachment, int] = {}
+        self._waiters: dict[Source, list[_Waiter]] = {}
+        self._versions: dict[Source, int] = {}
         self._look_at = 0.0  # when to check next which publishers are alive
         self._idle_until = 0.0
 
-    def has_room(self, attachment: _core.Attachment) -> bool:
+    def has_room(self, attachment: Source) -> bool:
         """Return whether it can sleep on one more channel. This is a guess; if it is wrong, waiting is only slower.
         False in a finalizer that the thread itself runs, which would wait for its own thread."""
         if self._thread is threading.current_thread():
@@ -251,7 +252,7 @@ class _Watcher:
     def _pause_s(self) -> float:
         return max(0.0, (self._look_at if self._waiters else self._idle_until) - time.monotonic())
 
-    def _serve(self, ready: Iterable[_core.Attachment]) -> None:
+    def _serve(self, ready: Iterable[Source]) -> None:
         """Wake the waiters of these channels that have something to check, or, if it is time to check which publishers
         are alive, those of all channels."""
         now = time.monotonic()
@@ -267,7 +268,7 @@ class _Watcher:
                     waiter.gone = True
             self._tidy(attachment)
 
-    def _tidy(self, attachment: _core.Attachment) -> None:
+    def _tidy(self, attachment: Source) -> None:
         """Drop the waiters of a channel that are gone, and the channel with the last."""
         waiters = [waiter for waiter in self._waiters[attachment] if not waiter.gone]
         if waiters:
@@ -296,7 +297,7 @@ class _Watcher:
 _watchers = [_Watcher()]
 
 
-def _watcher_for(attachment: _core.Attachment) -> _Watcher:
+def _watcher_for(attachment: Source) -> _Watcher:
     for watcher in list(_watchers):
         if watcher.has_room(attachment):
             return watcher

@@ -44,7 +44,7 @@ def between(monkeypatch):
 
     def arrange(action):
         pending = [action]
-        for module, name in ((storage, "_open"), (inspect, "open_file")):
+        for module, name in ((storage, "open_path"), (inspect, "open_file")):
             real = getattr(module, name)
 
             def interrupted(path, *args, real=real):
@@ -75,7 +75,7 @@ def test_subscribe(tmp_path, between):
 def test_subscribe_again_and_again(tmp_path, monkeypatch):
     """A successor at every single try, up to the last."""
     publishers = [publish(tmp_path, "old")]
-    real, tries = storage._open, []
+    real, tries = storage.open_path, []
 
     def interrupted(path, flags):
         if path.endswith(".data") and len(tries) < 12:
@@ -83,7 +83,7 @@ def test_subscribe_again_and_again(tmp_path, monkeypatch):
             publishers.append(replace(tmp_path, publishers[-1]))
         return real(path, flags)
 
-    monkeypatch.setattr(storage, "_open", interrupted)
+    monkeypatch.setattr(storage, "open_path", interrupted)
     assert untorn.subscribe(tmp_path / "c").snapshot().value == "new" and len(tries) == 12
 
 
@@ -194,7 +194,7 @@ def test_numbers_that_lead_to_two_channels():
 def test_the_data_files_number_is_used_again_between_the_two_steps(monkeypatch):
     one, two = untorn.publish(np.zeros(3)), untorn.publish(np.ones(3))
     text = pickle.dumps(one.subscriber())
-    data_fd, real, pending = one._attachment.data_fd, storage._open, [True]
+    data_fd, real, pending = one._attachment.data_fd, storage.open_path, [True]
 
     def interrupted(path, flags):
         if path.endswith(f"/{data_fd}") and pending:
@@ -203,7 +203,7 @@ def test_the_data_files_number_is_used_again_between_the_two_steps(monkeypatch):
         return real(path, flags)
 
     saved = os.dup(data_fd)
-    monkeypatch.setattr(storage, "_open", interrupted)
+    monkeypatch.setattr(storage, "open_path", interrupted)
     monkeypatch.setattr("untorn.share.attached._attached", {})
     try:
         with pytest.raises(ChannelNotFoundError):
@@ -246,7 +246,7 @@ def test_a_pair_that_stays_mixed_is_a_format_error_that_says_what_to_do(mixed, m
 
 
 def test_a_mixed_pair_that_goes_away_is_a_channel_that_is_not_found(mixed, monkeypatch):
-    real, tries = storage._open, []
+    real, tries = storage.open_path, []
 
     def interrupted(path, flags):
         if path.endswith(".control"):
@@ -255,7 +255,7 @@ def test_a_mixed_pair_that_goes_away_is_a_channel_that_is_not_found(mixed, monke
                 files_of(mixed).unlink()
         return real(path, flags)
 
-    monkeypatch.setattr(storage, "_open", interrupted)
+    monkeypatch.setattr(storage, "open_path", interrupted)
     with pytest.raises(ChannelNotFoundError):
         untorn.subscribe(mixed / "c")
 

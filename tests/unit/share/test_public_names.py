@@ -10,9 +10,10 @@ from untorn import errors, share, train
 
 NAMES = """
     Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
-    CSVLogger EarlyStopping Examples FormatError FrozenDict History LearningRateScheduler ModelCheckpoint
-    NonFiniteLossError ProgressBar Publisher ReaderInfo ReduceLROnPlateau RMSprop SGD Snapshot Subscriber TensorBoard
-    TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError WorkerError publish subscribe
+    CSVLogger EarlyStopping EmptyError Examples FormatError FrozenDict FullError History Item LearningRateScheduler
+    ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo ReduceLROnPlateau RMSprop SGD
+    Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError WorkerError
+    publish queue subscribe
 """
 
 TYPES = """
@@ -26,6 +27,10 @@ MEMBERS = {
     "wait_async",
     "Snapshot": "close nbytes published_at value version",
     "ReaderInfo": "age_s pid versions",
+    "Queue": "cancel_join_thread capacity close closed empty full get get_async get_many get_nowait join_thread leave "
+    "name nbytes processes put put_async put_many put_nowait qsize reserve take take_async unlink",
+    "Item": "finish give_back nbytes put_at value",
+    "QueueProcess": "held nbytes pid taken waits_for writing",
     "FrozenDict": "get items keys nbytes of_parts parts values",
 }
 
@@ -33,6 +38,11 @@ SIGNATURES = {
     "publish": "(value, *, name=None, directory=None, slots=4, max_slots=64, max_readers=256, durable=False, "
     "allow_pickle=False, keep=True, fixed=False)",
     "subscribe": "(channel=None, *, name=None, directory=None, timeout_s=0, live=False, allow_pickle=False)",
+    "queue": "(capacity=1000, *, nbytes=1073741824, name=None, directory=None, max_processes=256, allow_pickle=False)",
+    "Queue.put": "(self, value, block=True, timeout=None, *, timeout_s=None)",
+    "Queue.get": "(self, block=True, timeout=None, *, timeout_s=None, copy=False)",
+    "Queue.take": "(self, block=True, timeout=None, *, timeout_s=None, on_error='return')",
+    "Queue.reserve": "(self, like, *, timeout_s=None)",
     "Publisher.update": "(self, value, *, timeout_s=5.0)",
     "Publisher.edit": "(self, *, copy=True, leaves=None, timeout_s=5.0)",
     "Publisher.patch": "(self, changes, *, timeout_s=5.0)",

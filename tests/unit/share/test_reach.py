@@ -135,14 +135,14 @@ def test_a_second_creator_without_nameless_files(without_tmpfile, tmp_path, monk
 
 @pytest.mark.parametrize("ending", ["control", "data"])
 def test_a_creation_that_fails_leaves_no_temporary_names(without_tmpfile, tmp_path, monkeypatch, ending):
-    real = storage._give_name
+    real = storage.give_name
 
     def failing(files, fd, path):
         if path.endswith(ending):
             raise OSError(errno.EIO, "as if the disk were broken")
         real(files, fd, path)
 
-    monkeypatch.setattr(storage, "_give_name", failing)
+    monkeypatch.setattr(storage, "give_name", failing)
     with pytest.raises(OSError, match="broken"):
         publish(tmp_path, 1)
     assert names(tmp_path) == []
@@ -181,7 +181,7 @@ def test_a_child_forked_meanwhile_leaves_the_temporary_names(without_tmpfile, tm
     before = names(tmp_path)
     pid = os.fork()
     if pid == 0:
-        storage._forget_temporary(files)
+        storage.forget_temporary(files)
         os._exit(0)
     os.waitpid(pid, 0)
     assert names(tmp_path) == before and len(before) == 2

@@ -1,0 +1,609 @@
+/* One process's side of a queue. See queue_side.h for what it promises. */
+#include "queue_side.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "futex.h"
+#include "queue_fork.h"
+#include "rows.h"
+#include "slots.h"
+#include "space.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static const int64_t QUEUE_SPIN_NS = 20000;
+static const int64_t REAP_INTERVAL_NS = 100000000;
+/* Windows of at least this size are touched in one call when they are reserved. */
+static const uint64_t POPULATE_NBYTES = 64 << 10;
+
+/* -- the file ---------------------------------------------------------------------------------------------------- */
+
+/* The boot of the kernel, zeros where it does not say. */
+static void boot_read(uint8_t boot[16])
+{
+    char text[64] = "";
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    memset(boot, 0, 16);
+    if (fd >= 0 && read(fd, text, sizeof text - 1) > 0)
+        for (size_t i = 0, at = 0; text[i] != 0 && at < 32; i++) {
+            const char c = text[i];
+            if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')) {
+                boot[at / 2] = (uint8_t)(boot[at / 2] << 4 | (c <= '9' ? c - '0' : c - 'a' + 10));
+                at++;
+            }
+        }
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Fill in everything that follows from the sizes. */
+static enum status head_make(struct queue_head *head, const struct queue_sizes *sizes)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint32_t slots = (2 * sizes->capacity + sizes->max_processes + 63) / 64 * 64;
+    *head = (struct queue_head){
+        .layout = QUEUE_LAYOUT,
+        .byte_order = QUEUE_BYTE_ORDER,
+        .max_processes = sizes->max_processes,
+        .capacity = sizes->capacity,
+        .slots = slots,
+        .cells = 64,
+        .small_nbytes = slots <= 8192 ? 1024 : 256,
+        .page_nbytes = (uint32_t)page,
+        .limit_pages = (sizes->nbytes + page - 1) / page,
+        .created_ns = clock_wall_ns(),
+    };
+    memcpy(head->magic, QUEUE_MAGIC, sizeof head->magic);
+    boot_read(head->boot);
+    while (head->cells <= head->capacity)
+        head->cells *= 2;
+    head->window_nbytes = head->limit_pages * page;
+    head->rows_offset = page_round(sizeof *head);
+    head->slots_offset = head->rows_offset + page_round((uint64_t)(head->max_processes + 1) * QUEUE_LINE);
+    head->ring_offset = head->slots_offset + page_round((uint64_t)slots * QUEUE_LINE);
+    head->map_offset = head->ring_offset + page_round((uint64_t)head->cells * sizeof(uint64_t));
+    head->small_offset = head->map_offset + page_round((uint64_t)slots / 64 * sizeof(uint64_t));
+    head->windows_offset = head->small_offset + page_round((uint64_t)slots * head->small_nbytes);
+    if (head->limit_pages > UINT32_MAX ||
+        head->window_nbytes > ((uint64_t)INT64_MAX - head->windows_offset) / head->slots)
+        return STATUS_TOO_LARGE;
+    return STATUS_OK;
+}
+
+/* The first position is `cells`: cells of zeros are then of an older round. */
+static void head_begin(struct queue_head *head)
+{
+    shared_store_relaxed(&head->tail, head->cells);
+    shared_store_relaxed(&head->head, head->cells);
+    shared_store_relaxed(&head->space, QUEUE_NO_SLOT);
+}
+
+static enum status map_begin(int fd, const struct queue_head *head)
+{
+    uint64_t bits = UINT64_MAX;
+    for (uint32_t at = 0; at < head->slots / 64; at++)
+        if (pwrite(fd, &bits, sizeof bits, (off_t)(head->map_offset + at * sizeof bits)) != (ssize_t)sizeof bits)
+            return STATUS_OS;
+    return STATUS_OK;
+}
+
+enum status queue_format(int fd, const uint8_t id[QUEUE_ID_NBYTES], const struct queue_sizes *sizes)
+{
+    struct queue_head head;
+    enum status status = head_make(&head, sizes);
+    if (status != STATUS_OK)
+        return status;
+    memcpy(head.id, id, sizeof head.id);
+    head_begin(&head);
+    if (ftruncate(fd, (off_t)(head.windows_offset + head.window_nbytes * head.slots)) != 0)
+        return errno == EFBIG || errno == EINVAL ? STATUS_TOO_LARGE : STATUS_OS;
+    status = space_reserve(fd, 0, head.windows_offset);
+    if (status == STATUS_OK)
+        status = map_begin(fd, &head);
+    if (status != STATUS_OK)
+        return status;
+    return pwrite(fd, &head, sizeof head, 0) == (ssize_t)sizeof head ? STATUS_OK : STATUS_OS;
+}
+
+/* Read the identity with read(), not through a mapping: then garbage of any length is an error, not a signal. All
+ * offsets follow from the sizes, so they are compared with those of a file that this process would make. */
+static enum status head_check(int fd, const uint8_t *id, struct queue_head *head)
+{
+    struct stat stat;
+    if (fstat(fd, &stat) != 0)
+        return STATUS_OS;
+    ssize_t got = S_ISREG(stat.st_mode) ? pread(fd, head, sizeof *head, 0) : 0;
+    if (got < 0)
+        return STATUS_OS;
+    if (got != (ssize_t)sizeof *head || memcmp(head->magic, QUEUE_MAGIC, sizeof head->magic) != 0)
+        return STATUS_FORMAT;
+    if (head->layout != QUEUE_LAYOUT || head->byte_order != QUEUE_BYTE_ORDER)
+        return STATUS_LAYOUT;
+    if (head->page_nbytes != (uint32_t)sysconf(_SC_PAGESIZE) || head->max_processes == 0 || head->capacity == 0 ||
+        head->max_processes > QUEUE_MAX_PROCESSES || head->capacity > QUEUE_MAX_CAPACITY || head->limit_pages == 0 ||
+        head->limit_pages > UINT32_MAX)
+        return STATUS_FORMAT;
+    struct queue_head expected;
+    const struct queue_sizes sizes = {head->max_processes, head->capacity, head->limit_pages * head->page_nbytes};
+    if (head_make(&expected, &sizes) != STATUS_OK)
+        return STATUS_FORMAT;
+    const size_t first = offsetof(struct queue_head, max_processes), behind = offsetof(struct queue_head, created_ns);
+    if (memcmp((const char *)head + first, (const char *)&expected + first, behind - first) != 0 ||
+        (uint64_t)stat.st_size < expected.windows_offset + expected.window_nbytes * expected.slots)
+        return STATUS_FORMAT;
+    if (memcmp(head->boot, expected.boot, sizeof head->boot) != 0)
+        return STATUS_BOOT;
+    return id != NULL && memcmp(head->id, id, sizeof head->id) != 0 ? STATUS_OTHER : STATUS_OK;
+}
+
+static void queue_point(struct queue *queue, uint8_t *base, const struct queue_head *head)
+{
+    *queue = (struct queue){
+        .head = (struct queue_head *)base,
+        .rows = (struct queue_row *)(base + head->rows_offset),
+        .slots = (struct queue_slot *)(base + head->slots_offset),
+        .ring = (shared_u64 *)(base + head->ring_offset),
+        .map = (shared_u64 *)(base + head->map_offset),
+        .small = base + head->small_offset,
+        .max_processes = head->max_processes,
+        .capacity = head->capacity,
+        .slot_count = head->slots,
+        .cells = head->cells,
+        .small_nbytes = head->small_nbytes,
+        .limit_pages = head->limit_pages,
+        .page_nbytes = head->page_nbytes,
+        .window_nbytes = head->window_nbytes,
+        .windows_offset = head->windows_offset,
+    };
+}
+
+static enum status side_map(struct queue_side *side, const uint8_t *id)
+{
+    struct queue_head head;
+    enum status status = head_check(side->fd, id, &head);
+    if (status != STATUS_OK)
+        return status;
+    side->shared_nbytes = head.windows_offset;
+    void *base = mmap(NULL, side->shared_nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, side->fd, 0);
+    if (base == MAP_FAILED)
+        return STATUS_OS;
+    queue_point(&side->queue, base, &head);
+    side->windows = calloc(head.slots, sizeof *side->windows);
+    side->used = calloc(head.slots, sizeof *side->used);
+    side->fork_copies = calloc(head.slots, sizeof *side->fork_copies);
+    errno = ENOMEM;
+    return side->windows != NULL && side->used != NULL && side->fork_copies != NULL ? STATUS_OK : STATUS_OS;
+}
+
+enum status queue_row_take(const struct queue *queue, int fd, uint32_t *taken)
+{
+    for (uint32_t row = 1; row <= queue->max_processes; row++) {
+        enum status status = lock_take(fd, row);
+        if (status == STATUS_BUSY)
+            continue;
+        if (status != STATUS_OK)
+            return status;
+        struct queue_row *line = &queue->rows[row];
+        if (shared_load_acquire(&line->attached) != 0)
+            status = queue_reap(queue, row); /* its last owner died: the kernel gave us its lock */
+        if (status != STATUS_OK)
+            return status;
+        shared_raise_u32(&queue->head->high_water, row);
+        shared_store_relaxed(&line->attached_ns, clock_wall_ns());
+        shared_store_relaxed(&line->pid, (uint32_t)getpid());
+        shared_store_relaxed(&line->waits, 0);
+        shared_store_release(&line->attached, 1); /* before a slot names the row */
+        *taken = row;
+        return STATUS_OK;
+    }
+    return STATUS_NO_ROW;
+}
+
+enum status queue_side_open(int fd, const uint8_t *id, struct queue_side **result)
+{
+    struct queue_side *side = calloc(1, sizeof *side);
+    if (side == NULL) {
+        close(fd);
+        errno = ENOMEM;
+        return STATUS_OS;
+    }
+    side->fd = descriptor_keep(fd);
+    side->file = descriptor_file(side->fd);
+    side->fork_fd = -1;
+    pthread_mutex_init(&side->lock, NULL);
+    enum status status = side->fd >= 0 ? side_map(side, id) : STATUS_OS;
+    if (status == STATUS_OK)
+        status = queue_row_take(&side->queue, side->fd, &side->row);
+    if (status != STATUS_OK) {
+        int cause = errno;
+        queue_side_close(side);
+        errno = cause;
+        return status;
+    }
+    queue_fork_follow(side);
+    *result = side;
+    return STATUS_OK;
+}
+
+bool queue_side_has_file(const struct queue_side *side) { return descriptor_is(side->fd, &side->file); }
+
+void queue_side_close(struct queue_side *side)
+{
+    queue_fork_forget(side);
+    const struct queue *queue = &side->queue;
+    if (side->row != 0) {
+        shared_store_relaxed(&queue->rows[side->row].pid, 0);
+        shared_store_release(&queue->rows[side->row].attached, 0); /* nothing names this row: all places have ended */
+    }
+    for (uint32_t slot = 0; side->windows != NULL && slot < queue->slot_count; slot++)
+        if (side->windows[slot].base != NULL)
+            munmap(side->windows[slot].base, side->windows[slot].length);
+    if (queue->head != NULL)
+        munmap(queue->head, side->shared_nbytes);
+    if (queue_side_has_file(side))
+        close(side->fd); /* and the kernel releases the lock */
+    pthread_mutex_destroy(&side->lock);
+    free(side->windows);
+    free(side->used);
+    free(side->fork_copies);
+    free(side);
+}
+
+/* -- places ------------------------------------------------------------------------------------------------------ */
+
+/* A forked child that found no row at the fork may find one now. */
+static enum status side_ready(struct queue_side *side)
+{
+    if (side->queue.head == NULL) {
+        errno = EBADF;
+        return STATUS_OS;
+    }
+    if (side->row != 0)
+        return STATUS_OK;
+    if (!queue_side_has_file(side)) {
+        errno = EBADF;
+        return STATUS_OS;
+    }
+    return queue_row_take(&side->queue, side->fd, &side->row);
+}
+
+static uint64_t window_offset(const struct queue *queue, uint32_t slot)
+{
+    return queue->windows_offset + slot * queue->window_nbytes;
+}
+
+static void window_drop(struct queue_side *side, uint32_t slot)
+{
+    struct queue_window *window = &side->windows[slot];
+    if (window->base != NULL)
+        munmap(window->base, window->length);
+    *window = (struct queue_window){0};
+}
+
+/* Map at least this much of a slot's window. Nothing here points into an older mapping: this process owns the slot now,
+ * and did not before. */
+static enum status window_map(struct queue_side *side, uint32_t slot, uint64_t length)
+{
+    struct queue_window *window = &side->windows[slot];
+    if (window->base != NULL && window->length >= length)
+        return STATUS_OK;
+    struct stat stat;
+    if (!descriptor_stat(side->fd, &side->file, &stat))
+        return STATUS_OS;
+    if ((uint64_t)stat.st_size < window_offset(&side->queue, slot) + length)
+        return STATUS_FORMAT; /* somebody shortened the file */
+    window_drop(side, slot);
+    void *base =
+        mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, side->fd, (off_t)window_offset(&side->queue, slot));
+    if (base == MAP_FAILED)
+        return STATUS_OS;
+    *window = (struct queue_window){base, length};
+    return STATUS_OK;
+}
+
+/* Give back what is reserved of a window behind its first `pages`. A process that is killed while it reserves or gives
+ * back leaves QUEUE_DIRTY, and the next owner gives back all that should not be there. */
+static void window_trim(struct queue_side *side, uint32_t slot, uint64_t pages)
+{
+    const struct queue *queue = &side->queue;
+    shared_u64 *backed = &queue->slots[slot].backed;
+    const uint64_t found = shared_load_relaxed(backed), before = found & ~QUEUE_DIRTY, page = queue->page_nbytes;
+    const bool dirty = (found & QUEUE_DIRTY) != 0;
+    if (before <= pages && !dirty)
+        return;
+    const uint64_t rest = before < pages ? before : pages;
+    const uint64_t start = rest * page, end = dirty ? queue->window_nbytes : before * page;
+    shared_store_release(backed, rest | QUEUE_DIRTY);
+    if (start < end)
+        space_release(side->fd, window_offset(queue, slot) + start, end - start);
+    shared_store_release(backed, rest);
+}
+
+/* Take the pages of one free slot that has some; false if none has. */
+static bool space_reclaim(struct queue_side *side)
+{
+    const struct queue *queue = &side->queue;
+    uint32_t slot;
+    if (queue_claim(queue, side->row, UINT32_MAX, &slot) != STATUS_OK)
+        return false;
+    const bool some = slot_pages(queue, slot) != 0;
+    if (some) {
+        window_trim(side, slot, 0);
+        (void)space_change(queue, slot, 0);
+    }
+    (void)queue_release(queue, side->row, slot);
+    return some;
+}
+
+/* Reserve the pages that are not yet. */
+static enum status window_reserve(struct queue_side *side, uint32_t slot, uint64_t pages)
+{
+    const struct queue *queue = &side->queue;
+    shared_u64 *backed = &queue->slots[slot].backed;
+    const uint64_t before = shared_load_relaxed(backed), page = queue->page_nbytes;
+    if (before >= pages)
+        return STATUS_OK;
+    shared_store_release(backed, before | QUEUE_DIRTY);
+    enum status status = space_reserve(side->fd, window_offset(queue, slot) + before * page, (pages - before) * page);
+    shared_store_release(backed, status == STATUS_OK ? pages : before); /* a failed reservation leaves nothing */
+    if (status != STATUS_OK)
+        return status;
+    status = window_map(side, slot, pages * page);
+    if (status == STATUS_OK && (pages - before) * page >= POPULATE_NBYTES)
+        (void)madvise(side->windows[slot].base + before * page, (pages - before) * page, MADV_POPULATE_WRITE);
+    return status;
+}
+
+/* Give a slot that this process owns exactly these pages. */
+static enum status slot_fit(struct queue_side *side, uint32_t slot, uint64_t pages)
+{
+    const struct queue *queue = &side->queue;
+    window_trim(side, slot, pages);
+    while (!space_change(queue, slot, pages))
+        if (!space_reclaim(side))
+            return STATUS_NO_ROOM;
+    if (pages == 0)
+        return STATUS_OK;
+    enum status status = window_reserve(side, slot, pages);
+    if (status == STATUS_OK)
+        status = window_map(side, slot, pages * queue->page_nbytes);
+    if (status != STATUS_OK) {
+        int cause = errno;
+        (void)space_change(queue, slot, shared_load_relaxed(&queue->slots[slot].backed)); /* not more: it succeeds */
+        errno = cause;
+    }
+    return status;
+}
+
+static enum status begin_locked(struct queue_side *side, uint64_t nbytes, bool windowed, struct queue_place *place)
+{
+    const struct queue *queue = &side->queue;
+    enum status status = side_ready(side);
+    if (status != STATUS_OK)
+        return status;
+    const uint64_t page = queue->page_nbytes;
+    const uint64_t pages = !windowed && nbytes <= queue->small_nbytes ? 0 : nbytes / page + (nbytes % page != 0);
+    if (pages > queue->limit_pages)
+        return STATUS_TOO_LARGE;
+    if (!queue_side_has_file(side)) {
+        errno = EBADF;
+        return STATUS_OS;
+    }
+    status = queue_claim(queue, side->row, pages, &place->slot);
+    if (status != STATUS_OK)
+        return status;
+    status = slot_fit(side, place->slot, pages);
+    if (status != STATUS_OK) {
+        int cause = errno;
+        (void)queue_release(queue, side->row, place->slot);
+        errno = cause;
+        return status;
+    }
+    place->generation = side->generation;
+    place->orphaned = false;
+    place->address =
+        pages == 0 ? queue->small + (uint64_t)place->slot * queue->small_nbytes : side->windows[place->slot].base;
+    place->nbytes = pages == 0 ? queue->small_nbytes : pages * page;
+    side->used[place->slot] = true;
+    return STATUS_OK;
+}
+
+enum status queue_side_begin(struct queue_side *side, uint64_t nbytes, bool windowed, struct queue_place *place)
+{
+    pthread_mutex_lock(&side->lock);
+    enum status status = begin_locked(side, nbytes, windowed, place);
+    pthread_mutex_unlock(&side->lock);
+    return status;
+}
+
+enum status queue_side_put(struct queue_side *side, const struct queue_place *place)
+{
+    pthread_mutex_lock(&side->lock);
+    enum status status = STATUS_NOT_OWNED;
+    if (place->generation == side->generation)
+        status = queue_insert(&side->queue, side->row, place->slot);
+    if (status == STATUS_OK)
+        side->used[place->slot] = false;
+    pthread_mutex_unlock(&side->lock);
+    return status;
+}
+
+enum status queue_side_seal(struct queue_side *side, struct queue_place *place)
+{
+    enum status status = STATUS_NOT_OWNED;
+    pthread_mutex_lock(&side->lock);
+    struct queue_window *window = &side->windows[place->slot];
+    if (place->generation == side->generation && window->base == place->address) {
+        void *base = mmap(window->base, window->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, side->fd,
+                          (off_t)window_offset(&side->queue, place->slot));
+        status = base == MAP_FAILED ? STATUS_OS : STATUS_OK;
+        if (status == STATUS_OK) {
+            place->nbytes = window->length;
+            place->orphaned = true;
+            *window = (struct queue_window){0};
+        }
+    }
+    pthread_mutex_unlock(&side->lock);
+    return status;
+}
+
+static enum status take_locked(struct queue_side *side, struct queue_place *place)
+{
+    const struct queue *queue = &side->queue;
+    enum status status = side_ready(side);
+    if (status == STATUS_OK)
+        status = queue_take(queue, side->row, &place->slot);
+    if (status != STATUS_OK)
+        return status;
+    const uint64_t pages = slot_pages(queue, place->slot);
+    if (pages != 0) /* a window's slot has exactly its item's pages, a small one none */
+        status =
+            pages <= queue->limit_pages ? window_map(side, place->slot, pages * queue->page_nbytes) : STATUS_FORMAT;
+    if (status != STATUS_OK) {
+        int cause = errno;
+        (void)queue_give_back(queue, side->row, place->slot);
+        errno = cause;
+        return status;
+    }
+    place->generation = side->generation;
+    place->orphaned = false;
+    place->address =
+        pages == 0 ? queue->small + (uint64_t)place->slot * queue->small_nbytes : side->windows[place->slot].base;
+    place->nbytes = pages == 0 ? queue->small_nbytes : pages * queue->page_nbytes;
+    side->used[place->slot] = true;
+    return STATUS_OK;
+}
+
+enum status queue_side_finish(struct queue_side *side, const struct queue_place *place)
+{
+    pthread_mutex_lock(&side->lock);
+    enum status status = STATUS_NOT_OWNED;
+    if (place->generation == side->generation)
+        status = queue_finish(&side->queue, side->row, place->slot);
+    pthread_mutex_unlock(&side->lock);
+    return status;
+}
+
+void queue_side_end(struct queue_side *side, const struct queue_place *place, enum queue_end end)
+{
+    pthread_mutex_lock(&side->lock);
+    if (place->generation == side->generation && end != QUEUE_END_GONE) {
+        side->used[place->slot] = false;
+        if (end == QUEUE_END_FREE || queue_give_back(&side->queue, side->row, place->slot) != STATUS_OK)
+            (void)queue_release(&side->queue, side->row, place->slot);
+    }
+    pthread_mutex_unlock(&side->lock);
+    if (place->orphaned)
+        munmap(place->address, place->nbytes);
+}
+
+enum status queue_side_map_private(struct queue_side *side, const struct queue_place *place, uint8_t **base)
+{
+    pthread_mutex_lock(&side->lock);
+    const bool shared =
+        place->generation == side->generation && place->nbytes >= side->queue.page_nbytes && queue_side_has_file(side);
+    void *memory =
+        mmap(NULL, place->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | (shared ? 0 : MAP_ANONYMOUS),
+             shared ? side->fd : -1, shared ? (off_t)window_offset(&side->queue, place->slot) : 0);
+    if (memory != MAP_FAILED && !shared)
+        memcpy(memory, place->address, place->nbytes);
+    pthread_mutex_unlock(&side->lock);
+    if (memory == MAP_FAILED)
+        return STATUS_OS;
+    *base = memory;
+    return STATUS_OK;
+}
+
+/* -- the dead ---------------------------------------------------------------------------------------------------- */
+
+/* The lock of a dead row is ours while we reap it, so the row is nobody's, and two processes do not reap at a time. */
+static bool row_reap(struct queue_side *side, uint32_t row)
+{
+    if (lock_take(side->fd, row) != STATUS_OK)
+        return false; /* its owner is alive, or the kernel did not say that it is dead */
+    const bool dead = shared_load_acquire(&side->queue.rows[row].attached) != 0;
+    if (dead)
+        (void)queue_reap(&side->queue, row);
+    lock_drop(side->fd, row);
+    return dead;
+}
+
+static unsigned reap_locked(struct queue_side *side, bool all)
+{
+    const struct queue *queue = &side->queue;
+    unsigned reaped = 0;
+    if (side_ready(side) != STATUS_OK || !queue_side_has_file(side))
+        return 0;
+    uint64_t owners[QUEUE_MAX_PROCESSES / 64 + 1] = {0};
+    for (uint32_t slot = 0; !all && slot < queue->slot_count; slot++) {
+        const uint32_t row = word_row(shared_load_acquire(&queue->slots[slot].word));
+        owners[row / 64] |= UINT64_C(1) << row % 64;
+    }
+    const uint32_t high_water = shared_load_acquire(&queue->head->high_water);
+    for (uint32_t row = 1; row <= high_water && row <= queue->max_processes; row++)
+        if (row != side->row && (all || (owners[row / 64] >> row % 64 & 1) != 0) &&
+            shared_load_acquire(&queue->rows[row].attached) != 0)
+            reaped += row_reap(side, row);
+    return reaped;
+}
+
+unsigned queue_side_reap(struct queue_side *side, bool all)
+{
+    pthread_mutex_lock(&side->lock);
+    unsigned reaped = reap_locked(side, all);
+    pthread_mutex_unlock(&side->lock);
+    return reaped;
+}
+
+enum status queue_side_row_alive(struct queue_side *side, uint32_t row, bool *alive)
+{
+    *alive = true;
+    if (row == side->row)
+        return STATUS_OK;
+    if (!queue_side_has_file(side)) {
+        errno = EBADF;
+        return STATUS_OS;
+    }
+    enum status status = lock_look(side->fd, row);
+    *alive = status != STATUS_OK;
+    return status == STATUS_BUSY ? STATUS_OK : status;
+}
+
+enum status queue_side_take(struct queue_side *side, struct queue_place *place)
+{
+    pthread_mutex_lock(&side->lock);
+    const int64_t now_ns = clock_monotonic_ns();
+    if (now_ns - side->reaped_ns >= REAP_INTERVAL_NS) {
+        side->reaped_ns = now_ns;
+        (void)reap_locked(side, true);
+    }
+    enum status status = take_locked(side, place);
+    pthread_mutex_unlock(&side->lock);
+    return status;
+}
+
+/* -- waiting ----------------------------------------------------------------------------------------------------- */
+
+enum status queue_side_wait(struct queue_side *side, bool for_room, uint64_t seen, int64_t timeout_ns)
+{
+    if (side->queue.head == NULL)
+        return STATUS_TIMEOUT;
+    struct queue_gate *gate = for_room ? &side->queue.head->room : &side->queue.head->items;
+    const shared_u32 *low = (const shared_u32 *)&gate->events; /* both architectures are little-endian */
+    const int64_t spin_ns = timeout_ns < QUEUE_SPIN_NS ? timeout_ns : QUEUE_SPIN_NS;
+    if (futex_spin(low, (uint32_t)seen, spin_ns))
+        return STATUS_OK;
+    struct queue_row *row = side->row != 0 ? &side->queue.rows[side->row] : NULL;
+    if (row != NULL)
+        shared_store_relaxed(&row->waits, for_room ? 2 : 1);
+    enum futex_result result = futex_sleep(low, (uint32_t)seen, &gate->sleepers, timeout_ns);
+    if (row != NULL)
+        shared_store_relaxed(&row->waits, 0);
+    if (result == FUTEX_INTERRUPTED)
+        return STATUS_INTERRUPTED;
+    return shared_load_acquire(&gate->events) != seen ? STATUS_OK : STATUS_TIMEOUT;
+}
