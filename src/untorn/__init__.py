@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-_FRAMEWORKS = ("torch", "jax")
+_FRAMEWORKS = ("torch", "jax", "sklearn")
 _GUESSES = _words(
     (
         "create put share broadcast write save Channel SharedValue SharedMemory SharedArray",

@@ -43,6 +43,7 @@ BELOW = {
     "control": {"trees", "descriptors", "errors"},
     "torch": {"trees", "train", "engines", "share", "_core", "quiet", "typevars", "errors"},
     "jax": {"train", "engines", "_core", "errors"},
+    "sklearn": {"errors"},
     "typing": {"train"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},

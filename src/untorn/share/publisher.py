@@ -211,6 +211,8 @@ def continue_channel(name: str, *, tolerant: bool = False) -> Publisher | None:
     taken = _take_over(files)
     if taken is None:
         return None
+    notes.write_note(taken, {})
+    notes.begin_living(taken)  # its newest version counts as this publisher's
     versions = Versions(taken, files.label, durable=False)
     versions.name = NameKeeper(files, taken, durable=False, tolerant=tolerant)
     return Publisher(versions, files)

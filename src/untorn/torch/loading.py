@@ -1,0 +1,48 @@
+"""Modules with the weights of a channel, for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["loader"]
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def loader(make: Callable[[], _M]) -> Callable[[Mapping[str, Any]], _M]:
+    """Return a function for Subscriber.cached(): it makes a module with a published ``state_dict()``, in eval mode.
+
+    A module itself is not published, because only its class's code could make it again: ``make`` does. Published
+    tensors become the module's parameters without a copy; NumPy arrays are copied.
+
+    Args:
+        make: makes the module, with any weights: its class, or a function in a module.
+
+    The function raises what ``load_state_dict`` does if the names or shapes differ.
+
+    Example:
+        >>> import torch, untorn
+        >>> from untorn.torch import loader
+        >>> def make() -> torch.nn.Module:
+        ...     return torch.nn.Linear(2, 1)
+        >>> with untorn.publish(make().state_dict()) as publisher:
+        ...     reader = publisher.subscriber()                     # in any process
+        ...     module = reader.cached(loader(make))                # made once per version and process
+        ...     module is reader.cached(loader(make)), module.training
+        (True, False)
+    """
+    return partial(_loaded, make)
+
+
+def _loaded(make: Callable[[], _M], state: Mapping[str, Any]) -> _M:
+    module = make()
+    tensors = {name: torch.tensor(part) if isinstance(part, np.ndarray) else part for name, part in state.items()}
+    module.load_state_dict(tensors, assign=True)
+    module.eval()
+    return module
