@@ -203,13 +203,20 @@ void board_set_own(const struct board *board, uint32_t first, uint32_t end)
     board_ring(board);
 }
 
+void board_set_linked(const struct board *board, bool linked)
+{
+    uint64_t own = shared_load_relaxed(&board->header->own);
+    shared_store_release(&board->header->own, linked ? own | OWN_LINKED : own & ~OWN_LINKED);
+    board_ring(board);
+}
+
 uint64_t board_incomplete_step(const struct board *board)
 {
     uint64_t phase = shared_load_acquire(&board->header->phase), step = phase_step(phase); /* pairs with its swaps */
     if (phase_kind(phase) != PHASE_GRADIENT)
         return step + 1;
-    bool all = shared_load_acquire(&board->header->own) == own_make(0, board->header->shards);
-    bool complete = shards_done(board, step, 0, board->header->shards) && (all || board_summed(board, step));
+    bool alone = own_is_alone(shared_load_acquire(&board->header->own), board->header->shards);
+    bool complete = shards_done(board, step, 0, board->header->shards) && (alone || board_summed(board, step));
     return complete ? step + 1 : step;
 }
 

@@ -108,7 +108,7 @@ struct board_header {
     shared_u64 spin_ns;            /* how long to spin before sleeping; writer: the server */
     shared_u32 failed;             /* 1 + the first worker whose error text is complete */
     /* of a board with exchange */
-    shared_u64 own;    /* first << 32 | end of the shards that workers here compute; writer: the server */
+    shared_u64 own;    /* the shards that workers here compute, see own_make; writer: the server */
     shared_u64 summed; /* 1 + the newest step whose sum is in the sum buffer; writer: the server's link */
     _Alignas(64) shared_u32 link_bell; /* counts the changes that the link should look at */
     shared_u32 link_sleepers;
@@ -188,10 +188,13 @@ static inline uint64_t phase_step(uint64_t phase) { return phase >> 8; }
 static inline enum phase_kind phase_kind(uint64_t phase) { return (enum phase_kind)(phase >> 6 & 3); }
 static inline unsigned phase_slot(uint64_t phase) { return (unsigned)(phase & 63); }
 
-/* A range of shards as one word. */
+/* A range of shards as one word. OWN_LINKED: there are other nodes, even if they have no shards. */
+#define OWN_LINKED (UINT64_C(1) << 63)
 static inline uint64_t own_make(uint32_t first, uint32_t end) { return (uint64_t)first << 32 | end; }
-static inline uint32_t own_first(uint64_t own) { return (uint32_t)(own >> 32); }
+static inline uint32_t own_first(uint64_t own) { return (uint32_t)(own >> 32 & 0x7fffffff); }
 static inline uint32_t own_end(uint64_t own) { return (uint32_t)own; }
+/* Return whether all shards are own, and no link makes the sum. */
+static inline bool own_is_alone(uint64_t own, uint32_t shards) { return own == own_make(0, shards); }
 
 /* -- bells -------------------------------------------------------------------------------------------------------- */
 

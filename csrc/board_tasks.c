@@ -59,13 +59,12 @@ bool board_summed(const struct board *board, uint64_t step)
     return shared_load_acquire(&board->header->summed) == step + 1;
 }
 
-/* Return whether the gradient of the step is complete, while no shard in [first, end) of this board is missing. */
-static bool gradient_complete(const struct board *board, uint64_t step, uint32_t first, uint32_t end)
+/* Return whether the gradient of the step is complete, while no own shard is missing. */
+static bool gradient_complete(const struct board *board, uint64_t step, uint64_t own)
 {
     uint32_t shards = board->header->shards;
-    if (first == 0 && end == shards)
-        return true;
-    return shards_done(board, step, 0, first) && shards_done(board, step, end, shards) && board_summed(board, step);
+    return own_is_alone(own, shards) || (shards_done(board, step, 0, own_first(own)) &&
+                                         shards_done(board, step, own_end(own), shards) && board_summed(board, step));
 }
 
 bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct board_run *run, bool *done)
@@ -83,7 +82,7 @@ bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, stru
         if (task_is_open(task, step) && shard_take(board, worker, shard, task, step, run))
             return true;
     }
-    *done = *done && gradient_complete(board, step, own_first(own), own_end(own));
+    *done = *done && gradient_complete(board, step, own);
     return false;
 }
 

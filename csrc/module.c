@@ -192,8 +192,9 @@ static bool error_add(PyObject *module, struct core *core)
 static int core_exec(PyObject *module)
 {
     const bool done = error_add(module, core_of_module(module)) && module_add_channel(module) &&
-                      module_add_queue(module) && module_add_board(module) && module_add_waiting(module) &&
-                      module_add_frozen(module) && module_add_block(module) && module_add_copy(module);
+                      module_add_queue(module) && module_add_board(module) && module_add_link(module) &&
+                      module_add_waiting(module) && module_add_frozen(module) && module_add_block(module) &&
+                      module_add_copy(module);
     return done ? 0 : -1;
 }
 
@@ -210,6 +211,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->queue_draft_type);
     Py_VISIT(core->queue_item_type);
     Py_VISIT(core->queue_private_type);
+    Py_VISIT(core->board_type);
     Py_VISIT(core->frozen_iterator_type);
     Py_VISIT(core->frozen_memory_type);
     return 0;
@@ -228,6 +230,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->queue_draft_type);
     Py_CLEAR(core->queue_item_type);
     Py_CLEAR(core->queue_private_type);
+    Py_CLEAR(core->board_type);
     Py_CLEAR(core->frozen_iterator_type);
     Py_CLEAR(core->frozen_memory_type);
     return 0;

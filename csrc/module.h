@@ -11,6 +11,7 @@
  *                        QueueGate    what a Watch waits for at a queue
  *                        QueuePrivate the same, writable: what is written stays with its QueueItem
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
+ *     module_link.c      Link         a thread that exchanges a board's sums with other nodes (link.h)
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
  *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
@@ -38,12 +39,16 @@ typedef struct attachment_object {
     struct attachment_object **link, *next;
 } AttachmentObject;
 
+struct board;
+/* The board of a Board object; the caller has checked its type. It is valid for as long as the object is. */
+const struct board *board_of(PyObject *object);
+
 /* The module's state: the Python objects that the module owns. None of them is static, so each module object that is
  * made of the extension has its own types. */
 struct core {
     PyObject *status_error;
     PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type, *frozen_iterator_type, *frozen_memory_type;
-    PyTypeObject *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type, *queue_private_type;
+    PyTypeObject *board_type, *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type, *queue_private_type;
     struct queue_object *queues; /* the first of this process's queues, see module_queue.c */
     AttachmentObject *readers;   /* the first of this process's readers, see module_channel.c */
 };
@@ -101,6 +106,7 @@ struct queue_gate *gate_of(PyObject *object);
 bool module_add_channel(PyObject *module);
 bool module_add_queue(PyObject *module);
 bool module_add_board(PyObject *module);
+bool module_add_link(PyObject *module);
 bool module_add_frozen(PyObject *module);
 bool module_add_waiting(PyObject *module);
 bool module_add_block(PyObject *module);

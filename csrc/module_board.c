@@ -19,6 +19,8 @@ typedef struct {
     struct board_run run;
 } BoardObject;
 
+const struct board *board_of(PyObject *object) { return &((BoardObject *)object)->board; }
+
 static PyObject *Board_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     int fd;
@@ -621,8 +623,8 @@ static const struct core_constant board_constants[] = {
 
 bool module_add_board(PyObject *module)
 {
-    return type_add(module, &Board_spec, NULL) && PyModule_AddFunctions(module, board_functions) == 0 &&
-           constants_add(module, board_constants) &&
+    return type_add(module, &Board_spec, &core_of_module(module)->board_type) &&
+           PyModule_AddFunctions(module, board_functions) == 0 && constants_add(module, board_constants) &&
            layout_add(module, "BOARD_LOG_LAYOUT", log_members, sizeof(struct board_log)) &&
            layout_add(module, "BOARD_BUFFER_LAYOUT", buffer_members, sizeof(struct board_buffer)) &&
            layout_add(module, "BOARD_RANGE_LAYOUT", range_members, sizeof(struct board_range));

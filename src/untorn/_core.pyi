@@ -1,8 +1,8 @@
 """The core in C: see csrc/module.h."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final, overload
+from typing import Any, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, final, overload
 
 from untorn.errors import UntornError
 
@@ -224,6 +224,22 @@ class Board:
     def inflight_apply(self, weights: Attachment, index: int, step: int, staleness: int, /) -> None: ...
     def slot_ready(self) -> None: ...
     def wait_server(self, seen: int, timeout_s: float, /) -> int: ...
+
+class _LinkCounters(TypedDict):
+    sent_bytes: list[int]
+    received_bytes: list[int]
+    steps: int
+    wait_ns: int
+
+@final
+class Link:
+    problem: tuple[int, str, int, str] | None
+    counters: _LinkCounters
+    def __new__(cls, index: int, sockets: Sequence[int], timeout_s: float = 3.0) -> Self: ...
+    def begin(self, board: Board, session: int, cuts: Sequence[int], counts: object, /) -> int: ...
+    def end(self, timeout_s: float = 1.0) -> bool: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
 
 @final
 class FrozenMemory:
