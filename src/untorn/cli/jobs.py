@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ _CURVE_LINES = range(6, 11)
 _CURVE_WIDTH = 110
 #: the number of lines for metrics
 _MAX_LINES = 3
+#: the height of a terminal for the whole view
+_ENOUGH_LINES = 20
 _STYLES = {"running": "green", "starting": "yellow", "dead": "red", "stopped": "dim", "leaving": "dim"}
 
 
@@ -127,6 +129,11 @@ class JobView:
     look: Look
     paces: Sequence[Pace]
 
+    @property
+    def shown(self) -> Collection[str]:
+        """The name of the job, once it has answered."""
+        return [] if self.look.status is None else [self.look.name]
+
     def document(self) -> dict[str, Any]:
         """Return the JSON document: the job's answer, with each worker's pace."""
         status = self.look.status
@@ -153,9 +160,11 @@ class JobView:
         if status is None:
             return [Text(plain(self.look.name), style="bold"), Text(problem, style="yellow")]
         head = [*_head(status, width)]
+        # on a narrow terminal the head has more lines than two, which a low one does not have to spare
+        most = _MAX_LINES if height >= _ENOUGH_LINES else max(1, _MAX_LINES + 2 - len(head))
         if problem:
             head.append(_cropped(f"{problem}; last answer {time.monotonic() - self.look.at:.0f} s ago", "yellow"))
-        facts = [*_flowing(_measured(status), width), *_flowing(_faults(status), width)]
+        facts = [*_flowing(_measured(status), width, most), *_flowing(_faults(status), width)]
         workers = [_row(worker, pace) for worker, pace in zip(_workers_of(self.look), self.paces, strict=True)]
         table = grid(_COLUMNS, workers, right=_NUMBERS, optional=_OPTIONAL, width=width)
         # the other four lines: the curve's axis, the table's heading, and two empty ones
@@ -170,13 +179,21 @@ class JobView:
 
 def _head(status: dict[str, Any], width: int) -> Iterator[Text]:
     elapsed = _clock(time.time() - status["started_at"]) if status.get("started_at") else "-"
-    what = f"pid {status.get('pid')}  {plain(status.get('mode'))}, {plain(status.get('engine'))}  {elapsed}"
+    facts = [f"pid {status.get('pid')}", f"{plain(status.get('mode'))}, {plain(status.get('engine'))}", elapsed]
+    what = "  ".join(facts)
     name = Text(plain(status.get("name")), style="bold")
     name.truncate(max(8, width - len(what) - 2), overflow="ellipsis")
-    yield Text.assemble(name, "  ", (what, "dim"), no_wrap=True, overflow="crop")
+    if name.cell_len + 2 + len(what) <= width:
+        yield Text.assemble(name, "  ", (what, "dim"), no_wrap=True, overflow="crop")
+    else:
+        yield from (name, *_flowing(facts, width))
     done, steps = status.get("step_in_epoch") or 0, status.get("steps_per_epoch") or 0
     where = f"{_epoch(status)}  {done:,}/{steps:,}"
-    numbers = f"step {status.get('step', 0):,}  version {status.get('version', 0):,}"
+    counts = [f"step {status.get('step', 0):,}", f"version {status.get('version', 0):,}"]
+    numbers = "  ".join(counts)
+    if len(where) + 2 + len(numbers) > width:
+        yield from _flowing([*where.split("  "), *counts], width)
+        return
     length = min(40, width - len(where) - len(numbers) - 4)
     bar = ""
     if steps and length >= 8:
@@ -232,7 +249,7 @@ def _cropped(text: str, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="crop")
 
 
-def _flowing(texts: Iterable[str], width: int) -> list[Text]:
+def _flowing(texts: Iterable[str], width: int, most: int = _MAX_LINES) -> list[Text]:
     """Fill lines with the texts, in their order."""
     lines: list[str] = []
     for text in texts:
@@ -240,6 +257,6 @@ def _flowing(texts: Iterable[str], width: int) -> list[Text]:
             lines[-1] += f"  {text}"
         else:
             lines.append(text)
-    if len(lines) > _MAX_LINES:
-        lines = [*lines[: _MAX_LINES - 1], lines[_MAX_LINES - 1][: width - 4] + " ..."]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: width - 4] + " ..."]
     return [_cropped(line) for line in lines]

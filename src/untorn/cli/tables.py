@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,10 @@ __all__ = ["age", "count", "facts", "grid", "json_line", "plain", "say", "size"]
 #: the width of a table in a pipe, where lines may be of any length
 _UNBOUNDED = 100_000
 _GAP = 2
-_LEAST_FIRST = 22
+#: the width to which columns of text are narrowed, before other columns are left out
+_LEAST = 16
+#: the parts of a text between which it may be broken
+_PARTS = re.compile(r"\s*[^\s\-_./]*[\s\-_./]?")
 _CLOSED_STDOUT = 128 + signal.SIGPIPE
 
 
@@ -71,24 +75,59 @@ def grid(
         columns: the headings.
         rows: the rows, each with a cell per column.
         right: the columns that are aligned right, as numbers are.
-        optional: the columns to leave out, in this order, if the table is too wide. If it still is, text is wrapped.
+        optional: the columns to leave out, in this order, if the table is too wide although its texts are wrapped.
         width: in characters; by default the terminal's width, or unlimited in a pipe.
     """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     numbers, room = set(right), width_of_stdout() if width is None else width
-    widths = [max([len(name), *(row[at].cell_len for row in cells)]) + _GAP for at, name in enumerate(columns)]
-    widths[0] = min(widths[0], max(_LEAST_FIRST, room // 3))  # rather wrap a long name than leave out a column
+    widest = [max([len(name), *(row[at].cell_len for row in cells)]) for at, name in enumerate(columns)]
+    least = [
+        widest[at] if name in numbers else max([len(name), *(_least(row[at]) for row in cells)])
+        for at, name in enumerate(columns)
+    ]
     shown = list(range(len(columns)))
     for name in optional:
-        if sum(widths[at] for at in shown) - _GAP > room:
+        if sum(least[at] + _GAP for at in shown) - _GAP > room:
             shown.remove(columns.index(name))
+    widths = _shrunk({at: widest[at] for at in shown}, least, room - _GAP * (len(shown) - 1))
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for at in shown:
         number = columns[at] in numbers
         table.add_column(columns[at], justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in cells:
-        table.add_row(*(row[at] for at in shown))
+        table.add_row(*(_wrapped(row[at], widths[at]) for at in shown))
     return table
+
+
+def _least(cell: Text) -> int:
+    """Return the width to which a cell may shrink: that of its longest part, but at most a little."""
+    if cell.no_wrap:
+        return cell.cell_len
+    return min(_LEAST, max((len(part.rstrip()) for part in _PARTS.findall(cell.plain)), default=0))
+
+
+def _shrunk(widths: dict[int, int], least: Sequence[int], room: int) -> dict[int, int]:
+    """Return widths that fit, of which the largest are made smaller first."""
+    while sum(widths.values()) > room:
+        most = max(widths, key=lambda at: (widths[at] > least[at], widths[at]))
+        if widths[most] <= max(1, least[most]):
+            break  # the terminal is too narrow for whole words
+        widths[most] -= 1
+    return widths
+
+
+def _wrapped(cell: Text, width: int) -> Text:
+    """Return the text on lines of this width, broken behind spaces and the separators of names, or else anywhere."""
+    if cell.cell_len <= width or cell.no_wrap:
+        return cell
+    lines = [""]
+    for part in _PARTS.findall(cell.plain):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return Text("\n".join(line.rstrip() for line in lines), style=cell.style)
 
 
 def width_of_stdout() -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.control import is_running, running_jobs
-from untorn.errors import UntornError
+from untorn.errors import ChannelNotFoundError, UntornError
 from untorn.share.lowlevel import ChannelState, ChannelView, files_of
 
 __all__ = ["Line", "Sample", "look", "rates", "top"]
@@ -77,6 +77,8 @@ def look(channels: Sequence[str]) -> Sample:
         try:
             with ChannelView.open(files_of(name)) as view:
                 states[name] = view.state()
+        except ChannelNotFoundError as error:
+            problems[name] = f"{error}; shown here once it is published, or a job of this name runs"
         except (UntornError, OSError, ValueError) as error:
             problems[name] = str(error)
     if not channels:
@@ -108,28 +110,48 @@ def rates(before: Sample | None, now: Sample) -> list[Line]:
     help="Seconds between refreshes.",
 )
 @click.option("--count", type=click.IntRange(min=1), help="Exit after this number of refreshes.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Into a pipe: how many seconds to wait for a NAME that is not there yet. A terminal waits until q.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per refresh.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def top(*, channels: tuple[str, ...], interval_s: float, count: int | None, as_json: bool, debug: bool) -> None:
+def top(
+    *, channels: tuple[str, ...], interval_s: float, count: int | None, wait_s: float, as_json: bool, debug: bool
+) -> None:
     """Watch the running job NAME, the channels with these names, or all of this user's channels. Press q to quit.
 
     For a job, started with Trainer(name=NAME) or untorn train --name NAME, show its progress, losses and workers.
+
+    A NAME that is neither is waited for: once its job starts, or its channel is published, it is shown.
 
     For channels, BYTES/S is VERSIONS/S times the size of the newest version. Below each channel are its readers, those
     furthest behind first, with the number of versions between the one they hold and the newest. Watching takes no
     reader row and disturbs no process.
     """
     with reported(debug=debug):
-        is_job = len(channels) == 1 and is_running(channels[0])
-        views: Iterator[View] = job_views(channels[0]) if is_job else _channel_views(channels)
-        if as_json or not sys.stdout.isatty():
-            _print_lines(views, interval_s, count, as_json=as_json)
-        else:
+        views = _views_of_one(channels[0]) if len(channels) == 1 else _channel_views(channels)
+        if not as_json and sys.stdout.isatty():
             _show_live(views, interval_s, count)
+            return
+        if not _print_lines(views, interval_s, count, wait_s if channels else None, as_json=as_json):
+            names = ", ".join(map(repr, channels))
+            raise ChannelNotFoundError(
+                f"no job and no channel {names}; `untorn ls` shows the channels, `untorn top` also the running jobs"
+            )
 
 
 class View(Protocol):
     """One refresh, in each of the forms of output."""
+
+    @property
+    def shown(self) -> Collection[str]:
+        """The names of the channels, or of the job, that it shows."""
+        ...
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -151,6 +173,11 @@ class ChannelsView:
     lines: Sequence[Line]
     sample: Sample
 
+    @property
+    def shown(self) -> Collection[str]:
+        """The names of the channels."""
+        return self.sample.states.keys()
+
     def document(self) -> dict[str, Any]:
         """Return the rates, in versions and bytes per second, and the state of each channel and its readers."""
         return _json(self.lines, self.sample)
@@ -162,6 +189,14 @@ class ChannelsView:
     def picture(self, width: int, height: int) -> list[RenderableType]:
         """Return the whole table; grid() finds out the width itself."""
         return [*_parts(self.lines, self.sample)]
+
+
+def _views_of_one(name: str) -> Iterator[View]:
+    """Yield views of a job if one of that name runs, or as soon as it does, and of a channel until then."""
+    channels = _channel_views([name])
+    while not is_running(name):
+        yield next(channels)
+    yield from job_views(name)
 
 
 def _channel_views(channels: Sequence[str]) -> Iterator[View]:
@@ -176,15 +211,22 @@ def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
         before = now
 
 
-def _print_lines(views: Iterator[View], interval_s: float, count: int | None, *, as_json: bool) -> None:
-    """Print a view per interval, except the first, which has no rates yet."""
-    next(views)
+def _print_lines(
+    views: Iterator[View], interval_s: float, count: int | None, wait_s: float | None, *, as_json: bool
+) -> bool:
+    """Print a view per interval, except the first, which has no rates yet. Ends after ``count`` views, or if there was
+    nothing to show within ``wait_s``; then returns False."""
+    found = wait_s is None
+    until = time.monotonic() + (wait_s or 0)
+    found |= bool(next(views).shown)
     shown = 0
-    while count is None or shown < count:
+    while (count is None or shown < count) and (found or time.monotonic() < until):
         time.sleep(interval_s)
         view = next(views)
+        found |= bool(view.shown)
         say(*([json_line(view.document())] if as_json else view.printed(first=shown == 0)))
         shown += 1
+    return found
 
 
 def _show_live(views: Iterator[View], interval_s: float, count: int | None) -> None:
@@ -238,7 +280,7 @@ def _rows(line: Line) -> Iterator[list[str | Text]]:
 
 
 def _below(text: str) -> list[str | Text]:
-    return [Text(text, style="dim"), *("" for _ in _COLUMNS[1:])]
+    return [Text(text, style="dim", no_wrap=True), *("" for _ in _COLUMNS[1:])]
 
 
 def _room(console: Console) -> int:

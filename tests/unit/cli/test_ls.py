@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -185,3 +187,31 @@ def test_a_narrow_table_drops_what_matters_least():
         [column.header for column in tables.grid(columns, rows, optional=("A", "B"), width=width).columns]
         for width in (34, 33, 21, 3)
     ] == [["NAME", "A", "B"], ["NAME", "B"], ["NAME"], ["NAME"]]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_narrow_terminals_break_no_word(width):
+    from rich.console import Console
+
+    from untorn.cli.tables import grid
+
+    name = "a-rather-long-channel-name_of.an/experiment-17"
+    rows = [
+        (name, "1547", "50.1 MB", "1", "in use by publisher pid 2243 and reader pid 2263"),
+        ("table", "1", "0 B", "1", ""),
+    ]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    table = grid(
+        ("CHANNEL", "VERSION", "BYTES/S", "READERS", "WHY"),
+        rows,
+        right=("VERSION",),
+        optional=("BYTES/S",),
+        width=width,
+    )
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    whole = re.sub(r"\s+", " ", console.file.getvalue())
+    for word in re.findall(r"[^\s\-_./]+", " ".join(cell for row in rows for cell in row if "B" not in cell)):
+        assert word in whole
+    assert ("50.1 MB" in whole) == (width > 40)

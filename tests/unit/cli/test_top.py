@@ -245,3 +245,15 @@ def test_small_terminals(tmp_path, columns, rows):
 @pytest.mark.parametrize("args", [["--count", "0"], ["--interval", "0"], ["--nonsense"]])
 def test_wrong_usage_is_status_2(args):
     assert run(*args).exit_code == 2
+
+
+def test_a_missing_name_is_status_1(name, tmp_path):
+    for names in ([name], [f"{tmp_path}/c"], [name, f"{name}-b"]):
+        result = run(*names, *FAST, "--count", 2)
+        assert result.exit_code == 1
+        assert f"no job and no channel {names[0]!r}" in result.stderr
+    assert run(name, *FAST, "--wait", 0).exit_code == 1
+    with untorn.publish(1, name=name, keep=False):
+        assert run(name, *FAST, "--count", 1).exit_code == 0
+        result = run(name, f"{name}-b", *FAST, "--count", 1)
+        assert result.exit_code == 0 and f"{name}-b: no channel" in result.stdout

@@ -378,3 +378,31 @@ def test_on_a_terminal(child, name, encoding):
                 output += os.read(master, 65536)
         assert process.returncode == 0
         assert b"Traceback" not in output
+
+
+def test_started_before_the_job_it_becomes_the_jobs_view(name):
+    """top of a name with nothing behind it waits, shows a channel of that name, and the job as soon as there is one."""
+    command = [sys.executable, "-m", "untorn.cli", "top", name, *FAST, "--json", "--wait", str(helpers.WATCHDOG_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        try:
+            seen = (json.loads(line) for line in watching.stdout)
+            first = next(seen)
+            assert first["channels"] == [] and "a job of this name runs" in first["problems"][name]
+            with untorn.publish(1, name=name, keep=False):
+                next(document for document in seen if document.get("channels"))
+                with helpers.start(train, name) as child:
+                    found = next(document for document in seen if document.get("job"))
+                    assert found["job"]["pid"] == child.pid
+        finally:
+            watching.kill()
+        watching.communicate()
+
+
+@pytest.mark.parametrize("width", [36, 40, 60, 80])
+def test_a_narrow_picture_cuts_no_number(width):
+    lines = drawn(view_of(started_at=time.time() - 65.5, metrics={}), width, 30)
+    words = " ".join(lines).split()
+    for word in ("policy", "2243", "processes", "80/240", "1,280", "1,281", "123,457"):
+        assert word in words
+    assert any(word in words for word in ("0:01:05", "0:01:06"))
