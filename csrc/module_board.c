@@ -483,24 +483,9 @@ static enum status board_create(int fd, const struct board_config *config, const
 
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd",
-                            "job",
-                            "shards",
-                            "max_workers",
-                            "workers",
-                            "is_async",
-                            "steps",
-                            "examples",
-                            "batch_size",
-                            "gradient_nbytes",
-                            "state_stride",
-                            "first_version",
-                            "kernel",
-                            "clip_norm",
-                            "ranges",
-                            "exchange",
-                            "first_step",
-                            NULL};
+    static char *names[] = {"fd",     "job",       "shards",     "max_workers",     "workers",      "is_async",
+                            "steps",  "examples",  "batch_size", "gradient_nbytes", "state_stride", "first_version",
+                            "kernel", "clip_norm", "ranges",     "exchange",        "first_step",   NULL};
     int fd, is_async, exchange;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
