@@ -1,4 +1,4 @@
-"""Processes that train with plain PyTorch, one turn at a time; the peers define a step.
+"""Processes that train, one turn at a time; with plain PyTorch the peers define a step.
 
 ::
 
@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from benchmarks.measure import environment
 from benchmarks.peers.torch_case import Case, loss
@@ -58,46 +58,58 @@ class Work(NamedTuple):
 #: begins a case in a process of a peer, with the object that all processes share, and ends it
 Stepping = Callable[[Seat, Case, Any], AbstractContextManager[Work]]
 
+#: the work of one process of a contestant, which obeys what comes through its connection: for each case (case, shared),
+#: answered by a number; any number of True, each a turn answered by its seconds; and False, answered by a number
+Member = Callable[[Seat, Connection], None]
+
+
+class Process(Protocol):
+    """A process of a contestant, as in multiprocessing."""
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+#: starts a process that runs a member; returns it and this side of its connection
+Launch = Callable[[Member, Seat], tuple[Process, Connection]]
+
 
 class Crew:
     """A contestant: processes that live as long as this context, with the same malloc as untorn's workers.
 
     Args:
-        stepping: see Stepping; a function at the top level of a module.
+        member: what each process does; picklable. ``partial(take_part, stepping)`` trains with PyTorch.
         processes: their number; each takes its part of every batch.
         threads: number of threads of each process.
         share: creates the object that the processes of a case share; it is sent to each.
+        launch: starts a process; by default with multiprocessing, on this machine.
     """
 
     def __init__(
         self,
-        stepping: Stepping,
+        member: Member,
         *,
         processes: int,
         threads: int = 1,
         share: Callable[[Case], Any] = lambda case: None,
+        launch: Launch | None = None,
     ) -> None:
-        self._stepping = stepping
+        self._member = member
         self._seats = [Seat(rank, processes, threads) for rank in range(processes)]
         self._share = share
-        self._members: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+        self._launch = launch or launch_here
+        self._members: list[tuple[Process, Connection]] = []
 
     def __enter__(self) -> Crew:
         with contextlib.ExitStack() as unless_started:
             unless_started.push(self)
-            self._start()
+            for seat in self._seats:
+                self._members.append(self._launch(self._member, seat))
             unless_started.pop_all()
         return self
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        for seat in self._seats:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_member, args=(self._stepping, seat, theirs), daemon=True)
-            with environment(worker_variables(seat.threads)), _interrupts_blocked():
-                process.start()
-                self._members.append((process, ours))
-            theirs.close()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for _, connection in self._members:
@@ -133,11 +145,22 @@ class Crew:
         try:
             return [connection.recv() for _, connection in self._members]
         except EOFError:
-            raise RuntimeError(f"{self._stepping.__module__}: a process died; its error is above") from None
+            raise RuntimeError(f"{self._member}: a process died; its error is above") from None
 
 
-def _member(stepping: Stepping, seat: Seat, connection: Connection) -> None:
-    """Run the cases of a process, and their turns."""
+def launch_here(member: Member, seat: Seat) -> tuple[Process, Connection]:
+    """Start a process on this machine."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=member, args=(seat, theirs), daemon=True)
+    with environment(worker_variables(seat.threads)), _interrupts_blocked():
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def take_part(stepping: Stepping, seat: Seat, connection: Connection) -> None:
+    """Train with PyTorch: the Member that makes the steps of ``stepping``."""
     import torch
 
     torch.set_num_threads(seat.threads)

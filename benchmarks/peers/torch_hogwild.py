@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
+from benchmarks.peers.torch_crew import Crew, Seat, Work, take_part, updates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def contestant(processes: int) -> Crew:
     """Return a contestant of several processes with one thread each."""
-    return Crew(stepping, processes=processes, share=module_in_shared_memory)
+    return Crew(partial(take_part, stepping), processes=processes, share=module_in_shared_memory)
 
 
 def module_in_shared_memory(case: Case) -> nn.Module:

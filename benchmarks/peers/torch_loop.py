@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Work, updates
+from benchmarks.peers.torch_crew import Crew, Seat, Work, take_part, updates
 
 
 def contestant(threads: int) -> Crew:
     """Return a contestant of one process with the given number of threads."""
-    return Crew(stepping, processes=1, threads=threads)
+    return Crew(partial(take_part, stepping), processes=1, threads=threads)
 
 
 @contextmanager

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from benchmarks.peers.torch_case import Case
-from benchmarks.peers.torch_crew import Crew, Seat, Work, gradients
+from benchmarks.peers.torch_crew import Crew, Seat, Work, gradients, take_part
 
 
 def contestant(processes: int) -> Crew:
     """Return a contestant of several processes with one thread each."""
-    return Crew(stepping, processes=processes)
+    return Crew(partial(take_part, stepping), processes=processes)
 
 
 @contextmanager
