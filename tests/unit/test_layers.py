@@ -44,6 +44,7 @@ BELOW = {
     "torch": {"trees", "train", "engines", "share", "_core", "quiet", "typevars", "errors"},
     "jax": {"train", "engines", "_core", "errors"},
     "sklearn": {"errors"},
+    "ray": {"engines", "share", "_core", "descriptors", "errors"},
     "typing": {"train"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},

@@ -94,3 +94,15 @@ def test_every_public_name_is_documented(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         untorn.nothing  # noqa: B018 (the look is the test)
+
+
+def test_names_of_ray():
+    ray = pytest.importorskip("untorn.ray")
+    assert sorted(ray.__all__) == ["Mirror", "mirror"]
+    members = [member for member in dir(ray.Mirror) if not member.startswith("_")]
+    assert members == ["close", "problems", "versions", "wait"]
+    parameters = inspect.signature(ray.mirror).parameters.values()
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    assert str(inspect.Signature(bare)) == (
+        "(channel, *, name=None, max_readers=256, max_slots=64, slots=4, ray_options=None)"
+    )

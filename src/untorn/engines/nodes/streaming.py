@@ -253,6 +253,11 @@ class VersionServer:
         """The channel's name."""
         return self._reader.name
 
+    @property
+    def version(self) -> int:
+        """The channel's newest version."""
+        return self._reader.version
+
     def feeds(self) -> list[Feed]:
         """Return the state of each follower that is connected."""
         return list(self._feeds.values())
@@ -500,8 +505,10 @@ class Follower:
         """
         try:
             self._follow()
-        finally:
-            self._local.remove()
+        except BaseException:  # such as the SystemExit of a process that is told to end
+            self._local.die()
+            raise
+        self._local.remove()
 
     def stop(self) -> None:
         """Let run() return, from another thread."""
