@@ -1,4 +1,4 @@
-"""Programs for nodes of a Ray cluster: see ray_nodes."""
+"""Programs that tests run on nodes of a Ray cluster: see ray_nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels, and training, on a Ray cluster.
+"""Channels and training on a Ray cluster.
 
 ::
 
