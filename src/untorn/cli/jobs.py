@@ -36,8 +36,8 @@ _CURVE_LINES = range(6, 11)
 _CURVE_WIDTH = 110
 #: the number of lines for metrics
 _MAX_LINES = 3
-#: the height of a terminal for the whole view
-_ENOUGH_LINES = 20
+#: the height of the view without workers
+_LINES = 18
 _STYLES = {"running": "green", "starting": "yellow", "dead": "red", "stopped": "dim", "leaving": "dim"}
 
 
@@ -161,7 +161,8 @@ class JobView:
             return [Text(plain(self.look.name), style="bold"), Text(problem, style="yellow")]
         head = [*_head(status, width)]
         # on a narrow terminal the head has more lines than two, which a low one does not have to spare
-        most = _MAX_LINES if height >= _ENOUGH_LINES else max(1, _MAX_LINES + 2 - len(head))
+        has_room = height >= _LINES + len(_workers_of(self.look))
+        most = _MAX_LINES if has_room else max(1, _MAX_LINES + 2 - len(head))
         if problem:
             head.append(_cropped(f"{problem}; last answer {time.monotonic() - self.look.at:.0f} s ago", "yellow"))
         facts = [*_flowing(_measured(status), width, most), *_flowing(_faults(status), width)]
