@@ -9,12 +9,14 @@ Progress goes to stderr. Results go to stdout, one per line as a key, two spaces
     seconds  1.74
     sha256  c8a4...
     plot  curve.png
+    saved  weights.safetensors
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -82,6 +84,11 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
 @click.option(
+    "--save",
+    type=click.Path(dir_okay=False),
+    help="Write a checkpoint of the weights here, for Trainer.load; after Ctrl-C too.",
+)
+@click.option(
     "--name",
     metavar="NAME",
     help="Publish the weights under this name, which untorn.subscribe, top, join and leave take.",
@@ -109,6 +116,7 @@ def train(
     shards: int | None,
     seed: int,
     plot: str | None,
+    save: str | None,
     name: str | None,
     checkpoint_dir: str | None,
     resume: bool,
@@ -131,6 +139,8 @@ def train(
     with reported(debug=debug):
         if plot is not None:
             _check_plot(plot)
+        if save is not None:
+            _check_folder("--save", save)
         loaded = load_recipe(recipe, seed=seed)
         trainer = Trainer(
             loaded.model,
@@ -150,6 +160,7 @@ def train(
             epochs=loaded.epochs if epochs is None else epochs,
             batch_size=loaded.batch_size if batch_size is None else batch_size,
             plot=plot,
+            save=save,
             name=name,
             checkpoint_dir=checkpoint_dir,
             resume=resume,
@@ -164,12 +175,14 @@ def _run(
     epochs: int,
     batch_size: int,
     plot: str | None,
+    save: str | None,
     name: str | None,
     checkpoint_dir: str | None,
     resume: bool,
     more: list[Callback],
 ) -> None:
-    """Train and print the results. The exit status is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """Train and print the results. The exit status is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; then the
+    files are written as well, with what there is."""
     progress = _Progress(checkpoint_dir if resume else None)
     bar = ProgressBar()
     started = time.perf_counter()
@@ -179,34 +192,46 @@ def _run(
             if name is not None:
                 _say(f'from other processes: untorn top {name}, untorn join {name}, untorn.subscribe("{name}")')
             held_out = recipe.load_validation_data()
-            history = trainer.fit(
-                recipe.load_data(),
-                epochs=epochs,
-                batch_size=batch_size,
-                validation_data=held_out,
-                callbacks=[progress, bar, *more],
-                checkpoint_dir=checkpoint_dir,
-                resume=resume,
-            )
+            try:
+                history = trainer.fit(
+                    recipe.load_data(),
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    validation_data=held_out,
+                    callbacks=[progress, bar, *more],
+                    checkpoint_dir=checkpoint_dir,
+                    resume=resume,
+                )
+            except (KeyboardInterrupt, Ended):
+                if trainer.step:
+                    _write(trainer, progress.history, plot, save)
+                raise
             progress.finished = True
             if trainer.tuner is not None:
                 _say(f"--workers auto: {trainer.tuner}")
             seconds = time.perf_counter() - started
             tested = {} if held_out is None else trainer.evaluate(held_out)
             digest = weights_sha256(trainer.params)
-        if plot is not None:
-            history.plot(plot)
+            _write(trainer, history, plot, save)
     except KeyboardInterrupt:
         _say(f"interrupted {progress}")
         raise SystemExit(INTERRUPTED) from None
     except Ended as ended:
         _say(f"ended by {ended.signal.name} {progress}")
         raise
-    _print_results(tested, history, seconds=seconds, digest=digest, plot=plot)
+    _print_results(tested, history, seconds=seconds, digest=digest, plot=plot, save=save)
+
+
+def _write(trainer: Trainer, history: History, plot: str | None, save: str | None) -> None:
+    """Write the files that were asked for; a learning curve needs an epoch."""
+    if save is not None:
+        trainer.save(save)
+    if plot is not None and history.epoch:
+        history.plot(plot)
 
 
 def _print_results(
-    tested: dict[str, float], history: History, *, seconds: float, digest: str, plot: str | None
+    tested: dict[str, float], history: History, *, seconds: float, digest: str, plot: str | None, save: str | None
 ) -> None:
     order = sorted(tested, key=lambda metric: (metric != "accuracy", metric == "loss"))
     rows = [(f"test {metric}", f"{tested[metric]:.4f}") for metric in order]
@@ -217,17 +242,15 @@ def _print_results(
     rows += [("seconds", f"{seconds:.2f}"), ("sha256", digest)]
     if plot is not None:
         rows.append(("plot", plot))
+    if save is not None:
+        rows.append(("saved", save))
     for key, value in rows:
         click.echo(f"{key}  {value}")
 
 
 def _check_plot(plot: str) -> None:
     """Check before training that the plot can be drawn and written. Raises an error if not."""
-    from pathlib import Path
-
-    folder = Path(plot).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--plot {plot}: there is no folder {str(folder)!r}")
+    _check_folder("--plot", plot)
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -236,6 +259,12 @@ def _check_plot(plot: str) -> None:
     ending = Path(plot).suffix.removeprefix(".").lower()
     if ending and ending not in known:
         raise ValueError(f"--plot {plot}: unknown format {ending!r}; expected one of {', '.join(sorted(known))}")
+
+
+def _check_folder(option: str, file: str) -> None:
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{option} {file}: there is no folder {str(folder)!r}")
 
 
 def _say(line: str) -> None:
@@ -250,6 +279,8 @@ class _Progress(Callback):
         self._resumed = resumed
         self._epoch: int | None = None
         self._epochs = 0
+        #: the epochs so far, for a plot after Ctrl-C
+        self.history = History()
         #: whether fit has returned; on_train_end does not tell, since it is also called after Ctrl-C
         self.finished = False
 
@@ -260,6 +291,11 @@ class _Progress(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch, self._epochs = epoch, int(logs["epochs"])
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        speed = {name: logs[name] for name in ("seconds", "examples_per_s")}
+        metrics = {name: value for name, value in logs.items() if name not in (*speed, "learning_rate", "staleness")}
+        self.history.append(epoch, metrics, **speed)
 
     def __str__(self) -> str:
         if self.finished:

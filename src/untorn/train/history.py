@@ -200,7 +200,7 @@ class History:
         for label, key, style, colour in lines:
             if key in self.history:
                 axes.plot(
-                    self.epoch,
+                    [epoch + 1 for epoch in self.epoch],  # as the progress bar counts them
                     self.history[key],
                     style,
                     color=colour,

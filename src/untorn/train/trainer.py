@@ -30,6 +30,7 @@ from untorn.train.checkpoints.resuming import check_settings
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import source_of
 from untorn.train.data.epochs import training_data
+from untorn.train.describing import described
 from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
@@ -464,6 +465,9 @@ class Trainer(Generic[ModelT_co]):
         if self._resources is not None:
             self._finalizer()
             self._resources = None
+
+    def __repr__(self) -> str:
+        return described(self, name=self._name, closed=self._lifetime.closed)
 
     def __enter__(self) -> Self:
         self._open()

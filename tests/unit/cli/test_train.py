@@ -18,6 +18,7 @@ import untorn
 from untorn import cli
 from untorn.cli.group import group
 from untorn.train import History
+from untorn.train.checkpoints import checkpoint
 
 SOURCE = """
 import numpy as np
@@ -94,6 +95,16 @@ def test_it_trains_and_prints_lines_to_grep(file, tmp_path):
     assert values(again)["sha256"] == found["sha256"]
     other = run("train", f"{file}:job", "--engine", "serial", "--shards", 2, "--seed", 1)
     assert values(other)["sha256"] != found["sha256"]
+
+
+def test_save(file, tmp_path):
+    saved = tmp_path / "weights.safetensors"
+    result = run("train", f"{file}:job", "--engine", "serial", "--shards", 2, "--save", saved)
+    assert result.exit_code == 0, result.output
+    assert values(result)["saved"] == str(saved)
+    assert checkpoint.read(saved).progress.step == 9
+    missing = run("train", f"{file}:job", "--save", tmp_path / "none" / "w")
+    assert (missing.exit_code, "there is no folder" in missing.stderr) == (1, True)
 
 
 def test_worker_processes_give_the_same_weights(file):
@@ -241,6 +252,19 @@ def test_ctrl_c_says_where_it_stopped(file, engine):
     assert re.search(r"^interrupted in epoch \d+ of 1000000$", err, re.MULTILINE)
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("fonts")
+def test_the_files_are_written_after_a_signal_too(file, tmp_path, number):
+    plot, saved = tmp_path / "curve.png", tmp_path / "weights.safetensors"
+    process = train_endlessly(file, "--workers", "1", "--plot", str(plot), "--save", str(saved))
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert plot.stat().st_size > 1000
+    assert checkpoint.read(saved).progress.step > 0
 
 
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])

@@ -22,10 +22,30 @@ training too, and ``fit`` raises it. Checkpoints contain the result of ``state_d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from os import PathLike
 from typing import Any, Protocol
 
+from untorn.first_guesses import words
+
 __all__ = ["Callback", "FittingTrainer", "Logs"]
+
+_GUESSES = words(
+    ("on_epoch_start", "write on_epoch_begin"),
+    ("on_train_start on_fit_start on_fit_begin on_training_begin on_training_start", "write on_train_begin"),
+    ("on_fit_end on_training_end", "write on_train_end"),
+    ("on_step_end on_train_batch_end on_train_step_end on_after_step", "write on_batch_end"),
+    ("on_train_epoch_begin on_train_epoch_start", "write on_epoch_begin"),
+    (
+        "on_train_epoch_end on_validation_end on_validation_epoch_end on_val_end on_evaluate_end on_test_end",
+        "write on_epoch_end, whose logs have the validation's numbers",
+    ),
+    (
+        "on_batch_begin on_batch_start on_step_begin on_step_start on_train_batch_begin on_train_batch_start",
+        "a step has begun before this process learns of it; on_batch_end follows each step",
+    ),
+    ("on_exception on_interrupt on_keyboard_interrupt on_train_error", "write on_error"),
+)
 
 Logs = Mapping[str, Any]
 
@@ -80,6 +100,14 @@ class Callback:
 
     trainer: FittingTrainer
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Raise TypeError for a method ``on_...`` that no part of a training calls, which is a misspelled one."""
+        super().__init_subclass__(**more)
+        known = [name for name in vars(Callback) if name.startswith("on_")]
+        for name, member in vars(cls).items():
+            if name.startswith("on_") and callable(member) and name not in known:
+                raise TypeError(f"{cls.__qualname__}.{name} is never called: {_instead_of(name, known)}")
+
     def set_trainer(self, trainer: FittingTrainer) -> None:
         """Store the trainer that is about to fit. ``fit`` calls this first."""
         self.trainer = trainer
@@ -119,3 +147,10 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned when the checkpoint was made. Not called if that was empty."""
+
+
+def _instead_of(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    if name in _GUESSES or not near:
+        return _GUESSES.get(name, f"callbacks have {', '.join(known)}; a method of your own has another name")
+    return f"write {near[0]}"

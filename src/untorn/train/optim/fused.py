@@ -24,6 +24,7 @@ from untorn.board import KernelSettings
 from untorn.share.lowlevel import Decoder, Layout, flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import Optimizer
+from untorn.train.optim.guesses import says_the_right_word
 from untorn.train.optim.schedules import RateOrSchedule, check_learning_rate, rate_at
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
@@ -105,6 +106,7 @@ def check_clip_norm(value: Any) -> float | None:
     return float(value)
 
 
+@says_the_right_word
 @dataclass(frozen=True)
 class SGD(FusedOptimizer):
     """Stochastic gradient descent as torch.optim.SGD defines it, with momentum, Nesterov momentum and weight decay.
@@ -148,6 +150,7 @@ class SGD(FusedOptimizer):
         return KernelSettings(_core.KERNEL_SGD, self.momentum, self.weight_decay, nesterov=self.nesterov)
 
 
+@says_the_right_word
 @dataclass(frozen=True)
 class Adam(FusedOptimizer):
     """Adam as torch.optim.Adam defines it, with AMSGrad and weight decay as an L2 penalty.
@@ -206,6 +209,7 @@ class Adam(FusedOptimizer):
         return rate / (1 - beta1 ** (step + 1)), 1.0, 1 / math.sqrt(1 - beta2 ** (step + 1))
 
 
+@says_the_right_word
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay, as torch.optim.AdamW defines it.
@@ -240,6 +244,7 @@ class AdamW(Adam):
         return corrected, 1 - rate * self.weight_decay, root_scale
 
 
+@says_the_right_word
 @dataclass(frozen=True)
 class RMSprop(FusedOptimizer):
     """RMSprop as torch.optim.RMSprop defines it, with momentum and centering.
@@ -292,6 +297,7 @@ class RMSprop(FusedOptimizer):
         return KernelSettings(_core.KERNEL_RMSPROP, *decays, self.eps, centered=self.centered)
 
 
+@says_the_right_word
 @dataclass(frozen=True)
 class Adagrad(FusedOptimizer):
     """Adagrad as torch.optim.Adagrad defines it.

@@ -23,9 +23,13 @@ def check_learning_rate(owner: str, learning_rate: Any) -> None:
     if callable(learning_rate):
         return
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float | np.number):
-        raise TypeError(
-            f"{owner}: learning_rate must be a number or a function of the step, found {type(learning_rate).__name__}"
-        )
+        found = type(learning_rate).__name__
+        text = f"{owner}: learning_rate must be a number or a function of the step, found {found}"
+        if hasattr(learning_rate, "get_last_lr"):
+            text += "; write untorn.TorchSchedule(scheduler)"
+        elif hasattr(learning_rate, "__iter__"):
+            text += f"; leave the parameters out, the Trainer has them: {owner}(0.1)"
+        raise TypeError(text)
     if not math.isfinite(learning_rate) or learning_rate < 0:
         raise ValueError(f"{owner}: learning_rate must be finite and not negative, found {learning_rate}")
     if learning_rate == 0:

@@ -6,6 +6,7 @@ when one task has killed too many workers, or when workers die before they have 
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from untorn.board import Board, FailureReport
@@ -13,6 +14,8 @@ from untorn.engines import Death
 from untorn.errors import WorkerError
 
 __all__ = ["Supervisor", "Tasks"]
+
+_log = logging.getLogger(__name__)
 
 
 class Tasks(Protocol):
@@ -56,6 +59,8 @@ class Supervisor:
         """Count these deaths. Raises WorkerError if a task has killed too many workers, or too many ended before they
         took one; or the error that a worker has reported."""
         for death in deaths:
+            where = f" {tasks.where(death.step, death.shard)}" if death.shard >= 0 else ""
+            _log.info("worker %d%s %s; another takes its place", death.worker, where, _how_it_died(death))
             self._count(board, tasks, death)
         report = board.failure
         if report is not None:

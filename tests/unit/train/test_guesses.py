@@ -1,0 +1,126 @@
+"""What people write first about a training: it works, or the error says the right word."""
+
+import inspect
+import logging
+import os
+import pickle
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+
+from untorn import SGD, Adagrad, Adam, AdamW, Callback, History, RMSprop, Trainer
+
+
+def linear(params, batch):
+    x, y = batch
+    error = x @ params["w"] - y
+    return (error**2).mean(), {"w": 2 * x.T @ error / len(x)}
+
+
+WRONG = [
+    (lambda: SGD(lr=0.1), r"SGD\(\) has no argument 'lr': write learning_rate="),
+    (lambda: AdamW(1e-3, beta1=0.9), r"AdamW\(\) has no argument 'beta1': write betas="),
+    (lambda: Adam(epsilon=1e-7), "write eps="),
+    (lambda: RMSprop(rho=0.9), "write alpha="),
+    (lambda: SGD(0.1, decay=1e-4), "write weight_decay="),
+    (lambda: Adagrad(0.1, clipnorm=1.0), r"Trainer\(clip_norm=\)"),
+    (lambda: Adam(0.1, momentum=0.9), "this optimizer has none"),
+    (lambda: SGD(0.1, foreach=True), "functools.partial"),
+    (lambda: SGD(0.1, colour=1), r"SGD\(\) has no argument 'colour'$"),
+    (lambda: SGD([np.zeros(3)], 0.1), "the Trainer has them: SGD"),
+    (lambda: SGD(iter([np.zeros(3)])), "leave the parameters out"),
+]
+
+
+@pytest.mark.parametrize(("use", "text"), WRONG)
+def test_optimizers(use, text):
+    with pytest.raises(TypeError, match=text):
+        use()
+
+
+def test_optimizers_stay_what_they_are():
+    assert list(inspect.signature(SGD).parameters) == ["learning_rate", "momentum", "nesterov", "weight_decay"]
+    assert pickle.loads(pickle.dumps(AdamW(0.1, eps=1e-6))) == AdamW(0.1, eps=1e-6)
+    assert repr(SGD(0.1)) == "SGD(learning_rate=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)"
+
+
+def test_a_scheduler_of_torch_names_TorchSchedule():
+    torch = pytest.importorskip("torch")
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 2)
+    with pytest.raises(TypeError, match=r"untorn\.TorchSchedule\(scheduler\)"):
+        SGD(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("on_epoch_start", "write on_epoch_begin"),
+        ("on_train_batch_end", "write on_batch_end"),
+        ("on_batch_begin", "on_batch_end follows each step"),
+        ("on_epoch_ends", "write on_epoch_end"),
+        ("on_validation_end", "write on_epoch_end, whose logs"),
+        ("on_my_own", "a method of your own has another name"),
+    ],
+)
+def test_misspelled_methods_of_callbacks(name, text):
+    with pytest.raises(TypeError, match=f"Mine.{name} is never called: .*{text}"):
+        type("Mine", (Callback,), {name: lambda self, *_: None})
+
+
+def test_other_methods_of_callbacks():
+    class Mine(Callback):
+        on_hold = 3
+
+        def on_epoch_end(self, epoch, logs):
+            self._on_change()
+
+        def _on_change(self):
+            pass
+
+    assert Mine().on_hold == 3
+
+
+def test_a_trainer_says_what_it_is():
+    trainer = Trainer(linear, {"w": np.zeros(2)}, optimizer=SGD(0.1), engine="serial", shards=2)
+    assert repr(trainer) == "<untorn.Trainer of linear, SGD, sync, serial, 2 shards, step 0>"
+    with trainer:
+        trainer.fit((np.ones((4, 2)), np.ones(4)), epochs=1, batch_size=2)
+    assert repr(trainer) == "<untorn.Trainer of linear, SGD, sync, serial, 2 shards, step 2, closed>"
+    torch = pytest.importorskip("torch")
+    trainer = Trainer(linear, {"w": np.zeros(2)}, optimizer=partial(torch.optim.NAdam, lr=0.1), workers=3, mode="async")
+    assert repr(trainer) == "<untorn.Trainer of linear, NAdam, async, 3 workers, step 0>"
+
+
+def test_plots_count_epochs_as_the_progress_bar():
+    pytest.importorskip("matplotlib")
+    history = History()
+    for epoch in range(3):
+        history.append(epoch, {"loss": 1.0}, seconds=1.0, examples_per_s=1.0)
+    (axes,) = history.plot().axes
+    assert list(axes.lines[0].get_xdata()) == [1, 2, 3]
+
+
+class Kill(Callback):
+    """Kills the worker once."""
+
+    def __init__(self):
+        self.killed = None
+
+    def on_batch_end(self, batch, logs):
+        if self.killed is None:
+            self.killed = self.trainer.pids[0]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def test_the_death_of_a_worker_is_said_at_info(caplog):
+    kill = Kill()
+    with (
+        caplog.at_level(logging.INFO, "untorn"),
+        Trainer(linear, {"w": np.zeros(2)}, optimizer=SGD(0.1), workers=1, shards=1) as trainer,
+    ):
+        while not trainer.restarts:  # the death may be noticed in a later epoch
+            trainer.fit((np.ones((64, 2)), np.ones(64)), epochs=1, batch_size=1, callbacks=[kill])
+    said = [record.getMessage() for record in caplog.records if "takes its place" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("worker 0") and "SIGKILL" in said[0]
