@@ -101,6 +101,7 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->is_async = config->is_async;
     header->exchange = config->exchange;
     header->hyper = config->hyper;
+    shared_store_relaxed(&header->phase, phase_make(config->first_step, PHASE_GRADIENT, 0));
     shared_store_relaxed(&header->active, config->active);
     shared_store_relaxed(&header->own, own_make(0, config->shards));
     board_find(board, memory);

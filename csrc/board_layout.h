@@ -132,6 +132,7 @@ struct board_config {
     uint32_t shards, ranges, workers, active, optimizer; /* workers: the maximum number; active: the number at first */
     bool is_async, exchange;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
+    uint64_t first_step; /* the step that the board begins at */
     double clip_norm;
     struct kernel_hyper hyper;
 };

@@ -326,6 +326,12 @@ static PyObject *Board_slot_ready(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *Board_ring_server(PyObject *self, PyObject *unused)
+{
+    board_ring_server(&((BoardObject *)self)->board);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Board_wait_server(PyObject *self, PyObject *args)
 {
     struct board_header *header = ((BoardObject *)self)->board.header;
@@ -434,6 +440,9 @@ static PyMethodDef Board_methods[] = {
     {"slot_ready", Board_slot_ready, METH_NOARGS,
      "slot_ready($self, /)\n--\n\n"
      "Announce that there is a free slot again."},
+    {"ring_server", Board_ring_server, METH_NOARGS,
+     "ring_server($self, /)\n--\n\n"
+     "Make a thread of the server that waits look at the board again."},
     {"wait_server", Board_wait_server, METH_VARARGS,
      "wait_server($self, seen, timeout_s, /)\n--\n\n"
      "Wait until the server's bell differs from `seen`; return the bell."},
@@ -474,33 +483,19 @@ static enum status board_create(int fd, const struct board_config *config, const
 
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd",
-                            "job",
-                            "shards",
-                            "max_workers",
-                            "workers",
-                            "is_async",
-                            "steps",
-                            "examples",
-                            "batch_size",
-                            "gradient_nbytes",
-                            "state_stride",
-                            "first_version",
-                            "kernel",
-                            "clip_norm",
-                            "ranges",
-                            "exchange",
-                            NULL};
+    static char *names[] = {"fd",     "job",       "shards",     "max_workers",     "workers",      "is_async",
+                            "steps",  "examples",  "batch_size", "gradient_nbytes", "state_stride", "first_version",
+                            "kernel", "clip_norm", "ranges",     "exchange",        "first_step",   NULL};
     int fd, is_async, exchange;
     struct board_config config = {0};
     struct kernel_hyper *hyper = &config.hyper;
-    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
+    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, first_version, job, first_step;
     PyObject *kernel;
     Py_buffer ranges;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*p", names, &fd, &job, &config.shards,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*pK", names, &fd, &job, &config.shards,
                                      &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
-                                     &buffer_nbytes, &state_stride, &base_version, &PyTuple_Type, &kernel,
-                                     &config.clip_norm, &ranges, &exchange))
+                                     &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type, &kernel,
+                                     &config.clip_norm, &ranges, &exchange, &first_step))
         return NULL;
     if (!PyArg_ParseTuple(kernel, "IdddddIII", &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1,
                           &hyper->beta2, &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad)) {
@@ -514,7 +509,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     config.batch_size = batch_size;
     config.buffer_nbytes = buffer_nbytes;
     config.state_stride = state_stride;
-    config.base_version = base_version;
+    config.first_step = first_step;
+    config.base_version = first_version - first_step;
     config.job = job;
     config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
     PyObject *result = NULL;
@@ -527,6 +523,9 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     } else if (config.is_async && config.exchange) {
         PyErr_SetString(PyExc_ValueError,
                         "exchange: the shards of an asynchronous training are batches, without a sum");
+    } else if (first_step > first_version || first_step > UINT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "first_step: expected at most the first version, %llu, found %llu",
+                     first_version, first_step);
     } else {
         enum status status;
         do { /* signals that keep coming are handled before the next try */
@@ -542,7 +541,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
 static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
      "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
-     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges, exchange)\n--\n\n"
+     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges, exchange, "
+     "first_step)\n--\n\n"
      "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };

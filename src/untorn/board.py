@@ -77,6 +77,7 @@ class BoardSpec:
         ranges: the update tasks, as pack_ranges() returns them; the default updates nothing.
         exchange: whether the workers may compute some of the shards only, see set_own(), and a ``_core.Link`` brings
             the sum from other boards. Not with ``is_async``.
+        first_step: the step that the board begins at, with the weights of ``first_version``.
     """
 
     shards: int
@@ -93,6 +94,7 @@ class BoardSpec:
     clip_norm: float = 0.0
     ranges: bytes = pack_ranges([(0, 0, 0, 0, 0)])
     exchange: bool = False
+    first_step: int = 0
 
 
 class GradientBuffer(NamedTuple):

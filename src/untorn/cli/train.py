@@ -53,10 +53,21 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
 )
 @click.option(
     "--engine",
-    type=click.Choice(["serial", "processes"]),
+    type=click.Choice(["serial", "processes", "ray", "loopback"]),
     default="processes",
     show_default=True,
-    help="Where gradients are computed: in this process, or in worker processes.",
+    help="Where gradients are computed: in this process, in worker processes, on the nodes of a Ray cluster, or on "
+    "nodes that are processes of this machine.",
+)
+@click.option(
+    "--nodes",
+    type=_AT_LEAST_1,
+    help="Number of nodes, each with --workers workers.  [default: all of the Ray cluster; loopback: 2]",
+)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Address of the Ray cluster.  [default: RAY_ADDRESS, or the one that runs here]",
 )
 @click.option("--epochs", type=_AT_LEAST_1, help="Passes over the data.  [default: the recipe's]")
 @click.option(
@@ -109,6 +120,8 @@ def train(
     recipe: str,
     workers: int | Literal["auto"] | None,
     engine: EngineName,
+    nodes: int | None,
+    address: str | None,
     mode: Mode,
     max_staleness: int | None,
     epochs: int | None,
@@ -136,6 +149,10 @@ def train(
         raise click.UsageError("--shards needs --mode sync: in async mode a batch is computed in one piece")
     if resume and checkpoint_dir is None:
         raise click.UsageError("--resume needs --checkpoint-dir DIR, which has the checkpoints")
+    if nodes is not None and engine in ("serial", "processes"):
+        raise click.UsageError(f"--nodes needs --engine ray or loopback: {engine} has this machine alone")
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address needs --engine ray")
     with reported(debug=debug):
         if plot is not None:
             _check_plot(plot)
@@ -148,6 +165,8 @@ def train(
             optimizer=loaded.optimizer,
             workers=workers,
             engine=engine,
+            nodes=nodes,
+            ray_options=None if address is None else {"address": address},
             mode=mode,
             max_staleness=max_staleness,
             shards=loaded.shards if shards is None and mode == "sync" else shards,

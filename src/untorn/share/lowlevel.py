@@ -16,6 +16,7 @@ Versions as bytes, for another channel, on this machine or another::
     continue_channel                                    take over a channel as it is
     id_of                                               which channel it is
     ending_of, has_name                                 whether its publisher, and its name, are still there
+    learn_structure                                     then parts of it may be changed
 
 A snapshot's value in memory that may be written to::
 
@@ -113,6 +114,7 @@ __all__ = [
     "is_data_file",
     "is_there",
     "items_of",
+    "learn_structure",
     "look_after_name",
     "meaning",
     "name_of",
@@ -355,6 +357,26 @@ def receive_raw(
         (None, None)
     """
     return _core.Block(publisher._receive(nbytes, version, timeout_s))
+
+
+def learn_structure(publisher: Publisher) -> None:
+    """Make a channel whose newest version came as bytes accept update_leaves() for versions of this structure. Raises
+    ValueError if the version is not laid out as publish_with_extra() would do it here.
+
+    Example:
+        >>> import numpy as np
+        >>> source = publish_with_extra({"w": np.zeros(2), "b": np.ones(1)})
+        >>> with source.subscriber().snapshot() as snapshot:
+        ...     copy = publish_raw(raw_version(snapshot), 7)
+        >>> learn_structure(copy)
+        >>> update_leaves(copy, {1: np.full(1, 5.0)})
+        8
+        >>> copy.close(), source.close()
+        (None, None)
+    """
+    with publisher.subscriber() as reader, reader.snapshot() as newest:
+        hold, decoder = _opened(newest)
+        _versions(publisher).learn(Tree.of(decoder.value(hold), decoder.extra(hold)))
 
 
 # -- beside the publisher

@@ -349,6 +349,16 @@ class Versions:
         schema_id = known.schema_id if known.schema == schema else version
         return self._make_latest(slot, _Known(version, layout, schema, nbytes, schema_id, changed_at))
 
+    def learn(self, tree: Tree) -> None:
+        """Learn the layout of the newest version, which came as bytes, from its value. Raises ValueError if a version
+        with this value would be laid out in another way."""
+        known = self._known()
+        layout = Layout(tree.spec, tree.extra)
+        if layout.schema != known.schema:
+            raise ValueError(f"channel {self._label!r}: version {known.version} has another structure than this value")
+        changed_at = np.full(len(layout.leaves), known.version, np.uint64)
+        self._known_or_past = self._coming = known._replace(layout=layout, changed_at=changed_at)
+
     def newest(self) -> memoryview:
         """Return the bytes of the newest version."""
         return self._newest_bytes()[: self._known().nbytes]

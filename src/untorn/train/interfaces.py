@@ -28,7 +28,7 @@ __all__ = [
     "TorchOptimizer",
 ]
 
-EngineName: TypeAlias = Literal["processes", "serial"]
+EngineName: TypeAlias = Literal["processes", "serial", "ray", "loopback"]
 Mode: TypeAlias = Literal["sync", "async"]
 
 Answer: TypeAlias = tuple[SupportsFloat, Any] | tuple[SupportsFloat, Any, Mapping[str, SupportsFloat]]

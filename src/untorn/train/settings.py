@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Self, overload
 
+from untorn.engines.nodes import Cluster
 from untorn.train.arguments import check_busy, checked_count, checked_shards, checked_staleness
-from untorn.train.interfaces import EngineName, Mode
+from untorn.train.interfaces import Mode
 from untorn.train.optim.fused import check_clip_norm
 from untorn.train.run.cpus import available_cpus
 from untorn.typevars import T_co
@@ -28,9 +29,10 @@ class Settings:
         workers: the initial number of workers.
         tuned: whether the number of workers is tuned while training runs.
         places: the number of workers that the processors have room for.
+        nodes: the initial number of nodes; 0 if all workers are on this machine.
     """
 
-    engine: EngineName
+    engine: str
     mode: Mode
     shards: int
     max_staleness: int
@@ -42,6 +44,7 @@ class Settings:
     workers: int
     tuned: bool
     places: int
+    nodes: int
 
     @property
     def is_async(self) -> bool:
@@ -98,7 +101,7 @@ class Setting(Generic[T_co]):
 def checked_settings(
     *,
     workers: Any,
-    engine: EngineName,
+    engine: Any,
     shards: int | None,
     mode: Mode,
     max_staleness: int | None,
@@ -107,10 +110,12 @@ def checked_settings(
     accumulate: int,
     threads_per_worker: int,
     max_restarts: int,
+    cluster: Cluster | None,
 ) -> Settings:
-    """Check the arguments of a Trainer and fill in the defaults. Raises TypeError or ValueError."""
-    if engine not in ("processes", "serial"):
-        raise ValueError(f"engine: expected 'processes' or 'serial', found {engine!r}")
+    """Check the arguments of a Trainer and fill in the defaults. ``cluster`` has the nodes, if there are any. Raises
+    TypeError or ValueError."""
+    if cluster is None and engine not in ("processes", "serial"):
+        raise ValueError(f"engine: expected 'processes', 'serial', 'ray' or 'loopback', found {engine!r}")
     seed = checked_count("seed", seed, 0, 2**63 - 1)
     accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
     threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
@@ -119,6 +124,10 @@ def checked_settings(
     cpus = available_cpus()
     fitting = max(1, cpus // threads_per_worker)
     given = workers is not None and workers != "auto"
+    nodes = 0
+    if cluster is not None:
+        engine, nodes = cluster.name, cluster.wanted()
+        workers, given = cluster.workers, True
     count = checked_count("workers", workers, 1, 1000) if given else fitting
     staleness = checked_staleness(mode, max_staleness, count, given=given)
     if mode == "async":
@@ -126,7 +135,7 @@ def checked_settings(
     return Settings(
         engine=engine,
         mode=mode,
-        shards=checked_shards(mode, shards, count if given else fitting),
+        shards=checked_shards(mode, shards, count * max(1, nodes) if given else fitting),
         max_staleness=staleness,
         seed=seed,
         clip_norm=check_clip_norm(clip_norm),
@@ -136,4 +145,5 @@ def checked_settings(
         workers=1 if engine == "serial" else count,
         tuned=workers == "auto",
         places=cpus // threads_per_worker,
+        nodes=nodes,
     )

@@ -17,9 +17,10 @@ import errno
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Literal, Self
 
+from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
 from untorn.share import Snapshot, Subscriber
 from untorn.share.lowlevel import extra
@@ -35,13 +36,14 @@ from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
 from untorn.train.models.function import as_model
+from untorn.train.nodes.clusters import checked_cluster, pool_of_nodes
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from untorn.train.run.lifetime import Lifetime, Resources
 from untorn.train.run.local_model import LocalModel
 from untorn.train.run.loop import FitLoop
-from untorn.train.run.pool import WorkerPool
+from untorn.train.run.pool import Pool, WorkerPool
 from untorn.train.run.step_log import NO_STEPS
 from untorn.train.run.tuner import Tuner
 from untorn.train.run.weights import Weights, copy_weights
@@ -109,7 +111,7 @@ class Trainer(Generic[ModelT_co]):
         array([ 1., -2.])
     """
 
-    engine: Setting[EngineName] = Setting()
+    engine: Setting[str] = Setting()
     mode: Setting[Mode] = Setting()
     seed: Setting[int] = Setting()
     shards: Setting[int] = Setting()
@@ -127,7 +129,8 @@ class Trainer(Generic[ModelT_co]):
         *,
         optimizer: OptimizerLike,
         workers: int | Literal["auto"] | None = None,
-        engine: EngineName = "processes",
+        engine: EngineName | Cluster = "processes",
+        nodes: int | None = None,
         shards: int | None = None,
         mode: Mode = "sync",
         max_staleness: int | None = None,
@@ -137,11 +140,13 @@ class Trainer(Generic[ModelT_co]):
         threads_per_worker: int = 1,
         max_restarts: int = 3,
         name: str | None = None,
+        ray_options: Mapping[str, Any] | None = None,
     ) -> None:
+        cluster = checked_cluster(engine, nodes=nodes, workers=workers, mode=mode, ray_options=ray_options)
         settings = self._settings = checked_settings(
             workers=workers, engine=engine, shards=shards, mode=mode, max_staleness=max_staleness, seed=seed,
             clip_norm=clip_norm, accumulate=accumulate, threads_per_worker=threads_per_worker,
-            max_restarts=max_restarts,
+            max_restarts=max_restarts, cluster=cluster,
         )  # fmt: skip
         self.model = model
         self.optimizer = optimizer
@@ -152,7 +157,12 @@ class Trainer(Generic[ModelT_co]):
         self._local = LocalModel(self._model)
         self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings)
         server_works = settings.is_async or self._optimizer.server_steps
-        self._pool = WorkerPool(settings, self._model.for_workers(), server_works=server_works)
+        for_workers = self._model.for_workers()
+        self._pool: Pool
+        if cluster is None:
+            self._pool = WorkerPool(settings, for_workers, server_works=server_works)
+        else:
+            self._pool = pool_of_nodes(settings, for_workers, self._optimizer, cluster)
         self.tuner = self._pool.tuner
         self._name = name
         self._lifetime = Lifetime()
@@ -228,17 +238,27 @@ class Trainer(Generic[ModelT_co]):
         """The target number of workers; resize() changes it."""
         return self._pool.count.wanted
 
-    def resize(self, workers: int) -> None:
-        """Set the number of workers, also while fit runs, from a callback or another thread. In sync mode the bits of
-        the result do not change. Returns at once; a new process takes a moment to start, and a surplus one ends after
-        its current gradient.
+    @property
+    def nodes(self) -> int:
+        """The target number of nodes; resize() changes it. 0 if all workers are on this machine."""
+        return self._pool.wanted_nodes
+
+    def resize(self, workers: int | None = None, *, nodes: int | None = None) -> None:
+        """Set the number of workers, on nodes that of each node, and the number of nodes, also while fit runs, from a
+        callback or another thread. In sync mode the bits of the result do not change. Returns at once; a new process
+        takes a moment to start, a surplus worker ends after its current gradient, and a surplus node after a step.
 
         Raises ValueError for less than 1, for more than the maximum (64 or twice the initial number, whichever is
-        larger), for more than ``max_staleness`` + 1 in async mode, and with engine="serial"; CapacityError if there is
-        no memory.
+        larger), for more than ``max_staleness`` + 1 in async mode, with engine="serial", and for nodes that the engine
+        does not have; CapacityError if there is no memory, or no room for so many nodes.
         """
         self._lifetime.check_owner()
-        self._pool.resize(workers)
+        if workers is None and nodes is None:
+            raise TypeError("resize() needs workers=, nodes=, or both")
+        if nodes is not None:
+            self._pool.resize_nodes(checked_count("nodes", nodes, 1, 1000))
+        if workers is not None:
+            self._pool.resize(workers)
 
     @property
     def restarts(self) -> int:
@@ -434,7 +454,8 @@ class Trainer(Generic[ModelT_co]):
             return self._resources
         try:
             assert initial is not None
-            resources = Resources(Weights(initial, self._optimizer, self._name), self._pool, self._name)
+            weights = self._pool.first_weights(initial, self._optimizer, self._name)
+            resources = Resources(weights, self._pool, self._name)
         except BusyError:
             if self._resources is None:
                 raise

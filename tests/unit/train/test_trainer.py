@@ -44,7 +44,11 @@ def mlp_trainer(model=networks.mlp, **arguments):
         ({"seed": None}, TypeError, "seed: expected an int, found NoneType"),
         ({"threads_per_worker": 0}, ValueError, "threads_per_worker: expected 1 to"),
         ({"max_restarts": -1}, ValueError, "max_restarts: expected 0 to"),
-        ({"engine": "threads"}, ValueError, "engine: expected 'processes' or 'serial', found 'threads'"),
+        (
+            {"engine": "threads"},
+            ValueError,
+            "engine: expected 'processes', 'serial', 'ray' or 'loopback', found 'threads'",
+        ),
         ({"optimizer": 0.1}, TypeError, "optimizer: expected untorn.SGD(...), found float"),
         ({"mode": "hogwild"}, ValueError, "mode: expected 'sync' or 'async', found 'hogwild'"),
         ({"max_staleness": 2}, ValueError, "max_staleness: sync mode has no stale gradients"),

@@ -13,7 +13,9 @@ are LoopbackCluster, whose nodes are processes of this machine, and untorn.ray.R
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Cluster", "Ended", "Invitation"]
 
@@ -27,12 +29,16 @@ class Invitation:
         secret: what all connections of this training are authenticated with.
         number: the number of the node process; no two of a training have the same.
         workers: the number of workers that the node begins with.
+        neighbours: the number of nodes that share its machine.
+        main: a function at the top of a module, called with the Node: what the node process is for.
     """
 
     address: tuple[str, int]
     secret: bytes = field(repr=False)
     number: int
     workers: int
+    neighbours: int
+    main: Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,23 @@ class Cluster(ABC):
     Attributes:
         name: its name in messages: "ray", "loopback".
         host: the address of this machine, at which nodes reach the driver.
+        workers: the number of workers that each node begins with; set by open().
+        same_bits: whether a node is refused whose processor gives other bits than that of the first node.
     """
 
     name: str
     host: str
+    workers: int
+    same_bits: bool = True
 
     @abstractmethod
-    def open(self, nodes: int | None, workers: int) -> int:
-        """Prepare to run this number of nodes with this number of workers each; None for all that the cluster has.
-        Return the number of nodes. Raises an error that names what is asked for and what is there: CapacityError for
-        too few resources, ConnectionError if there is no cluster, ImportError for a missing library."""
+    def open(self, nodes: int | None, workers: int | None) -> None:
+        """Prepare to run this number of nodes with this number of workers each; None for what the cluster has: all its
+        nodes, and one worker per processor. Called once.
+
+        Raises an error that names what is asked for and what is there: CapacityError for too few resources,
+        ConnectionError if there is no cluster, ImportError for a missing library.
+        """
 
     @abstractmethod
     def start(self, invitation: Invitation) -> bool:
@@ -73,6 +86,10 @@ class Cluster(ABC):
     @abstractmethod
     def wanted(self) -> int:
         """Return the number of nodes that there should be now. It changes if open() was asked for all there are."""
+
+    def neighbours(self) -> int:
+        """Return the number of nodes that share one machine."""
+        return 1
 
     @abstractmethod
     def resize(self, nodes: int) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.board import Board, FailureReport
+from untorn.board import FailureReport
 from untorn.errors import NonFiniteLossError, WorkerError
 from untorn.train.models.outputs import Form, flattened
 
-__all__ = ["Chunks", "Collector", "Means", "Outputs"]
+__all__ = ["Answer", "Chunks", "Collector", "Evaluation", "Means", "Outputs"]
 
 _Array = NDArray[Any]
 
@@ -64,6 +64,41 @@ class Chunks:
         return WorkerError(f"failed in worker {report.worker}, at {described}: {report.summary}", report.traceback)
 
 
+class Answer(NamedTuple):
+    """A worker's answer for a chunk.
+
+    Attributes:
+        names: the names of the metrics.
+        measured: the loss, and the metrics in this order; more numbers may follow.
+        payload: the outputs, laid out as Form.places() says; empty if they are not computed.
+    """
+
+    names: list[str]
+    measured: NDArray[np.float64]
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What workers compute for each chunk. It is pickled.
+
+    Attributes:
+        private: whether to read the weights through a private mapping, since the model's framework may write to them.
+        chunks: the chunks of the data.
+        seed: the seed of the trainer.
+        form: the form of the outputs; empty if they are not computed.
+        outputs: whether to compute the model's outputs instead of its loss and metrics.
+        nbytes: the size of an answer's payload.
+    """
+
+    private: bool
+    chunks: Chunks
+    seed: int
+    form: Form
+    outputs: bool
+    nbytes: int
+
+
 class Collector(ABC):
     """Collects the answers for all chunks. Abstract."""
 
@@ -85,8 +120,8 @@ class Collector(ABC):
         """Take the answer for a chunk that was computed in this process."""
 
     @abstractmethod
-    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
-        """Take the answer for a chunk that a worker has written to a buffer of this board."""
+    def take_answer(self, chunk: int, answer: Answer) -> None:
+        """Take the answer for a chunk that a worker has computed."""
 
     @abstractmethod
     def result(self) -> Any:
@@ -111,11 +146,10 @@ class Means(Collector):
         """See Collector."""
         self._answers[chunk] = {"loss": answer.loss} | dict(answer.metrics)
 
-    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+    def take_answer(self, chunk: int, answer: Answer) -> None:
         """See Collector."""
-        names = ["loss", *board.metric_names]
-        values = board.buffer(buffer_at).measured[: len(names)]
-        self._answers[chunk] = dict(zip(names, map(float, values), strict=True))
+        names = ["loss", *answer.names]
+        self._answers[chunk] = dict(zip(names, map(float, answer.measured[: len(names)]), strict=True))
 
     def result(self) -> dict[str, float]:
         """See Collector."""
@@ -166,13 +200,13 @@ class Outputs(Collector):
         for whole, part in zip(self._whole, self.form.checked(answer, self.chunks.describe(chunk)), strict=True):
             whole[indices] = part
 
-    def take_from(self, board: Board, buffer_at: int, chunk: int) -> None:
+    def take_answer(self, chunk: int, answer: Answer) -> None:
         """See Collector."""
         assert self._whole is not None
         indices = self.chunks.indices(chunk)
         places = self.form.places(self.chunks.size, len(indices))
         for whole, (dtype, shape, offset) in zip(self._whole, places, strict=True):
-            whole[indices] = board.payload_array(buffer_at, dtype, shape, offset)
+            whole[indices] = np.ndarray(shape, dtype, answer.payload, offset)
 
     def result(self) -> Any:
         """See Collector."""

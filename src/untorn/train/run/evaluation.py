@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from untorn import _core
-from untorn.board import Board, BoardSpec
 from untorn.engines.threads import threads_limited
 from untorn.train.data import SharedData, Source
-from untorn.train.run.chunks import Chunks, Collector, Means, Outputs
-from untorn.train.run.evaluation_worker import ChunkEvaluator, EvaluationJob
+from untorn.train.run.chunks import Chunks, Collector, Evaluation, Means, Outputs
+from untorn.train.run.evaluation_worker import ChunkEvaluator
 from untorn.train.run.local_model import LocalModel
-from untorn.train.run.pool import WorkerPool
+from untorn.train.run.pool import Pool
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 
@@ -33,7 +31,6 @@ __all__ = ["EVALUATION_BATCH_SIZE", "Evaluator"]
 EVALUATION_BATCH_SIZE = 1024
 #: less work than this is not worth the overhead of the workers
 _WORTH_S = 0.1
-_SLOTS_PER_WORKER = 2
 
 
 class Evaluator:
@@ -51,7 +48,7 @@ class Evaluator:
         self,
         settings: Settings,
         weights: Weights,
-        pool: WorkerPool,
+        pool: Pool,
         local: LocalModel,
         while_waiting: Callable[[], None],
     ) -> None:
@@ -106,53 +103,21 @@ class Evaluator:
                         shared = stack.enter_context(sharing)
                     else:
                         shared = share()
-                    self._have_workers_answer(shared, collector, nbytes)
+                    for chunk in self._have_workers_answer(shared, collector, nbytes):
+                        collector.take(chunk, answer(chunk))
 
-    def _have_workers_answer(self, shared: SharedData, collector: Collector, nbytes: int) -> None:
-        """Have the workers compute the answers for all chunks but the first."""
-        pool, chunks = self._pool, collector.chunks
-        spec = BoardSpec(
-            shards=min(chunks.count - 1, _SLOTS_PER_WORKER * pool.count.wanted),
-            max_workers=pool.count.max,
-            workers=pool.count.wanted,
-            is_async=True,
-            steps=1,
-            examples=1,
-            batch_size=1,
-            gradient_nbytes=nbytes,
-            state_stride=0,
-            first_version=0,
-        )
-        job = EvaluationJob(
-            weights=self._weights.subscriber().address,
-            data=shared,
+    def _have_workers_answer(self, shared: SharedData, collector: Collector, nbytes: int) -> list[int]:
+        """Have the workers compute the answers for all chunks but the first. Return the chunks that they have left."""
+        evaluation = Evaluation(
             private=self.local.model.private_params,
-            chunks=chunks,
+            chunks=collector.chunks,
             seed=self._settings.seed,
             form=collector.form,
             outputs=collector.outputs,
+            nbytes=nbytes,
         )
-        with (
-            pool.make_board(spec, advice="use a smaller batch_size") as board,
-            pool.interrupt(job, board),
-        ):
-            self._collect_from(board, collector)
-
-    def _collect_from(self, board: Board, collector: Collector) -> None:
-        rest = iter(range(1, collector.chunks.count))
-        in_flight = dict(zip(range(board.shards), rest, strict=False))
-        for slot, chunk in in_flight.items():
-            board.inflight_open(slot, chunk)
-        while in_flight:
-            self._pool.advance(board, collector.chunks, 0, self._while_waiting)
-            for slot, chunk in list(in_flight.items()):
-                found = board.in_flight(slot)
-                if found.state != _core.TASK_DONE:
-                    continue
-                collector.take_from(board, found.buffer_at, chunk)
-                board.inflight_empty(slot)
-                del in_flight[slot]
-                following = next(rest, None)
-                if following is not None:
-                    in_flight[slot] = following
-                    board.inflight_open(slot, following)
+        left = dict.fromkeys(range(1, collector.chunks.count))
+        for chunk, answer in self._pool.answers(evaluation, self._weights, shared, list(left), self._while_waiting):
+            collector.take_answer(chunk, answer)
+            del left[chunk]
+        return list(left)

@@ -13,8 +13,7 @@ from untorn.engines import Worker
 from untorn.share.lowlevel import Address, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
 from untorn.train.models.base import Replica
-from untorn.train.models.outputs import Form
-from untorn.train.run.chunks import Chunks
+from untorn.train.run.chunks import Evaluation
 from untorn.train.run.reporter import Reporter
 
 __all__ = ["ChunkEvaluator", "EvaluationJob"]
@@ -52,20 +51,12 @@ class EvaluationJob:
     Attributes:
         weights: the channel of the weights, whose newest version is evaluated.
         data: the data to evaluate.
-        private: whether to read the weights through a private mapping, since the model's framework may write to them.
-        chunks: the chunks of the data.
-        seed: the seed of the trainer.
-        form: the form of the outputs; empty if they are not computed.
-        outputs: whether to compute the model's outputs instead of its loss and metrics.
+        evaluation: what to compute.
     """
 
     weights: Address
     data: SharedData
-    private: bool
-    chunks: Chunks
-    seed: int
-    form: Form
-    outputs: bool
+    evaluation: Evaluation
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
         """See job.Job."""
@@ -77,13 +68,13 @@ class _EvaluationWorker:
 
     def __init__(self, job: EvaluationJob, index: int, board: Board, model: Replica) -> None:
         self.board = board
-        self._job = job
+        self._evaluation = job.evaluation
         self._index = index
         self._weights = attach_writer(job.weights)
         self._data = job.data.open()
         self._pinned = self._weights.pin()
-        params = decoder_of(self._pinned).value(self._pinned.private() if job.private else self._pinned)
-        self._evaluate = ChunkEvaluator(model, params, job.seed, outputs=job.outputs)
+        params = decoder_of(self._pinned).value(self._pinned.private() if job.evaluation.private else self._pinned)
+        self._evaluate = ChunkEvaluator(model, params, job.evaluation.seed, outputs=job.evaluation.outputs)
         self._reporter = Reporter(board, index)
         self._spin = True
 
@@ -94,8 +85,8 @@ class _EvaluationWorker:
         if kind != _core.RUN_GRADIENT:
             return kind
         try:
-            answer = self._evaluate(self._data.take(self._job.chunks.indices(chunk)))
-            if self._job.outputs:
+            answer = self._evaluate(self._data.take(self._evaluation.chunks.indices(chunk)))
+            if self._evaluation.outputs:
                 self._write_outputs(chunk, buffer_at, answer)
             else:
                 self._write_measured(buffer_at, answer)
@@ -113,7 +104,7 @@ class _EvaluationWorker:
         measured[: 1 + len(answer.metrics)] = [answer.loss, *answer.metrics.values()]
 
     def _write_outputs(self, chunk: int, buffer_at: int, answer: Any) -> None:
-        form, chunks = self._job.form, self._job.chunks
+        form, chunks = self._evaluation.form, self._evaluation.chunks
         parts = form.checked(answer, chunks.describe(chunk))
         places = form.places(chunks.size, len(chunks.indices(chunk)))
         for part, (dtype, shape, offset) in zip(parts, places, strict=True):

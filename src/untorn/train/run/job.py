@@ -26,7 +26,7 @@ from untorn.engines.worker_logs import levels_here
 from untorn.train.models.base import Model, Replica
 from untorn.train.models.pickling import pickled
 
-__all__ = ["Assignment", "Job"]
+__all__ = ["Assignment", "Job", "PickledModel", "pickled_model"]
 
 
 class Job(Protocol):
@@ -35,6 +35,17 @@ class Job(Protocol):
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
         """Return a worker for the job."""
         ...
+
+
+@dataclass(frozen=True)
+class PickledModel:
+    """A model as bytes, for a server that only passes it on.
+
+    Attributes:
+        content: the pickle of a Model.
+    """
+
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,13 @@ class Assignment:
     """
 
     job: Job
-    model: Model
+    model: Model | PickledModel
     threads: int
 
     def worker(self, index: int, board: Board) -> Worker:
         """Return a worker in this process."""
+        if isinstance(self.model, PickledModel):
+            raise TypeError("a model that is only passed on has no worker in this process")
         return self.job.begin(index, board, self.model.replica(self.threads))
 
     def payload(self, board: Board, *, within: int) -> dict[str, Any]:
@@ -62,7 +75,14 @@ class Assignment:
             "within": within,
             "board": board.path,
             "job": pickle.dumps(self.job, protocol=5),
-            "model": pickled("model: it", self.model, otherwise="use engine='serial'", derive=self.model.pickler),
+            "model": pickled_model(self.model),
             "threads": self.threads,
             "levels": json.dumps(levels_here()),
         }
+
+
+def pickled_model(model: Model | PickledModel) -> bytes:
+    """Return the pickle of a model for workers. Raises TypeError for a model that cannot be sent."""
+    if isinstance(model, PickledModel):
+        return model.content
+    return pickled("model: it", model, otherwise="use engine='serial'", derive=model.pickler)

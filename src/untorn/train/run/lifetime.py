@@ -6,7 +6,7 @@ import os
 
 from untorn.control import Control
 from untorn.errors import ClosedError
-from untorn.train.run.pool import WorkerPool
+from untorn.train.run.pool import Pool
 from untorn.train.run.weights import Weights
 
 __all__ = ["Lifetime", "Resources"]
@@ -60,7 +60,7 @@ class Resources:
         name: the name under which other processes find the job, or None.
     """
 
-    def __init__(self, weights: Weights, pool: WorkerPool, name: str | None) -> None:
+    def __init__(self, weights: Weights, pool: Pool, name: str | None) -> None:
         self.weights = weights
         self.control = Control(name) if name is not None else None
         self._pool = pool

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn.board import BoardSpec
 from untorn.control import Control
 from untorn.train.callbacks import Callback
 from untorn.train.callbacks.calls import training
@@ -29,15 +28,13 @@ from untorn.train.history import History
 from untorn.train.optim.base import Optimizer
 from untorn.train.run.epoch import Epoch, Segment
 from untorn.train.run.evaluation import Evaluator
-from untorn.train.run.gradient_worker import GradientJob
 from untorn.train.run.lifetime import Lifetime
-from untorn.train.run.pool import WorkerPool
-from untorn.train.run.server_steps import ServerStepper
+from untorn.train.run.plan import Plan
+from untorn.train.run.pool import Pool
 from untorn.train.run.small_batches import min_shard_examples
 from untorn.train.run.status import JobStatus
 from untorn.train.run.step_log import NO_STEPS, StepLog, means_of
-from untorn.train.run.steps import StepStrategy, strategy_of
-from untorn.train.run.tasks import GradientTasks
+from untorn.train.run.steps import StepStrategy
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 from untorn.train.state import TrainingState
@@ -78,7 +75,7 @@ class FitLoop:
         settings: Settings,
         state: TrainingState,
         weights: Weights,
-        pool: WorkerPool,
+        pool: Pool,
         evaluator: Evaluator,
         lifetime: Lifetime,
         optimizer: Optimizer,
@@ -310,43 +307,21 @@ class FitLoop:
             self._evaluator.local, weights, source, settings, **sizes, cut=self._data.stream is None
         )
         version, first_step = weights.version, self._state.step
-        stepper = ServerStepper.of(self._optimizer, weights, settings)
-        spec = BoardSpec(
-            shards=settings.max_staleness + 1 if settings.is_async else settings.shards,
-            max_workers=pool.count.max,
-            workers=pool.count.wanted,
-            is_async=settings.is_async,
-            steps=-(-examples // batch_size),
+        plan = Plan(
+            settings=settings,
+            kernel=self._optimizer.kernel,
+            server_steps=self._optimizer.server_steps,
             examples=examples,
             batch_size=batch_size,
-            gradient_nbytes=weights.layout.nbytes,
-            state_stride=weights.layout.state_stride,
-            first_version=weights.target.version,
-            kernel=self._optimizer.kernel,
-            clip_norm=settings.clip_norm or 0.0 if stepper is None else 0.0,
-            ranges=weights.layout.ranges(),
+            min_examples=min_examples,
+            first_step=first_step,
         )
-        advice = f"use fewer {'workers' if settings.is_async else 'shards or workers'}"
-        with pool.make_board(spec, advice=advice) as board, pool.count.job(board):
-            strategy = strategy_of(board, weights, settings.max_staleness, stepper)
-            self._tasks = GradientTasks(board, min_examples)
-            with source.shared(max_readers=pool.count.max_readers, local=pool.is_local) as shared:
-                job = GradientJob(
-                    weights=weights.subscriber().address,
-                    target=weights.target.subscriber().address,
-                    data=shared,
-                    layout=weights.layout,
-                    seed=settings.seed,
-                    first_step=first_step,
-                    accumulate=settings.accumulate,
-                    min_examples=min_examples,
-                )
-                try:
-                    with pool.run(job, board, at_rest=lambda: strategy.at_rest):
-                        yield strategy
-                finally:
-                    # after a failure, some steps are not counted yet
-                    self._state.step = first_step + weights.version - version
+        try:
+            with pool.train(plan, source, weights, self._optimizer) as strategy:
+                yield strategy
+        finally:
+            # after a failure, some steps are not counted yet
+            self._state.step = first_step + weights.version - version
 
     def _run_segment(self, strategy: StepStrategy, order: NDArray[np.int64]) -> None:
         """Write the order and the learning rates of a segment to its board, and run its steps."""
@@ -359,7 +334,7 @@ class FitLoop:
             self._epoch.learning_rate = state.learning_rate.at(steps[-1])
         log = StepLog(board, self._epoch.rows, clips=self._settings.clip_norm is not None)
         self._epoch.segment = Segment(self._weights.version, self._skipped, strategy, log)
-        self._tasks.set_epoch(state.epoch, self._skipped)
+        strategy.tasks.set_epoch(state.epoch, self._skipped)
         self._status.begin_segment(board, log, self._skipped)
         self._pool.stepping = True
         try:
@@ -375,7 +350,7 @@ class FitLoop:
         self._pool.begin_epoch(state.step)
         seen = 0
         while seen < board.steps:
-            self._pool.advance(board, self._tasks, strategy.until, self._lifetime.check)
+            self._pool.advance(board, strategy.tasks, strategy.until, self._lifetime.check)
             if board.need_slot:
                 self._weights.make_room(board)
             if board.refused:

@@ -41,9 +41,10 @@ class ServerStepper:
         optimizer: the optimizer, which begins with the newest weights and state.
         weights: the weights to read and publish.
         settings: the settings of the trainer.
+        step: the board's step that the newest weights are those of.
     """
 
-    def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings) -> None:
+    def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings, step: int = 0) -> None:
         self._weights = weights
         self._reader = weights.target.subscriber()
         self._clip_norm = settings.clip_norm
@@ -57,7 +58,7 @@ class ServerStepper:
         self._gradients = [np.empty_like(leaf) for leaf in leaves[untrained:]]
         self._names = [*(f"parameter {index}" for index in range(len(self._gradients))), *state]
         self._kinds = [(leaf.shape, leaf.dtype) for leaf in [*leaves[untrained:], *state.values()]]
-        self._base_version = weights.version
+        self._base_version = weights.version - step
         trained = dict(list(params.items())[untrained:]) if untrained else params
         self._session = optimizer.session(trained, state, threads=settings.threads_per_worker)
 
@@ -68,7 +69,7 @@ class ServerStepper:
 
     @property
     def steps(self) -> int:
-        """The number of steps made."""
+        """The number of steps made, since the board's step 0."""
         return self._weights.version - self._base_version
 
     def make(self, board: Board) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.board import Board
-from untorn.train.run.pool import WorkerPool
+from untorn.train.run.pool import Pool
 from untorn.train.run.step_log import StepLog
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
@@ -72,9 +72,7 @@ class JobStatus:
         epochs: the number of epochs of this call of fit.
     """
 
-    def __init__(
-        self, settings: Settings, state: TrainingState, pool: WorkerPool, weights: Weights, epochs: int
-    ) -> None:
+    def __init__(self, settings: Settings, state: TrainingState, pool: Pool, weights: Weights, epochs: int) -> None:
         self._settings = settings
         self._state = state
         self._pool = pool
@@ -138,7 +136,6 @@ class JobStatus:
         measured: dict[str, Any] = dict(log.row(self._done - 1)) if self._done else {}
         examples = min(self._done * board.batch_size, board.examples)
         step = self._first_step + self._done
-        commits = board.commits
         return {
             "name": self._weights.channel.name,
             "pid": os.getpid(),
@@ -150,10 +147,8 @@ class JobStatus:
             "step_in_epoch": self._skipped + self._done,
             "steps_per_epoch": self._skipped + board.steps,
             "version": self._weights.version,
-            "workers": [
-                {"index": index, "pid": pid, "state": worker_state, "gradients": commits[index]}
-                for index, pid, worker_state in self._pool.members()
-            ],
+            "workers": self._pool.members(),
+            "nodes": self._pool.nodes(),
             "restarts": self._pool.restarts,
             "losses": self._curve.points(),
             "loss": measured.pop("loss", None),

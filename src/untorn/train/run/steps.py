@@ -16,21 +16,29 @@ from untorn.board import Board
 from untorn.share.lowlevel import attachment_of, meaning
 from untorn.train.run.async_schedule import AsyncSchedule
 from untorn.train.run.server_steps import ServerStepper
+from untorn.train.run.tasks import GradientTasks
 from untorn.train.run.weights import Weights
 
 __all__ = ["AsyncSteps", "ServerSteps", "StepStrategy", "WorkerSteps", "strategy_of"]
 
 
 class StepStrategy(ABC):
-    """Makes the steps of the epochs on one board. Steps are numbered from the board's first one. Abstract."""
+    """Makes the steps of the epochs on one board. Steps are numbered from the board's first one. Abstract.
 
-    def __init__(self, board: Board) -> None:
+    Args:
+        board: the board.
+        tasks: describes the board's tasks in errors.
+    """
+
+    def __init__(self, board: Board, tasks: GradientTasks) -> None:
         self.board = board
+        self.tasks = tasks
         self.first = self.steps = 0
 
-    def begin(self, steps: int) -> None:
-        """Begin an epoch of this number of steps, whose order and learning rates are on the board."""
-        self.first, self.steps = self.made, steps
+    def begin(self, steps: int, *, first: int | None = None) -> None:
+        """Begin an epoch of this number of steps, whose order and learning rates are on the board. ``first`` is the
+        board's step at which it began, if some of its steps are made already."""
+        self.first, self.steps = self.made if first is None else first, steps
         self._go()
 
     @property
@@ -88,8 +96,8 @@ class WorkerSteps(StepStrategy):
 class ServerSteps(StepStrategy):
     """The workers stop after the sum of each step, and the server makes the step."""
 
-    def __init__(self, board: Board, stepper: ServerStepper) -> None:
-        super().__init__(board)
+    def __init__(self, board: Board, tasks: GradientTasks, stepper: ServerStepper) -> None:
+        super().__init__(board, tasks)
         self._stepper = stepper
 
     @property
@@ -118,13 +126,16 @@ class AsyncSteps(StepStrategy):
 
     Args:
         board: the board, with a slot for each batch in flight.
+        tasks: describes the board's tasks in errors.
         weights: the weights that the gradients are applied to.
         max_staleness: the number of versions that a gradient may be behind the weights that it is applied to.
         stepper: makes the steps; None if the board makes them, with a fused optimizer.
     """
 
-    def __init__(self, board: Board, weights: Weights, max_staleness: int, stepper: ServerStepper | None) -> None:
-        super().__init__(board)
+    def __init__(
+        self, board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: ServerStepper | None
+    ) -> None:
+        super().__init__(board, tasks)
         self._weights = weights
         self._stepper = stepper
         self._base_version = weights.version
@@ -200,8 +211,10 @@ class AsyncSteps(StepStrategy):
             self._schedule.started(slot, made=self.made)
 
 
-def strategy_of(board: Board, weights: Weights, max_staleness: int, stepper: ServerStepper | None) -> StepStrategy:
+def strategy_of(
+    board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: ServerStepper | None
+) -> StepStrategy:
     """Return the step strategy for this board."""
     if board.is_async:
-        return AsyncSteps(board, weights, max_staleness, stepper)
-    return WorkerSteps(board) if stepper is None else ServerSteps(board, stepper)
+        return AsyncSteps(board, tasks, weights, max_staleness, stepper)
+    return WorkerSteps(board, tasks) if stepper is None else ServerSteps(board, tasks, stepper)

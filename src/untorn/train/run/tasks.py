@@ -17,6 +17,10 @@ class GradientTasks:
     Args:
         board: the board with the steps.
         min_examples: the minimum number of examples of a shard.
+
+    Attributes:
+        epoch: the epoch of the board's steps.
+        skipped: the number of steps of that epoch before them.
     """
 
     #: training may run for days, and continues however often idle workers are killed meanwhile
@@ -25,11 +29,11 @@ class GradientTasks:
     def __init__(self, board: Board, min_examples: int) -> None:
         self._board = board
         self._min_examples = min_examples
-        self._epoch = self._skipped = 0
+        self.epoch = self.skipped = 0
 
     def set_epoch(self, epoch: int, skipped: int) -> None:
         """Set the epoch of the board's steps, and the number of steps of that epoch before them."""
-        self._epoch, self._skipped = epoch, skipped
+        self.epoch, self.skipped = epoch, skipped
 
     def where(self, step: int, shard: int) -> str:
         """Return the place of a gradient: "in epoch 0, step 3, shard 1 (16 examples: 5, 2, ...)"."""
@@ -47,8 +51,8 @@ class GradientTasks:
         )
         indices = board.order[start:stop]
         shown = f"{', '.join(map(str, indices[:_SHOWN]))}{', ...' if len(indices) > _SHOWN else ''}"
-        step_in_epoch = self._skipped + step % board.steps
-        return f"epoch {self._epoch}, step {step_in_epoch}, shard {shard} ({len(indices)} examples: {shown})"
+        step_in_epoch = self.skipped + step % board.steps
+        return f"epoch {self.epoch}, step {step_in_epoch}, shard {shard} ({len(indices)} examples: {shown})"
 
     def failure(self, report: FailureReport) -> Exception:
         """Return the error for the report of the first worker that failed."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -27,44 +28,98 @@ from untorn.train.models.base import Parts
 from untorn.train.optim.base import Optimizer
 from untorn.train.run.parameter_layout import ParameterLayout
 
-__all__ = ["Weights", "copy_weights"]
+__all__ = ["Weights", "WeightsForm", "copy_weights"]
+
+Blob: TypeAlias = bytes | bytearray | memoryview
 
 #: the reader rows, the slots, and the slots that keep their memory, of the channel of the weights
 _CHANNEL_SIZES = (1024, 64, 8)
 #: the slots reserved for training, which other subscribers cannot hold
 _RESERVED_SLOTS = 24
+#: the first version of a received channel for summed gradients; a job has at most 2**32 steps
+_FIRST_SUMS = 1 << 32
 _RETRY_S = 0.001
+
+
+@dataclass(frozen=True)
+class WeightsForm:
+    """What a copy of the weights on another machine needs to know of them. It is pickled.
+
+    Attributes:
+        layout: the layout of the parameters in a version and in a gradient buffer.
+        untrained: the number of kept parameters and the number of model buffers, which are not trained.
+    """
+
+    layout: ParameterLayout
+    untrained: tuple[int, int]
 
 
 class Weights:
     """The newest weights, with the optimizer's state beside them, and the room for the next version.
 
     Args:
-        parts: the initial values.
-        optimizer: provides the initial state, and determines whether workers write weights or sums.
-        name: publish the weights under this name.
+        form: the form of the weights.
+        channel: the channel of the weights, which this object owns.
+        target: the channel that a board writes to, if it is another one: a channel for summed gradients.
 
     Attributes:
-        channel: the channel of the weights.
-        target: the channel that a board writes to: the channel of the weights, or one for summed gradients.
-        layout: the layout of the parameters in a version and in a gradient buffer.
-        untrained: the number of kept parameters and the number of model buffers, which are not trained.
+        channel, form: the arguments.
+        target: the channel that a board writes to.
     """
 
-    def __init__(self, parts: Parts, optimizer: Optimizer, name: str | None) -> None:
-        self.untrained = kept, buffers = len(parts.kept), len(parts.buffers)
+    def __init__(self, form: WeightsForm, channel: Publisher, target: Publisher | None) -> None:
+        self.form = form
+        self.channel = channel
+        self.target = channel if target is None else target
+        lowlevel.attachment_of(channel).reserve_slots(_RESERVED_SLOTS)
+        self._reader = channel.subscriber()
+
+    @classmethod
+    def begin(cls, parts: Parts, optimizer: Optimizer, name: str | None) -> Self:
+        """Publish the first version.
+
+        Args:
+            parts: the initial values.
+            optimizer: provides the initial state, and determines whether workers write weights or sums.
+            name: publish the weights under this name.
+        """
+        kept, buffers = len(parts.kept), len(parts.buffers)
         state = optimizer.state_for(parts.trained)
         if optimizer.server_steps:
-            self.layout = ParameterLayout.of(parts.summed, None, buffers=buffers, sums=True)
+            layout = ParameterLayout.of(parts.summed, None, buffers=buffers, sums=True)
         else:
-            self.layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers)
+            layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers)
         sizes = _CHANNEL_SIZES
-        self.channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
-        lowlevel.attachment_of(self.channel).reserve_slots(_RESERVED_SLOTS)
-        self.target: Publisher = self.channel
-        if optimizer.server_steps:
-            self.target = lowlevel.publish_with_extra(parts.summed, sizes=sizes)
-        self._reader = self.channel.subscriber()
+        channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
+        target = lowlevel.publish_with_extra(parts.summed, sizes=sizes) if optimizer.server_steps else None
+        return cls(WeightsForm(layout, (kept, buffers)), channel, target)
+
+    @classmethod
+    def received(cls, form: WeightsForm, raw: Blob, version: int, raw_target: Blob | None) -> Self:
+        """Publish a version that another process has sent, with its number.
+
+        Args:
+            form: the form of the weights.
+            raw: the bytes of the version.
+            version: its number.
+            raw_target: the bytes of any version of the channel for summed gradients, if there is one.
+        """
+        channel = lowlevel.publish_raw(raw, version, sizes=_CHANNEL_SIZES)
+        target = None
+        if raw_target is not None:  # its numbers mean nothing elsewhere, and must leave room for those of a job's steps
+            target = lowlevel.publish_raw(raw_target, _FIRST_SUMS, sizes=_CHANNEL_SIZES)
+            lowlevel.learn_structure(channel)  # the server publishes the parts that its steps change
+        return cls(form, channel, target)
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The layout of the parameters in a version and in a gradient buffer."""
+        return self.form.layout
+
+    @property
+    def untrained(self) -> tuple[int, int]:
+        """The number of kept parameters and the number of model buffers, which are not trained."""
+        return self.form.untrained
 
     @property
     def version(self) -> int:
@@ -136,7 +191,8 @@ class Weights:
         self._reader.close()
         self.channel.unlink()
         self.channel.close()
-        self.target.close()
+        if self.target is not self.channel:
+            self.target.close()
 
 
 def copy_weights(target: Any, value: Any) -> None:

@@ -1,0 +1,747 @@
+"""The driver's coordinator: it decides which nodes take part, and from which step on.
+
+::
+
+    cluster ── starts ──> node ── connects ──> Member: sent everything that it lacks, while the others train
+                                                  │ ready
+                                                  v
+    a member is lost, joins or leaves ──> session: pause all ── positions ──> members, cuts, step ──> begin all
+
+A verdict of death can be wrong between machines. So every change of members makes a new session with a new number, in
+which each member has new connections to the others: who was given up is in none, and nothing that it sends can reach
+anybody. The members pause at a step, tell which, and whoever is behind fetches the newest version from one that is not.
+The sum of a step does not depend on who computes which shard, so the training goes on with the same bits.
+
+All of this runs in the thread of the hub, so a callback of the user's that takes long delays no recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from untorn.board import Board
+from untorn.engines.nodes import Cluster, Invitation
+from untorn.engines.nodes.node import versions_here
+from untorn.engines.nodes.wire import Hub, Message, Wire
+from untorn.errors import WorkerError
+from untorn.train.nodes.copies import Position, send_copy
+from untorn.train.nodes.members import LostError, Member
+from untorn.train.nodes.replica import serve
+from untorn.train.run.chunks import Answer, Evaluation
+from untorn.train.run.plan import Plan
+
+__all__ = ["Coordinator", "NodeEvaluation", "NodeJob", "cuts_of"]
+
+_log = logging.getLogger(__name__)
+
+#: a node that is silent for so long is given up; one that is still starting may be busy importing
+_SILENCE_S = 3.0
+_SILENCE_STARTING_S = 60.0
+#: how long a node process may take until it has connected, and until it has prepared its first job
+_CONNECT_S = 120.0
+#: how long the first session waits for nodes that are still to come, once one is ready
+_PATIENCE_S = 30.0
+#: how often the cluster is asked which nodes have ended
+_WATCH_S = 0.25
+#: how long after a failed start the next one is tried, and the longest such time
+_RETRY_S, _RETRY_MAX_S = 0.5, 30.0
+#: the number of sessions in which a member may be unreachable for another one, without a step in between
+_ACCUSED_MAX = 2
+#: the chunks that a node evaluates at a time, for each of its workers
+_CHUNKS_PER_WORKER = 4
+
+
+@dataclass
+class NodeJob:
+    """A job of training.
+
+    Attributes:
+        plan: its plan.
+        board: the driver's board, with the step log, which has no tasks.
+        key: the number of its data.
+        read: makes a reader of the data from a snapshot of its channel.
+        raw: the data's channel, as bytes.
+        base: the version of the weights at the board's step 0.
+        token: the identity of the weights.
+        first: the weights that it begins with, as bytes.
+        first_version: their version.
+        examples: the number of examples of the gradient that nodes are compared by.
+    """
+
+    plan: Plan
+    board: Board
+    key: int
+    read: Callable[..., Any]
+    raw: memoryview
+    base: int
+    token: bytes
+    first: memoryview
+    first_version: int
+    examples: int
+    epoch: Message | None = None
+    order: bytes = b""
+    rates: bytes = b""
+    until: int = 0
+
+
+@dataclass(frozen=True)
+class NodeEvaluation:
+    """Chunks of data for the nodes to evaluate.
+
+    Attributes:
+        evaluation: what to compute.
+        key, read, raw: the data, as in NodeJob.
+        position: the weights to evaluate; a node that has others takes no part.
+        chunks: the chunks that nobody computes yet.
+    """
+
+    evaluation: Evaluation
+    key: int
+    read: Callable[..., Any]
+    raw: memoryview
+    position: Position
+    chunks: list[int]
+
+
+class Coordinator:
+    """Runs the nodes of one trainer.
+
+    Args:
+        cluster: starts the nodes.
+        setup: what every node is told first, without the weights.
+        blobs: the bytes beside it: the model and the optimizer.
+        workers: the number of workers of each node.
+        max_restarts: how often nodes may be lost without a step in between.
+
+    Attributes:
+        made: the number of steps of the job that are made, as far as the driver knows.
+        error: the error that has ended the job, or None.
+        restarts: the number of nodes that were lost and replaced.
+    """
+
+    def __init__(
+        self, cluster: Cluster, setup: Message, blobs: list[bytes], *, workers: int, max_restarts: int
+    ) -> None:
+        self.made = 0
+        self.error: Exception | None = None
+        self.restarts = 0
+        self.workers = workers
+        #: a copy of the newest weights that the driver has, for nodes to fetch
+        self.held: tuple[memoryview, Position] | None = None
+        self._cluster = cluster
+        self._setup, self._blobs = setup, blobs
+        self._max_restarts = max_restarts
+        self._members: dict[int, Member] = {}
+        self._starting: dict[int, float] = {}
+        self._numbers = itertools.count()
+        self._job: NodeJob | None = None
+        self._session = 0
+        self._inside: list[Member] = []
+        self._cuts: list[int] = []
+        self._begun_at = 0.0
+        self._changed = threading.Condition()
+        self._kick: asyncio.Event | None = None
+        self._dirty = False
+        self._accused: dict[int, int] = {}
+        self._lost_since_step: list[str] = []
+        self._digest: tuple[str, str] | None = None
+        self._retry_at, self._retry_s = 0.0, _RETRY_S
+        self._why_not: str = ""
+        self._closed = False
+        self._hub = Hub(os.urandom(32), host=cluster.host, on_connection=self._join, name="untorn-driver")
+        self._hub.call(self._begin)
+
+    # -- for the driver's threads
+
+    def begin_job(self, job: NodeJob) -> None:
+        """Begin a job. Its first epoch comes with begin_epoch()."""
+        self.made, self.error = 0, None
+        self._hub.run(self._set_job(job)).result()
+
+    def begin_epoch(self, first: int, until: int, epoch: Message) -> None:
+        """Have the nodes make the steps from ``first`` to ``until``; order and rates are on the job's board."""
+        self._hub.run(self._set_epoch(first, until, epoch)).result()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until more steps are made, or something has failed. Raises the error of the job."""
+        with self._changed:
+            before = self.made
+            self._changed.wait_for(lambda: self.made != before or self.error is not None, timeout_s)
+        if self.error is not None:
+            raise self.error
+
+    def copy(self) -> tuple[int, bytearray] | None:
+        """Return the newest version of the weights, its number and its bytes; None if no node has a newer one than the
+        driver. Blocks."""
+        found: tuple[int, bytearray] | None = self._hub.run(self._copy()).result()
+        return found
+
+    def end_job(self) -> tuple[int, bytearray] | None:
+        """End the job. Return the newest version as copy() does. Blocks."""
+        found: tuple[int, bytearray] | None = self._hub.run(self._end_job()).result()
+        return found
+
+    def evaluate(self, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]) -> Future[None]:
+        """Have the nodes evaluate chunks. Calls ``put`` in the hub's thread with each answer. When the future is done,
+        chunks that no node can compute are left over. Its exception is that of a model that failed."""
+        return self._hub.run(self._evaluate(work, put))
+
+    def forget(self, keys: list[int]) -> None:
+        """Have the nodes release data."""
+        self._hub.call(self._forget, keys)
+
+    def set_workers(self, workers: int) -> None:
+        """Change the number of workers of each node."""
+        self.workers = workers
+
+        def tell() -> None:
+            for member in self._members.values():
+                member.tell({"do": "workers", "count": workers})
+
+        self._hub.call(tell)
+
+    def look(self) -> None:
+        """Look at the members soon: the number of nodes was changed."""
+        self._hub.call(self._look_again)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes as a job's status lists them."""
+        members = sorted(self._members.copy().items())
+        return [member.describe() for _, member in members if member.lost is None]
+
+    def close(self) -> None:
+        """End the nodes and all connections."""
+        self._closed = True
+        self._hub.close()
+
+    # -- members
+
+    def _begin(self) -> None:
+        self._kick = asyncio.Event()
+        self._hub.spawn(self._watch_cluster())
+        self._hub.spawn(self._supervise())
+
+    def _look_again(self) -> None:
+        self._dirty = True
+        if self._kick is not None:
+            self._kick.set()
+
+    def _join(self, hello: Message, sock: socket.socket) -> None:
+        kind, number = hello.get("kind"), hello.get("number")
+        if kind == "fetch":
+            self._serve_fetch(sock)
+        elif kind == "node" and number in self._starting:
+            self._hub.adopt(
+                sock, hello, on_message=self._receive, on_end=self._lose_wire, silence_s=_SILENCE_STARTING_S
+            )
+        else:
+            _log.warning("a connection from %s was closed: it is no node that was invited", sock.getpeername()[0])
+            sock.close()
+
+    def _serve_fetch(self, sock: socket.socket) -> None:
+        held = self.held
+        if held is None:
+            sock.close()
+            return
+        sock.setblocking(True)
+        threading.Thread(target=send_copy, args=(sock, *held), name="untorn-copy", daemon=True).start()
+
+    def _receive(self, wire: Wire, message: Message, blobs: list[bytearray]) -> None:
+        try:
+            self._hear(wire, message, blobs)
+        except Exception as error:
+            self._fail(error)
+
+    def _hear(self, wire: Wire, message: Message, blobs: list[bytearray]) -> None:
+        member = self._members.get(wire.hello["number"])
+        if member is None:
+            self._welcome(wire, message)
+        elif member.lost is not None:
+            return
+        elif "re" in message:
+            member.answered(message, blobs)
+        elif "rows" in message:
+            if message["session"] == self._session:
+                self._take_rows(message["rows"], message["names"], blobs[0])
+        elif "status" in message:
+            member.status = message["status"]
+        elif "trouble" in message:
+            self._hear_trouble(member, message["trouble"])
+        elif "failed" in message:
+            self._fail(_error_of(message["failed"]))
+
+    def _welcome(self, wire: Wire, message: Message) -> None:
+        member = Member(wire.hello["number"], wire)
+        member.place = message
+        self._members[member.number] = member
+        self._starting.pop(member.number, None)
+        ours, theirs = versions_here(), message["versions"]
+        for name, version in ours.items():
+            if theirs.get(name) != version:
+                self._lose(member, f"it has {name} {theirs.get(name)}, and the driver has {version}")
+                self._fail(
+                    WorkerError(
+                        f"{member.name} has {name} {theirs.get(name)}, and the driver has {version}; install the same "
+                        "version on all nodes"
+                    )
+                )
+                return
+        _log.info("%s has joined", member.name)
+        if self._job is not None:
+            self._hub.spawn(self._prepare(member))
+
+    def _lose_wire(self, wire: Wire, reason: str) -> None:
+        member = self._members.get(wire.hello["number"])
+        if member is not None:
+            self._lose(member, reason)
+
+    def _lose(self, member: Member, reason: str) -> None:
+        if member.lost is not None or self._closed:
+            return
+        was_ready = member.ready
+        member.lose(reason)
+        if member.number in self._members:
+            del self._members[member.number]
+        if was_ready:
+            self.restarts += 1
+            self._lost_since_step.append(f"{member.name}: {reason}")
+            _log.info("%s is lost: %s", member.name, reason)
+        else:
+            self._start_failed(f"{member.name}: {reason}")
+        self._hub.spawn(self._stop_process(member.number))
+        self._look_again()
+        if len(self._lost_since_step) > self._max_restarts + len(self._inside):
+            self._fail(
+                WorkerError(
+                    f"{len(self._lost_since_step)} nodes were lost one after the other without a step in between; the "
+                    f"last: {self._lost_since_step[-1]}. max_restarts is {self._max_restarts}"
+                )
+            )
+
+    async def _stop_process(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._cluster.stop, number)
+
+    def _start_failed(self, reason: str) -> None:
+        self._why_not = reason
+        _log.warning("a node did not come: %s", reason)
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
+
+    def _hear_trouble(self, member: Member, trouble: Message) -> None:
+        if trouble["session"] != self._session or trouble["peer"] >= len(self._inside):
+            return
+        accused = self._inside[trouble["peer"]]
+        _log.info("%s: its peer %s: %s", member.name, accused.name, trouble["text"])
+        if accused.lost is None:
+            count = self._accused[accused.number] = self._accused.get(accused.number, 0) + 1
+            if count > _ACCUSED_MAX:
+                self._lose(accused, f"{member.name} cannot reach it: {trouble['text']}")
+        self._look_again()
+
+    # -- the cluster
+
+    async def _watch_cluster(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.run_in_executor(None, self._look_at_cluster)
+            except Exception as error:  # the cluster's library may raise any error
+                _log.warning("the cluster does not answer: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(_WATCH_S)
+
+    def _look_at_cluster(self) -> None:
+        """See which nodes have ended, and start those that are missing. In a thread of its own."""
+        for ended in self._cluster.ended():
+            self._hub.call(self._process_ended, ended.number, ended.reason)
+        now = time.monotonic()
+        late = [number for number, since in self._starting.copy().items() if now - since > _CONNECT_S]
+        for number in late:
+            self._cluster.stop(number)
+            self._hub.call(self._process_ended, number, f"did not connect to the driver within {_CONNECT_S:g} s")
+        if self._job is None or now < self._retry_at or self._closed:
+            return
+        missing = self._cluster.wanted() - len(self._members) - len(self._starting)
+        for _ in range(missing):
+            number = next(self._numbers)
+            self._starting[number] = now
+            invitation = Invitation(
+                address=self._hub.address,
+                secret=self._hub.secret,
+                number=number,
+                workers=self.workers,
+                neighbours=self._cluster.neighbours(),
+                main=serve,
+            )
+            if not self._cluster.start(invitation):
+                del self._starting[number]
+                break
+
+    def _process_ended(self, number: int, reason: str) -> None:
+        if self._starting.pop(number, None) is not None:
+            self._start_failed(f"node {number} {reason} before it had joined")
+        member = self._members.get(number)
+        if member is not None:
+            self._lose(member, reason)
+
+    # -- what a node needs before it can take part
+
+    async def _prepare(self, member: Member) -> None:
+        """Send a node everything that it lacks for the job, and have it start its workers."""
+        job = self._job
+        if job is None:
+            return
+        try:
+            await self._send_all(member, job)
+            answer, _ = await member.ask({"do": "prepare", "plan": job.plan, "key": job.key, "examples": job.examples})
+        except LostError:
+            return
+        except Exception as error:
+            if self._job is job:
+                error.add_note(f"on {member.name}")
+                self._fail(error)
+            return
+        if self._job is not job or not self._same_bits(member, answer["digest"]):
+            return
+        member.ready = True
+        member.wire.silence_s = _SILENCE_S
+        self._retry_s = _RETRY_S
+        self._look_again()
+
+    async def _send_all(self, member: Member, job: NodeJob) -> None:
+        weights = {"form": self._setup["form"], "token": job.token, "version": job.first_version}
+        target = [self._setup["target"]] if self._setup["target"] is not None else []
+        if "setup" not in member.has:
+            message = {"do": "setup", "settings": self._setup["settings"], "levels": self._setup["levels"]} | weights
+            await member.ask(message, [*self._blobs, job.first, *target])
+            member.has |= {"setup", job.token}
+            member.tell({"do": "workers", "count": self.workers})
+        elif job.token not in member.has:
+            await member.ask({"do": "weights"} | weights, [job.first, *target])
+            member.has.add(job.token)
+        await self._send_data(member, job.key, job.read, job.raw)
+
+    async def _send_data(self, member: Member, key: int, read: Callable[..., Any], raw: memoryview) -> None:
+        if key not in member.has:
+            await member.ask({"do": "data", "key": key, "read": read}, [raw])
+            member.has.add(key)
+
+    def _same_bits(self, member: Member, digest: str) -> bool:
+        """Compare the gradient of a few examples with that of the first node."""
+        if self._digest is None:
+            self._digest = digest, member.name
+        if self._digest[0] == digest or not self._setup["same_bits"]:
+            return True
+        reason = (
+            f"its processor computes other bits than that of {self._digest[1]}: the gradients of the same examples "
+            "differ"
+        )
+        self._lose(member, reason)
+        self._fail(
+            WorkerError(
+                f"{member.name}: {reason}. Use machines of one kind, or give the cluster same_bits=False if the result "
+                "need not be the same bit for bit"
+            )
+        )
+        return False
+
+    # -- sessions
+
+    async def _supervise(self) -> None:
+        assert self._kick is not None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._kick.wait(), _WATCH_S)
+            self._kick.clear()
+            if self._job is None or self._job.epoch is None or self.error is not None:
+                continue
+            try:
+                if self._needs_session():
+                    await self._change_members()
+            except Exception as error:
+                self._fail(error)
+
+    def _needs_session(self) -> bool:
+        """Return whether the members have to change now."""
+        ready = self._chosen()
+        if not self._inside:
+            return self._may_begin(ready)
+        changed = ready != self._inside or self._dirty
+        self._dirty = False
+        return changed and bool(ready)
+
+    def _chosen(self) -> list[Member]:
+        ready = sorted((each for each in self._members.values() if each.ready), key=lambda each: each.number)
+        return ready[: self._cluster.wanted()]
+
+    def _may_begin(self, ready: list[Member]) -> bool:
+        """Return whether enough nodes are there for the first session of a job."""
+        now = time.monotonic()
+        waited_s = now - self._begun_at
+        if not ready and waited_s > _CONNECT_S:
+            why = self._why_not or "none has connected to the driver"
+            self._fail(WorkerError(f"no node was ready within {_CONNECT_S:g} s; the last reason: {why}"))
+            return False
+        if len(ready) >= self._cluster.wanted() or (ready and self.made):
+            return True
+        if ready and waited_s > _PATIENCE_S:
+            _log.warning("training begins on %d of %d nodes: %s", len(ready), self._cluster.wanted(), self._why_not)
+            return True
+        return False
+
+    async def _change_members(self) -> None:
+        """Pause everybody, and begin a session with those that are ready. Again, until all have begun."""
+        while (job := self._job) is not None and job.epoch is not None and self.error is None:
+            self._session += 1
+            self._dirty = False
+            chosen = self._chosen()
+            leaving = [each for each in self._inside if each not in chosen and each.lost is None]
+            if not chosen:
+                self._inside = []
+                self._begun_at = time.monotonic()
+                return
+            positions = await self._pause(chosen + leaving)
+            for member in leaving:
+                self._dismiss(member)
+            if chosen != self._chosen() or not all(each in positions for each in chosen):
+                continue
+            if await self._begin_session(job, chosen, positions):
+                return
+
+    def _dismiss(self, member: Member) -> None:
+        _log.info("%s leaves", member.name)
+        member.lose("it leaves")
+        self._members.pop(member.number, None)
+        self._hub.spawn(self._stop_process(member.number))
+
+    async def _pause(self, members: list[Member]) -> dict[Member, Position]:
+        """Have members pause. Return the positions of those that have answered."""
+        message = {"do": "pause", "session": self._session, "rows_from": self.made}
+        answers = await asyncio.gather(*(each.ask(message) for each in members), return_exceptions=True)
+        positions: dict[Member, Position] = {}
+        for member, answer in zip(members, answers, strict=True):
+            if isinstance(answer, LostError):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            found, (rows,) = answer
+            if found["step"] is not None:
+                self._take_rows(self.made, found["names"], rows)
+            positions[member] = Position(found["token"], found["version"])
+        return positions
+
+    async def _begin_session(self, job: NodeJob, members: list[Member], positions: dict[Member, Position]) -> bool:
+        """Have members begin a session at the newest version. Return whether all have begun."""
+        assert job.epoch is not None
+        newest, source = self._newest(job, positions)
+        step = newest - job.base
+        cuts = cuts_of(job.plan.settings.shards, [max(1, len(each.status.get("workers", "x"))) for each in members])
+        message = {
+            "do": "session",
+            "session": self._session,
+            "addresses": [each.address for each in members],
+            "cuts": cuts,
+            "token": job.token,
+            "version": newest,
+            "fetch": source,
+            "plan": job.plan,
+            "key": job.key,
+            "step": step,
+            "epoch": job.epoch,
+        }
+        self._inside, self._cuts = members, cuts
+        _log.info("session %d begins at step %d on %s", self._session, step, ", ".join(each.name for each in members))
+        questions = [each.ask(message | {"index": index}, [job.order, job.rates]) for index, each in enumerate(members)]
+        tasks = [asyncio.ensure_future(question) for question in questions]
+        begun = True
+        for task in asyncio.as_completed(tasks):
+            try:
+                answer, _ = await task
+                begun = begun and answer["begun"]
+            except LostError:
+                begun = False
+            except (ConnectionError, OSError) as error:
+                _log.warning("a session did not begin: %s", error)
+                begun = False
+            if not begun:
+                break
+        if not begun:  # the next pause makes the others stop waiting
+            for each_task in tasks:
+                each_task.add_done_callback(_ignore)
+            return False
+        return True
+
+    def _newest(self, job: NodeJob, positions: dict[Member, Position]) -> tuple[int, tuple[str, int]]:
+        """Return the newest version of the job's weights, and the address of one that has it."""
+        newest, source = job.first_version, self._hub.address
+        if self.held is not None and self.held[1].token == job.token:
+            newest = self.held[1].version
+        for member, (token, version) in positions.items():
+            if token == job.token and version > newest:
+                newest, source = version, member.address
+        if newest < job.base + self.made:
+            _log.warning("every node was lost: training goes back from step %d to %d", self.made, newest - job.base)
+        return newest, source
+
+    # -- the job
+
+    async def _set_job(self, job: NodeJob) -> None:
+        self._job = job
+        self._inside, self._accused, self._lost_since_step = [], {}, []
+        self._digest, self._begun_at, self._why_not = None, time.monotonic(), ""
+        self._retry_at, self._retry_s = 0.0, _RETRY_S
+        for member in list(self._members.values()):
+            member.ready = False
+            member.wire.silence_s = _SILENCE_STARTING_S
+            self._hub.spawn(self._prepare(member))
+
+    async def _set_epoch(self, first: int, until: int, epoch: Message) -> None:
+        job = self._job
+        assert job is not None
+        job.order, job.rates = job.board.order.tobytes(), job.board.rates.tobytes()
+        job.epoch, job.until = epoch | {"first": first}, until
+        for member in self._inside:
+            member.tell({"do": "epoch", "epoch": job.epoch}, [job.order, job.rates])
+        assert self._kick is not None
+        self._kick.set()
+
+    def _take_rows(self, first: int, names: list[str], content: bytearray) -> None:
+        """Take rows of the step log, from this step on."""
+        job = self._job
+        if job is None or not content:
+            return
+        log = job.board.log
+        rows = np.frombuffer(content, log.dtype)
+        new = range(max(first, self.made), first + len(rows))
+        if not new:
+            return
+        if first > self.made:
+            raise RuntimeError(f"rows of the step log are missing: steps {self.made} to {first}")
+        for step in new:
+            log[step % job.board.steps] = rows[step - first]
+        if names and not job.board.metric_names:
+            job.board.write_metric_names(names)
+        self._accused.clear()
+        self._lost_since_step.clear()
+        with self._changed:
+            self.made = new[-1] + 1
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            if self.error is None and self._job is not None:
+                self.error = error
+            self._changed.notify_all()
+
+    async def _copy(self) -> tuple[int, bytearray] | None:
+        job = self._job
+        if job is None:
+            return None
+        have = self.held[1].version if self.held is not None else 0
+        for member in [*self._inside, *self._members.values()]:
+            if member.lost is not None or not member.ready:
+                continue
+            with contextlib.suppress(LostError):
+                answer, (raw,) = await member.ask({"do": "copy"})
+                if answer["token"] == job.token and answer["version"] > have:
+                    return answer["version"], raw
+                return None
+        return None
+
+    async def _evaluate(self, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]) -> None:
+        members = [each for each in self._members.values() if each.ready]
+        tasks = [asyncio.ensure_future(self._evaluate_on(member, work, put)) for member in members]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _evaluate_on(
+        self, member: Member, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]
+    ) -> None:
+        """Have one node evaluate some chunks after others, until none is left or the node is lost."""
+        taken: list[int] = []
+        try:
+            await self._send_data(member, work.key, work.read, work.raw)
+            while work.chunks:
+                count = _CHUNKS_PER_WORKER * max(1, self.workers)
+                taken, work.chunks[:] = work.chunks[:count], work.chunks[count:]
+                message = {"do": "evaluate", "evaluation": work.evaluation, "key": work.key, "chunks": taken}
+                answer, blobs = await member.ask(message | {"position": work.position})
+                for chunk, measured, payload in zip(answer["chunks"], blobs[::2], blobs[1::2], strict=True):
+                    taken.remove(chunk)
+                    put((chunk, Answer(answer["names"], np.frombuffer(measured), payload)))
+                if taken:  # it has other weights
+                    return
+        except LostError:
+            pass
+        finally:
+            work.chunks.extend(taken)
+
+    def _forget(self, keys: list[int]) -> None:
+        for member in self._members.values():
+            for key in keys:
+                if key in member.has:
+                    member.has.discard(key)
+                    member.tell({"do": "forget", "key": key})
+
+    async def _end_job(self) -> tuple[int, bytearray] | None:
+        """Pause all members, copy the newest version, and end the job."""
+        job = self._job
+        if job is None:
+            return None
+        members = [each for each in self._inside if each.lost is None]
+        self._session += 1
+        found = None
+        if members:
+            positions = await self._pause(members)
+            if positions:
+                newest = max(positions, key=lambda each: positions[each].version)
+                self._inside = [newest]
+                found = await self._copy()
+        job.epoch, self._job = None, None
+        self._inside = []
+        for member in list(self._members.values()):
+            member.tell({"do": "end"})
+            member.wire.silence_s = _SILENCE_STARTING_S
+        self._forget([job.key])
+        return found
+
+
+def cuts_of(shards: int, weights: list[int]) -> list[int]:
+    """Return where the shards are cut for nodes with these weights: node k has the shards from cuts[k] to cuts[k + 1].
+
+    Example:
+        >>> cuts_of(8, [1, 1, 1])
+        [0, 3, 6, 8]
+        >>> cuts_of(2, [1, 1, 1])
+        [0, 1, 2, 2]
+    """
+    total = sum(weights)
+    sums = [0, *itertools.accumulate(weights)]
+    return [-(-shards * each // total) for each in sums]
+
+
+def _error_of(content: bytes) -> Exception:
+    error: Exception = pickle.loads(content)
+    return error
+
+
+def _ignore(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
