@@ -13,11 +13,15 @@ from torch import nn
 __all__ = ["TRAINABLE", "array_of", "check_apart", "tensor_of"]
 
 TRAINABLE = (torch.float32, torch.float64)
+_NUMBERS = (np.ndarray, np.generic, bool, int, float, complex)
 
 
-def tensor_of(leaf: Any) -> torch.Tensor:
-    """Return a leaf of a batch as a tensor, without a copy where possible."""
-    return torch.from_numpy(leaf) if type(leaf) is np.ndarray else torch.as_tensor(leaf)
+def tensor_of(leaf: Any) -> Any:
+    """Return an array or a number of a batch as a tensor, without a copy where possible. Anything else, such as an
+    object that a collate_fn made, stays as it is."""
+    if type(leaf) is np.ndarray:
+        return torch.from_numpy(leaf)
+    return torch.as_tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf
 
 
 def check_apart(trained: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> None:

@@ -31,8 +31,20 @@ def collate(items: list[Any], names: list[str]) -> Any:
 
 
 def as_batch(path: str, tree: Any) -> Any:
-    """Return the result of a collate_fn with NumPy arrays in place of tensors; other leaves stay unchanged."""
-    return trees.map_with_path(lambda path, leaf: as_array(path, leaf) if is_array(leaf) else leaf, tree, at=path)
+    """Return the result of a collate_fn with NumPy arrays in place of tensors. Other leaves stay unchanged, as do
+    tensors that no array can be: of bfloat16, sparse ones."""
+    return trees.map_with_path(_array_or_leaf, tree, at=path)
+
+
+def _array_or_leaf(path: str, leaf: Any) -> Any:
+    if not is_array(leaf):
+        return leaf
+    try:
+        return as_array(path, leaf)
+    except TypeError:
+        if type(leaf).__module__.partition(".")[0] == "torch":
+            return leaf
+        raise
 
 
 def _is_row(value: Any) -> bool:

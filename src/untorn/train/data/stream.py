@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from untorn.train.data.arrays import ArraySource, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.collate import as_batch
-from untorn.trees import BATCH, Spec, flatten, unflatten
+from untorn.train.data.items import ItemSource
+from untorn.trees import BATCH, Spec, flatten, opened, unflatten
 
 __all__ = ["Stream", "Window"]
 
 #: the limits for reading ahead, beyond one batch
 _AHEAD_NBYTES = 64 << 20
 _AHEAD_BATCHES = 256
+#: what an object of unknown size counts against these limits
+_OBJECT_NBYTES = 4 << 20
 
 
 class Window(NamedTuple):
@@ -38,21 +41,24 @@ class Window(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    spec: Spec
-    leaves: list[NDArray[Any]]
+    """A batch of arrays; or, with no spec, an object that is not cut into shards, which counts as one example."""
+
+    spec: Spec | None
+    leaves: list[Any]
     examples: int
 
     @property
     def nbytes(self) -> int:
-        return sum(leaf.nbytes for leaf in self.leaves)
+        return _OBJECT_NBYTES if self.spec is None else sum(leaf.nbytes for leaf in self.leaves)
 
     def kind(self) -> Any:
         """Return the structure, and the dtypes and shapes of the rows."""
-        return self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves]
+        return None if self.spec is None else (self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves])
 
 
 class Stream:
-    """An iterable of batches: trees of arrays or tensors with one example per row.
+    """An iterable of batches: trees of arrays or tensors with one example per row, whose examples the shards share; or
+    objects of other classes, each of which is one shard.
 
     Args:
         what: its name in errors.
@@ -104,8 +110,11 @@ class Stream:
             )
 
     def _checked(self, where: str, tree: Any) -> _Batch:
-        spec, leaves = flatten(as_batch(where, tree), kinds=BATCH)
-        if not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
+        given = dict(tree) if isinstance(tree, Mapping) else tree
+        spec, leaves = flatten(as_batch(where, given), kinds=BATCH)
+        if _is_object(given, leaves):
+            return _Batch(None, [tree], 1)
+        if not leaves or not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
             raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them")
         counts = {len(leaf) for leaf in leaves}
         if len(counts) != 1 or counts == {0}:
@@ -114,9 +123,33 @@ class Stream:
 
     def _window(self, batches: list[_Batch]) -> Window:
         first, *others = batches
+        if first.spec is None:
+            return Window(ItemSource(self.what, [batch.leaves[0] for batch in batches], _only), 1)
         parts = zip(*(batch.leaves for batch in batches), strict=True)
         leaves = [np.concatenate(part) for part in parts] if others else first.leaves
         return Window(ArraySource(self.what, unflatten(first.spec, leaves)), first.examples)
+
+
+def _is_object(tree: Any, leaves: list[Any]) -> bool:
+    """Return whether only the model knows what a batch is, so that it cannot be cut: it has an object of another class,
+    or texts beside its arrays."""
+    foreign = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray | Number)]
+    arrays = len(leaves) > len(foreign)
+    return _has_packed(tree) or any(arrays or not isinstance(leaf, str | bytes | None) for leaf in foreign)
+
+
+def _has_packed(tree: Any) -> bool:
+    """Return whether the tree has one of torch's PackedSequence, a named tuple whose arrays have no row per example."""
+    if type(tree).__name__ == "PackedSequence":
+        return True
+    node = opened(tree, BATCH)
+    return node is not None and any(map(_has_packed, node.members))
+
+
+def _only(batches: list[Any]) -> Any:
+    """Combine the only item of a batch, which is the batch."""
+    (batch,) = batches
+    return batch
 
 
 class _ReadAhead:
