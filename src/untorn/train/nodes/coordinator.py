@@ -530,7 +530,8 @@ class Coordinator:
 
     async def _pause(self, members: list[Member]) -> dict[Member, Position]:
         """Have members pause. Return the positions of those that have answered."""
-        message = {"do": "pause", "session": self._session, "rows_from": self.made}
+        first = self.made  # that of the rows in all answers; the first answer moves self.made
+        message = {"do": "pause", "session": self._session, "rows_from": first}
         answers = await asyncio.gather(*(each.ask(message) for each in members), return_exceptions=True)
         positions: dict[Member, Position] = {}
         for member, answer in zip(members, answers, strict=True):
@@ -540,7 +541,7 @@ class Coordinator:
                 raise answer
             found, (rows,) = answer
             if found["step"] is not None:
-                self._take_rows(self.made, found["names"], rows)
+                self._take_rows(first, found["names"], rows)
             positions[member] = Position(found["token"], found["version"])
         return positions
 
