@@ -15,6 +15,7 @@
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
  *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
+ *     module_step.c      step_arrays: a step of an optimizer on arrays of this process (kernels.h)
  *     module.c           StatusError  (code, errno): the error, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
  *                                     (share/storage_errors.py). A system call that failed is an OSError at once.
@@ -111,5 +112,6 @@ bool module_add_frozen(PyObject *module);
 bool module_add_waiting(PyObject *module);
 bool module_add_block(PyObject *module);
 bool module_add_copy(PyObject *module);
+bool module_add_step(PyObject *module);
 
 #endif
