@@ -51,6 +51,7 @@ __all__ = [
     "History",
     "Item",
     "LearningRateScheduler",
+    "LocalSteps",
     "ModelCheckpoint",
     "NonFiniteLossError",
     "ProgressBar",

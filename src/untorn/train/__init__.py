@@ -3,6 +3,7 @@
 trainer.py      the Trainer: fit, evaluate, predict, save, load
 settings.py     the checked arguments of a Trainer
 state.py        the state of a training: step, epoch, history, learning rate
+nodes/          training on several nodes: the pool in the driver, and what a node does
 run/            one call of fit or evaluate: the loop, the workers, the weights, the contents of the board
 optim/          optimizers, fused or of another library; learning rates and schedules
 models/         the model, a function or a framework's object, and the checks of its answers
@@ -30,6 +31,7 @@ from untorn.train.data import Examples
 from untorn.train.digest import weights_sha256 as weights_sha256  # public here, and not a name of untorn
 from untorn.train.history import History
 from untorn.train.optim.fused import SGD, Adagrad, Adam, AdamW, RMSprop
+from untorn.train.optim.local_steps import LocalSteps
 from untorn.train.optim.schedules import TorchSchedule
 from untorn.train.trainer import Trainer
 
@@ -44,6 +46,7 @@ __all__ = [
     "Examples",
     "History",
     "LearningRateScheduler",
+    "LocalSteps",
     "ModelCheckpoint",
     "ProgressBar",
     "RMSprop",

@@ -36,9 +36,11 @@ from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
 from untorn.train.models.function import as_model
+from untorn.train.models.local_steps import LocalStepsModel
 from untorn.train.nodes.clusters import checked_cluster, pool_of_nodes
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
+from untorn.train.optim.local_steps import LocalSteps
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from untorn.train.run.lifetime import Lifetime, Resources
 from untorn.train.run.local_model import LocalModel
@@ -142,6 +144,8 @@ class Trainer(Generic[ModelT_co]):
         name: str | None = None,
         ray_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if isinstance(optimizer, LocalSteps):
+            shards = optimizer.checked_shards(mode, shards)
         cluster = checked_cluster(engine, nodes=nodes, workers=workers, mode=mode, ray_options=ray_options)
         settings = self._settings = checked_settings(
             workers=workers, engine=engine, shards=shards, mode=mode, max_staleness=max_staleness, seed=seed,
@@ -150,7 +154,9 @@ class Trainer(Generic[ModelT_co]):
         )  # fmt: skip
         self.model = model
         self.optimizer = optimizer
-        self._model = as_model(model)
+        self._model: Model = as_model(model)
+        if isinstance(optimizer, LocalSteps):
+            self._model = LocalStepsModel(self._model, optimizer)
         initial = self._model.parts(params)
         self._initial: Parts | None = initial
         self._optimizer = as_optimizer(optimizer, initial.trained)
@@ -193,7 +199,7 @@ class Trainer(Generic[ModelT_co]):
     @property
     def params(self) -> Any:
         """The newest weights: a writable copy, with the structure of the initial parameters."""
-        return self._weights().copy()
+        return self._model.visible(self._weights().copy())
 
     @params.setter
     def params(self, value: Any) -> None:
@@ -201,7 +207,7 @@ class Trainer(Generic[ModelT_co]):
         the workers train: set them in on_train_end, or between two calls of fit."""
         if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
-        self._weights().replace(lambda params, _: copy_weights(params, value))
+        self._weights().replace(lambda params, _: copy_weights(self._model.visible(params), value))
         if self._state.partial is not None:
             _log.info("epoch %d, which was partly done, starts over with the new weights", self.epoch)
             self._state.partial = None
@@ -332,6 +338,8 @@ class Trainer(Generic[ModelT_co]):
         validation = None
         if validation_data is not None:
             validation = source_of("validation_data", self._model.arrays(validation_data))
+        if batch_size is not None:
+            batch_size = checked_count("batch_size", batch_size, 1, 2**31) * self._optimizer.batches
         training = training_data(
             data, self._model.arrays, seed=self.seed, batch_size=batch_size, steps_per_epoch=steps_per_epoch,
             shuffle=shuffle, drop_last=drop_last, replay=resume,

@@ -107,6 +107,11 @@ class Model(ABC, Generic[T_co]):
         """Return the values to start from; views where possible. ``params`` is what Trainer was given. Raises TypeError
         or ValueError naming the value that does not fit."""
 
+    def visible(self, params: Any) -> Any:
+        """Return the part of the published values that the user sees: all of them, except for what only training
+        needs."""
+        return params
+
     @abstractmethod
     def arrays(self, data: Any) -> Any:
         """Return data as NumPy arrays, without a copy where possible."""

@@ -51,6 +51,11 @@ class Optimizer(ABC):
     learning_rate: RateOrSchedule
 
     @property
+    def batches(self) -> int:
+        """The number of batches that a step takes."""
+        return 1
+
+    @property
     @abstractmethod
     def kernel(self) -> KernelSettings:
         """The kernel of the workers' updates, and its numbers that no step changes."""
