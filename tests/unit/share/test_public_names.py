@@ -11,9 +11,9 @@ from untorn import errors, share, train
 NAMES = """
     Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
     CSVLogger EarlyStopping EmptyError Examples FormatError FrozenDict FullError History Item LearningRateScheduler
-    ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo ReduceLROnPlateau RMSprop SGD
-    Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError WorkerError
-    publish queue subscribe
+    LocalSteps ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo ReduceLROnPlateau
+    RMSprop SGD Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError
+    WorkerError publish queue subscribe
 """
 
 TYPES = """
