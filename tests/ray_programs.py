@@ -96,3 +96,53 @@ def mirror_without_a_cluster():
             return str(error)
         finally:
             source.unlink()
+
+
+# -- training
+
+
+def train(callbacks=(), epochs: int = 2, model=None, **engine):
+    """Train; return what must be the same with every engine."""
+    import networks
+    from untorn.train import SGD, Trainer, weights_sha256
+
+    data = networks.classes_of(152, 12, 3, seed=6)
+    model = model or networks.mlp_with_dropout
+    params = networks.mlp_params((12, 16, 3))
+    with Trainer(model, params, optimizer=SGD(0.1, momentum=0.9), shards=4, seed=7, **engine) as trainer:
+        history = trainer.fit(data, epochs=epochs, batch_size=16, callbacks=list(callbacks))
+        loss = trainer.evaluate(data)["loss"]
+        return [weights_sha256(trainer.params), str(history.history), loss]
+
+
+def train_on_ray(nodes=None, workers=None, ray_options=None, epochs: int = 2):
+    """Train on the cluster, and serially for as many epochs. Say after each epoch where the nodes are, and return
+    whether both gave the same. The test can end the training, or set the number of nodes, after an epoch."""
+    from untorn.train import Callback
+
+    class Talking(Callback):
+        made = 0
+
+        def on_epoch_end(self, epoch, logs):
+            self.made += 1
+            say(self.trainer._pool.nodes())
+            match hear():
+                case "stop":
+                    self.trainer.stop_training = True
+                case ["nodes", count]:
+                    self.trainer.resize(nodes=count)
+
+    talking = Talking()
+    found = train([talking], epochs, engine="ray", nodes=nodes, workers=workers, ray_options=ray_options)
+    return found == train((), talking.made, engine="serial")
+
+
+def train_wrongly(*cases):
+    """Return the errors of trainings that cannot begin."""
+    messages = []
+    for case in cases:
+        try:
+            train(engine="ray", **case)
+        except (ValueError, untorn.CapacityError, ConnectionError) as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    return messages

@@ -39,6 +39,7 @@ BELOW = {
         "first_guesses",
         "typevars",
         "errors",
+        "ray",
     },
     "control": {"trees", "descriptors", "errors"},
     "torch": {"trees", "train", "engines", "share", "_core", "quiet", "typevars", "errors"},

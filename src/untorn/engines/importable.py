@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["can_import", "main_program", "why_not", "worker_path"]
+__all__ = ["can_import", "main_program", "main_stays_here", "why_not", "worker_path"]
 
 #: the directory that '' in sys.path meant when this program began
 try:
@@ -46,10 +48,25 @@ def main_program() -> tuple[str, str] | None:
     return ("path", file) if os.path.isfile(file) else None
 
 
+#: how many blocks of main_stays_here() are open
+_main_stays: list[None] = []
+
+
+@contextmanager
+def main_stays_here() -> Iterator[None]:
+    """In the block, no worker runs the main program again, since some are on machines that may not have it. So what it
+    defines is sent by value."""
+    _main_stays.append(None)
+    try:
+        yield
+    finally:
+        _main_stays.pop()
+
+
 def can_import(name: str) -> bool:
     """Return whether a worker that imports this loaded module gets the same one."""
     if name in ("__main__", "__mp_main__"):
-        return main_program() is not None
+        return not _main_stays and main_program() is not None
     module = sys.modules.get(name)
     if module is None or name.partition(".")[0] in sys.stdlib_module_names:
         return True  # nothing speaks against it
@@ -67,8 +84,8 @@ def why_not(name: str) -> str:
     """Return the reason why a worker cannot import the module of this name."""
     if name in ("__main__", "__mp_main__"):
         return (
-            "a worker process cannot import what is defined in the main program: the program is interactive, its file "
-            "is gone, or it is a __main__.py"
+            "a worker process cannot import what is defined in the main program: the worker is on another machine, or "
+            "the program is interactive, its file is gone, or it is a __main__.py"
         )
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:

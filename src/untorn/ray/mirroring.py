@@ -27,7 +27,7 @@ import ray
 
 from untorn.engines.nodes.streaming import Follower, VersionServer
 from untorn.errors import ClosedError
-from untorn.ray.nodes import Node, ensure_ray, living_nodes, on_node, own_address, own_node
+from untorn.ray.nodes import Machine, ensure_ray, machines, on_node, own_address, own_node
 from untorn.share import Publisher, Subscriber
 
 __all__ = ["Mirror", "mirror"]
@@ -95,7 +95,7 @@ def mirror(
 class _Copy:
     """The actor of a node."""
 
-    node: Node
+    node: Machine
     actor: Any
     running: Any  # the reference of its call of run()
 
@@ -207,7 +207,7 @@ class Mirror:
     def _look(self) -> None:
         """Start an actor on each node that has none."""
         state, now = self._state, time.monotonic()
-        nodes = {node.id: node for node in living_nodes() if node.id != self._own}
+        nodes = {node.id: node for node in machines() if node.id != self._own}
         for copy in list(state.copies.values()):
             if copy.node.id not in nodes or self._has_ended(copy):
                 del state.copies[copy.node.id]
@@ -219,8 +219,8 @@ class Mirror:
             del state.problems[gone]
         state.looked = True
 
-    def _start(self, node: Node) -> _Copy:
-        options = {"num_cpus": 0, "max_restarts": 0, **self._options, "scheduling_strategy": on_node(node)}
+    def _start(self, node: Machine) -> _Copy:
+        options = {"num_cpus": 0, "max_restarts": 0, **self._options, "scheduling_strategy": on_node(node.id)}
         actor: Any = ray.remote(Following).options(**options).remote()
         return _Copy(node, actor, actor.run.remote(*self._arguments, node.id))
 

@@ -9,24 +9,28 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = ["Node", "ensure_ray", "living_nodes", "on_node", "own_address", "own_node"]
+__all__ = ["Machine", "ensure_ray", "machines", "on_node", "own_address", "own_node"]
 
 #: how long a cluster may take to accept a connection
 _ANSWER_TIMEOUT_S = 10.0
 
 
-class Node(NamedTuple):
-    """A living node.
+class Machine(NamedTuple):
+    """A living node of the Ray cluster. It is called a machine here, since several nodes of a training may run on it.
 
     Attributes:
         id: as Ray has it.
         address: its IP address.
         name: its host name.
+        total: its resources, by name.
+        free: those of them that nobody uses.
     """
 
     id: str
     address: str
     name: str
+    total: dict[str, float]
+    free: dict[str, float]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address})"
@@ -39,6 +43,11 @@ def ensure_ray(options: dict[str, Any] | None = None) -> None:
     if ray.is_initialized():
         return
     address = str((options or {}).get("address") or os.environ.get("RAY_ADDRESS") or "")
+    if address.startswith("ray://"):
+        raise ConnectionError(
+            f"{address} is for Ray Client, whose program runs outside the cluster, where nodes cannot connect to it; "
+            "run the program on a node of the cluster, such as with `ray job submit`"
+        )
     _check_answers(address)
     try:
         ray.init(**(options or {}))
@@ -64,13 +73,23 @@ def _no_cluster(address: str, error: OSError) -> ConnectionError:
     )
 
 
-def living_nodes() -> list[Node]:
-    """Return the nodes that are alive, according to Ray."""
-    return [
-        Node(str(node["NodeID"]), str(node["NodeManagerAddress"]), str(node["NodeManagerHostname"]))
+def machines() -> list[Machine]:
+    """Return the nodes of the cluster that are alive, according to Ray, by name."""
+    from ray._private.state import available_resources_per_node  # for developers; what is public has sums only
+
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray's
+    found = [
+        Machine(
+            str(node["NodeID"]),
+            str(node["NodeManagerAddress"]),
+            str(node["NodeManagerHostname"]),
+            dict(node["Resources"]),
+            dict(free.get(node["NodeID"], {})),
+        )
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
         if node["Alive"]
     ]
+    return sorted(found, key=lambda machine: (machine.name, machine.id))
 
 
 def own_node() -> str:
@@ -83,6 +102,6 @@ def own_address() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray's
 
 
-def on_node(node: Node) -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that places an actor on this node, or not at all."""
-    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+def on_node(id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that places an actor on the node with this id, or not at all."""
+    return NodeAffinitySchedulingStrategy(id, soft=False)

@@ -98,7 +98,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_names_of_ray():
     ray = pytest.importorskip("untorn.ray")
-    assert sorted(ray.__all__) == ["Mirror", "mirror"]
+    assert sorted(ray.__all__) == ["Mirror", "RayCluster", "mirror"]
     members = [member for member in dir(ray.Mirror) if not member.startswith("_")]
     assert members == ["close", "problems", "versions", "wait"]
     parameters = inspect.signature(ray.mirror).parameters.values()

@@ -100,8 +100,9 @@ class Cluster(ABC):
         """Return the node processes that have ended since the last call."""
 
     @abstractmethod
-    def stop(self, number: int) -> None:
-        """End a node process, whatever it is doing."""
+    def stop(self, number: int, *, lost: bool = False) -> None:
+        """End a node process, whatever it is doing. Returns at once. ``lost``: it does not answer, or its connections
+        broke; perhaps its machine is gone, and another one is better for the next node."""
 
     @abstractmethod
     def close(self) -> None:

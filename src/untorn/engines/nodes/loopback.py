@@ -81,7 +81,7 @@ class LoopbackCluster(Cluster):
                 process.close()
         return found
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: int, *, lost: bool = False) -> None:
         """See Cluster."""
         process = self._processes.get(number)
         if process is not None:

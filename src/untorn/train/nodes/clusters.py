@@ -45,6 +45,10 @@ def checked_cluster(
 
 
 def _cluster_of(engine: Any, ray_options: Mapping[str, Any] | None) -> Cluster:
+    if engine == "ray":
+        from untorn.ray.cluster import RayCluster
+
+        return RayCluster(ray_options)
     if ray_options is not None:
         raise ValueError(f"ray_options: they are for engine='ray', found engine={engine!r}")
     if isinstance(engine, Cluster):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -322,7 +323,7 @@ class Coordinator:
             _log.info("%s is lost: %s", member.name, reason)
         else:
             self._start_failed(f"{member.name}: {reason}")
-        self._hub.spawn(self._stop_process(member.number))
+        self._hub.spawn(self._stop_process(member.number, lost=True))
         self._look_again()
         if len(self._lost_since_step) > self._max_restarts + len(self._inside):
             self._fail(
@@ -332,9 +333,9 @@ class Coordinator:
                 )
             )
 
-    async def _stop_process(self, number: int) -> None:
+    async def _stop_process(self, number: int, *, lost: bool = False) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._cluster.stop, number)
+        await loop.run_in_executor(None, functools.partial(self._cluster.stop, number, lost=lost))
 
     def _start_failed(self, reason: str) -> None:
         self._why_not = reason
@@ -371,7 +372,7 @@ class Coordinator:
         now = time.monotonic()
         late = [number for number, since in self._starting.copy().items() if now - since > _CONNECT_S]
         for number in late:
-            self._cluster.stop(number)
+            self._cluster.stop(number, lost=True)
             self._hub.call(self._process_ended, number, f"did not connect to the driver within {_CONNECT_S:g} s")
         if self._job is None or now < self._retry_at or self._closed:
             return
@@ -504,23 +505,28 @@ class Coordinator:
         return False
 
     async def _change_members(self) -> None:
-        """Pause everybody, and begin a session with those that are ready. Again, until all have begun."""
-        while (job := self._job) is not None and job.epoch is not None and self.error is None:
-            self._session += 1
-            self._dirty = False
-            chosen = self._chosen()
-            leaving = [each for each in self._inside if each not in chosen and each.lost is None]
-            if not chosen:
-                self._inside = []
-                self._begun_at = time.monotonic()
-                return
-            positions = await self._pause(chosen + leaving)
+        """Pause everybody, and begin a session with those that are ready. Again, until all have begun. Those that leave
+        stay until then, since only they may have the newest version."""
+        leaving: list[Member] = []
+        try:
+            while (job := self._job) is not None and job.epoch is not None and self.error is None:
+                self._session += 1
+                self._dirty = False
+                chosen = self._chosen()
+                inside = dict.fromkeys(leaving + self._inside)
+                leaving = [each for each in inside if each not in chosen and each.lost is None]
+                if not chosen:
+                    self._inside = []
+                    self._begun_at = time.monotonic()
+                    return
+                positions = await self._pause(chosen + leaving)
+                if chosen != self._chosen() or not all(each in positions for each in chosen):
+                    continue
+                if await self._begin_session(job, chosen, positions):
+                    return
+        finally:
             for member in leaving:
                 self._dismiss(member)
-            if chosen != self._chosen() or not all(each in positions for each in chosen):
-                continue
-            if await self._begin_session(job, chosen, positions):
-                return
 
     def _dismiss(self, member: Member) -> None:
         _log.info("%s leaves", member.name)

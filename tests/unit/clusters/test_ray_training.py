@@ -1,0 +1,136 @@
+"""engine="ray" on a real Ray cluster: the serial engine's bits on all its machines, whatever happens to them."""
+
+import sys
+import time
+
+import pytest
+
+import ray_nodes
+import ray_programs
+
+if ray_nodes.missing():
+    pytest.skip(ray_nodes.missing(), allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with ray_nodes.RayNodes(4, started=3) as made:
+        yield made
+
+
+def hosts(nodes):
+    return sorted(node["host"] for node in nodes)
+
+
+def test_all_machines_train_and_give_the_serial_engines_bits(cluster):
+    with cluster.start(0, ray_programs.train_on_ray, None, None, None, 2) as program:
+        nodes = program.get()
+        assert hosts(nodes) == ["node0", "node1", "node2"]
+        assert [len(node["workers"]) for node in nodes] == [2, 2, 2]
+        program.put()
+        program.get()
+        program.put()
+        assert program.get() is True
+
+
+def test_a_given_number_of_nodes_and_workers(cluster):
+    with cluster.start(0, ray_programs.train_on_ray, 2, 1, {"resources": {"node1": 1}}, 1) as program:
+        nodes = program.get()
+        assert hosts(nodes) == ["node1", "node1"]  # where else is that resource
+        assert [len(node["workers"]) for node in nodes] == [1, 1]
+        program.put()
+        assert program.get() is True
+
+
+def test_functions_of_the_main_program_go_by_value(cluster):
+    environment = {**ray_nodes.ENVIRONMENT, "RAY_ADDRESS": cluster.address}
+    command = [sys.executable, ray_nodes.TESTS / "ray_main.py"]
+    assert cluster.nodes[0].run(command, env=environment, timeout_s=ray_nodes.WATCHDOG_S).split()[-1] == "same"
+
+
+def test_what_there_is_no_room_for_is_named(cluster):
+    messages = cluster.call(
+        0,
+        ray_programs.train_wrongly,
+        {"ray_options": {"address": "ray://somewhere:10001"}},
+        {"nodes": 7, "workers": 1},
+        {"workers": 3},
+        {"nodes": 1, "ray_options": {"resources": {"unicorn": 1}}},
+        {"ray_options": {"scheduling_strategy": "SPREAD"}},
+        {"nodes": 1, "ray_options": {"colour": "red"}},
+    )
+    assert len(messages) == 6
+    client, many, large, unicorn, strategy, option = messages
+    assert many.startswith("CapacityError: the Ray cluster has room for 6 more nodes of this training, and 7 are asked")
+    assert "with 1 CPU each. It has node0 (10.77.0.1) with 2 of 2 CPU free; node1" in many
+    assert "room for 0 more nodes of this training, and 1 is asked for, with 3 CPU each" in large
+    assert "0 of 0 unicorn free" in unicorn
+    assert strategy.startswith("ValueError: nodes: give their number")
+    assert "colour" in option
+    assert client.startswith("ConnectionError: ray://somewhere:10001 is for Ray Client")
+
+
+def test_machines_come_and_go_and_the_bits_stay(cluster):
+    """The nodes are asked for without a number, so a machine that joins the Ray cluster gets one."""
+    with cluster.start(0, ray_programs.train_on_ray, None, 1, None, 100_000) as program:
+        program.get()
+        until_there(program, "node0", "node1", "node2")
+        cluster.join(3)
+        until_there(program, "node0", "node1", "node2", "node3")
+        cluster.kill(3)  # all of the machine
+        until_there(program, "node0", "node1", "node2")
+        kill_the_node_process(cluster, program, "node2")  # Ray starts another one
+        until_there(program, "node0", "node1", "node2")
+        program.put(["nodes", 1])
+        program.get()
+        until_there(program, number=1)
+        program.put(["nodes", 3])
+        program.get()
+        until_there(program, "node0", "node1", "node2")
+        program.put("stop")
+        assert program.get() is True
+
+
+def until_there(program, *wanted, number=None):
+    """Let epochs pass until nodes run on these machines, or so many of them anywhere."""
+    deadline = time.monotonic() + ray_nodes.WATCHDOG_S
+    while True:
+        program.put()
+        nodes = program.get()
+        assert isinstance(nodes, list), program.errors()
+        running = hosts(node for node in nodes if node["state"] == "running")
+        if running == sorted(wanted) or len(running) == number:
+            return nodes
+        assert time.monotonic() < deadline, (running, program.errors())
+        time.sleep(0.05)
+
+
+def kill_the_node_process(cluster, program, host):
+    program.put()
+    (pid,) = [node["pid"] for node in program.get() if node["host"] == host]
+    cluster.nodes[int(host.removeprefix("node"))].run(["kill", "-9", str(pid)])
+
+
+def test_a_driver_that_is_killed_leaves_no_process(cluster):
+    before = [set(node.pids()) for node in list(cluster.nodes)[:3]]
+    with cluster.start(0, ray_programs.train_on_ray, None, 1, None, 100) as program:
+        program.get()
+        program.kill()
+    for node, pids in zip(list(cluster.nodes)[:3], before, strict=True):
+        for _ in range(600):
+            if not has_untorn(set(node.pids()) - pids):
+                break
+            time.sleep(0.05)
+        assert not has_untorn(set(node.pids()) - pids)
+
+
+def has_untorn(pids):
+    return [command for command in map(command_of, pids) if "untorn" in command or "NodeProcess" in command]
+
+
+def command_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read().replace("\0", " ")
+    except OSError:
+        return ""
