@@ -31,6 +31,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib import import_module
 from typing import Any, Self
 
@@ -74,7 +75,8 @@ class JaxModel(Model):
             trained one, a pytree like this. If one is float64, the functions run with jax_enable_x64.
         predict: ``predict(params, x)`` or ``predict(params, state, x)``, for Trainer.predict: an array with one row
             per example; jitted.
-        state: a pytree of arrays of numbers; Trainer.module() is then (params, state).
+        state: a pytree of arrays of numbers and random keys; Trainer.module() is then (params, state). The keys, such
+            as those of Flax's nnx.Rngs, are folded with (seed, step, shard) for each gradient, and stay as they are.
         has_aux: whether loss_fn returns metrics; by default this is determined from its return value.
 
     Raises:
@@ -174,14 +176,15 @@ class _JaxReplica(Replica):
         self._params = params
         self._settings = settings
         first = 3 if model.has_state else 2
-        self.takes_rng, self._key_has_default = _third(model.loss_fn.call, first)
+        self._wants_key, self._key_has_default = _third(model.loss_fn.call, first)
+        self.takes_rng = self._wants_key or state.has_keys
         self._state_names, self._names = state.names, params.names
         with settings():
             self._key_shape = jax.random.key_data(jax.random.key(0)).shape
         # on flat lists of arrays: the fastest way into jit, which reads aligned NumPy arrays where they lie
         options: Any = {"xla_cpu_multi_thread_eigen": False} if threads == 1 else None
         self._jitted_gradient = jax.jit(jax.value_and_grad(self._loss, has_aux=True), compiler_options=options)
-        self._jitted_loss = jax.jit(self._loss)
+        self._jitted_loss = jax.jit(partial(self._loss, trains=False))
         self._jitted_predict = jax.jit(self._outputs)
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
@@ -226,10 +229,12 @@ class _JaxReplica(Replica):
 
     # -- what JAX traces
 
-    def _loss(self, trained: list[Any], kept: list[Any], batch: Any, key: Any) -> tuple[Any, tuple[Any, Any]]:
+    def _loss(
+        self, trained: list[Any], kept: list[Any], batch: Any, key: Any, *, trains: bool = True
+    ) -> tuple[Any, tuple[Any, Any]]:
         """(loss, (leaves of the state, metrics))."""
-        arguments = (*self._trees(trained, kept), batch)
-        if key is not None:
+        arguments = (*self._trees(trained, kept, key if trains else None), batch)
+        if key is not None and self._wants_key:
             arguments += (jax.random.wrap_key_data(key),)
         loss, state, metrics = self._taken_apart(self._model.loss_fn.call(*arguments))
         dtype, shape = jnp.result_type(loss), jnp.shape(loss)
@@ -238,16 +243,16 @@ class _JaxReplica(Replica):
                 f"loss_fn: expected a loss that is one real number, the mean over the batch, found an array of {dtype} "
                 f"of shape {shape}"
             )
-        leaves = self._state.leaves_of(state) if self._model.has_state else []
+        leaves = self._state.leaves_of(state, kept) if self._model.has_state else []
         return loss, (leaves, metrics)
 
     def _outputs(self, trained: list[Any], kept: list[Any], x: Any) -> Any:
         assert self._model.predict is not None
         return self._model.predict.call(*self._trees(trained, kept), x)
 
-    def _trees(self, trained: list[Any], kept: list[Any]) -> tuple[Any, ...]:
+    def _trees(self, trained: list[Any], kept: list[Any], key: Any = None) -> tuple[Any, ...]:
         params = self._params.filled(trained)
-        return (params, self._state.filled(kept)) if self._model.has_state else (params,)
+        return (params, self._state.filled(self._state.wrapped(kept, key))) if self._model.has_state else (params,)
 
     def _taken_apart(self, answer: Any) -> tuple[Any, Any, Any]:
         """(loss, state, metrics)."""
@@ -284,7 +289,15 @@ class _Tree:
                 name += "_"
             taken.add(name)
             self.names.append(name)
-        self.arrays = [_array_of(what, name, leaf) for name, (_, leaf) in zip(self.names, found, strict=True)]
+        #: for each leaf that is a random key, or an array of them, its kind; else None
+        self._kinds = [
+            str(jax.random.key_impl(leaf)) if what == "state" and _is_key(leaf) else None for _, leaf in found
+        ]
+        self.has_keys = any(self._kinds)
+        leaves = [
+            jax.random.key_data(leaf) if kind else leaf for kind, (_, leaf) in zip(self._kinds, found, strict=True)
+        ]
+        self.arrays = [_array_of(what, name, leaf) for name, leaf in zip(self.names, leaves, strict=True)]
         self.shapes = [(array.shape, array.dtype) for array in self.arrays]
         self._of_jax = [isinstance(leaf, jax.Array) for _, leaf in found]
         self._numbered = jax.tree_util.tree_unflatten(structure, range(len(found)))
@@ -301,14 +314,29 @@ class _Tree:
     def filled_like_given(self, arrays: Any) -> Any:
         """The pytree with copies of these arrays by name: of JAX where they were that."""
         pairs = zip(self.names, self._of_jax, strict=True)
-        return self.filled([jnp.array(arrays[name]) if of_jax else arrays[name].copy() for name, of_jax in pairs])
+        leaves = [jnp.array(arrays[name]) if of_jax else arrays[name].copy() for name, of_jax in pairs]
+        return self.filled(self.wrapped(leaves, None))
 
-    def leaves_of(self, tree: Any) -> list[Any]:
-        """The leaves of another tree. Raises ValueError unless it has this structure and these shapes."""
+    def wrapped(self, leaves: list[Any], key: Any) -> list[Any]:
+        """The leaves with random keys in place of their numbers; folded with this one, unless it is None."""
+        if not self.has_keys:
+            return leaves
+        number = None if key is None else jax.random.bits(jax.random.wrap_key_data(key))
+        made = list(leaves)
+        for index, kind in enumerate(self._kinds):
+            if kind is not None:
+                own = jax.random.wrap_key_data(jnp.asarray(leaves[index]), impl=kind)
+                made[index] = own if number is None else _folded(own, number)
+        return made
+
+    def leaves_of(self, tree: Any, kept: list[Any]) -> list[Any]:
+        """The leaves of another tree, with the random keys ``kept``. Raises ValueError unless it has this structure and
+        these shapes."""
         leaves, structure = jax.tree_util.tree_flatten(tree)
         expected: Any = jax.tree_util.tree_structure(self._numbered)
         if structure != expected:
             raise ValueError(f"loss_fn: the {self.what} that it returns: expected {expected}, found {structure}")
+        leaves = [old if kind else new for kind, old, new in zip(self._kinds, kept, leaves, strict=True)]
         for name, (shape, dtype), leaf in zip(self.names, self.shapes, leaves, strict=True):
             found = jnp.result_type(leaf)
             if jnp.shape(leaf) != shape or not np.can_cast(found, dtype, "same_kind"):
@@ -317,6 +345,18 @@ class _Tree:
                     f"found {found} of shape {jnp.shape(leaf)}"
                 )
         return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _folded(keys: Any, number: Any) -> Any:
+    """Fold a number into a random key, or into each of an array of them."""
+    if keys.ndim == 0:
+        return jax.random.fold_in(keys, number)
+    flat = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), number)
+    return flat.reshape(keys.shape)
 
 
 def _word(key: Any) -> str:

@@ -14,9 +14,23 @@ from untorn.torch.tensors import tensor_of
 from untorn.train.models.checks import checked_metrics
 from untorn.train.models.function import takes_rng
 
-__all__ = ["Loss"]
+__all__ = ["Loss", "check_mean"]
 
 _NO_OUTPUTS = object()
+
+
+def check_mean(loss: Any) -> None:
+    """Raise ValueError for a loss that is visibly a sum over the batch: the gradient of a batch is the mean of those of
+    its shards, so a sum would depend on their number."""
+    made = getattr(loss, "keywords", {})  # of a functools.partial
+    reduction = made.get("reduction") if isinstance(made, dict) and made else getattr(loss, "reduction", None)
+    if reduction == "sum":
+        name = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
+        raise ValueError(
+            f"loss: {name} has reduction='sum'; expected the mean over the batch, since it is cut into shards whose "
+            "gradients are averaged. Write reduction='mean', and for the same steps multiply the learning rate by the "
+            "batch size"
+        )
 
 
 class Loss:

@@ -12,7 +12,7 @@ from torch import nn
 from untorn import trees
 from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
-from untorn.torch.loss import Loss
+from untorn.torch.loss import Loss, check_mean
 from untorn.torch.replica import TorchReplica
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
@@ -46,6 +46,9 @@ class TorchModel(Model[_ModuleT_co]):
         metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
         forward: ``forward(module, batch[, rng]) -> loss`` or ``(loss, outputs)`` in place of the above; batch is the
             data's tree, of tensors. Metrics need the outputs.
+        predict: ``predict(module, x) -> outputs`` in place of ``module(*inputs)``, for Trainer.predict: to choose among
+            several outputs, or to generate. x is the data's tree, of tensors; outputs are a tensor with a row per
+            example, or a dict or tuple of such.
         sample_weight: the data has one more part, a number per example: the last of a tuple or list, the part named
             "sample_weight" of a dict. ``loss`` then gives a number per example (reduction="none"), and trained is
             ``(sample_weight * losses).mean()``: divided by the number of examples, as Keras does. Metrics are not
@@ -74,6 +77,7 @@ class TorchModel(Model[_ModuleT_co]):
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         forward: Callable[..., Any] | None = None,
+        predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
@@ -93,6 +97,9 @@ class TorchModel(Model[_ModuleT_co]):
             raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
         if forward is not None and not callable(forward):
             raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
+        if predict is not None and not callable(predict):
+            raise TypeError(f"predict: expected a function (module, x) -> outputs, found {type(predict).__name__}")
+        check_mean(loss)
         if forward is not None and sample_weight:
             raise TypeError(
                 "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
@@ -106,6 +113,7 @@ class TorchModel(Model[_ModuleT_co]):
         self.loss = loss
         self.metrics: dict[str, Callable[[Any, Any], Any]] = dict(metrics or {})
         self.forward = forward
+        self.predict = predict
         self.sample_weight = sample_weight
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
@@ -149,7 +157,7 @@ class TorchModel(Model[_ModuleT_co]):
 
     def for_workers(self) -> Self:
         """See Model."""
-        functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward}
+        functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward, "predict": self.predict}
         model = object.__new__(type(self))
         made = copied(self._module, functions, self._stale, self._aliases, values=False)
         inside = {"_module": made.module, "_stale": made.stale, "_aliases": made.aliases}
@@ -171,7 +179,7 @@ class TorchModel(Model[_ModuleT_co]):
         """See Model."""
         model: TorchModel = self.for_workers()
         loss = Loss(model.loss, model.metrics, model.forward, sample_weight=model.sample_weight)
-        return TorchReplica(loss, model._module, model._stale, model._aliases)
+        return TorchReplica(loss, model._module, model._stale, model._aliases, model.predict)
 
     def module(self, params: Any) -> _ModuleT_co:
         """See Model."""

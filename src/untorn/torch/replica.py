@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -35,8 +35,16 @@ _T = TypeVar("_T")
 class TorchReplica(Replica):
     """A module whose parameters are moved to a version's memory for each batch, and away again."""
 
-    def __init__(self, loss: Loss, module: nn.Module, stale: list[Stale], aliases: list[Alias]) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        module: nn.Module,
+        stale: list[Stale],
+        aliases: list[Alias],
+        predict: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
         self._loss = loss
+        self._predict = predict
         self._module = module
         self._stale = stale
         self._aliases = aliases
@@ -210,16 +218,22 @@ class TorchReplica(Replica):
 
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. Returns what the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
-        inputs = trees.map(tensor_of, x if isinstance(x, tuple | list | dict) else (x,))
+        inputs = trees.map(tensor_of, x)
 
         def compute() -> Any:
             with torch.no_grad(), _unoptimized(), self._evaluating(params):
                 seed_generators(self._generators, 0)
-                outputs = self._module(**inputs) if isinstance(inputs, dict) else self._module(*inputs)
-                return predicted(outputs, "")
+                return predicted(self._outputs(inputs), "")
 
         with self._in_use:
             return self._random_in_prediction(0, compute, lambda: None)
+
+    def _outputs(self, inputs: Any) -> Any:
+        if self._predict is not None:
+            return self._predict(self._module, inputs)
+        if isinstance(inputs, Mapping):
+            return self._module(**inputs)
+        return self._module(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
     @contextmanager
     def _evaluating(self, params: Any) -> Iterator[None]:
