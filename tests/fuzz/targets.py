@@ -139,6 +139,7 @@ def socket(data: bytes) -> None:
 
 class _Job:
     workers = 2
+    nodes = 2
 
     def status(self) -> dict[str, Any]:
         return {"step": 7}
@@ -146,6 +147,10 @@ class _Job:
     def resize(self, workers: int) -> None:
         if workers > 1024:
             raise ValueError(f"{workers} workers")
+
+    def resize_nodes(self, nodes: int) -> None:
+        if nodes > 64:
+            raise ValueError(f"{nodes} nodes")
 
 
 class _Channel:

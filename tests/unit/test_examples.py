@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WATCHDOG_S = 120
 
 SMALL_SETTINGS = {
+    "cluster.py": ["--epochs", "3"],
     "dataframe.py": ["--rows", "20000", "--days", "3"],
     "dataset.py": ["--epochs", "1"],
     "dictionary.py": ["--entries", "50000", "--readers", "2"],
@@ -167,6 +168,13 @@ def test_kills_change_nothing():
     alone, killed = run_small("kills.py").splitlines()
     assert re.search(r": (\w{12})", killed)[1] == alone.split()[-1]
     assert int(killed.split()[0]) > 0
+
+
+def test_cluster_prints_the_same_weights_three_times():
+    lines = run_small("cluster.py").splitlines()
+    assert [line[:20].strip() for line in lines] == ["this process alone:", "2 worker processes:", "3 nodes, 1 lost:"]
+    assert len({line[20:] for line in lines}) == 1
+    assert len(lines[0][20:].strip()) == 16
 
 
 def test_resume_gives_the_weights_of_a_training_without_a_kill():

@@ -1,15 +1,17 @@
-"""A running job as ``untorn top NAME`` shows it: its progress, its losses as a curve, and its workers.
+"""A running job as ``untorn top NAME`` shows it: its progress, its losses as a curve, its nodes and its workers.
 
 ::
 
     look() ──> Look ──┐                           terminal: picture(), cut to its height
     look() ──> Look ──┴── paces() ──> JobView ──> pipe: printed() or document() per refresh
+                          node_paces()
 
 If a job is busy or has ended, its last answer is shown.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,15 +22,29 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from untorn.cli.curve import framed_curve
-from untorn.cli.tables import count, grid, plain
+from untorn.cli.tables import count, grid, plain, size
 from untorn.control import ask
 from untorn.errors import BrokenChannelError, ChannelNotFoundError, UntornError
 
-__all__ = ["JobView", "Look", "Pace", "job_views", "look", "paces", "resize"]
+__all__ = [
+    "JobView",
+    "Look",
+    "NodePace",
+    "Pace",
+    "job_views",
+    "look",
+    "node_paces",
+    "paces",
+    "resize",
+    "resize_nodes",
+]
 
 _COLUMNS = ("WORKER", "PID", "STATE", "GRADIENTS", "GRADIENTS/S", "SHARE")
 _NUMBERS = frozenset({"WORKER", "PID", "GRADIENTS", "GRADIENTS/S", "SHARE"})
 _OPTIONAL = ("GRADIENTS", "SHARE", "PID")
+_NODE_COLUMNS = ("NODE", "HOST", "STATE", "WORKERS", "STEP", "SENT/S", "RECEIVED/S", "WAITS")
+_NODE_NUMBERS = frozenset(_NODE_COLUMNS) - {"HOST", "STATE"}
+_NODE_OPTIONAL = ("STEP", "RECEIVED/S", "HOST", "WAITS")
 #: short, because keys are not read meanwhile
 _TIMEOUT_S = 0.5
 #: the height of the curve in lines, and its largest width
@@ -39,6 +55,7 @@ _MAX_LINES = 3
 #: the height of the view without workers
 _LINES = 18
 _STYLES = {"running": "green", "starting": "yellow", "dead": "red", "stopped": "dim", "leaving": "dim"}
+_STYLES |= {"joining": "yellow", "lost": "red"}
 
 
 @dataclass(frozen=True)
@@ -67,10 +84,26 @@ class Pace:
     share: float | None
 
 
+@dataclass(frozen=True)
+class NodePace:
+    """The bytes per second that a node has sent to its peers and received from them between its last two reports, and
+    the part of that time in which it only waited for them. None before its second report."""
+
+    sent_per_s: float | None = None
+    received_per_s: float | None = None
+    waits: float | None = None
+
+
 def resize(name: str, by: int, timeout_s: float) -> dict[str, Any]:
     """Ask a job for ``by`` more workers, or fewer if negative. Returns its ``name``, the new number ``workers`` and
-    the old number ``was``."""
+    the old number ``was``; of a job on nodes, those of each of the ``nodes``."""
     return {"name": name} | ask(name, {"do": "resize", "by": by}, timeout_s=timeout_s)
+
+
+def resize_nodes(name: str, by: int, timeout_s: float) -> dict[str, Any]:
+    """Ask a job for ``by`` more nodes, or fewer if negative. Returns its ``name``, the new number ``nodes`` and the old
+    number ``was``."""
+    return {"name": name} | ask(name, {"do": "resize", "nodes_by": by}, timeout_s=timeout_s)
 
 
 def look(name: str, before: Look | None = None) -> Look:
@@ -92,11 +125,11 @@ def look(name: str, before: Look | None = None) -> Look:
 def job_views(name: str) -> Iterator[JobView]:
     """Yield a view of the job per request, without end. While the job is busy, the last paces stay."""
     answered: Look | None = None
-    now, shown = look(name), list[Pace]()
+    now, shown, of_nodes = look(name), list[Pace](), list[NodePace]()
     while True:
         if not now.problem:
-            shown, answered = paces(answered, now), now
-        yield JobView(now, shown)
+            shown, of_nodes, answered = paces(answered, now), node_paces(answered, now, of_nodes), now
+        yield JobView(now, shown, of_nodes)
         now = look(name, now)
 
 
@@ -114,20 +147,48 @@ def paces(before: Look | None, now: Look) -> list[Pace]:
     ]
 
 
-def _identity(worker: dict[str, Any]) -> tuple[Any, Any]:
-    return worker.get("index"), worker.get("pid")
+def node_paces(before: Look | None, now: Look, shown: Sequence[NodePace]) -> list[NodePace]:
+    """Return each node's pace between its reports in two answers; ``shown`` has those of the first of them. Number and
+    pid identify a node. Nodes report twice a second by their own clocks: without a new report, the pace stays."""
+    nodes = _nodes_of(before) if before else []
+    known = {_identity(node): (node, pace) for node, pace in zip(nodes, shown, strict=True)}
+    return [
+        _node_pace(*known[_identity(node)], node) if _identity(node) in known else NodePace() for node in _nodes_of(now)
+    ]
+
+
+def _node_pace(before: dict[str, Any], shown: NodePace, now: dict[str, Any]) -> NodePace:
+    if before.get("at") is None or now.get("at") is None:
+        return NodePace()
+    seconds = now["at"] - before["at"]
+    if seconds <= 0:
+        return shown
+    sent, received, waited = (
+        max(0, now.get(key, 0) - before.get(key, 0)) / seconds for key in ("sent", "received", "waited_s")
+    )
+    return NodePace(sent, received, min(1.0, waited))
+
+
+def _identity(one: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a worker, or a node, from others: nodes may have workers with the same index and pid."""
+    return one.get("node"), one.get("index"), one.get("number"), one.get("pid")
 
 
 def _workers_of(look: Look) -> list[dict[str, Any]]:
     return list((look.status or {}).get("workers") or [])
 
 
+def _nodes_of(look: Look) -> list[dict[str, Any]]:
+    return list((look.status or {}).get("nodes") or [])
+
+
 @dataclass(frozen=True)
 class JobView:
-    """A job and the pace of each of its workers, in each of the forms of output."""
+    """A job and the pace of each of its workers and nodes, in each of the forms of output."""
 
     look: Look
     paces: Sequence[Pace]
+    node_paces: Sequence[NodePace] = ()
 
     @property
     def shown(self) -> Collection[str]:
@@ -135,7 +196,7 @@ class JobView:
         return [] if self.look.status is None else [self.look.name]
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON document: the job's answer, with each worker's pace."""
+        """Return the JSON document: the job's answer, with the pace of each worker and node."""
         status = self.look.status
         if status is not None:
             workers = [
@@ -143,6 +204,9 @@ class JobView:
                 for worker, pace in zip(_workers_of(self.look), self.paces, strict=True)
             ]
             status = status | {"workers": workers}
+            if "nodes" in status:
+                of_nodes = zip(_nodes_of(self.look), self.node_paces, strict=True)
+                status["nodes"] = [_without_workers(node) | dataclasses.asdict(pace) for node, pace in of_nodes]
         return {"at": time.time(), "job": status, "problem": self.look.problem or None}
 
     def printed(self, *, first: bool) -> list[RenderableType]:
@@ -151,7 +215,7 @@ class JobView:
         if status is not None:
             working = sum(worker.get("state") in ("starting", "running") for worker in _workers_of(self.look))
             parts += [_epoch(status), f"step {status.get('step', 0):,}", f"version {status.get('version', 0):,}"]
-            parts += [*_measured(status), count(working, "worker"), *_faults(status)]
+            parts += [*_measured(status), *_nodes_counted(status), count(working, "worker"), *_faults(status)]
         return ["  ".join(parts + ([plain(self.look.problem)] if self.look.problem else []))]
 
     def picture(self, width: int, height: int) -> list[RenderableType]:
@@ -165,14 +229,19 @@ class JobView:
         most = _MAX_LINES if has_room else max(1, _MAX_LINES + 2 - len(head))
         if problem:
             head.append(_cropped(f"{problem}; last answer {time.monotonic() - self.look.at:.0f} s ago", "yellow"))
-        facts = [*_flowing(_measured(status), width, most), *_flowing(_faults(status), width)]
-        workers = [_row(worker, pace) for worker, pace in zip(_workers_of(self.look), self.paces, strict=True)]
-        table = grid(_COLUMNS, workers, right=_NUMBERS, optional=_OPTIONAL, width=width)
-        # the other four lines: the curve's axis, the table's heading, and two empty ones
-        room = height - len(head) - len(facts) - len(workers) - 4
+        facts = [*_flowing(_measured(status), width, most)]
+        facts += _flowing([*_faults(status), *_nodes_counted(status)], width)
+        workers = [(worker, pace) for worker, pace in zip(_workers_of(self.look), self.paces, strict=True)]
+        nodes = [_node_row(node, pace) for node, pace in zip(_nodes_of(self.look), self.node_paces, strict=True)]
+        tables: list[RenderableType] = [_worker_table(workers, width, with_nodes=bool(nodes))]
+        if nodes:
+            table = grid(_NODE_COLUMNS, nodes, right=_NODE_NUMBERS, optional=_NODE_OPTIONAL, width=width)
+            tables = [table, Text(), *tables]
+        # the other lines: the curve's axis, the tables' headings, and the empty ones before each of them
+        room = height - len(head) - len(facts) - len(workers) - 4 - (len(nodes) + 2 if nodes else 0)
         lines = min(max(room, _CURVE_LINES.start), _CURVE_LINES.stop - 1)
         curve_lines = framed_curve(status.get("losses") or [], min(width, _CURVE_WIDTH), lines)
-        return [*head, Text(), *curve_lines, *facts, Text(), table]
+        return [*head, Text(), *curve_lines, *facts, Text(), *tables]
 
 
 # -- formatting
@@ -201,6 +270,43 @@ def _head(status: dict[str, Any], width: int) -> Iterator[Text]:
         full = min(length, round(length * done / steps))
         bar = f"{'━' * full}{'─' * (length - full)}  "
     yield _cropped(f"{where}  {bar}{numbers}")
+
+
+def _worker_table(workers: Sequence[tuple[dict[str, Any], Pace]], width: int, *, with_nodes: bool) -> RenderableType:
+    rows = [_row(worker, pace) for worker, pace in workers]
+    if not with_nodes:
+        return grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL, width=width)
+    rows = [[str(worker.get("node")), *row] for (worker, _), row in zip(workers, rows, strict=True)]
+    return grid(("NODE", *_COLUMNS), rows, right=_NUMBERS | {"NODE"}, optional=_OPTIONAL, width=width)
+
+
+def _node_row(node: dict[str, Any], pace: NodePace) -> list[str | Text]:
+    state = plain(node.get("state"))
+    step = node.get("step")
+    return [
+        str(node.get("number")),
+        plain(node.get("host")),
+        Text(state, style=_STYLES.get(state, "")),
+        str(len(node.get("workers") or [])),
+        "-" if step is None else f"{step:,}",
+        "-" if pace.sent_per_s is None else size(pace.sent_per_s),
+        "-" if pace.received_per_s is None else size(pace.received_per_s),
+        "-" if pace.waits is None else f"{100 * pace.waits:.0f} %",
+    ]
+
+
+def _nodes_counted(status: dict[str, Any]) -> list[str]:
+    """Return how many nodes take part, of how many; nothing for a job of one machine."""
+    wanted = status.get("wanted_nodes") or 0
+    if not wanted:
+        return []
+    running = sum(node.get("state") == "running" for node in status.get("nodes") or [])
+    return [count(wanted, "node") if running == wanted else f"{running} of {count(wanted, 'node')}"]
+
+
+def _without_workers(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node with the number of its workers: they are in the list of all workers."""
+    return node | {"workers": len(node.get("workers") or [])}
 
 
 def _row(worker: dict[str, Any], pace: Pace) -> list[str | Text]:

@@ -1,4 +1,4 @@
-"""``untorn join NAME`` and ``untorn leave NAME``: change the number of workers of a running job."""
+"""``untorn join NAME`` and ``untorn leave NAME``: change the number of workers, or of nodes, of a running job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from untorn.cli.errors import reported
-from untorn.cli.jobs import resize
+from untorn.cli.jobs import resize, resize_nodes
 from untorn.cli.tables import count, json_line, plain, say
 
 __all__ = ["join", "leave"]
@@ -16,11 +16,18 @@ __all__ = ["join", "leave"]
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
-def _options(workers_help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+_AT_LEAST_1 = click.IntRange(min=1)
+
+
+def _options(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the options that both commands have."""
     options = [
         click.argument("name"),
-        click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=workers_help),
+        click.option(
+            "--workers", type=_AT_LEAST_1,
+            help=f"The number of workers to {verb}; of a job on nodes, on each of them.  [default: 1]",
+        ),
+        click.option("--nodes", type=_AT_LEAST_1, help=f"The number of nodes to {verb}, instead of workers."),
         click.option(
             "--timeout", "timeout_s", type=_SECONDS, default=10.0, show_default=True,
             help="Seconds to wait for the job's answer.",
@@ -38,30 +45,36 @@ def _options(workers_help: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 @click.command(short_help="Add workers to a running job.")
-@_options("The number of workers to add.")
-def join(*, workers: int, **given: Any) -> None:
-    """Add workers to the running job NAME, started with Trainer(name=NAME) or untorn train --name NAME.
+@_options("add")
+def join(**given: Any) -> None:
+    """Add workers, or nodes, to the running job NAME, started with Trainer(name=NAME) or untorn train --name NAME.
 
-    In sync mode, the number of workers does not change a single bit of the resulting weights.
+    In sync mode, the number of workers and of nodes does not change a single bit of the resulting weights.
     """
-    _resize(by=workers, **given)
+    _resize(1, **given)
 
 
 @click.command(short_help="Remove workers from a running job.")
-@_options("The number of workers to remove.")
-def leave(*, workers: int, **given: Any) -> None:
-    """Remove workers from the running job NAME, which continues with the others. It keeps at least one.
+@_options("remove")
+def leave(**given: Any) -> None:
+    """Remove workers, or nodes, from the running job NAME, which continues with the others. It keeps at least one.
 
-    In sync mode, the number of workers does not change a single bit of the resulting weights.
+    In sync mode, the number of workers and of nodes does not change a single bit of the resulting weights.
     """
-    _resize(by=-workers, **given)
+    _resize(-1, **given)
 
 
-def _resize(*, name: str, by: int, timeout_s: float, as_json: bool, debug: bool) -> None:
-    """Ask the job for ``by`` more workers, or fewer if negative, and print its answer."""
+def _resize(
+    sign: int, *, name: str, workers: int | None, nodes: int | None, timeout_s: float, as_json: bool, debug: bool
+) -> None:
+    """Ask the job for more workers or nodes, or fewer if the sign is negative, and print its answer."""
+    if workers is not None and nodes is not None:
+        raise click.UsageError("--workers and --nodes: give one of them; the command changes one number at a time")
     with reported(debug=debug):
-        answer = resize(name, by, timeout_s)
-        if as_json:
-            say(json_line(answer))
+        if nodes is not None:
+            answer = resize_nodes(name, sign * nodes, timeout_s)
+            text = count(answer["nodes"], "node")
         else:
-            say(f"{plain(name)}: {count(answer['workers'], 'worker')} (was {answer['was']})")
+            answer = resize(name, sign * (workers or 1), timeout_s)
+            text = count(answer["workers"], "worker") + (" on each node" if "nodes" in answer else "")
+        say(json_line(answer) if as_json else f"{plain(name)}: {text} (was {answer['was']})")

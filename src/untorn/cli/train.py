@@ -49,7 +49,8 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
     "--workers",
     type=_Workers(),
     metavar="N|auto",
-    help="Number of worker processes; auto finds the fastest.  [default: the number of processors]",
+    help="Number of worker processes, of each node if there are nodes; auto, without nodes, finds the fastest.  "
+    "[default: the number of processors]",
 )
 @click.option(
     "--engine",
@@ -62,12 +63,12 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
 @click.option(
     "--nodes",
     type=_AT_LEAST_1,
-    help="Number of nodes, each with --workers workers.  [default: all of the Ray cluster; loopback: 2]",
+    help="ray, loopback: number of nodes, each with --workers workers.  [default: all of the Ray cluster; loopback: 2]",
 )
 @click.option(
     "--address",
     metavar="HOST:PORT",
-    help="Address of the Ray cluster.  [default: RAY_ADDRESS, or the one that runs here]",
+    help="ray: address of the cluster.  [default: RAY_ADDRESS, or the one that runs here]",
 )
 @click.option("--epochs", type=_AT_LEAST_1, help="Passes over the data.  [default: the recipe's]")
 @click.option(
@@ -90,7 +91,8 @@ class _Workers(click.ParamType):  # type: ignore[type-arg]  # only newer version
 @click.option(
     "--shards",
     type=_AT_LEAST_1,
-    help="Number of parts of a batch, on which the result depends.  [default: the recipe's, or --workers]",
+    help="Number of parts of a batch, on which the result depends.  [default: the recipe's, or --workers, times "
+    "--nodes if there are nodes]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write the learning curve here (.png, .svg, .pdf).")
@@ -139,9 +141,9 @@ def train(
     """Train by RECIPE and print the test accuracy, the speed and the SHA-256 of the weights.
 
     RECIPE is a name (known: digits), or FILE.py:NAME for an untorn.jobs.Recipe, or a function that returns one, in a
-    file of your own. Equal --seed and --shards give equal weights, whatever the engine and the number of workers, and
-    however often training was stopped and resumed with --resume. With --mode async the weights also depend on the
-    workers' timing.
+    file of your own. Equal --seed and --shards give equal weights, whatever the engine and the numbers of workers and
+    nodes, and however often training was stopped and resumed with --resume. With --mode async the weights also depend
+    on the workers' timing.
     """
     if max_staleness is not None and mode == "sync":
         raise click.UsageError("--max-staleness needs --mode async: in sync mode no gradient is stale")

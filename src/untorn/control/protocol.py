@@ -6,8 +6,12 @@ request                                 answer
 ``{"do": "status"}``                    the return value of ``handlers.status()``
 ``{"do": "resize", "workers": 4}``      ``{"workers": 4, "was": 2}``
 ``{"do": "resize", "by": -1}``          ``{"workers": 1, "was": 2}``
+``{"do": "resize", "nodes": 3}``        ``{"nodes": 3, "was": 2}``
+``{"do": "resize", "nodes_by": 1}``     ``{"nodes": 3, "was": 2}``
 anything else                           ``{"error": "...", "type": "ValueError"}``
 ======================================  ============================================
+
+On nodes the number of workers is that of each node, and the answer also has the number of ``nodes``.
 """
 
 from __future__ import annotations
@@ -44,7 +48,12 @@ class Handlers(Protocol):
 
     @property
     def workers(self) -> int:
-        """The number of workers that the job has, or is about to have."""
+        """The number of workers that the job has, or is about to have; on nodes, that of each node."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """The number of nodes that the job has, or is about to have; 0 if it runs on this machine alone."""
         ...
 
     def status(self) -> dict[str, Any]:
@@ -53,6 +62,10 @@ class Handlers(Protocol):
 
     def resize(self, workers: int) -> None:
         """Set the number of workers, at least 1. An error that this raises goes to the client; training continues."""
+        ...
+
+    def resize_nodes(self, nodes: int) -> None:
+        """Set the number of nodes, at least 1. Errors as with resize()."""
         ...
 
 
@@ -69,9 +82,13 @@ def answer_to(line: bytes, name: str, handlers: Handlers) -> bytes:
                 return _resized(name, handlers, workers)
             case {"do": "resize", "by": int(by), **more} if not more and not isinstance(by, bool):
                 return _resized(name, handlers, handlers.workers + by, by)
+            case {"do": "resize", "nodes": int(nodes), **more} if not more and not isinstance(nodes, bool):
+                return _resized_nodes(name, handlers, nodes)
+            case {"do": "resize", "nodes_by": int(by), **more} if not more and not isinstance(by, bool):
+                return _resized_nodes(name, handlers, handlers.nodes + by, by)
         raise ValueError(
-            'unknown request: expected {"do": "status"}, {"do": "resize", "workers": N} or {"do": "resize", "by": N}, '
-            f"found {line[:80]!r}"
+            'unknown request: expected {"do": "status"}, or {"do": "resize"} with one of "workers", "by", "nodes" and '
+            f'"nodes_by" and an int, found {line[:80]!r}'
         )
     except Exception as error:
         if type(error).__name__ not in _SAME_TYPE and not isinstance(error, UntornError):
@@ -89,13 +106,30 @@ def _request(line: bytes) -> Any:
 
 
 def _resized(name: str, handlers: Handlers, workers: int, by: int | None = None) -> bytes:
-    was = handlers.workers
-    if workers < 1:
-        asked = f"found a request for {workers}" if by is None else f"found a request to remove {-by}"
-        raise ValueError(f"job {name!r} has {was} worker{'s' * (was != 1)} and keeps at least 1; {asked}")
+    was, nodes = handlers.workers, handlers.nodes
+    _check_least(name, f"{was} worker{'s' * (was != 1)}{' on each node' * bool(nodes)}", workers, by)
     if workers != was:
         handlers.resize(workers)
-    return _line({"workers": workers, "was": was})
+    return _line({"workers": workers, "was": was} | ({"nodes": nodes} if nodes else {}))
+
+
+def _resized_nodes(name: str, handlers: Handlers, nodes: int, by: int | None = None) -> bytes:
+    was = handlers.nodes
+    if not was:
+        raise ValueError(
+            f"job {name!r} runs on this machine alone and has no nodes; start it with Trainer(engine='ray') or `untorn "
+            "train --engine ray`"
+        )
+    _check_least(name, f"{was} node{'s' * (was != 1)}", nodes, by)
+    if nodes != was:
+        handlers.resize_nodes(nodes)
+    return _line({"nodes": nodes, "was": was})
+
+
+def _check_least(name: str, present: str, wanted: int, by: int | None) -> None:
+    if wanted < 1:
+        asked = f"found a request for {wanted}" if by is None else f"found a request to remove {-by}"
+        raise ValueError(f"job {name!r} has {present} and keeps at least 1; {asked}")
 
 
 def error_line(error: Exception) -> bytes:

@@ -50,7 +50,7 @@ class Control:
         >>> import os, threading
         >>> from untorn.control import ask
         >>> class Job:
-        ...     workers = 2
+        ...     workers, nodes = 2, 0
         ...     def status(self):
         ...         return {"step": 7}
         ...     def resize(self, workers):

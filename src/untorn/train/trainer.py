@@ -61,27 +61,32 @@ _log = logging.getLogger(__name__)
 class Trainer(Generic[ModelT_co]):
     """Data-parallel mini-batch training whose result does not depend on the number of workers.
 
-    In sync mode the weights are bit-identical for the same ``seed`` and ``shards``, whatever the number of workers, the
-    engine, and the workers that were killed on the way.
+    In sync mode the weights are bit-identical for the same ``seed`` and ``shards``, whatever the numbers of workers and
+    nodes, the engine, and the workers and nodes that were killed on the way.
 
     Args:
         model: a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])`` that returns means over
             the batch, or an object with that method (and ``predict(params, x)``). params are read-only views of shared
-            memory; grads has the same tree structure. With engine="processes" the workers must be able to import or
-            unpickle it. A untorn.torch.TorchModel brings its own parameters.
+            memory; grads has the same tree structure. Worker processes, and nodes, must be able to import or unpickle
+            it. A untorn.torch.TorchModel brings its own parameters.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.
         optimizer: SGD, Adam, AdamW, RMSprop or Adagrad. Or a function that makes an optimizer of torch.optim from a
             list of parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an
-            optax.GradientTransformation: then the workers sum the gradients, and this process makes the step, which
-            takes longer.
-        workers: the number of worker processes; by default one per ``threads_per_worker`` processors. "auto" measures
-            a few steps with that number and with smaller ones, and continues with the fastest: see ``tuner``. A number
-            may exceed the number of processors.
-        engine: "processes", or "serial", the reference, which computes in this process.
+            optax.GradientTransformation: then the workers sum the gradients, and this process, on nodes one of each
+            node, makes the step, which takes longer.
+        workers: the number of worker processes, on nodes that of each node; by default one per ``threads_per_worker``
+            processors. "auto" measures a few steps with that number and with smaller ones, and continues with the
+            fastest: see ``tuner``; not on nodes. A number may exceed the number of processors.
+        engine: "processes", or "serial", the reference, which computes in this process. Or nodes, which have all
+            weights and data and workers of their own: "ray" for those of a Ray cluster, "loopback" for processes of
+            this machine, to try a program, or a Cluster that starts them.
+        nodes: the number of nodes; by default all that the Ray cluster has, and two with "loopback".
         shards: the number of parts that every batch is cut into; by default ``workers`` if that is a number, else the
-            number of processors. The result depends on it.
-        mode: "sync", or "async": one worker computes the gradient of a whole batch, and the gradient is applied when it
-            arrives, to weights that other gradients may have changed meanwhile. Readers see whole versions in both.
+            number of processors; on nodes, nodes times workers. The result depends on it, so give it if runs with
+            other numbers are to have the same result.
+        mode: "sync", or, on one machine, "async": one worker computes the gradient of a whole batch, and the gradient
+            is applied when it arrives, to weights that other gradients may have changed meanwhile. Readers see whole
+            versions in both.
         max_staleness: in async mode, the maximum number of versions between the weights that a gradient was computed
             on and the weights that it is applied to; at most ``max_staleness`` + 1 gradients are in flight. By default
             ``workers``. With 0 the result is that of sync mode with shards=1.
@@ -91,12 +96,16 @@ class Trainer(Generic[ModelT_co]):
         accumulate: the number of parts that every shard is cut into, computed one after another to save memory;
             gradients are averaged, weighted by their number of examples.
         threads_per_worker: the number of BLAS threads of each worker.
-        max_restarts: how often one shard's gradient may kill its worker before WorkerError is raised.
+        max_restarts: how often one shard's gradient may kill its worker before WorkerError is raised; on nodes also how
+            many more nodes than take part may be lost without a step in between.
         name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
-            the job of that name while it trains, and `untorn join` and `untorn leave` change its workers.
+            the job of that name while it trains, and `untorn join` and `untorn leave` change its workers and nodes. On
+            nodes, the channel is that of this machine: see subscriber().
+        ray_options: for engine="ray": the address of the cluster, and Ray's options for the nodes.
 
     Attributes:
         model, optimizer: the arguments, as they were given.
+        engine, mode, seed, ...: the other settings; the engine of a Cluster is its name.
         tuner: the measurements and the choice of workers="auto"; None for a number. str() describes them.
 
     Example:
@@ -111,6 +120,12 @@ class Trainer(Generic[ModelT_co]):
         ...     history = trainer.fit((x, x @ [1.0, -2.0]), epochs=5, batch_size=32)
         ...     trainer.params["w"].round(2)
         array([ 1., -2.])
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        CapacityError: the cluster has too few resources for so many nodes and workers.
+        ConnectionError: there is no cluster at the address.
+        ImportError: a library of the engine is missing.
     """
 
     engine: Setting[str] = Setting()
@@ -198,7 +213,8 @@ class Trainer(Generic[ModelT_co]):
 
     @property
     def params(self) -> Any:
-        """The newest weights: a writable copy, with the structure of the initial parameters."""
+        """The newest weights: a writable copy, with the structure of the initial parameters. Blocks while they are
+        copied from a node, if a node has newer ones than this process."""
         return self._model.visible(self._weights().copy())
 
     @params.setter
@@ -225,38 +241,43 @@ class Trainer(Generic[ModelT_co]):
         self._state.learning_rate.set(rate, step=self.step)
 
     def snapshot(self) -> Snapshot:
-        """Return the newest weights as a zero-copy, read-only Snapshot; its version counts steps from 1."""
+        """Return the newest weights as a zero-copy, read-only Snapshot; its version counts steps from 1. While nodes
+        train, it blocks until this process has a copy of their newest version."""
         return self._weights().snapshot()
 
     def subscriber(self) -> Subscriber:
         """Return a subscriber that other processes can use to follow the weights while they change. If slots run
-        short, a subscriber that holds four versions or more gets CapacityError from snapshot(); training continues."""
+        short, a subscriber that holds four versions or more gets CapacityError from snapshot(); training continues.
+
+        While nodes train, this process gets a version only when it needs one: for snapshot(), params, validation, a
+        checkpoint, and the end of fit. So a subscriber sees these versions, and not each one in between."""
         return self._weights().subscriber()
 
     def module(self: Trainer[Model[T]]) -> T:
-        """Return a TorchModel's module with a copy of the newest parameters and buffers. Raises TypeError for a model
-        that has no module."""
+        """Return a TorchModel's module with a copy of the newest parameters and buffers, as ``params`` has them. Raises
+        TypeError for a model that has no module."""
         module: T = self._model.module(self.params)
         return module
 
     @property
     def workers(self) -> int:
-        """The target number of workers; resize() changes it."""
+        """The target number of workers, on nodes that of each node; resize() changes it."""
         return self._pool.count.wanted
 
     @property
     def nodes(self) -> int:
-        """The target number of nodes; resize() changes it. 0 if all workers are on this machine."""
+        """The target number of nodes; resize() changes it. 0 if the engine has no nodes."""
         return self._pool.wanted_nodes
 
     def resize(self, workers: int | None = None, *, nodes: int | None = None) -> None:
         """Set the number of workers, on nodes that of each node, and the number of nodes, also while fit runs, from a
         callback or another thread. In sync mode the bits of the result do not change. Returns at once; a new process
         takes a moment to start, a surplus worker ends after its current gradient, and a surplus node after a step.
+        Nobody waits for a new node: it takes part when it has everything, from a step on.
 
-        Raises ValueError for less than 1, for more than the maximum (64 or twice the initial number, whichever is
-        larger), for more than ``max_staleness`` + 1 in async mode, with engine="serial", and for nodes that the engine
-        does not have; CapacityError if there is no memory, or no room for so many nodes.
+        Raises ValueError for less than 1, for more than the maximum (of workers 64 or twice the initial number,
+        whichever is larger), for more than ``max_staleness`` + 1 in async mode, with engine="serial", and for nodes
+        with an engine that has none; CapacityError if there is no memory, or no room for so many nodes.
         """
         self._lifetime.check_owner()
         if workers is None and nodes is None:
@@ -268,12 +289,13 @@ class Trainer(Generic[ModelT_co]):
 
     @property
     def restarts(self) -> int:
-        """The number of workers that have been replaced so far."""
+        """The number of workers that have been replaced so far, and of nodes that were lost while they took part."""
         return self._pool.restarts
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the workers, by index; empty before fit and with the serial engine."""
+        """The process ids of the workers, by index; empty before fit, with the serial engine, and on nodes, which may
+        be on other machines (`untorn top NAME --json` shows theirs)."""
         return self._pool.pids
 
     # -- training
@@ -301,7 +323,8 @@ class Trainer(Generic[ModelT_co]):
         Args:
             data: a tuple, list or dict of arrays with one example per row, such as (x, y): copied once into shared
                 memory, or mapped from their files. Or a dataset with len() and [index], whose items the workers read.
-                Or an iterable of batches, which this process reads ahead of the workers.
+                Or an iterable of batches, which this process reads ahead of the workers. Nodes are sent arrays and
+                datasets once each, and open mapped files themselves, under the same path.
             epochs: the number of epochs.
             batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller. For an
                 iterable of batches leave it out: each batch has its own size.
@@ -322,7 +345,9 @@ class Trainer(Generic[ModelT_co]):
             History: loss and metrics per epoch.
 
         Raises:
-            WorkerError: the model function failed (with its traceback), or workers died repeatedly.
+            WorkerError: the model function failed (with its traceback), or workers or nodes died repeatedly; or a node
+                has another version of Python, NumPy or untorn, or a processor that gives other bits, or none came
+                within two minutes.
             NonFiniteLossError: a loss or a gradient became NaN or infinite; the weights of the step before are kept.
             ClosedError: the trainer was closed meanwhile.
             CapacityError: there is no memory.
@@ -414,7 +439,8 @@ class Trainer(Generic[ModelT_co]):
 
     def evaluate(self, data: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> dict[str, float]:
         """Return loss and metrics of the newest weights, means over all examples, ``batch_size`` at a time. Worker
-        processes that run share the work if it is worth the overhead; the result has the same bits without them.
+        processes that run, also those of nodes, share the work if it is worth the overhead; the result has the same
+        bits without them.
 
         Raises WorkerError, with the traceback, if the model failed in a worker; NonFiniteLossError.
         """

@@ -25,9 +25,12 @@ def run(*args: object) -> Result:
 
 
 class Job:
-    """Two workers, of at most four."""
+    """Two workers, of at most four, on each of so many nodes."""
 
     workers = 2
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
 
     def status(self) -> dict:
         return {}
@@ -37,9 +40,12 @@ class Job:
             raise ValueError(f"at most 4 workers, found {workers}")
         self.workers = workers
 
+    def resize_nodes(self, nodes: int) -> None:
+        self.nodes = nodes
 
-def train(pipe, name: str) -> None:
-    job = Job()
+
+def train(pipe, name: str, nodes: int = 0) -> None:
+    job = Job(nodes)
     with contextlib.closing(Control(name)) as control:
         pipe.put()
         while not pipe.has_message():
@@ -58,6 +64,40 @@ def job(name):
     with helpers.start(train, name) as child:
         child.get()
         yield name
+
+
+@pytest.fixture
+def job_on_nodes(name):
+    """The name of a job that runs on two nodes."""
+    with helpers.start(train, name, 2) as child:
+        child.get()
+        yield name
+
+
+def test_nodes_join_and_leave(job_on_nodes):
+    job = job_on_nodes
+    for args, told in [
+        (["join", job, "--nodes", 1], f"{job}: 3 nodes (was 2)"),
+        (["leave", job, "--nodes", 2], f"{job}: 1 node (was 3)"),
+        (["join", job], f"{job}: 3 workers on each node (was 2)"),
+        (["leave", job, "--workers", 2], f"{job}: 1 worker on each node (was 3)"),
+    ]:
+        result = run(*args)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, f"{told}\n", "")
+    answer = json.loads(run("join", job, "--nodes", 3, "--json").stdout)
+    assert answer == {"name": job, "nodes": 4, "was": 1}
+    answer = json.loads(run("join", job, "--json").stdout)
+    assert answer == {"name": job, "workers": 2, "was": 1, "nodes": 4}
+    result = run("leave", job, "--nodes", 4)
+    assert result.exit_code == 1
+    assert "has 4 nodes and keeps at least 1; found a request to remove 4" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["join", "leave"])
+def test_a_job_of_one_machine_has_no_nodes(job, command):
+    result = run(command, job, "--nodes", 1)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: job {job!r} runs on this machine alone and has no nodes; start it with" in result.stderr
 
 
 def test_join_and_leave(job):
@@ -115,7 +155,18 @@ def test_a_busy_job(name):
 
 
 @pytest.mark.parametrize("command", ["join", "leave"])
-@pytest.mark.parametrize("args", [[], ["a", "b"], ["a", "--workers", 0], ["a", "--workers", -1], ["a", "--timeout", 0]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["a", "b"],
+        ["a", "--workers", 0],
+        ["a", "--workers", -1],
+        ["a", "--timeout", 0],
+        ["a", "--nodes", 0],
+        ["a", "--nodes", 1, "--workers", 1],
+    ],
+)
 def test_wrong_usage_is_status_2(command, args):
     assert run(command, *args).exit_code == 2
 

@@ -25,7 +25,7 @@ import untorn
 from untorn.cli import jobs
 from untorn.cli.curve import curve
 from untorn.cli.group import group
-from untorn.cli.jobs import JobView, Look, Pace, look, paces
+from untorn.cli.jobs import JobView, Look, NodePace, Pace, look, node_paces, paces
 from untorn.control import Control
 
 FAST = ("--interval", "0.01")
@@ -53,6 +53,8 @@ def status(**changed: object) -> dict:
             {"index": 1, "pid": 2251, "state": "running", "gradients": 1270},
             {"index": 2, "pid": None, "state": "stopped", "gradients": 0},
         ],
+        "nodes": [],
+        "wanted_nodes": 0,
         "restarts": 0,
         "losses": [[step, 2.4 * math.exp(-step / 400) + 0.05] for step in range(1, 1281, 8)],
         "loss": 0.1478,
@@ -63,6 +65,29 @@ def status(**changed: object) -> dict:
         "staleness": None,
         "started_at": time.time() - 65.5,
     } | changed
+
+
+def on_nodes(*, at: float = 5.0, sent: int = 0, waited_s: float = 0.0, **changed: object) -> dict:
+    """As a trainer with three nodes gives it, the last of which joins; each has a worker of the same index and pid."""
+    names = ["alpha", "beta.example.org", "gamma"]
+    nodes = [
+        {
+            "number": number,
+            "host": host,
+            "pid": 4000,
+            "state": "running" if number < 2 else "joining",
+            "workers": [{"index": 0, "pid": 4001, "state": "running", "gradients": 10 * number}],
+            "step": 1280 if number < 2 else None,
+            "restarts": 0,
+            "at": at + 1000 * number,
+            "sent": sent if number < 2 else 0,
+            "received": 2 * sent if number < 2 else 0,
+            "waited_s": waited_s,
+        }
+        for number, host in enumerate(names)
+    ]
+    workers = [worker | {"node": node["number"]} for node in nodes for worker in node["workers"]]
+    return status(engine="loopback", nodes=nodes, wanted_nodes=3, workers=workers) | changed
 
 
 def look_at(document: dict, at: float = 0.0, problem: str = "") -> Look:
@@ -98,6 +123,11 @@ class Job:
         return status(name=self.name, pid=os.getpid(), step=self.step, workers=[worker])
 
     def resize(self, workers: int) -> None:
+        raise NotImplementedError
+
+    nodes = 0
+
+    def resize_nodes(self, nodes: int) -> None:
         raise NotImplementedError
 
 
@@ -148,6 +178,21 @@ def test_paces_are_what_changed_between_two_answers():
     assert paces(first, look_at(status(workers=workers), at=12.0)) == [Pace(5.0, 0.25), Pace(15.0, 0.75)]
     workers = [{"index": 0, "pid": 10, "gradients": 0}]  # counted again
     assert paces(first, look_at(status(workers=workers), at=12.0)) == [Pace(0.0, None)]
+
+
+def test_the_paces_of_nodes_follow_their_own_clocks():
+    first = look_at(on_nodes(at=5.0, sent=1000, waited_s=1.0), at=10.0)
+    shown = node_paces(None, first, [])
+    assert shown == [NodePace()] * 3
+    same = look_at(on_nodes(at=5.0, sent=1000, waited_s=1.0), at=11.0)  # no new report
+    assert node_paces(first, same, [NodePace(7.0, 8.0, 0.5)] * 3) == [NodePace(7.0, 8.0, 0.5)] * 3
+    second = look_at(on_nodes(at=7.0, sent=9000, waited_s=1.5), at=11.0)
+    assert node_paces(same, second, shown) == [*[NodePace(4000.0, 8000.0, 0.25)] * 2, NodePace(0.0, 0.0, 0.25)]
+    replaced = on_nodes(at=9.0, sent=10_000)
+    replaced["nodes"][0]["pid"] = 4444
+    replaced["nodes"][1]["at"] = None
+    assert node_paces(second, look_at(replaced), shown)[:2] == [NodePace()] * 2
+    assert paces(first, second) == [Pace(0.0, None)] * 3  # their workers have the same index and pid
 
 
 # -- the curve
@@ -219,6 +264,52 @@ def test_it_fits(width, height, workers):
     assert width > 120 or measured[-1].endswith(" ...")
     assert sum("┤" in line or "│" in line for line in lines) in range(6, 11)
     assert len(lines) <= max(height, 6 + 10 + workers)
+
+
+def view_on_nodes() -> JobView:
+    before = look_at(on_nodes(at=5.0))
+    now = look_at(on_nodes(at=7.0, sent=2_469_134, waited_s=0.5), at=2.0)
+    return JobView(now, paces(before, now), node_paces(before, now, node_paces(None, before, [])))
+
+
+def test_nodes_on_80_columns():
+    lines = drawn(view_on_nodes(), 80, 30)
+    assert lines[lines.index("0 restarts  2 of 3 nodes") :] == [
+        "0 restarts  2 of 3 nodes",
+        "",
+        "NODE  HOST              STATE    WORKERS   STEP  SENT/S  RECEIVED/S  WAITS",
+        "   0  alpha             running        1  1,280  1.2 MB      2.5 MB   25 %",
+        "   1  beta.example.org  running        1  1,280  1.2 MB      2.5 MB   25 %",
+        "   2  gamma             joining        1      -     0 B         0 B   25 %",
+        "",
+        "NODE  WORKER   PID  STATE    GRADIENTS  GRADIENTS/S  SHARE",
+        "   0       0  4001  running          0          0.0      -",
+        "   1       0  4001  running         10          0.0      -",
+        "   2       0  4001  running         20          0.0      -",
+    ]
+    assert len(lines) <= 30
+    assert view_on_nodes().printed(first=True)[0].endswith("  2 of 3 nodes  3 workers  0 restarts")
+
+
+@pytest.mark.parametrize("width", [36, 40, 60, 80, 120])
+@pytest.mark.parametrize("height", [12, 30])
+def test_nodes_fit_a_narrow_terminal(width, height):
+    lines = drawn(view_on_nodes(), width, height)
+    words = " ".join(lines).split()
+    for word in ("NODE", "SENT/S", "1.2", "MB", "joining", "WORKER", "GRADIENTS/S"):
+        assert word in words
+    assert ("beta.example.org" in words) == (width >= 80)
+
+
+def test_the_nodes_of_a_document():
+    job = view_on_nodes().document()["job"]
+    assert job["wanted_nodes"] == 3
+    assert " ".join(job["nodes"][0]) == (
+        "number host pid state workers step restarts at sent received waited_s sent_per_s received_per_s waits"
+    )
+    assert [node["workers"] for node in job["nodes"]] == [1, 1, 1]
+    assert [worker["node"] for worker in job["workers"]] == [0, 1, 2]
+    assert (job["nodes"][1]["sent_per_s"], job["nodes"][1]["waits"]) == (1_234_567, 0.25)
 
 
 def test_async_shows_the_staleness():

@@ -31,6 +31,7 @@ class Job:
 
     def __init__(self) -> None:
         self.workers = 2
+        self.nodes = 0
         self.answer: dict = {"step": 7}
         self.error: Exception | None = None
         self.calls: list = []
@@ -46,6 +47,12 @@ class Job:
         if self.error:
             raise self.error
         self.workers = workers
+
+    def resize_nodes(self, nodes: int) -> None:
+        self.calls.append(f"{nodes} nodes")
+        if self.error:
+            raise self.error
+        self.nodes = nodes
 
 
 @pytest.fixture
@@ -139,6 +146,33 @@ def test_status_and_resize(name, listening, job):
         assert ask(name, {"do": "resize", "by": 1}) == {"workers": 4, "was": 3}
         assert ask(name, {"do": "resize", "workers": 4}) == {"workers": 4, "was": 4}
     assert job.calls == ["status", 5, 3, 4]  # no work is done for a message of this size
+
+
+def test_resizing_nodes(name, listening, job):
+    job.nodes = 2
+    with training(listening, job):
+        assert ask(name, {"do": "resize", "nodes": 5}) == {"nodes": 5, "was": 2}
+        assert ask(name, {"do": "resize", "nodes_by": -2}) == {"nodes": 3, "was": 5}
+        assert ask(name, {"do": "resize", "nodes": 3}) == {"nodes": 3, "was": 3}
+        assert ask(name, {"do": "resize", "by": 1}) == {"workers": 3, "was": 2, "nodes": 3}
+        with pytest.raises(ValueError, match=r"has 3 nodes and keeps at least 1; found a request to remove 3"):
+            ask(name, {"do": "resize", "nodes_by": -3})
+        with pytest.raises(ValueError, match=r"has 3 workers on each node and keeps at least 1; found a request for 0"):
+            ask(name, {"do": "resize", "workers": 0})
+        job.error = CapacityError("no room")
+        with pytest.raises(CapacityError, match="no room"):
+            ask(name, {"do": "resize", "nodes": 9})
+    assert job.calls == ["5 nodes", "3 nodes", 3, "9 nodes"]
+
+
+@pytest.mark.parametrize("what", [{"nodes": 2}, {"nodes_by": 1}, {"nodes_by": -1}])
+def test_a_job_of_one_machine_has_no_nodes(name, listening, job, what):
+    with (
+        training(listening, job),
+        pytest.raises(ValueError, match=r"runs on this machine alone and has no nodes; .*engine='ray'"),
+    ):
+        ask(name, {"do": "resize"} | what)
+    assert job.calls == []
 
 
 def test_a_job_in_another_process(name):
@@ -238,6 +272,10 @@ def test_numbers_that_json_does_not_have_are_null(name, listening, job):
         request(do="resize", workers=2.0),
         request(do="resize", workers=True),
         request(do="resize", by=None),
+        request(do="resize", nodes=True),
+        request(do="resize", nodes=1.5),
+        request(do="resize", nodes=2, workers=2),
+        request(do="resize", nodes_by="1"),
         request(do="resize", by=1, workers=3),
         b'{"do": "resize", "by": NaN}\n',
         b'{"do": "resize", "by": ' + b"9" * 4096,

@@ -8,7 +8,7 @@ import pytest
 
 import networks
 from untorn.control import ask
-from untorn.train import SGD, Callback, Trainer
+from untorn.train import SGD, Callback, Trainer, weights_sha256
 from untorn.train.run import evaluation
 from untorn.train.run.status import LossCurve
 
@@ -102,3 +102,50 @@ def test_a_job_answers(name, arguments):
     if arguments["mode"] == "async":
         assert answer["max_staleness"] == 3
         assert answer["staleness"] is None or answer["staleness"][1] <= 3
+
+
+class Watch(Callback):
+    """Asks from another thread until a job on nodes answers that a third one, which it asked for, has taken part."""
+
+    def on_train_begin(self, logs):
+        self.asking = ThreadPoolExecutor(1)
+        self.found = self.asking.submit(self.watch, self.trainer._name)
+
+    def watch(self, name):
+        seen = ask(name, {"do": "status"}, timeout_s=60)
+        while not all_run(seen, 2):
+            seen = ask(name, {"do": "status"}, timeout_s=60)
+        resized = ask(name, {"do": "resize", "nodes_by": 1}, timeout_s=60)
+        while not all_run(seen, 3):
+            seen = ask(name, {"do": "status"}, timeout_s=60)
+        return resized, seen
+
+    def on_epoch_end(self, epoch, logs):
+        self.trainer.stop_training = self.found.done()
+
+    def on_train_end(self, logs):
+        self.asking.shutdown()
+
+
+def all_run(status, nodes):
+    return [node["state"] for node in status["nodes"] if node["sent"] and node["step"]] == ["running"] * nodes
+
+
+def test_nodes_answer_and_another_one_joins(name):
+    watch, made = Watch(), (networks.mlp, networks.mlp_params((4, 8, 3)))
+    given = {"optimizer": SGD(0.1), "shards": 4}
+    with Trainer(*made, name=name, engine="loopback", nodes=2, workers=1, **given) as trainer:
+        epochs = len(trainer.fit(DATA, epochs=100_000, batch_size=8, callbacks=[watch]).history["loss"])
+        resized, answer = watch.found.result()
+        digest = weights_sha256(trainer.params)
+    assert resized == {"nodes": 3, "was": 2}
+    assert (answer["engine"], answer["wanted_nodes"]) == ("loopback", 3)
+    assert [node["number"] for node in answer["nodes"]] == [0, 1, 2]
+    assert len({node["pid"] for node in answer["nodes"]}) == 3
+    assert [worker["node"] for worker in answer["workers"]] == [0, 1, 2]
+    for node in answer["nodes"]:
+        assert 0 < node["step"] <= answer["step"] + 8 * epochs
+        assert node["received"] > 0 and node["waited_s"] >= 0 and node["at"] > 0
+    with Trainer(*made, engine="serial", **given) as trainer:
+        trainer.fit(DATA, epochs=epochs, batch_size=8)
+        assert weights_sha256(trainer.params) == digest

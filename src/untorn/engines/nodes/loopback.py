@@ -6,15 +6,19 @@ It needs no other library. Tests run on it, and a program can be tried on severa
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 
 from untorn.engines.child import ChildProcess
 from untorn.engines.launching import launch
 from untorn.engines.nodes.cluster import Cluster, Ended, Invitation
+from untorn.engines.nodes.handshake import HandshakeError
 from untorn.engines.nodes.node import run_node
 from untorn.engines.worker_logs import LogReceiver
 
 __all__ = ["LoopbackCluster"]
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT_NODES = 2
 _MAX_NODES = 64
@@ -106,7 +110,15 @@ class LoopbackCluster(Cluster):
 
 
 def _run(invitation: Invitation, problem: Exception | None) -> None:
-    run_node(invitation, problem)
+    """Be a node. A training that ends while this process starts is no error of it."""
+    try:
+        run_node(invitation, problem)
+    except (ConnectionRefusedError, ConnectionResetError) as error:
+        _log.debug("node %d is not needed any more: %s", invitation.number, error)
+    except HandshakeError as error:
+        if error.reason not in ("closed", "failed"):
+            raise
+        _log.debug("node %d is not needed any more: %s", invitation.number, error)
 
 
 def _how(exitcode: int | None) -> str:

@@ -104,6 +104,7 @@ class Member:
             "workers": workers,
             "step": status.get("step"),
             "restarts": status.get("restarts", 0),
+            "at": status.get("at"),
             "sent": status.get("sent", 0),
             "received": status.get("received", 0),
             "waited_s": status.get("waited_s", 0.0),

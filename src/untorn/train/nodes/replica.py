@@ -79,6 +79,8 @@ class Replica:
         #: the version at the last pause, which peers may fetch
         self._held: tuple[memoryview, Position] | None = None
         self._said_at = 0.0
+        #: the traffic of the sessions that have ended
+        self._traffic: dict[str, Any] = {}
         node.serve_fetch = self._serve_fetch
         node.wake = self._wake
 
@@ -322,6 +324,7 @@ class Replica:
     def _end_run(self) -> None:
         run, self._run = self._run, None
         if run is not None:
+            self._traffic = _added(self._traffic, run.traffic())
             run.close()
 
     # -- what others see
@@ -331,9 +334,11 @@ class Replica:
         if now - self._said_at < _STATUS_S or self._pool is None:
             return
         self._said_at = now
-        status: Message = {"workers": self._pool.members(), "restarts": self._pool.restarts}
+        status: Message = {"at": now, "workers": self._pool.members(), "restarts": self._pool.restarts}
         if self._run is not None:
-            status |= self._run.status()
+            status |= self._run.status() | _added(self._traffic, self._run.traffic())
+        else:
+            status |= self._traffic
         self._node.post({"status": status})
 
     def _serve_fetch(self, sock: socket.socket) -> None:
@@ -342,6 +347,10 @@ class Replica:
             sock.close()
         else:
             send_copy(sock, *held)
+
+
+def _added(traffic: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return traffic | {name: traffic.get(name, 0) + value for name, value in more.items()}
 
 
 def _sendable(error: Exception) -> bytes:

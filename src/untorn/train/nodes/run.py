@@ -175,13 +175,19 @@ class NodeRun:
         self._sent, self._sent_at = made, at
 
     def status(self) -> Message:
-        """Return the step and the traffic, for the job's status."""
-        found: dict[str, Any] = {"step": self.step, "session": self._session, "index": self._index}
-        if self._link is not None:
-            counters = self._link.counters
-            found |= {"sent": sum(counters["sent_bytes"]), "received": sum(counters["received_bytes"])}
-            found["waited_s"] = counters["wait_ns"] / 1e9
-        return found
+        """Return where this node is, for the job's status: the step counts from the beginning of the training."""
+        return {"step": self._plan.first_step + self.step, "session": self._session, "index": self._index}
+
+    def traffic(self) -> dict[str, Any]:
+        """Return the bytes sent to peers and received from them, and the seconds that were waited for them."""
+        if self._link is None:
+            return {}
+        counters = self._link.counters
+        return {
+            "sent": int(sum(counters["sent_bytes"])),
+            "received": int(sum(counters["received_bytes"])),
+            "waited_s": counters["wait_ns"] / 1e9,
+        }
 
     def close(self) -> None:
         """End the session. Workers that could still publish are ended."""

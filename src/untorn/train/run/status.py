@@ -127,6 +127,15 @@ class JobStatus:
         """See control.Handlers."""
         self._pool.resize(workers)
 
+    @property
+    def nodes(self) -> int:
+        """See control.Handlers."""
+        return self._pool.wanted_nodes
+
+    def resize_nodes(self, nodes: int) -> None:
+        """See control.Handlers."""
+        self._pool.resize_nodes(nodes)
+
     def status(self) -> dict[str, Any]:
         """See control.Handlers, and docs/commands.md for the keys."""
         settings, state, board, log = self._settings, self._state, self._board, self._log
@@ -149,6 +158,7 @@ class JobStatus:
             "version": self._weights.version,
             "workers": self._pool.members(),
             "nodes": self._pool.nodes(),
+            "wanted_nodes": self._pool.wanted_nodes,
             "restarts": self._pool.restarts,
             "losses": self._curve.points(),
             "loss": measured.pop("loss", None),
