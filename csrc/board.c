@@ -203,11 +203,10 @@ void board_set_own(const struct board *board, uint32_t first, uint32_t end)
     board_ring(board);
 }
 
-void board_set_linked(const struct board *board, bool linked)
+void board_set_linked(const struct board *board)
 {
     uint64_t own = shared_load_relaxed(&board->header->own);
-    shared_store_release(&board->header->own, linked ? own | OWN_LINKED : own & ~OWN_LINKED);
-    board_ring(board);
+    shared_store_release(&board->header->own, own | OWN_LINKED); /* pairs with shard_claim */
 }
 
 uint64_t board_incomplete_step(const struct board *board)

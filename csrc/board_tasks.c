@@ -59,12 +59,15 @@ bool board_summed(const struct board *board, uint64_t step)
     return shared_load_acquire(&board->header->summed) == step + 1;
 }
 
-/* Return whether the gradient of the step is complete, while no own shard is missing. */
+/* Return whether the gradient of the step is complete, while no own shard is missing. The server lowers the limit
+ * before it makes all shards own. A worker that has looked at the limit before that sees the lower one here. */
 static bool gradient_complete(const struct board *board, uint64_t step, uint64_t own)
 {
     uint32_t shards = board->header->shards;
-    return own_is_alone(own, shards) || (shards_done(board, step, 0, own_first(own)) &&
-                                         shards_done(board, step, own_end(own), shards) && board_summed(board, step));
+    if (own_is_alone(own, shards))
+        return !board->header->exchange || step < shared_load_acquire(&board->header->limit);
+    return shards_done(board, step, 0, own_first(own)) && shards_done(board, step, own_end(own), shards) &&
+           board_summed(board, step);
 }
 
 bool shard_claim(const struct board *board, uint32_t worker, uint64_t step, struct board_run *run, bool *done)

@@ -615,8 +615,6 @@ static void session_free(struct link *link)
 {
     if (link->session == NULL)
         return;
-    if (!link_is_forked(link))
-        board_set_linked(&link->session->board, false);
     exchange_free(link->session);
     free(link->session);
     link->session = NULL;
@@ -632,6 +630,8 @@ static enum status begin_locked(struct link *link, const struct board *board, st
     errno = EBADF;
     if (link->stopped)
         return STATUS_OS;
+    if (link->count > 1)
+        board_set_linked(board); /* before its first incomplete step is looked for */
     link->session = malloc(sizeof *link->session);
     errno = ENOMEM;
     if (link->session == NULL || exchange_make(link->session, board, plan, session) != STATUS_OK) {
@@ -639,7 +639,6 @@ static enum status begin_locked(struct link *link, const struct board *board, st
         link->session = NULL;
         return STATUS_OS;
     }
-    board_set_linked(board, link->count > 1);
     *step = link->session->step;
     link->given = link->session;
     errno = request_make(link, REQUEST_BEGIN);

@@ -252,7 +252,8 @@ static PyMethodDef Link_methods[] = {
      "number of a session is higher than that of the one before."},
     {"end", (PyCFunction)(void (*)(void))Link_end, METH_VARARGS | METH_KEYWORDS,
      "end($self, timeout_s=1.0)\n--\n\n"
-     "Stop the exchange, and touch the board no more; return whether all was sent to the peers within the time."},
+     "Stop the exchange, and touch the board no more; return whether all was sent to the peers within the time.\n\n"
+     "The board's step then waits for another session, or for set_own() with all shards."},
     {"close", Link_close, METH_NOARGS,
      "close($self, /)\n--\n\n"
      "End the session, the thread and the link's copies of the sockets."},

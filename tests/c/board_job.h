@@ -33,9 +33,12 @@ static inline double job_number(const struct job *job, uint64_t step, uint64_t s
 /* How many gradients make a step. */
 static inline uint32_t job_parts(const struct job *job) { return job->config.is_async ? 1 : job->config.shards; }
 
-/* Some shards are empty in some steps; never all of them. */
+/* Some shards are empty in some steps; never all of them. With exchange they are those of the last step, or of all
+ * others. */
 static inline uint64_t job_examples(const struct job *job, uint64_t step, uint32_t shard)
 {
+    if (job->config.exchange)
+        step = step % job->config.steps == job->config.steps - 1;
     uint64_t state = job->seed ^ step << 32 ^ shard;
     return shard == step % job_parts(job) ? 3 : check_random(&state) % 4;
 }

@@ -695,6 +695,41 @@ static void test_remote_shards_without_a_sum(void)
     team_close(&team);
 }
 
+static void limit_and_all_shards_set(void)
+{
+    board_set_limit(&stopped_team->job.board, board_step(&stopped_team->job.board));
+    board_set_own(&stopped_team->job.board, 0, stopped_team->job.config.shards);
+}
+
+/* A link's session ends on the board that has all shards, and all are done: the step waits. Then the server lowers the
+ * limit and makes the board complete by itself, while a worker is in the middle of looking. */
+static void test_a_lower_limit_holds(void)
+{
+    bool stopped = true;
+    for (uint64_t left = 0; stopped; left++) {
+        struct team team = team_open(26, 2, 2, JOB_EXCHANGE);
+        struct job *job = &team.job;
+        struct job_reference reference = reference_run(job, NULL);
+        board_set_linked(&job->board);
+        turns_take(&team, 0);
+        CHECK(board_step(&job->board) == 0 && shards_done(&job->board, 0, 0, 2) &&
+              board_incomplete_step(&job->board) == 0);
+        stopped_team = &team;
+        fate_set(left, limit_and_all_shards_set, false);
+        fate.armed = true;
+        turn_take(&team, 1);
+        stopped = fate.left == UINT64_MAX;
+        fate.armed = false;
+        CHECK(board_step(&job->board) == 0 && phase_kind(phase_of(job)) == PHASE_GRADIENT, "before %" PRIu64, left);
+        board_set_own(&job->board, 0, 2);
+        board_set_limit(&job->board, 2);
+        shared_job_finish(&team);
+        job_equals(job, &reference);
+        reference_free(&reference);
+        team_close(&team);
+    }
+}
+
 /* A shard that went to another board while a worker here computes it. */
 static void test_a_remote_shard_is_taken_from_its_worker(void)
 {
@@ -809,6 +844,7 @@ int main(void)
     check_begin("test_board");
     test_own_shards();
     test_remote_shards_without_a_sum();
+    test_a_lower_limit_holds();
     test_a_remote_shard_is_taken_from_its_worker();
     test_record_before_a_remote_step();
     test_faults_beside_a_link();
