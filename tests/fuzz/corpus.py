@@ -158,6 +158,11 @@ def changes(*operations: tuple[int, int, int, int]) -> bytes:
     return b"".join(struct.pack("<BBHQ", *operation) for operation in operations)
 
 
+def link(way: int, *operations: tuple[int, bytes]) -> bytes:
+    """What the peers of a link do, see fuzz_link.c."""
+    return bytes([way]) + b"".join(bytes((what, len(data))) + data for what, data in operations)
+
+
 def made() -> dict[str, dict[str, bytes]]:
     """The whole corpus: target -> name -> bytes."""
     found: dict[str, dict[str, bytes]] = {"schema": {}, "frozendict": {}, "frozen": {}}
@@ -189,6 +194,25 @@ def made() -> dict[str, dict[str, bytes]]:
         "rows": changes((2, 7, 64, 2**64 - 1), (2, 3, 4, 2**32 - 1), (0, 7, 40, 2**63)),
         "cut": changes((6, 0, 0, 4096), (7, 0, 0, 4096)),
         "sizes": changes((0, 3, 32, 2**32 - 1), (0, 3, 36, 65), (0, 3, 56, 2**32 - 1)),
+    }
+    # the frames of a step that a peer has to send: of one hop, and scattered
+    hop = [(4, bytes(frame)) for frame in ((1, 0), (2, 1), (2, 2), (3, 128), (3, 129))]
+    parts = [(1, 0), (2, 0), (2, 2), (3, 0), (3, 1), (3, 130), (3, 131), (4, 2), (4, 3), (4, 4)]
+    scattered = [(4, bytes(frame)) for frame in parts]
+    own, work = (8, b""), (12, b"")
+    found["link"] = {
+        "step": link(24, own, *hop, work),
+        "steps": link(24, *[own, *hop, work] * 4),
+        "early": link(24, *hop, own, work),
+        "ahead": link(24, (4, bytes((1, 0, 16, 1))), own, *hop, work, own, *hop[1:], work),
+        "twice": link(24, *hop, hop[3]),
+        "parts": link(28, own, *scattered, work),
+        "early-parts": link(28, *scattered, own, work, *[own, work, *scattered] * 2),
+        "sessions": link(24, (4, bytes((1, 0, 8, 255))), (4, bytes((3, 0, 8, 1))), own),
+        "alive": link(24, (4, bytes(2)), (4, bytes((0, 0, 36, 1)))),
+        "garbage": link(24, (0, b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")),
+        "fields": link(27, own, *[(4 + kind % 4, bytes((kind, 0, 24 + 4 * kind, 1))) for kind in (1, 2, 3, 4)], work),
+        "nodes": link(91, own, *[(4 + peer, bytes((kind, 0))) for peer in range(4) for kind in (1, 2, 3)], work),
     }
     found["files"] = {
         "healthy": b"",
