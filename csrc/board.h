@@ -61,7 +61,8 @@ void board_set_limit(const struct board *board, uint64_t limit);
 void board_set_workers(const struct board *board, uint32_t active, int64_t spin_ns);
 void board_stop(const struct board *board);
 /* The server of a board with exchange, while no link exchanges: let the workers compute the shards [first, end). If
- * these are all shards, the board is complete by itself until a link begins. */
+ * these are all shards, the board is complete by itself until a link begins; before that it is at its limit, and no
+ * worker in the middle of a step. */
 void board_set_own(const struct board *board, uint32_t first, uint32_t end);
 /* The server: a link with other nodes begins. From now on the sum comes from it, even if all shards are own. Its end
  * changes nothing: then steps wait, until board_set_own or another link. */

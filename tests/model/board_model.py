@@ -20,6 +20,10 @@
                     or look again; store scratch; start another worker
     server          sees that a worker is stopped, which may continue at any moment, or never; then frees its claim of a
                     gradient (board_give_up), or, if it has claimed a norm or an update (board_holds_range), kills it
+    link            all own shards are done: write the sum buffer; announce it; then each remote shard: load its word,
+                    settle the record of a commit that it tells of, swap the word, write its buffer, store DONE
+    server          ends the link's session, if it has not announced its sum; makes a shard remote or own. A board whose
+                    shards were all own is at its limit then, so that no worker completes a step by itself
 
 Memory is sequentially consistent, pinning is one step, and so is scanning the held words for a free slot: fences
 and pins are the channel model's subject. A load of a word that only its reader writes is part of the step after it,
@@ -38,6 +42,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 FREE, CLAIMED, DONE = "free", "claimed", "done"
+#: the worker in a word that the link has claimed
+LINK = -2
+#: a sum of other gradients than those of its step, which the peers may have got by now
+WRONG = -2
 GRADIENT, NORM, UPDATE = "gradient", "norm", "update"
 
 IDLE, SCAN, REAP_LOAD, REAP, CLAIM = "idle", "scan", "reap: load", "reap", "claim"
@@ -48,6 +56,7 @@ SOURCE, COLLECT, NORMS, BEGIN, WRITE, FINISH = "source", "collect", "norms", "be
 DEAD, SETTLE_LOAD, SETTLE_WORD, SETTLE, START = "dead", "settle: load", "settle: word", "settle", "start"
 
 GIVES_UP, KILLS = "gives up", "kills"
+SUM, ANNOUNCE, LOAD, COMMIT = "sum", "announce", "load", "commit"
 
 
 class Task(NamedTuple):
@@ -93,12 +102,23 @@ class Worker(NamedTuple):
     source: int = -1  # content of the range in the version before
     todo: tuple[str, ...] = ()  # the rest of a commit
     stopped: bool = False
+    remote: tuple[int, ...] = ()  # the remote shards, as it found them
     server: str = ""  # the server's next step after it saw the worker stopped
     # from here on, see key(): fields that name buffers
     word: Task | None = None  # value that a swap expects; a claim
     buffers: tuple[int, ...] = ()  # of the shards, as an update has collected them
     record: Record | None = None  # somebody's, about to be settled
     mine: int = -1  # the server's: the dead worker's buffer
+
+
+class Link(NamedTuple):
+    """The registers of the link."""
+
+    pc: str = IDLE
+    step: int = -1
+    at: int = 0  # in `remote`
+    word: Task | None = None
+    record: Record | None = None
 
 
 class State(NamedTuple):
@@ -116,6 +136,11 @@ class State(NamedTuple):
     stops: int
     measures: tuple[Task, ...] = ()  # the norms' words
     norms: tuple[int, ...] = ()
+    remote: tuple[int, ...] = ()
+    moves: int = 0
+    summed: int = -1  # the newest step whose sum was announced
+    sum: int = -1  # the step of whose own shards the sum buffer is the whole sum
+    link: Link = Link()
 
 
 Step: TypeAlias = tuple[str, State, bool]
@@ -145,6 +170,13 @@ class Board:
     kills_stopped: bool = True  # workers that are stopped with a claim of a range
     shared_words: bool = False  # norm tasks have the updates' words
     in_place: bool = False  # updates write into latest's slot
+    remote: tuple[int, ...] = ()  # shards of other nodes, at first
+    moves: int = 0  # of a shard to another node, or from there
+    link_reaps: bool = True  # before it claims
+    link_takes: bool = True  # a remote shard that a worker has claimed
+    link_waits: bool = True  # for the phase of its step, before it writes the sum
+    announces: Literal["first", "last"] = "first"  # the sum, or the remote shards
+    needs_sum: bool = True  # a step with remote shards is complete only once its sum was announced
     later_is_free: bool = False  # a worker claims every word that does not say "my step, claimed or done"
 
     # --- the model ------------------------------------------------------------------------------------------
@@ -166,6 +198,8 @@ class Board:
             stops=self.stops,
             measures=tuple(Task(0, FREE, -1) for _ in range(self.ranges)) if self.clips else (),
             norms=(-1,) * self.ranges if self.clips else (),
+            remote=self.remote,
+            moves=self.moves,
         )
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -187,13 +221,21 @@ class Board:
             if not worker.stopped and (worker.pc != IDLE or self._wakes(state)):
                 label, after = self._worker(state, row)
                 yield f"worker {row} {label}", after, False
+        if state.link.pc != IDLE or self._link_is_due(state):
+            label, after = self._link(state)
+            yield f"link {label}", after, False
+        if state.moves and state.link.pc in (IDLE, SUM, ANNOUNCE) and (state.remote or self._rests(state)):
+            for shard in range(self.shards):
+                remote = tuple(sorted({shard}.symmetric_difference(state.remote)))
+                after = state._replace(remote=remote, moves=state.moves - 1, link=Link())
+                yield f"server ends the session; remote are {remote} from now on", after, True
 
     def key(self, state: State) -> Hashable:
         """Forget the names of buffers: number them as shards, rows, then registers name them."""
         named = [shard.buffer for shard in state.shards]
         for row in state.rows:
             named += (row.scratch, *row.record[:2])
-        parts: list[Hashable] = [*state[:3], state.ranges, *state[8:]]
+        parts: list[Hashable] = [*state[:3], state.ranges, *state[8:-1]]
         for shard in state.shards:
             parts += shard[:3]
         for row in state.rows:
@@ -207,6 +249,14 @@ class Board:
                 named += worker.record[:2]
                 parts += worker.record[2:]
             named += (*worker.buffers, worker.mine)
+        link = state.link
+        parts += link[:3]
+        if link.word is not None:
+            named.append(link.word.buffer)
+            parts += link.word[:3]
+        if link.record is not None:
+            named += link.record[:2]
+            parts += link.record[2:]
         order = dict(zip(dict.fromkeys([-1, *named]), range(-1, len(named)), strict=False))
         contents = [state.buffers[buffer] for buffer in order if buffer >= 0]
         return (*parts, *map(order.__getitem__, named), *contents)
@@ -214,6 +264,8 @@ class Board:
     def broken(self, state: State) -> str | None:
         """Check the promises."""
         version, slot = state.latest
+        if state.sum == WRONG:
+            return f"the link sums other gradients than those of step {state.link.step}"
         if state.slots[slot] != (version,) * self.ranges:
             return f"version {version} in slot {slot} is not right: its ranges are {state.slots[slot]}"
         owner = {shard.buffer: f"shard {number}" for number, shard in enumerate(state.shards)}
@@ -268,7 +320,14 @@ class Board:
         if step == self.rounds or self.looks_around:
             return step < self.rounds
         words = self._words(state, kind)
-        return any(self._claimable(word, step) for word in words) or all(word[:2] == (step, DONE) for word in words)
+        remote = state.remote if kind == GRADIENT else ()
+        if any(self._claimable(word, step) for number, word in enumerate(words) if number not in remote):
+            return True
+        return all(word[:2] == (step, DONE) for word in words) and self._is_summed(state, step, remote)
+
+    def _is_summed(self, state: State, step: int, remote: tuple[int, ...]) -> bool:
+        """Return whether a step whose shards are all done is complete."""
+        return not remote or not self.needs_sum or state.summed == step
 
     def _words(self, state: State, kind: str) -> tuple[Task, ...]:
         """The tasks of a phase."""
@@ -294,7 +353,8 @@ class Board:
         if worker.pc == IDLE:
             step, kind, slot = state.phase
             first = row * (self.shards if kind == GRADIENT else self.ranges) // self.workers
-            scan = Worker(SCAN, step, kind, slot, first, server=worker.server)
+            remote = state.remote if kind == GRADIENT else ()
+            scan = Worker(SCAN, step, kind, slot, first, server=worker.server, remote=remote)
             return f"loads the phase: step {step}, {kind}", _put(state, row, scan)
         if worker.pc in (SCAN, CLAIM):
             return self._claim(state, row)
@@ -321,15 +381,16 @@ class Board:
         if worker.pc == SCAN:
             word = words[number]
             label = f"looks at {name} {number}: step {word.step}, {word.state}"
-            if self._claimable(word, worker.step):
-                pc = REAP_LOAD if reaps and word.state == DONE and self.reaps != "after" else CLAIM
+            if self._claimable(word, worker.step) and number not in worker.remote:
+                settles = reaps and word.state == DONE and word.worker != LINK and self.reaps != "after"
+                pc = REAP_LOAD if settles else CLAIM
                 return label, _put(state, row, worker._replace(pc=pc, word=word, task=number, done=False))
             done = worker.done and word[:2] == (worker.step, DONE)
-            return label, _put(state, row, self._look_on(worker._replace(done=done), len(words)))
+            return label, _put(state, row, self._look_on(state, worker._replace(done=done), len(words)))
         label = f"claims {name} {number} of step {worker.step}"
         assert worker.word is not None
         if words[number] != worker.word:
-            return label + " (CAS fails)", _put(state, row, self._look_on(worker, len(words)))
+            return label + " (CAS fails)", _put(state, row, self._look_on(state, worker, len(words)))
         claim = Task(worker.step, CLAIMED, row, worker.word.buffer)
         pc = {GRADIENT: PIN, NORM: COLLECT, UPDATE: SOURCE}[worker.kind]
         if worker.buffers:
@@ -340,11 +401,11 @@ class Board:
         after = _put(state, row, worker._replace(pc=pc, word=word, task=number, first=0, at=0, done=True))
         return label, self._word(after, worker.kind, number, claim)
 
-    def _look_on(self, worker: Worker, count: int) -> Worker:
+    def _look_on(self, state: State, worker: Worker, count: int) -> Worker:
         """After a word that could not be claimed: the next one, or the end of the scan."""
         if worker.at + 1 < count:
             return worker._replace(pc=SCAN, at=worker.at + 1, word=None, task=-1)
-        if not worker.done:
+        if not worker.done or not self._is_summed(state, worker.step, worker.remote):
             return _idle(worker)
         pc = {GRADIENT: MEASURE if self.clips else PICK, NORM: PICK, UPDATE: LATEST}[worker.kind]
         return Worker(pc, worker.step, worker.kind, worker.slot, server=worker.server)
@@ -453,8 +514,12 @@ class Board:
         return f"finds shard {number} in buffer {buffer}", after
 
     def _gradients_are_right(self, state: State, worker: Worker) -> bool:
-        gradients = [state.buffers[buffer] for buffer in worker.buffers]
-        return gradients == [(shard, worker.step) for shard in range(self.shards)]
+        found = [state.buffers[buffer] for buffer in worker.buffers]
+        gradients = [(shard, worker.step) for shard in range(self.shards)]
+        if state.summed != worker.step:
+            return found == gradients
+        measured = [(shard, LINK - worker.step) for shard in range(self.shards)]
+        return state.sum == worker.step and all(map(tuple.__contains__, zip(gradients, measured, strict=True), found))
 
     def _finish(self, state: State, row: int) -> tuple[str, State]:
         """The commit of a range's task, and on to the next one."""
@@ -504,6 +569,80 @@ class Board:
 
     def _write(self, state: State, slot: int, task: int, value: int) -> State:
         return state._replace(slots=_with(state.slots, slot, _with(state.slots[slot], task, value)))
+
+    def _rests(self, state: State) -> bool:
+        """Return whether no worker is in the middle of completing a step: the board is at its limit."""
+        return all(worker.pc in (IDLE, PIN, COMPUTE, *self.commit, *_SERVER) for worker in state.workers)
+
+    # --- the link -------------------------------------------------------------------------------------------
+
+    def _link_is_due(self, state: State) -> bool:
+        """Return whether it has not made the sum of a step whose own shards are done."""
+        step, kind, _ = state.phase
+        if not state.remote or step == self.rounds:
+            return False
+        if not self.link_waits and kind == UPDATE and step + 1 < self.rounds and len(state.remote) == self.shards:
+            return state.summed == step
+        own = [word for number, word in enumerate(state.shards) if number not in state.remote]
+        return kind == GRADIENT and state.summed != step and all(word[:2] == (step, DONE) for word in own)
+
+    def _link(self, state: State) -> tuple[str, State]:
+        link, step = state.link, state.link.step
+        if link.pc == IDLE:
+            begun = state.phase[0] + (state.summed == state.phase[0])
+            return "begins to write the sum", state._replace(sum=-1, link=Link(SUM, begun))
+        if link.pc == SUM:
+            pc = ANNOUNCE if self.announces == "first" else LOAD
+            own = [(number, word.buffer) for number, word in enumerate(state.shards) if number not in state.remote]
+            right = all(state.buffers[buffer] == (number, step) for number, buffer in own)
+            return "has written the sum", state._replace(sum=step if right else WRONG, link=Link(pc, step))
+        if link.pc == ANNOUNCE:
+            after = Link(LOAD, step) if self.announces == "first" else Link()
+            return f"announces the sum of step {step}", state._replace(summed=step, link=after)
+        shard = state.remote[link.at]
+        word = state.shards[shard]
+        if link.pc == LOAD:
+            label = f"looks at shard {shard}: step {word.step}, {word.state}"
+            if word[:2] == (step, DONE):
+                return label, self._link_on(state)
+            if not self.link_takes and word[:2] == (step, CLAIMED):
+                return label, state
+            settles = self.link_reaps and word.state == DONE and word.worker != LINK
+            return label, state._replace(link=link._replace(pc=REAP_LOAD if settles else CLAIM, word=word))
+        assert link.word is not None
+        if link.pc in (REAP_LOAD, REAP):
+            return self._link_reap(state, link.word)
+        if link.pc == CLAIM:
+            if word != link.word:
+                return f"claims shard {shard} (CAS fails)", state._replace(link=Link(LOAD, step, link.at))
+            claim = Task(step, CLAIMED, LINK, word.buffer)
+            after = self._word(state, GRADIENT, shard, claim)
+            return f"claims shard {shard}", after._replace(link=link._replace(pc=WRITE, word=claim))
+        if link.pc == WRITE:
+            after = _fill(state, link.word.buffer, (shard, LINK - step))
+            return f"writes buffer {link.word.buffer}", after._replace(link=link._replace(pc=COMMIT))
+        after = self._word(state, GRADIENT, shard, link.word._replace(state=DONE))
+        return f"commits shard {shard}", self._link_on(after)
+
+    def _link_on(self, state: State) -> State:
+        """To the next remote shard."""
+        link = state.link
+        if link.at + 1 < len(state.remote):
+            return state._replace(link=Link(LOAD, link.step, link.at + 1))
+        return state._replace(link=Link() if self.announces == "first" else Link(ANNOUNCE, link.step))
+
+    def _link_reap(self, state: State, word: Task) -> tuple[str, State]:
+        link, shard = state.link, state.remote[state.link.at]
+        record, name = state.rows[word.worker].record, f"worker {word.worker}'s record"
+        if link.pc == REAP_LOAD:
+            if record != Record(word.buffer, record.other, shard, word.step):
+                return f"loads {name}: not of that commit", state._replace(link=link._replace(pc=CLAIM))
+            return f"loads {name}", state._replace(link=link._replace(pc=REAP, record=record))
+        assert link.record is not None
+        after = state._replace(link=link._replace(pc=CLAIM, record=None))
+        if record == link.record:
+            after = _record(after, word.worker, Record(record.other, record.other))
+        return f"settles {name}{_won(record == link.record)}", after
 
     # --- the server -----------------------------------------------------------------------------------------
 

@@ -129,7 +129,50 @@ def test_mutant_norms_and_updates_share_their_words() -> None:
     assert_broken(Board(rounds=1, clips=True, shared_words=True), "is not right")
 
 
+# --- shards of other nodes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"ranges": 1, "remote": (1,)}, id="no fault"),
+        pytest.param({"ranges": 1, "rounds": 1, "remote": (1,), "kills": 1}, id="a kill"),
+        pytest.param({**SMALL, "remote": (0,), "kills": 1}, id="no own shards, a kill"),
+        pytest.param({**SMALL, "rounds": 1, "kills": 1, "moves": 1}, id="a kill, and a shard moves"),
+        pytest.param({**SMALL, "rounds": 1, "stops": 1, "moves": 1}, id="a stop, and a shard moves"),
+        pytest.param({"ranges": 1, "rounds": 1, "remote": (1,), "moves": 1}, id="two shards, one moves"),
+    ],
+)
+def test_a_link_is_a_worker_that_keeps_no_buffer(options: dict[str, Any]) -> None:
+    assert_safe(Board(**options))
+
+
+def test_mutant_link_leaves_a_shard_to_its_worker() -> None:
+    assert_broken(Board(**SMALL, rounds=1, stops=1, moves=1, gives_up=(), link_takes=False), "deadlock")
+
+
+def test_mutant_link_commits_before_it_announces_the_sum() -> None:
+    """Its session may end in between; then a board that has all the shards again finds no gradient."""
+    assert_broken(Board(**SMALL, remote=(0,), moves=1, announces="last"), "is not right")
+
+
+def test_mutant_step_without_its_sum() -> None:
+    """If the workers did a shard before it became remote, they would not wait for the link to read the own shards."""
+    assert_broken(Board(workers=1, ranges=1, moves=1, needs_sum=False), "sums other gradients")
+    assert_safe(Board(workers=1, ranges=1, moves=1))
+
+
+def test_mutant_link_writes_the_sum_during_the_update_before() -> None:
+    assert_broken(Board(**SMALL, remote=(0,), link_waits=False), "is not right")
+
+
 # --- soak ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_mutant_link_settles_no_record() -> None:
+    """A killed worker's commit is overwritten by the link, and the buffer goes to a third one."""
+    assert_broken(Board(**SMALL, rounds=3, kills=1, moves=2, link_reaps=False), "belongs to")
 
 
 @pytest.mark.soak
@@ -147,6 +190,8 @@ def test_mutant_norms_and_updates_share_their_words() -> None:
         pytest.param({"ranges": 1, "kills": 1, "stops": 1}, id="a kill and a stop, two shards, two steps"),
         pytest.param({"ranges": 1, "kills": 1, "looks_around": True}, id="a kill, idle workers look at any time"),
         pytest.param({"shards": 3, "ranges": 1, "kills": 1}, id="three shards"),
+        pytest.param({**SMALL, "kills": 1, "moves": 1}, id="two steps, a kill, and a shard moves"),
+        pytest.param({**SMALL, "rounds": 3, "kills": 1, "moves": 2}, id="a kill, a shard moves away and comes back"),
         pytest.param({"clips": True, "kills": 1}, id="clipping, two steps, two ranges, a kill"),
         pytest.param({"clips": True, "ranges": 1, "rounds": 1, "kills": 2}, id="clipping, two kills"),
         pytest.param({**SMALL, "clips": True, "kills": 1, "stops": 1}, id="clipping, a kill and a stop"),
