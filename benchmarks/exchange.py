@@ -213,9 +213,8 @@ def rows_of(each: Measurement, costs: Costs) -> Iterator[Row]:
 
 def run() -> list[Row]:
     from benchmarks.on_nodes import virtual_nodes
-    from benchmarks.on_nodes.link_node import available
 
-    if reason := virtual_nodes.missing() or ("" if available() else "this build of untorn has no links"):
+    if reason := virtual_nodes.missing():
         return [Row("an exchange between nodes", None, note=reason)]
     with ExitStack() as stack:
         nodes = stack.enter_context(virtual_nodes.VirtualNodes(max(NODES)))

@@ -3,7 +3,8 @@
 The machines are virtual nodes of this one (tests/virtual_nodes) with one training process each, on two networks: with a
 delay of 1 ms each way and 1 Gbit/s, and without a limit. All contestants train the same MLP 64-h-h-10 on the same
 batches of 256 examples with SGD. All of them are alive at the same time; those that are not measured sleep. It takes
-less than four minutes, and needs root, PyTorch and Ray (pip install 'untorn[bench]').
+less than four minutes, and needs root, PyTorch and Ray (pip install 'untorn[bench]'). UNTORN_BENCH_TURNS=2 measures
+less, and less exactly.
 
 The ratio of a contestant is its time per step divided by that of DistributedDataParallel in the same turn. The rows of
 the processor time compare that of all processes of the nodes, less what they use while no contestant has a turn; the
@@ -31,7 +32,7 @@ from untorn.engines.processes import worker_variables
 NAME = "nodes"
 QUESTION = "How fast is a training step on two machines, compared with DistributedDataParallel, Ray Train and others?"
 
-TURNS, WARM_UP, NODES, IDLE_S = 7, 1, 2, 0.2
+TURNS, WARM_UP, NODES, IDLE_S = 5, 1, 2, 0.2
 LIMIT, DDP, RAY_TRAIN, SERVER = (
     "no communication",
     "DistributedDataParallel, gloo",
@@ -100,18 +101,20 @@ def missing() -> str:
 
 def contestants(nodes, cluster) -> dict[str, Crew]:
     """Return the contestants by name."""
-    from benchmarks.on_nodes import link_node, link_sum, ray_parameter_server, ray_train, torch_nodes
+    from benchmarks.on_nodes import link_sum, ray_parameter_server, ray_train, torch_nodes, untorn_nodes
+    from benchmarks.on_nodes.agents import start_agent
     from benchmarks.on_nodes.driving import on_ray
 
-    found = {
+    for node in range(len(nodes)):
+        start_agent(nodes, node)
+    return {
         LIMIT: torch_nodes.no_communication(nodes),
         DDP: torch_nodes.ddp(nodes),
         RAY_TRAIN: on_ray(ray_train.driving, nodes, cluster),
         SERVER: on_ray(ray_parameter_server.driving, nodes, cluster),
+        SUM: link_sum.contestant(nodes),
+        UNTORN: untorn_nodes.contestant(nodes),
     }
-    if link_node.available():
-        found[SUM] = link_sum.contestant(nodes)
-    return found
 
 
 @contextmanager
@@ -171,23 +174,22 @@ def rows_of(
         compared = {} if name == DDP else {"to": times[DDP], "ratio_to": "DDP"}
         aim = network.to_ddp[at] if name == UNTORN else None
         yield row(f"{what}: {name}", seconds, unit="ms", **compared, ratio_at_most=aim, note=note)
-    if UNTORN in times:
-        yield row(
-            f"{what}: untorn, against the parameter server",
-            times[UNTORN],
-            unit="ms",
-            to=times[SERVER],
-            ratio_to="parameter server",
-            ratio_at_most=network.to_server[at],
-        )
-        yield row(
-            f"{what}: untorn, processor time per step",
-            cpu[UNTORN],
-            unit="ms",
-            to=cpu[DDP],
-            ratio_to="DDP",
-            ratio_at_most=CPU_TO_DDP,
-        )
+    yield row(
+        f"{what}: untorn, against the parameter server",
+        times[UNTORN],
+        unit="ms",
+        to=times[SERVER],
+        ratio_to="parameter server",
+        ratio_at_most=network.to_server[at],
+    )
+    yield row(
+        f"{what}: untorn, processor time per step",
+        cpu[UNTORN],
+        unit="ms",
+        to=cpu[DDP],
+        ratio_to="DDP",
+        ratio_at_most=CPU_TO_DDP,
+    )
 
 
 def run() -> list[Row]:

@@ -120,11 +120,10 @@ def rows_of(case: Case, size: str, nodes: object) -> Iterator[Row]:
 
 def run() -> list[Row]:
     from benchmarks.on_nodes import virtual_nodes
-    from benchmarks.on_nodes.link_node import available
 
     if importlib.util.find_spec("torch") is None:
         return [Row("a step in PyTorch", None, note="PyTorch is not installed (pip install torch)")]
-    if reason := virtual_nodes.missing() or ("" if available() else "this build of untorn has no links"):
+    if reason := virtual_nodes.missing():
         return [Row("an exchange between nodes", None, note=reason)]
     rows = []
     with virtual_nodes.VirtualNodes(NODES) as nodes:

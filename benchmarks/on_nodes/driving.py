@@ -21,15 +21,20 @@ Driving = Callable[[int], AbstractContextManager[Training]]
 
 def on_ray(driving: Driving, nodes: VirtualNodes, cluster: RayNodes) -> Crew:
     """Return a contestant on a Ray cluster."""
-    member = partial(drive, driving, len(nodes))
+    member = partial(drive_on_ray, driving, len(nodes))
     return Crew(member, processes=1, launch=launch_on(nodes, cluster.driver_environment()))
+
+
+def drive_on_ray(driving: Driving, nodes: int, seat: Seat, connection: Connection) -> None:
+    """Join the cluster, and drive."""
+    import ray
+
+    ray.init(log_to_driver=False, logging_level="error")
+    drive(driving, nodes, seat, connection)
 
 
 def drive(driving: Driving, nodes: int, seat: Seat, connection: Connection) -> None:
     """Run the cases and their turns: a Member (peers/torch_crew.py)."""
-    import ray
-
-    ray.init(log_to_driver=False, logging_level="error")
     with driving(nodes) as training:
         while True:
             case, _ = connection.recv()

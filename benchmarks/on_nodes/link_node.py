@@ -48,11 +48,6 @@ class Place:
     port: int
 
 
-def available() -> bool:
-    """Return whether this build has links."""
-    return hasattr(_core, "Link")
-
-
 @contextmanager
 def mesh(place: Place) -> Iterator[list[int]]:
     """Connect this node with all others; yield a descriptor for each, and -1 for itself."""

@@ -12,16 +12,17 @@ from benchmarks.peers.torch_case import Case, loss
 from untorn import Callback, Trainer
 
 
-def contestant(workers: int) -> Training:
-    """Return a contestant with the given number of workers, each with one thread."""
-    return Training(workers)
+def contestant(workers: int, **options: Any) -> Training:
+    """Return a contestant with the given number of workers, each with one thread, and more arguments of its Trainer."""
+    return Training(workers, options)
 
 
 class Training:
     """A contestant that runs fit in its own thread, and waits at the end of each epoch for the next turn."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, options: dict[str, Any]) -> None:
         self._workers = workers
+        self._options = options
 
     def __enter__(self) -> Training:
         return self
@@ -54,7 +55,8 @@ class Training:
 
         try:
             model = TorchModel(case.module(), loss())
-            with Trainer(model, optimizer=case.untorn_optimizer(), workers=self._workers) as trainer:
+            optimizer = case.untorn_optimizer()
+            with Trainer(model, optimizer=optimizer, workers=self._workers, **self._options) as trainer:
                 trainer.fit(case.data(), epochs=2**30, batch_size=case.batch, callbacks=[pace])
                 case.check(trainer.module())
             pace.seconds.put(0.0)
