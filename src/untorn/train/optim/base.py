@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.board import NO_UPDATE, KernelSettings
-from untorn.train.optim.schedules import RateOrSchedule
+from untorn.train.optim.schedules import RateOrSchedule, rate_at
 
 __all__ = ["Optimizer", "ServerOptimizer", "Session"]
 
@@ -88,15 +89,16 @@ class ServerOptimizer(Optimizer):
     """An optimizer of another library, whose steps the server makes. Abstract.
 
     Args:
-        learning_rate: the learning rate of the first group of parameters; NaN if it is unknown.
+        learning_rate: the learning rate of the first group of parameters, a number or a function of the step; NaN if it
+            is unknown.
         state: the state to publish beside the weights before the first step.
         settings: the description in a checkpoint.
     """
 
     server_steps = True
 
-    def __init__(self, learning_rate: float, state: dict[str, NDArray[Any]], settings: Any) -> None:
-        self.learning_rate: float = learning_rate
+    def __init__(self, learning_rate: RateOrSchedule, state: dict[str, NDArray[Any]], settings: Any) -> None:
+        self.learning_rate: RateOrSchedule = learning_rate
         self._state = state
         self._settings = settings
 
@@ -115,9 +117,12 @@ class ServerOptimizer(Optimizer):
         return self._state
 
     def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
-        """See Optimizer. The rate is the same for all steps."""
+        """See Optimizer."""
         rows = np.ones((steps, _core.KERNEL_RATES))
-        rows[:, 0] = self.learning_rate if rate_of is None else rate_of(first_step)
+        if rate_of is None:
+            rate_of = partial(rate_at, type(self).__name__, self.learning_rate)
+        changes = callable(self.learning_rate)
+        rows[:, 0] = [rate_of(first_step + step) for step in range(steps)] if changes else rate_of(first_step)
         return rows
 
     @abstractmethod

@@ -60,7 +60,10 @@ class TorchSchedule:
     it a separate optimizer; changes other than the learning rate, such as OneCycleLR's momentum, have no effect.
 
     Args:
-        scheduler: a new torch.optim.lr_scheduler.LRScheduler; not ReduceLROnPlateau, which needs a metric.
+        scheduler: a new torch.optim.lr_scheduler.LRScheduler; not ReduceLROnPlateau, which needs a metric. Or a
+            function that makes one from an optimizer, such as functools.partial(CosineAnnealingLR, T_max=1000), with
+            ``lr``.
+        lr: the learning rate that such a scheduler starts from.
 
     Example:
         >>> import torch
@@ -70,7 +73,9 @@ class TorchSchedule:
         [0.1, 0.1, 0.05, 0.05, 0.025]
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, *, lr: float | None = None) -> None:
+        if callable(scheduler) and not hasattr(scheduler, "get_last_lr"):
+            scheduler = _made(scheduler, lr)
         for name in ("step", "get_last_lr"):
             if not callable(getattr(scheduler, name, None)):
                 raise TypeError(f"scheduler: expected a torch.optim.lr_scheduler, found {type(scheduler).__name__}")
@@ -90,3 +95,12 @@ class TorchSchedule:
             self._scheduler.step()
             self._rates.append(float(self._scheduler.get_last_lr()[0]))
         return self._rates[step]
+
+
+def _made(make: Callable[[Any], Any], lr: float | None) -> Any:
+    """Return the scheduler that a function makes, of an optimizer that nothing else uses."""
+    import torch
+
+    if lr is None:
+        raise TypeError("scheduler: found a function that makes one, which needs lr=, the rate that it starts from")
+    return make(torch.optim.SGD([torch.zeros(1)], lr=lr))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from untorn.engines.threads import threads_limited
 from untorn.share.lowlevel import flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import ServerOptimizer, Session
+from untorn.train.optim.schedules import rate_at
 
 __all__ = ["TorchOptimizer"]
 
@@ -45,7 +47,8 @@ class TorchOptimizer(ServerOptimizer):
     the parameter groups that a step changes.
 
     Args:
-        make: makes the optimizer from a list of parameters.
+        make: makes the optimizer from a list of parameters. In a functools.partial, ``lr`` may be a function of the
+            step.
         trained: the tree of parameters.
     """
 
@@ -57,7 +60,7 @@ class TorchOptimizer(ServerOptimizer):
                 "optimizer: a function makes an optimizer of torch.optim, which needs PyTorch, and that is not "
                 "installed: pip install torch"
             ) from None
-        self._make = make
+        self._make, schedule = _without_schedule(make)
         parameters = [torch.nn.Parameter(torch.from_numpy(np.zeros_like(leaf))) for leaf in flatten(trained)[1]]
         optimizer = self.made(parameters)
         groups = [dict(group) for group in optimizer.param_groups]
@@ -67,6 +70,8 @@ class TorchOptimizer(ServerOptimizer):
             for key, value in group.items()
             if key != "params"
         }
+        if schedule is not None:
+            settings["lr"] = described(schedule)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         try:
@@ -92,11 +97,17 @@ class TorchOptimizer(ServerOptimizer):
         state = {"steps": np.zeros((), np.int64)} | {
             place.name: np.zeros_like(_kept(place, optimizer, parameters)) for place in self.places
         }
-        super().__init__(float(groups[0].get("lr", math.nan)), state, settings)
+        super().__init__(schedule or float(groups[0].get("lr", math.nan)), state, settings)
 
     def made(self, parameters: list[Any]) -> Any:
         """Return a new optimizer of these. Raises TypeError if what was made is no optimizer."""
-        optimizer = self._make(parameters)
+        try:
+            optimizer = self._make(parameters)
+        except TypeError as error:
+            error.add_note(
+                "optimizer: for a learning rate by the step write functools.partial(torch.optim.NAME, lr=schedule)"
+            )
+            raise
         if not all(hasattr(optimizer, name) for name in ("param_groups", "state", "step")):
             raise TypeError(
                 "optimizer: expected a function that makes an optimizer of torch.optim from a list of parameters, such "
@@ -107,6 +118,15 @@ class TorchOptimizer(ServerOptimizer):
     def session(self, trained: Any, state: dict[str, _Array], *, threads: int) -> Session:
         """See Optimizer."""
         return _TorchSession(self, flatten(trained)[1], state, threads)
+
+
+def _without_schedule(make: Callable[[list[Any]], Any]) -> tuple[Callable[[list[Any]], Any], Any]:
+    """Return what makes the optimizer with the first rate of its schedule, and the schedule, if it has one."""
+    if not isinstance(make, partial) or not callable(make.keywords.get("lr")):
+        return make, None
+    schedule: Any = make.keywords["lr"]
+    first = {"lr": rate_at("optimizer", schedule, 0)}
+    return partial(make.func, *make.args, **(make.keywords | first)), schedule
 
 
 def _kept(place: _Place, optimizer: Any, parameters: list[Any]) -> _Array:
