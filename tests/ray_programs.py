@@ -146,3 +146,47 @@ def train_wrongly(*cases):
         except (ValueError, untorn.CapacityError, ConnectionError) as error:
             messages.append(f"{type(error).__name__}: {error}")
     return messages
+
+
+def metrics_of_a_training():
+    """Train, and return the metrics that Ray was given: the sums of counters, and the last values of gauges."""
+    import ray.util.metrics
+
+    import untorn.ray.metrics
+
+    found: dict[str, float] = {}
+
+    def inc(self, value=1.0, tags=None):
+        found[self.info["name"]] = found.get(self.info["name"], 0) + value
+        assert tags is not None
+
+    def set_to(self, value, tags=None):
+        found[self.info["name"]] = value
+
+    ray.util.metrics.Counter.inc, ray.util.metrics.Gauge.set = inc, set_to
+    untorn.ray.metrics.INTERVAL_S = 0.0
+    train(epochs=300, engine="ray", nodes=2, workers=1)
+    return found
+
+
+def train_beside_another_version():
+    """Return what the driver logs of nodes that have another version of untorn, and the error."""
+    import logging
+
+    from untorn.train.nodes import coordinator
+
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    logging.getLogger("untorn").addHandler(Handler())
+    here = coordinator.versions_here()
+    coordinator.versions_here = lambda: {**here, "untorn": "0.0.1"}
+    coordinator._CONNECT_S = 10.0
+    try:
+        train(engine="ray", nodes=1, workers=1)
+    except untorn.WorkerError as error:
+        messages.append(str(error))
+    return messages

@@ -28,8 +28,9 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from untorn.engines.importable import main_stays_here
-from untorn.engines.nodes import Cluster, Ended, Invitation
+from untorn.engines.nodes import Cluster, Ended, Figures, Invitation
 from untorn.errors import CapacityError
+from untorn.ray.metrics import TrainingMetrics
 from untorn.ray.nodes import Machine, ensure_ray, machines, on_node, own_address
 
 __all__ = ["RayCluster"]
@@ -71,6 +72,7 @@ class RayCluster(Cluster):
         self._machines: tuple[float, list[Machine]] = (0.0, [])
         self._lock = threading.RLock()
         self._main = contextlib.ExitStack()
+        self._metrics: TrainingMetrics | None = None
 
     # -- what there is
 
@@ -230,6 +232,12 @@ class RayCluster(Cluster):
                 self._lost.append((until, process))
                 continue
             _kill(process.actor)
+
+    def show(self, figures: Figures) -> None:
+        """See Cluster. They become metrics of Ray (metrics.py lists them)."""
+        if self._metrics is None:
+            self._metrics = TrainingMetrics()
+        self._metrics.show(figures)
 
     def close(self) -> None:
         """See Cluster. Ray keeps running."""

@@ -70,6 +70,19 @@ def test_what_there_is_no_room_for_is_named(cluster):
     assert client.startswith("ConnectionError: ray://somewhere:10001 is for Ray Client")
 
 
+def test_the_figures_are_metrics_of_ray(cluster):
+    found = cluster.call(0, ray_programs.metrics_of_a_training)
+    assert 0 < found["untorn_steps"] <= 3000
+    assert found["untorn_examples"] == 16 * found["untorn_steps"]
+    assert found["untorn_nodes"] == found["untorn_workers"] == 2
+    assert min(found[name] for name in ("untorn_sent_bytes", "untorn_received_bytes", "untorn_examples_per_second")) > 0
+
+
+def test_another_version_on_a_node_is_refused_by_name(cluster):
+    messages = cluster.call(0, ray_programs.train_beside_another_version)
+    assert any("node0" in message and "untorn" in message and "0.0.1" in message for message in messages), messages
+
+
 def test_machines_come_and_go_and_the_bits_stay(cluster):
     """The nodes are asked for without a number, so a machine that joins the Ray cluster gets one."""
     with cluster.start(0, ray_programs.train_on_ray, None, 1, None, 100_000) as program:

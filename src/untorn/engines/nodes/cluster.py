@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cluster", "Ended", "Invitation"]
+__all__ = ["Cluster", "Ended", "Figures", "Invitation"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,25 @@ class Ended:
 
     number: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a training has done so far.
+
+    Attributes:
+        name: the name of the trainer, or None.
+        step: the number of steps since the training began.
+        batch_size: the number of examples of a step.
+        restarts: the number of nodes and workers that were lost and replaced.
+        nodes: the nodes, as a job's status lists them.
+    """
+
+    name: str | None
+    step: int
+    batch_size: int
+    restarts: int
+    nodes: list[dict[str, Any]]
 
 
 class Cluster(ABC):
@@ -103,6 +122,10 @@ class Cluster(ABC):
     def stop(self, number: int, *, lost: bool = False) -> None:
         """End a node process, whatever it is doing. Returns at once. ``lost``: it does not answer, or its connections
         broke; perhaps its machine is gone, and another one is better for the next node."""
+
+    def show(self, figures: Figures) -> None:  # noqa: B027 (most clusters show nothing)
+        """Show how the training goes where users of the cluster look. Called several times a second while a job runs;
+        does nothing by default."""
 
     @abstractmethod
     def close(self) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from untorn.board import Board
-from untorn.engines.nodes import Cluster, Invitation
+from untorn.engines.nodes import Cluster, Figures, Invitation
 from untorn.engines.nodes.node import versions_here
 from untorn.engines.nodes.wire import Hub, Message, Wire
 from untorn.errors import WorkerError
@@ -81,6 +81,7 @@ class NodeJob:
         first: the weights that it begins with, as bytes.
         first_version: their version.
         examples: the number of examples of the gradient that nodes are compared by.
+        name: the name of the weights, or None.
     """
 
     plan: Plan
@@ -93,6 +94,7 @@ class NodeJob:
     first: memoryview
     first_version: int
     examples: int
+    name: str | None
     epoch: Message | None = None
     order: bytes = b""
     rates: bytes = b""
@@ -374,7 +376,11 @@ class Coordinator:
         for number in late:
             self._cluster.stop(number, lost=True)
             self._hub.call(self._process_ended, number, f"did not connect to the driver within {_CONNECT_S:g} s")
-        if self._job is None or now < self._retry_at or self._closed:
+        job = self._job
+        if job is None or self._closed:
+            return
+        self._cluster.show(self._figures(job))
+        if now < self._retry_at:
             return
         missing = self._cluster.wanted() - len(self._members) - len(self._starting)
         for _ in range(missing):
@@ -391,6 +397,16 @@ class Coordinator:
             if not self._cluster.start(invitation):
                 del self._starting[number]
                 break
+
+    def _figures(self, job: NodeJob) -> Figures:
+        nodes = self.nodes()
+        return Figures(
+            name=job.name,
+            step=job.plan.first_step + self.made,
+            batch_size=job.plan.batch_size,
+            restarts=self.restarts + sum(int(node["restarts"]) for node in nodes),
+            nodes=nodes,
+        )
 
     def _process_ended(self, number: int, reason: str) -> None:
         if self._starting.pop(number, None) is not None:

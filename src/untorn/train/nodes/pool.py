@@ -181,6 +181,7 @@ class NodePool(Pool):
                     first=raw,
                     first_version=first.version,
                     examples=max(plan.min_examples, min(plan.batch_size, plan.examples) // plan.settings.shards),
+                    name=weights.channel.name,
                 )
             )
             weights.fetch = coordinator.copy
