@@ -101,7 +101,9 @@ class Trainer(Generic[ModelT_co]):
         name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
             the job of that name while it trains, and `untorn join` and `untorn leave` change its workers and nodes. On
             nodes, the channel is that of this machine: see subscriber().
-        ray_options: for engine="ray": the address of the cluster, and Ray's options for the nodes.
+        ray_options: for engine="ray", a dict: the ``address`` of the cluster and other arguments of ray.init(), as a
+            dict ``init``; options of the actor of each node, such as ``num_cpus`` and ``resources``. See
+            untorn.ray.RayCluster.
 
     Attributes:
         model, optimizer: the arguments, as they were given.

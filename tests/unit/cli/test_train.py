@@ -76,7 +76,7 @@ def test_help_and_version():
         result = run(*args)
         assert result.exit_code == 0
         assert "rain" in result.stdout
-    options = "workers engine epochs batch-size shards seed plot name checkpoint-dir resume debug"
+    options = "workers engine nodes address epochs batch-size shards seed plot name checkpoint-dir resume debug"
     for option in options.split(" "):
         assert f"--{option}" in run("train", "--help").stdout
     assert re.fullmatch(r"untorn \d+\.\d+\.\d+\n", run("--version").stdout)
@@ -112,6 +112,34 @@ def test_worker_processes_give_the_same_weights(file):
     processes = run("train", f"{file}:job", "--workers", 2)
     assert processes.exit_code == 0, processes.output
     assert values(processes)["sha256"] == values(serial)["sha256"]
+
+
+def test_nodes_give_the_same_weights(file):
+    serial = run("train", f"{file}:job", "--engine", "serial", "--shards", 2)
+    nodes = run("train", f"{file}:job", "--engine", "loopback", "--nodes", 2, "--workers", 1)
+    assert nodes.exit_code == 0, nodes.output
+    assert list(values(nodes)) == ["test accuracy", "test loss", "examples/s", "seconds", "sha256"]
+    assert values(nodes)["sha256"] == values(serial)["sha256"]
+    assert len(re.findall(r"^epoch [123]/3 ", nodes.stderr, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (["--nodes", 2], 2, "--nodes needs --engine ray or loopback: processes has this machine alone"),
+        (["--engine", "serial", "--nodes", 2], 2, "--nodes needs --engine ray or loopback: serial"),
+        (["--engine", "loopback", "--address", "h:1"], 2, "--address needs --engine ray"),
+        (["--engine", "loopback", "--nodes", 0], 2, "0 is not in the range x>=1"),
+        (["--engine", "loopback", "--nodes", 65], 1, "error: nodes: expected 1 to 64 on one machine, found 65"),
+        (["--engine", "loopback", "--mode", "async"], 1, "error: mode: async training runs on one machine"),
+        (["--engine", "loopback", "--workers", "auto"], 1, "error: workers: 'auto' works on one machine"),
+    ],
+)
+def test_wrong_nodes_are_an_error(file, args, status, words):
+    result = run("train", f"{file}:job", *args)
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_without_validation_data_there_is_no_test(file):
