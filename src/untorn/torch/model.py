@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -24,6 +25,12 @@ __all__ = ["TorchModel"]
 _ModuleT_co = TypeVar("_ModuleT_co", bound=nn.Module, default=nn.Module, covariant=True)
 
 
+_M = TypeVar("_M", bound=nn.Module, default=nn.Module)
+
+#: the shape, dtype and requires_grad of parameters and buffers, by name
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype, bool]]
+
+
 class TorchModel(Model[_ModuleT_co]):
     """A torch.nn.Module and its loss, as a Trainer takes them.
 
@@ -40,7 +47,9 @@ class TorchModel(Model[_ModuleT_co]):
 
     Args:
         module: a module with float32 and float64 parameters in CPU memory. It is not changed; Trainer.module() returns
-            the trained one.
+            the trained one. Or a function without arguments that makes one, such as its class: then each process makes
+            its own, and none is copied or pickled, which some cannot be (scripted or compiled ones). The trained values
+            begin with those of this process. It must make modules that are alike.
         loss: ``loss(outputs, target[, rng])``, a tensor with one number: the mean over the batch. rng is a NumPy
             generator. May be None if there is forward.
         metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
@@ -72,7 +81,7 @@ class TorchModel(Model[_ModuleT_co]):
 
     def __init__(
         self,
-        module: _ModuleT_co,
+        module: _ModuleT_co | Callable[[], _ModuleT_co],
         loss: Callable[..., Any] | None,
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
@@ -80,8 +89,21 @@ class TorchModel(Model[_ModuleT_co]):
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
     ) -> None:
+        self._make: Callable[[], _ModuleT_co] | None = None
+        if not isinstance(module, nn.Module) and callable(module):
+            if isinstance(module, type) and not _needs_nothing(module):
+                raise TypeError(
+                    f"module: expected a torch.nn.Module, found type {module.__name__}, which needs arguments; make "
+                    f"one, or write functools.partial({module.__name__}, ...), which makes one in each process"
+                )
+            self._make, module = module, module()
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    "module: expected a function that makes a torch.nn.Module, found one that makes a "
+                    f"{type(module).__name__}"
+                )
         if not isinstance(module, nn.Module):
-            raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+            raise TypeError(f"module: expected a torch.nn.Module, or a function that makes one, found {_found(module)}")
         for path, each in module.named_modules():
             if isinstance(each, nn.parallel.DistributedDataParallel):
                 raise TypeError(
@@ -109,7 +131,8 @@ class TorchModel(Model[_ModuleT_co]):
         for name, metric in (metrics or {}).items():
             if not callable(metric):
                 raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")
-        self._module = module
+        self._module: nn.Module = module
+        self._shapes = {} if self._make is None else _shapes_of(module)
         self.loss = loss
         self.metrics: dict[str, Callable[[Any, Any], Any]] = dict(metrics or {})
         self.forward = forward
@@ -157,6 +180,10 @@ class TorchModel(Model[_ModuleT_co]):
 
     def for_workers(self) -> Self:
         """See Model."""
+        if self._make is not None:
+            made_there = object.__new__(type(self))
+            made_there.__dict__.update(self.__dict__ | {"_module": _NOT_MADE})
+            return made_there
         functions = {"loss": self.loss, "metrics": self.metrics, "forward": self.forward, "predict": self.predict}
         model = object.__new__(type(self))
         made = copied(self._module, functions, self._stale, self._aliases, values=False)
@@ -169,7 +196,7 @@ class TorchModel(Model[_ModuleT_co]):
         return pickler_of(base, self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"hooks": hooks_of(self._module)}
+        return self.__dict__ | {"hooks": [] if self._make is not None else hooks_of(self._module)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         register_hooks(state.pop("hooks"))
@@ -179,10 +206,13 @@ class TorchModel(Model[_ModuleT_co]):
         """See Model."""
         model: TorchModel = self.for_workers()
         loss = Loss(model.loss, model.metrics, model.forward, sample_weight=model.sample_weight)
-        return TorchReplica(loss, model._module, model._stale, model._aliases, model.predict)
+        module = model._module if self._make is None else _made(self._make, self._shapes)
+        return TorchReplica(loss, module, model._stale, model._aliases, model.predict)
 
     def module(self, params: Any) -> _ModuleT_co:
         """See Model."""
+        if self._make is not None:
+            return _filled(_made(self._make, self._shapes), params)
         made = copied(self._module, {}, [], [], values=True)
         module: _ModuleT_co = made.module  # type: ignore[assignment]  # a copy, of the same class
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
@@ -192,3 +222,48 @@ class TorchModel(Model[_ModuleT_co]):
         move(made.aliases, tensors)
         recompute(module)
         return module
+
+
+#: in a model for workers: each makes its module
+_NOT_MADE = nn.Identity()
+
+
+def _needs_nothing(cls: type) -> bool:
+    """Return whether an object of this class can be made without arguments, as far as its signature tells."""
+    try:
+        inspect.signature(cls).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def _found(module: Any) -> str:
+    return type(module).__name__
+
+
+def _made(make: Callable[[], _M], shapes: Shapes) -> _M:
+    """Return a new module. The random numbers of this process stay as they are. Raises ValueError if it has not these
+    parameters and buffers."""
+    with torch.random.fork_rng(devices=[]):
+        module = make()
+    found = _shapes_of(module)
+    if found != shapes:
+        unlike = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+        raise ValueError(f"module: the function makes modules that are not alike: they differ in {', '.join(unlike)}")
+    return module
+
+
+def _shapes_of(module: nn.Module) -> Shapes:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: (tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in tensors}
+
+
+def _filled(module: _M, params: Mapping[str, Any]) -> _M:
+    """Return the module with copies of these values."""
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(params[name]))
+    return module
