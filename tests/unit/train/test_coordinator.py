@@ -46,7 +46,9 @@ def coordinator(monkeypatch):
 def test_rows_of_several_nodes_are_those_of_the_same_steps(coordinator, steps):
     """Nodes that pause may be a step apart, and each answers with all rows that the driver lacks."""
     log = np.full(64, -1.0).view(LOG)
-    coordinator._job = SimpleNamespace(epoch=None, board=SimpleNamespace(log=log, steps=64, metric_names=["loss"]))
+    coordinator._job = SimpleNamespace(
+        may_begin=False, ending=True, board=SimpleNamespace(log=log, steps=64, metric_names=["loss"])
+    )
     coordinator.made = 43
     log["loss"][:43] = range(43)
     coordinator._hub.run(coordinator._pause([Paused(step) for step in steps])).result()

@@ -10,6 +10,7 @@ The node process ends when its driver does, or gives it up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ __all__ = ["DriverLostError", "Node", "UnreachablePeerError", "run_node", "versi
 _log = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
+_WAIT_S = 0.05
 #: a driver may be stopped for a while, by Ctrl-Z or a debugger; its end closes the connection at once
 _DRIVER_SILENCE_S = 30.0
 
@@ -43,15 +45,15 @@ class DriverLostError(Exception):
 
 
 class UnreachablePeerError(ConnectionError):
-    """A peer that cannot be reached, by its index in the session."""
+    """A peer that cannot be reached, by its index in the session; -1 for another process."""
 
     def __init__(self, peer: int, reason: str) -> None:
-        super().__init__(f"peer {peer} cannot be reached: {reason}")
+        super().__init__(peer, reason)
         self.peer = peer
+        self.reason = reason
 
-
-class _InterruptedError(Exception):
-    """The driver has sent a message."""
+    def __str__(self) -> str:
+        return f"it cannot be reached: {self.reason}" if self.peer < 0 else f"peer {self.peer}: {self.reason}"
 
 
 class Node:
@@ -75,7 +77,8 @@ class Node:
         self.problem = problem
         self.serve_fetch: Callable[[socket.socket], None] | None = None
         self.wake: Callable[[], None] = lambda: None
-        self._inbox: queue.SimpleQueue[tuple[Message, list[bytearray]] | str] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Message, list[bytearray]]] = queue.SimpleQueue()
+        self._over: str | None = None
         self._links: dict[tuple[int, int], socket.socket] = {}
         self._links_changed = threading.Condition()
         hello = json.dumps({"kind": "node", "number": self.number}).encode()
@@ -91,18 +94,22 @@ class Node:
 
     def next(self, timeout_s: float) -> tuple[Message, list[bytearray]] | None:
         """Return the next message of the driver, or None if there is none in time. Raises DriverLostError."""
+        self.check()
         try:
-            found = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            return self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except queue.Empty:
+            self.check()
             return None
-        if isinstance(found, str):
-            raise DriverLostError(found)
-        return found
+
+    def check(self) -> None:
+        """Raise DriverLostError if the driver has ended, or has given this node up."""
+        if self._over is not None:
+            raise DriverLostError(self._over)
 
     @property
     def has_messages(self) -> bool:
         """Whether a message waits, or the driver is gone."""
-        return not self._inbox.empty()
+        return self._over is not None or not self._inbox.empty()
 
     def links(self, session: int, index: int, addresses: list[tuple[str, int]]) -> list[socket.socket | None] | None:
         """Return sockets connected to all peers of a session, None at the own index. Blocks until all peers are there;
@@ -110,32 +117,50 @@ class Node:
 
         Raises ConnectionError, naming the peer that cannot be reached.
         """
-        found: list[socket.socket | None] = [None] * len(addresses)
-        hello = json.dumps({"kind": "link", "session": session, "index": index}).encode()
-        try:
-            for peer in range(index):  # each node connects to those before it
-                try:
-                    found[peer] = handshake.connect(addresses[peer], self.secret, hello, _CONNECT_S)
-                except (OSError, handshake.HandshakeError) as error:
-                    raise UnreachablePeerError(peer, str(error)) from error
-            missing = set(range(index + 1, len(addresses)))
-            while missing and not self.has_messages:
-                with self._links_changed:
+        hello = {"kind": "link", "session": session, "index": index}
+        calls = [_Call(self, addresses[peer], hello, peer) for peer in range(index)]  # to those before this node
+        accepted: dict[int, socket.socket] = {}
+        missing = set(range(index + 1, len(addresses)))
+        with contextlib.ExitStack() as stack:
+            for call in calls:
+                stack.callback(call.abandon)
+            stack.callback(_close_all, accepted)
+            with self._links_changed:
+                while True:
                     for peer in [each for each in missing if (session, each) in self._links]:
-                        found[peer] = self._links.pop((session, peer))
+                        accepted[peer] = self._links.pop((session, peer))
                         missing.discard(peer)
-                    if missing:
-                        self._links_changed.wait(0.05)
-            if missing:
-                raise _InterruptedError
-        except BaseException as error:
-            for sock in found:
-                if sock is not None:
-                    sock.close()
-            if isinstance(error, _InterruptedError):
-                return None
-            raise
+                    waiting = missing or not all(call.result() for call in calls)
+                    if self.has_messages:
+                        return None
+                    if not waiting:
+                        break
+                    self._links_changed.wait(_WAIT_S)
+            stack.pop_all()
+        return [*(call.result() for call in calls), None, *(accepted[peer] for peer in sorted(accepted))]
+
+    def connect(self, address: tuple[str, int], hello: Message) -> socket.socket | None:
+        """Return a connection to another node or to the driver. Blocks; returns None as soon as a message of the driver
+        comes. Raises ConnectionError."""
+        call = _Call(self, address, hello, -1)
+        with contextlib.ExitStack() as stack:
+            stack.callback(call.abandon)
+            with self._links_changed:
+                while (found := call.result()) is None and not self.has_messages:
+                    self._links_changed.wait(_WAIT_S)
+            if found is not None:
+                stack.pop_all()
         return found
+
+    def run_aside(self, call: Callable[[], None]) -> None:
+        """Do something in a thread of its own, and then let the main thread look again."""
+
+        def run() -> None:
+            call()
+            with self._links_changed:
+                self._links_changed.notify_all()
+
+        threading.Thread(target=run, name="untorn-connect", daemon=True).start()
 
     def forget_links(self, session: int) -> None:
         """Close the sockets of peers for sessions before this one."""
@@ -162,7 +187,7 @@ class Node:
         elif kind == "fetch" and self.serve_fetch is not None:
             threading.Thread(target=self.serve_fetch, args=(sock,), name="untorn-fetch", daemon=True).start()
         else:
-            _log.warning("a connection from %s was closed: it asks for %r", sock.getpeername()[0], kind)
+            _log.warning("a connection was closed: it asks for %r", kind)
             sock.close()
 
     def _receive(self, wire: Wire, message: Message, blobs: list[bytearray]) -> None:
@@ -170,13 +195,55 @@ class Node:
         self._tell()
 
     def _end(self, wire: Wire, reason: str) -> None:
-        self._inbox.put(reason)
+        self._over = reason
         self._tell()
 
     def _tell(self) -> None:
         with self._links_changed:
             self._links_changed.notify_all()
         self.wake()
+
+
+class _Call:
+    """A connection that is being made, in a thread of its own: a peer that was cut off answers nothing for long."""
+
+    def __init__(self, node: Node, address: tuple[str, int], hello: Message, peer: int) -> None:
+        self._peer = peer
+        self._lock = threading.Lock()
+        self._found: socket.socket | None = None
+        self._error: Exception | None = None
+        self._abandoned = False
+
+        def run() -> None:
+            try:
+                sock = handshake.connect(address, node.secret, json.dumps(hello).encode(), _CONNECT_S)
+            except (OSError, handshake.HandshakeError) as error:
+                self._error = error
+                return
+            with self._lock:
+                self._found = sock
+                if self._abandoned:
+                    sock.close()
+
+        node.run_aside(run)
+
+    def result(self) -> socket.socket | None:
+        """Return the connection; None while it is not made. Raises UnreachablePeerError."""
+        if self._error is not None:
+            raise UnreachablePeerError(self._peer, str(self._error)) from self._error
+        return self._found
+
+    def abandon(self) -> None:
+        """Close the connection, now or when it is made."""
+        with self._lock:
+            self._abandoned = True
+            if self._found is not None:
+                self._found.close()
+
+
+def _close_all(sockets: dict[int, socket.socket]) -> None:
+    for sock in sockets.values():
+        sock.close()
 
 
 def run_node(invitation: Invitation, problem: Exception | None = None) -> None:

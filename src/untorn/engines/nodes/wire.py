@@ -48,6 +48,10 @@ _TICK_S = 0.25
 #: a hub that was itself held up for so long blames no other for its silence
 _HELD_UP_S = 1.0
 _HANDSHAKE_S = 5.0
+#: connections whose handshake may go on at a time; more are refused
+_MAX_HANDSHAKES = 128
+#: how long a hub waits that can take no connection, because all descriptors of the process are in use
+_REST_S = 0.25
 _BACKLOG = 256
 
 
@@ -56,13 +60,11 @@ class Wire:
 
     Attributes:
         hello: what the end that connected has said of itself.
-        peer: the address of the other end.
         silence_s: the seconds without a byte after which the wire ends; may be set at any time.
     """
 
     def __init__(self, hub: Hub, sock: socket.socket, hello: Message, silence_s: float) -> None:
         self.hello = hello
-        self.peer: str = sock.getpeername()[0]
         self.silence_s = silence_s
         self._hub = hub
         self._sock = sock
@@ -113,6 +115,11 @@ class Wire:
             self._end("it closed the connection")
         except (OSError, ValueError) as error:
             self._end(str(error))
+        except Exception as error:  # a message that is no pickle may raise anything
+            _log.error("a message was not understood", exc_info=True)
+            self._end(f"its message was not understood: {type(error).__name__}: {error}")
+        finally:
+            self._end("it was closed here")
 
     async def _receive(self, reader: asyncio.StreamReader) -> tuple[Message, list[bytearray]]:
         magic, count, nbytes = _HEAD.unpack(await self._exactly(reader, _HEAD.size))
@@ -182,17 +189,23 @@ class Hub:
         self._listening.setblocking(False)
         self.address: tuple[str, int] = (host, self._listening.getsockname()[1])
         self._wires: set[Wire] = set()
+        #: the sockets whose handshake goes on; each has a thread, so that a silent peer keeps nobody else waiting
+        self._greeting: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     # -- for any thread
 
-    def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function in the hub's thread, soon. Does nothing after close()."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed
+    def call(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call a function in the hub's thread, soon. Returns False, and does nothing, after close()."""
+        try:
             self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run a coroutine in the hub's thread."""
@@ -246,8 +259,12 @@ class Hub:
             _log.error("a task of the node's connections failed", exc_info=task.exception())
 
     def _stop(self) -> None:
+        self._closed = True
         for wire in list(self._wires):
             wire.close()
+        for sock in self._greeting:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # its thread then ends
         self._loop.call_soon(self._loop.stop)
 
     def _run(self) -> None:
@@ -261,23 +278,51 @@ class Hub:
             for task in list(self._tasks):
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self._loop.run_until_complete(asyncio.sleep(0))  # calls that came at the last moment
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
     async def _accept(self) -> None:
         while True:
-            sock, (host, *_) = await self._loop.sock_accept(self._listening)
-            self.spawn(self._shake_hands(keep_socket(sock), host))
+            try:
+                sock, (host, *_) = await self._loop.sock_accept(self._listening)
+            except OSError as error:
+                _log.warning("no connection can be accepted now: %s", error)
+                await asyncio.sleep(_REST_S)
+                continue
+            if len(self._greeting) >= _MAX_HANDSHAKES:
+                _log.warning("a connection from %s was refused: %d others are silent", host, _MAX_HANDSHAKES)
+                sock.close()
+                continue
+            kept = keep_socket(sock)
+            self._greeting.add(kept)
+            thread = threading.Thread(target=self._shake_hands, args=(kept, host), name="untorn-greeting", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._greeted(kept, host, None, str(error))
 
-    async def _shake_hands(self, sock: socket.socket, host: str) -> None:
+    def _shake_hands(self, sock: socket.socket, host: str) -> None:
+        """Authenticate a new connection. In a thread of its own."""
+        hello, problem = None, ""
         try:
-            hello = await self._loop.run_in_executor(None, accept, sock, self.secret, _HANDSHAKE_S)
-            found = json.loads(hello)
+            hello = json.loads(accept(sock, self.secret, _HANDSHAKE_S))
+            if not isinstance(hello, dict):
+                raise ValueError("its hello is no dict")
         except (HandshakeError, OSError, ValueError) as error:
-            _log.warning("a connection from %s was refused: %s", host, error)
+            problem = str(error)
+        if not self.call(self._greeted, sock, host, hello, problem):
             sock.close()
-            return
-        self._on_connection(found, sock)
+
+    def _greeted(self, sock: socket.socket, host: str, hello: Message | None, problem: str) -> None:
+        self._greeting.discard(sock)
+        if self._closed:
+            sock.close()
+        elif problem or hello is None:
+            _log.warning("a connection from %s was refused: %s", host, problem)
+            sock.close()
+        else:
+            self._on_connection(hello, sock)
 
     async def _tick(self) -> None:
         last = said = time.monotonic()

@@ -12,40 +12,44 @@ which each member has new connections to the others: who was given up is in none
 anybody. The members pause at a step, tell which, and whoever is behind fetches the newest version from one that is not.
 The sum of a step does not depend on who computes which shard, so the training goes on with the same bits.
 
-All of this runs in the thread of the hub, so a callback of the user's that takes long delays no recovery.
+The driver copies the newest version now and then. If all nodes are lost at once, new ones begin with that copy, and
+make the steps since then again: the driver keeps the order and the rates of the epochs that they need for it.
+
+All of this runs in the thread of the hub, so a callback of the user's that takes long delays no recovery. Another
+thread speaks to the cluster, which may take its time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import logging
 import os
 import pickle
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from untorn.board import Board
 from untorn.engines.nodes import Cluster, Figures, Invitation
-from untorn.engines.nodes.node import versions_here
-from untorn.engines.nodes.wire import Hub, Message, Wire
-from untorn.errors import WorkerError
+from untorn.engines.nodes.node import UnreachablePeerError, versions_here
+from untorn.engines.nodes.wire import Blob, Hub, Message, Wire
+from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 from untorn.train.nodes.copies import Position, send_copy
 from untorn.train.nodes.members import LostError, Member
 from untorn.train.nodes.replica import serve
 from untorn.train.run.chunks import Answer, Evaluation
 from untorn.train.run.plan import Plan
 
-__all__ = ["Coordinator", "NodeEvaluation", "NodeJob", "cuts_of"]
+__all__ = ["Coordinator", "NodeEpoch", "NodeEvaluation", "NodeJob", "cuts_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +66,37 @@ _WATCH_S = 0.25
 _RETRY_S, _RETRY_MAX_S = 0.5, 30.0
 #: the number of sessions in which a member may be unreachable for another one, without a step in between
 _ACCUSED_MAX = 2
+#: how long the coordinator waits after a session that did not begin, and between two looks for a version
+_PAUSE_S = 0.05
+#: how often the driver copies the newest weights, and how many times as long as a copy takes at least
+_COPY_EVERY_S = 30.0
+_COPY_SHARE = 20
+#: a copy is also made when the orders of the epochs since the last one have more bytes
+_KEPT_NBYTES = 1 << 26
 #: the chunks that a node evaluates at a time, for each of its workers
 _CHUNKS_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class NodeEpoch:
+    """An epoch of a job.
+
+    Attributes:
+        message: what the nodes are told of it: its first step on the board, its number and the steps skipped.
+        order, rates: the order of the examples and the learning rates, as on a board.
+        until: the step at which it ends.
+    """
+
+    message: Message
+    order: bytes
+    rates: bytes
+    until: int
+
+    @property
+    def first(self) -> int:
+        """The step at which it begins."""
+        first: int = self.message["first"]
+        return first
 
 
 @dataclass
@@ -82,6 +115,8 @@ class NodeJob:
         first_version: their version.
         examples: the number of examples of the gradient that nodes are compared by.
         name: the name of the weights, or None.
+        epochs: the epochs that may have to be computed (again): those since the driver's copy of the weights.
+        ending: whether no session may begin any more.
     """
 
     plan: Plan
@@ -95,10 +130,22 @@ class NodeJob:
     first_version: int
     examples: int
     name: str | None
-    epoch: Message | None = None
-    order: bytes = b""
-    rates: bytes = b""
-    until: int = 0
+    epochs: list[NodeEpoch] = field(default_factory=list)
+    ending: bool = False
+
+    def epoch_at(self, step: int) -> NodeEpoch:
+        """Return the epoch that this step is in; the last one if it is over."""
+        return next((each for each in self.epochs if step < each.until), self.epochs[-1])
+
+    def forget_epochs(self, step: int) -> None:
+        """Forget the epochs that are over at this step, but for the last one."""
+        while len(self.epochs) > 1 and self.epochs[0].until <= step:
+            del self.epochs[0]
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether a session may begin."""
+        return bool(self.epochs) and not self.ending
 
 
 @dataclass(frozen=True)
@@ -149,12 +196,16 @@ class Coordinator:
         self._setup, self._blobs = setup, blobs
         self._max_restarts = max_restarts
         self._members: dict[int, Member] = {}
+        self._wires: dict[Wire, Member] = {}
         self._starting: dict[int, float] = {}
         self._numbers = itertools.count()
         self._job: NodeJob | None = None
         self._session = 0
         self._inside: list[Member] = []
-        self._cuts: list[int] = []
+        #: the epoch that the members of the session know of, and the step that they have reached
+        self._told: NodeEpoch | None = None
+        self._reached = 0
+        self._copy_soon = False
         self._begun_at = 0.0
         self._changed = threading.Condition()
         self._kick: asyncio.Event | None = None
@@ -165,8 +216,12 @@ class Coordinator:
         self._retry_at, self._retry_s = 0.0, _RETRY_S
         self._why_not: str = ""
         self._closed = False
+        #: the numbers of nodes to stop, and whether they were lost; None ends the thread
+        self._to_stop: queue.SimpleQueue[tuple[int, bool] | None] = queue.SimpleQueue()
         self._hub = Hub(os.urandom(32), host=cluster.host, on_connection=self._join, name="untorn-driver")
         self._hub.call(self._begin)
+        self._thread = threading.Thread(target=self._work_on_cluster, name="untorn-cluster", daemon=True)
+        self._thread.start()
 
     # -- for the driver's threads
 
@@ -187,15 +242,16 @@ class Coordinator:
         if self.error is not None:
             raise self.error
 
-    def copy(self) -> tuple[int, bytearray] | None:
-        """Return the newest version of the weights, its number and its bytes; None if no node has a newer one than the
-        driver. Blocks."""
-        found: tuple[int, bytearray] | None = self._hub.run(self._copy()).result()
+    def copy(self) -> tuple[int, Blob]:
+        """Return the version of the weights after the last step that is known to be made, or a newer one: its number
+        and its bytes. Blocks while nodes that were lost are replaced, and make these steps again. Raises the error of
+        the job."""
+        found: tuple[int, Blob] = self._hub.run(self._copy()).result()
         return found
 
-    def end_job(self) -> tuple[int, bytearray] | None:
-        """End the job. Return the newest version as copy() does. Blocks."""
-        found: tuple[int, bytearray] | None = self._hub.run(self._end_job()).result()
+    def end_job(self) -> tuple[int, Blob] | None:
+        """End the job, wherever it is. Return the newest version that can be had, as copy() does. Blocks."""
+        found: tuple[int, Blob] | None = self._hub.run(self._end_job()).result()
         return found
 
     def evaluate(self, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]) -> Future[None]:
@@ -229,14 +285,16 @@ class Coordinator:
     def close(self) -> None:
         """End the nodes and all connections."""
         self._closed = True
+        self._to_stop.put(None)
+        self._thread.join()
         self._hub.close()
 
     # -- members
 
     def _begin(self) -> None:
         self._kick = asyncio.Event()
-        self._hub.spawn(self._watch_cluster())
         self._hub.spawn(self._supervise())
+        self._hub.spawn(self._keep_copies())
 
     def _look_again(self) -> None:
         self._dirty = True
@@ -252,7 +310,7 @@ class Coordinator:
                 sock, hello, on_message=self._receive, on_end=self._lose_wire, silence_s=_SILENCE_STARTING_S
             )
         else:
-            _log.warning("a connection from %s was closed: it is no node that was invited", sock.getpeername()[0])
+            _log.warning("a connection was closed: it is node %r, which is not expected", number)
             sock.close()
 
     def _serve_fetch(self, sock: socket.socket) -> None:
@@ -270,47 +328,52 @@ class Coordinator:
             self._fail(error)
 
     def _hear(self, wire: Wire, message: Message, blobs: list[bytearray]) -> None:
-        member = self._members.get(wire.hello["number"])
+        member = self._wires.get(wire)
         if member is None:
-            self._welcome(wire, message)
+            if self._starting.pop(wire.hello["number"], None) is not None:
+                self._welcome(wire, message)
         elif member.lost is not None:
             return
         elif "re" in message:
             member.answered(message, blobs)
         elif "rows" in message:
             if message["session"] == self._session:
-                self._take_rows(message["rows"], message["names"], blobs[0])
+                self._reached = message["rows"] + self._take_rows(message["rows"], message["names"], blobs[0])
+                self._tell_epoch()
         elif "status" in message:
             member.status = message["status"]
         elif "trouble" in message:
             self._hear_trouble(member, message["trouble"])
         elif "failed" in message:
-            self._fail(_error_of(message["failed"]))
+            self._fail(_named(_error_of(message["failed"]), member))
 
     def _welcome(self, wire: Wire, message: Message) -> None:
         member = Member(wire.hello["number"], wire)
         member.place = message
-        self._members[member.number] = member
-        self._starting.pop(member.number, None)
+        self._members[member.number] = self._wires[wire] = member
         ours, theirs = versions_here(), message["versions"]
         for name, version in ours.items():
             if theirs.get(name) != version:
-                self._lose(member, f"it has {name} {theirs.get(name)}, and the driver has {version}")
-                self._fail(
-                    WorkerError(
-                        f"{member.name} has {name} {theirs.get(name)}, and the driver has {version}; install the same "
-                        "version on all nodes"
-                    )
-                )
+                what = f"{member.name} has {name} {theirs.get(name)}, and the driver has {version}"
+                self._refuse(member, WorkerError(f"{what}; install the same version on all nodes"))
                 return
         _log.info("%s has joined", member.name)
         if self._job is not None:
             self._hub.spawn(self._prepare(member))
 
+    def _refuse(self, member: Member, error: Exception) -> None:
+        """Give up a node that cannot take part. That ends the job, unless others are training already."""
+        self._lose(member, str(error))
+        if not self._inside:
+            self._fail(error)
+
     def _lose_wire(self, wire: Wire, reason: str) -> None:
-        member = self._members.get(wire.hello["number"])
+        member = self._wires.pop(wire, None)
         if member is not None:
             self._lose(member, reason)
+        elif self._starting.pop(wire.hello["number"], None) is not None:
+            self._start_failed(f"node {wire.hello['number']}: {reason}")
+            self._to_stop.put((wire.hello["number"], True))
 
     def _lose(self, member: Member, reason: str) -> None:
         if member.lost is not None or self._closed:
@@ -325,7 +388,7 @@ class Coordinator:
             _log.info("%s is lost: %s", member.name, reason)
         else:
             self._start_failed(f"{member.name}: {reason}")
-        self._hub.spawn(self._stop_process(member.number, lost=True))
+        self._to_stop.put((member.number, True))
         self._look_again()
         if len(self._lost_since_step) > self._max_restarts + len(self._inside):
             self._fail(
@@ -335,10 +398,6 @@ class Coordinator:
                 )
             )
 
-    async def _stop_process(self, number: int, *, lost: bool = False) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, functools.partial(self._cluster.stop, number, lost=lost))
-
     def _start_failed(self, reason: str) -> None:
         self._why_not = reason
         _log.warning("a node did not come: %s", reason)
@@ -346,29 +405,39 @@ class Coordinator:
         self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
 
     def _hear_trouble(self, member: Member, trouble: Message) -> None:
-        if trouble["session"] != self._session or trouble["peer"] >= len(self._inside):
-            return
-        accused = self._inside[trouble["peer"]]
-        _log.info("%s: its peer %s: %s", member.name, accused.name, trouble["text"])
+        if trouble["session"] == self._session and trouble["peer"] < len(self._inside):
+            self._accuse(member, self._inside[trouble["peer"]], trouble["text"])
+            self._look_again()
+
+    def _accuse(self, member: Member, accused: Member, text: str) -> None:
+        """Note that a member cannot reach another one. If that is so again and again, the other one is given up."""
+        _log.info("%s: its peer %s: %s", member.name, accused.name, text)
         if accused.lost is None:
             count = self._accused[accused.number] = self._accused.get(accused.number, 0) + 1
             if count > _ACCUSED_MAX:
-                self._lose(accused, f"{member.name} cannot reach it: {trouble['text']}")
-        self._look_again()
+                self._lose(accused, f"{member.name} cannot reach it: {text}")
 
     # -- the cluster
 
-    async def _watch_cluster(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _work_on_cluster(self) -> None:
+        """Stop nodes that were given up, see which have ended, and start those that are missing. In a thread of its
+        own, which alone calls the cluster."""
         while True:
             try:
-                await loop.run_in_executor(None, self._look_at_cluster)
+                found = self._to_stop.get(timeout=_WATCH_S)
+                if found is None:
+                    return
+            except queue.Empty:
+                found = (-1, False)
+            try:
+                number, lost = found
+                if number >= 0:
+                    self._cluster.stop(number, lost=lost)
+                self._look_at_cluster()
             except Exception as error:  # the cluster's library may raise any error
                 _log.warning("the cluster does not answer: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(_WATCH_S)
 
     def _look_at_cluster(self) -> None:
-        """See which nodes have ended, and start those that are missing. In a thread of its own."""
         for ended in self._cluster.ended():
             self._hub.call(self._process_ended, ended.number, ended.reason)
         now = time.monotonic()
@@ -394,7 +463,13 @@ class Coordinator:
                 neighbours=self._cluster.neighbours(),
                 main=serve,
             )
-            if not self._cluster.start(invitation):
+            try:
+                started = self._cluster.start(invitation)
+            except Exception as error:
+                del self._starting[number]
+                self._hub.call(self._cannot_start, error)
+                break
+            if not started:
                 del self._starting[number]
                 break
 
@@ -407,6 +482,11 @@ class Coordinator:
             restarts=self.restarts + sum(int(node["restarts"]) for node in nodes),
             nodes=nodes,
         )
+
+    def _cannot_start(self, error: Exception) -> None:
+        self._start_failed(f"{type(error).__name__}: {error}")
+        if not self._members and not self._starting:
+            self._fail(error)
 
     def _process_ended(self, number: int, reason: str) -> None:
         if self._starting.pop(number, None) is not None:
@@ -423,14 +503,15 @@ class Coordinator:
         if job is None:
             return
         try:
-            await self._send_all(member, job)
-            answer, _ = await member.ask({"do": "prepare", "plan": job.plan, "key": job.key, "examples": job.examples})
+            async with member.preparing:
+                await self._send_all(member, job)
+                question = {"do": "prepare", "plan": job.plan, "key": job.key, "examples": job.examples}
+                answer, _ = await member.ask(question)
         except LostError:
             return
         except Exception as error:
             if self._job is job:
-                error.add_note(f"on {member.name}")
-                self._fail(error)
+                self._refuse(member, _named(error, member))
             return
         if self._job is not job or not self._same_bits(member, answer["digest"]):
             return
@@ -445,16 +526,24 @@ class Coordinator:
         if "setup" not in member.has:
             message = {"do": "setup", "settings": self._setup["settings"], "levels": self._setup["levels"]} | weights
             await member.ask(message, [*self._blobs, job.first, *target])
-            member.has |= {"setup", job.token}
+            member.has.add("setup")
             member.tell({"do": "workers", "count": self.workers})
-        elif job.token not in member.has:
-            await member.ask({"do": "weights"} | weights, [job.first, *target])
-            member.has.add(job.token)
+        else:
+            # a node that was at work when a job was ended may have made a step more than anybody knows
+            position, _ = await member.ask({"do": "position"})
+            if position["token"] != job.token or position["version"] > job.first_version:
+                await member.ask({"do": "weights"} | weights, [job.first, *target])
         await self._send_data(member, job.key, job.read, job.raw)
 
     async def _send_data(self, member: Member, key: int, read: Callable[..., Any], raw: memoryview) -> None:
         if key not in member.has:
-            await member.ask({"do": "data", "key": key, "read": read}, [raw])
+            try:
+                await member.ask({"do": "data", "key": key, "read": read}, [raw])
+            except OSError as error:
+                raise WorkerError(
+                    f"{member.name} cannot read the data: {error}. Every node must have the same files in the same "
+                    "places"
+                ) from error
             member.has.add(key)
 
     def _same_bits(self, member: Member, digest: str) -> bool:
@@ -463,16 +552,13 @@ class Coordinator:
             self._digest = digest, member.name
         if self._digest[0] == digest or not self._setup["same_bits"]:
             return True
-        reason = (
-            f"its processor computes other bits than that of {self._digest[1]}: the gradients of the same examples "
-            "differ"
-        )
-        self._lose(member, reason)
-        self._fail(
+        self._refuse(
+            member,
             WorkerError(
-                f"{member.name}: {reason}. Use machines of one kind, or give the cluster same_bits=False if the result "
+                f"{member.name}: its processor computes other bits than that of {self._digest[1]}: the gradients of "
+                "the same examples differ. Use machines of one kind, or give the cluster same_bits=False if the result "
                 "need not be the same bit for bit"
-            )
+            ),
         )
         return False
 
@@ -484,7 +570,7 @@ class Coordinator:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._kick.wait(), _WATCH_S)
             self._kick.clear()
-            if self._job is None or self._job.epoch is None or self.error is not None:
+            if self._job is None or not self._job.may_begin or self.error is not None:
                 continue
             try:
                 if self._needs_session():
@@ -525,7 +611,7 @@ class Coordinator:
         stay until then, since only they may have the newest version."""
         leaving: list[Member] = []
         try:
-            while (job := self._job) is not None and job.epoch is not None and self.error is None:
+            while (job := self._job) is not None and job.may_begin and self.error is None:
                 self._session += 1
                 self._dirty = False
                 chosen = self._chosen()
@@ -536,10 +622,14 @@ class Coordinator:
                     self._begun_at = time.monotonic()
                     return
                 positions = await self._pause(chosen + leaving)
+                if job.ending or self.error is not None:
+                    return
                 if chosen != self._chosen() or not all(each in positions for each in chosen):
                     continue
                 if await self._begin_session(job, chosen, positions):
+                    self._copy_soon = self._copy_soon or len(chosen) == 1
                     return
+                await asyncio.sleep(_PAUSE_S)
         finally:
             for member in leaving:
                 self._dismiss(member)
@@ -548,7 +638,7 @@ class Coordinator:
         _log.info("%s leaves", member.name)
         member.lose("it leaves")
         self._members.pop(member.number, None)
-        self._hub.spawn(self._stop_process(member.number))
+        self._to_stop.put((member.number, False))
 
     async def _pause(self, members: list[Member]) -> dict[Member, Position]:
         """Have members pause. Return the positions of those that have answered."""
@@ -559,19 +649,23 @@ class Coordinator:
         for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, LostError):
                 continue
+            if isinstance(answer, Exception):
+                self._fail(_named(answer, member))
+                continue
             if isinstance(answer, BaseException):
                 raise answer
             found, (rows,) = answer
             if found["step"] is not None:
-                self._take_rows(first, found["names"], rows)
+                count = self._take_rows(first, found["names"], rows)
+                self._reached = max(self._reached, first + count if count else 0)
             positions[member] = Position(found["token"], found["version"])
         return positions
 
     async def _begin_session(self, job: NodeJob, members: list[Member], positions: dict[Member, Position]) -> bool:
         """Have members begin a session at the newest version. Return whether all have begun."""
-        assert job.epoch is not None
         newest, source = self._newest(job, positions)
         step = newest - job.base
+        epoch = job.epoch_at(step)
         cuts = cuts_of(job.plan.settings.shards, [max(1, len(each.status.get("workers", "x"))) for each in members])
         message = {
             "do": "session",
@@ -584,29 +678,44 @@ class Coordinator:
             "plan": job.plan,
             "key": job.key,
             "step": step,
-            "epoch": job.epoch,
+            "epoch": epoch.message,
         }
-        self._inside, self._cuts = members, cuts
+        self._inside, self._told, self._reached = members, epoch, step
         _log.info("session %d begins at step %d on %s", self._session, step, ", ".join(each.name for each in members))
-        questions = [each.ask(message | {"index": index}, [job.order, job.rates]) for index, each in enumerate(members)]
-        tasks = [asyncio.ensure_future(question) for question in questions]
-        begun = True
-        for task in asyncio.as_completed(tasks):
-            try:
-                answer, _ = await task
-                begun = begun and answer["begun"]
-            except LostError:
-                begun = False
-            except (ConnectionError, OSError) as error:
-                _log.warning("a session did not begin: %s", error)
-                begun = False
-            if not begun:
-                break
-        if not begun:  # the next pause makes the others stop waiting
-            for each_task in tasks:
-                each_task.add_done_callback(_ignore)
+        asked: dict[asyncio.Task[Any], Member] = {}
+        for index, each in enumerate(members):
+            question = each.ask(message | {"index": index}, [epoch.order, epoch.rates])
+            asked[asyncio.ensure_future(question)] = each
+        waiting, begun = set(asked), True
+        while waiting and begun:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                begun = self._has_begun(task, asked[task], members) and begun
+        for task in waiting:  # the next pause makes these stop waiting
+            task.add_done_callback(_ignore)
+        self._tell_epoch()
+        return begun
+
+    def _has_begun(self, task: asyncio.Task[Any], member: Member, members: list[Member]) -> bool:
+        """Return whether a member has begun its session."""
+        try:
+            answer, _ = task.result()
+        except LostError:
             return False
-        return True
+        except UnreachablePeerError as error:  # -1: it is the source of the weights
+            self._accuse(member, member if error.peer < 0 else members[error.peer], str(error))
+            return False
+        except OSError as error:
+            self._accuse(member, member, str(error))
+            return False
+        except Exception as error:
+            if self.made == 0 or len(members) == 1:
+                self._fail(_named(error, member))
+            else:
+                self._lose(member, str(error))
+            return False
+        begun: bool = answer["begun"]
+        return begun
 
     def _newest(self, job: NodeJob, positions: dict[Member, Position]) -> tuple[int, tuple[str, int]]:
         """Return the newest version of the job's weights, and the address of one that has it."""
@@ -616,8 +725,10 @@ class Coordinator:
         for member, (token, version) in positions.items():
             if token == job.token and version > newest:
                 newest, source = version, member.address
-        if newest < job.base + self.made:
-            _log.warning("every node was lost: training goes back from step %d to %d", self.made, newest - job.base)
+        if newest < job.base + self._reached:
+            _log.warning(
+                "the newest nodes were lost: training goes back from step %d to %d", self._reached, newest - job.base
+            )
         return newest, source
 
     # -- the job
@@ -625,6 +736,7 @@ class Coordinator:
     async def _set_job(self, job: NodeJob) -> None:
         self._job = job
         self._inside, self._accused, self._lost_since_step = [], {}, []
+        self._told, self._reached, self._copy_soon = None, 0, False
         self._digest, self._begun_at, self._why_not = None, time.monotonic(), ""
         self._retry_at, self._retry_s = 0.0, _RETRY_S
         for member in list(self._members.values()):
@@ -635,34 +747,49 @@ class Coordinator:
     async def _set_epoch(self, first: int, until: int, epoch: Message) -> None:
         job = self._job
         assert job is not None
-        job.order, job.rates = job.board.order.tobytes(), job.board.rates.tobytes()
-        job.epoch, job.until = epoch | {"first": first}, until
-        for member in self._inside:
-            member.tell({"do": "epoch", "epoch": job.epoch}, [job.order, job.rates])
+        order, rates = job.board.order.tobytes(), job.board.rates.tobytes()
+        job.epochs.append(NodeEpoch(epoch | {"first": first}, order, rates, until))
+        if len(job.epochs) * len(order) > _KEPT_NBYTES:
+            self._copy_soon = True
+        self._tell_epoch()
         assert self._kick is not None
         self._kick.set()
 
-    def _take_rows(self, first: int, names: list[str], content: bytearray) -> None:
-        """Take rows of the step log, from this step on."""
+    def _tell_epoch(self) -> None:
+        """Tell the members of the session the next epoch, if theirs is over and there is one."""
+        job, told = self._job, self._told
+        if job is None or told is None or self._reached < told.until:
+            return
+        following = next((each for each in job.epochs if each.first >= told.until and each is not told), None)
+        if following is not None:
+            self._told = following
+            for member in self._inside:
+                member.tell({"do": "epoch", "epoch": following.message}, [following.order, following.rates])
+
+    def _take_rows(self, first: int, names: list[str], content: bytearray) -> int:
+        """Take rows of the step log, from this step on. Return their number."""
         job = self._job
         if job is None or not content:
-            return
+            return 0
         log = job.board.log
         rows = np.frombuffer(content, log.dtype)
+        if log.ndim > 1:
+            rows = rows.reshape(-1, *log.shape[1:])
+        self._accused.clear()
+        self._lost_since_step.clear()
         new = range(max(first, self.made), first + len(rows))
         if not new:
-            return
+            return len(rows)
         if first > self.made:
             raise RuntimeError(f"rows of the step log are missing: steps {self.made} to {first}")
         for step in new:
             log[step % job.board.steps] = rows[step - first]
         if names and not job.board.metric_names:
             job.board.write_metric_names(names)
-        self._accused.clear()
-        self._lost_since_step.clear()
         with self._changed:
             self.made = new[-1] + 1
             self._changed.notify_all()
+        return len(rows)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -670,20 +797,52 @@ class Coordinator:
                 self.error = error
             self._changed.notify_all()
 
-    async def _copy(self) -> tuple[int, bytearray] | None:
+    async def _copy(self) -> tuple[int, Blob]:
         job = self._job
-        if job is None:
-            return None
-        have = self.held[1].version if self.held is not None else 0
-        for member in [*self._inside, *self._members.values()]:
-            if member.lost is not None or not member.ready:
-                continue
+        assert job is not None
+        wanted = job.base + self.made
+        while True:
+            if self.error is not None:
+                raise self.error
+            if self.held is not None and self.held[1].version >= wanted:
+                return self.held[1].version, self.held[0]
+            if not await self._copy_now(job):
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _copy_now(self, job: NodeJob) -> bool:
+        """Copy the newest version of a member of the session. Return whether it is newer than the copy before."""
+        for member in list(self._inside):
             with contextlib.suppress(LostError):
                 answer, (raw,) = await member.ask({"do": "copy"})
-                if answer["token"] == job.token and answer["version"] > have:
-                    return answer["version"], raw
-                return None
-        return None
+                if self._job is job and answer["token"] == job.token:
+                    return self._hold(job, answer["version"], raw)
+        return False
+
+    def _hold(self, job: NodeJob, version: int, raw: Blob) -> bool:
+        if self.held is not None and self.held[1].version >= version:
+            return False
+        self.held = memoryview(raw), Position(job.token, version)
+        job.forget_epochs(version - job.base)
+        return True
+
+    async def _keep_copies(self) -> None:
+        """Copy the newest version now and then, so that little is lost with all nodes."""
+        copied, took_s = time.monotonic(), 0.0
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            job, now = self._job, time.monotonic()
+            if job is None or job.ending or self.held is None:
+                copied = now
+                continue
+            is_due = self._copy_soon or now - copied > max(_COPY_EVERY_S, _COPY_SHARE * took_s)
+            if is_due and self._inside and self.held[1].version < job.base + self.made:
+                self._copy_soon = False
+                try:
+                    await self._copy_now(job)
+                except Exception as error:
+                    _log.warning("the newest weights could not be copied: %s", error)
+                copied = time.monotonic()
+                took_s = copied - now
 
     async def _evaluate(self, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]) -> None:
         members = [each for each in self._members.values() if each.ready]
@@ -693,6 +852,7 @@ class Coordinator:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _evaluate_on(
         self, member: Member, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]
@@ -713,6 +873,8 @@ class Coordinator:
                     return
         except LostError:
             pass
+        except Exception as error:
+            raise _named(error, member) from error
         finally:
             work.chunks.extend(taken)
 
@@ -723,27 +885,27 @@ class Coordinator:
                     member.has.discard(key)
                     member.tell({"do": "forget", "key": key})
 
-    async def _end_job(self) -> tuple[int, bytearray] | None:
+    async def _end_job(self) -> tuple[int, Blob] | None:
         """Pause all members, copy the newest version, and end the job."""
         job = self._job
         if job is None:
             return None
-        members = [each for each in self._inside if each.lost is None]
+        job.ending = True
         self._session += 1
-        found = None
-        if members:
-            positions = await self._pause(members)
-            if positions:
-                newest = max(positions, key=lambda each: positions[each].version)
-                self._inside = [newest]
-                found = await self._copy()
-        job.epoch, self._job = None, None
-        self._inside = []
+        members = [each for each in self._inside if each.lost is None]
+        positions = await self._pause(members)
+        for member in sorted(positions, key=lambda each: positions[each].version, reverse=True):
+            if self.held is not None and positions[member].version <= self.held[1].version:
+                break
+            with contextlib.suppress(LostError):
+                answer, (raw,) = await member.ask({"do": "copy"})
+                self._hold(job, answer["version"], raw)
+        self._job, self._inside, self._told = None, [], None
         for member in list(self._members.values()):
             member.tell({"do": "end"})
             member.wire.silence_s = _SILENCE_STARTING_S
         self._forget([job.key])
-        return found
+        return None if self.held is None else (self.held[1].version, self.held[0])
 
 
 def cuts_of(shards: int, weights: list[int]) -> list[int]:
@@ -768,3 +930,13 @@ def _error_of(content: bytes) -> Exception:
 def _ignore(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+def _named(error: Exception, member: Member) -> Exception:
+    """Return the error with the name of the node in its message."""
+    if isinstance(error, WorkerError | NonFiniteLossError | CapacityError) and error.args:
+        if member.name not in str(error.args[0]):
+            error.args = (f"{member.name}: {error.args[0]}", *error.args[1:])
+    else:
+        error.add_note(f"on {member.name}")
+    return error

@@ -11,14 +11,13 @@ A node that joins, or is a step behind, reads the newest version of another node
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from untorn.engines.nodes import handshake
 from untorn.share.lowlevel import receive_raw
 from untorn.train.run.weights import Weights
 
@@ -28,6 +27,8 @@ _log = logging.getLogger(__name__)
 #: the token, the version, and the bytes
 _HEADER = struct.Struct("!16sQQ")
 _TIMEOUT_S = 10.0
+#: how often a reader looks whether it is still to read
+_LOOK_S = 0.1
 _CHUNK_NBYTES = 1 << 20
 
 
@@ -50,31 +51,21 @@ def send_copy(sock: socket.socket, raw: memoryview, position: Position) -> None:
             _log.warning("a copy of the weights was not sent: %s", error)
 
 
-def fetch_into(
-    weights: Weights,
-    address: tuple[str, int],
-    secret: bytes,
-    wanted: Position,
-    interrupted: Callable[[], bool],
-) -> bool:
-    """Read a version of the owner at this address into the channel of the weights. Return False, with nothing
-    published, as soon as ``interrupted`` returns True. Blocks.
+def fetch_into(weights: Weights, sock: socket.socket, wanted: Position, interrupted: Callable[[], bool]) -> bool:
+    """Read a version of the owner at the other end into the channel of the weights. Return False, with nothing
+    published, soon after ``interrupted`` returns True. Blocks, and closes the connection.
 
-    Raises ConnectionError if the owner has another version or cannot be reached.
+    Raises ConnectionError if the owner has another version, is silent for too long or cannot be reached.
     """
-    hello = json.dumps({"kind": "fetch", "version": wanted.version}).encode()
-    with contextlib.closing(handshake.connect(address, secret, hello, _TIMEOUT_S)) as sock:
-        sock.settimeout(_TIMEOUT_S)
-        token, version, nbytes = _HEADER.unpack(_exactly(sock, _HEADER.size))
+    with contextlib.closing(sock), contextlib.suppress(_InterruptedError):
+        sock.settimeout(_LOOK_S)
+        head = bytearray(_HEADER.size)
+        _receive(sock, memoryview(head), interrupted)
+        token, version, nbytes = _HEADER.unpack(head)
         if Position(token, version) != wanted:
-            raise ConnectionError(f"{address[0]} has version {version} of the weights, not {wanted.version}")
-        with contextlib.suppress(_InterruptedError), receive_raw(weights.channel, nbytes, version) as memory:
-            at = 0
-            while at < nbytes:
-                if interrupted():
-                    raise _InterruptedError
-                with memory[at : at + _CHUNK_NBYTES] as rest:
-                    at += _received(sock, rest)
+            raise ConnectionError(f"it has version {version} of the weights, not {wanted.version}")
+        with receive_raw(weights.channel, nbytes, version) as memory:
+            _receive(sock, memory, interrupted)
     newest: int = weights.version
     return newest == wanted.version
 
@@ -83,16 +74,18 @@ class _InterruptedError(Exception):
     """The copy is not wanted any more."""
 
 
-def _received(sock: socket.socket, memory: memoryview) -> int:
-    count = sock.recv_into(memory)
-    if count == 0:
-        raise ConnectionError("the connection was closed in the middle of a version")
-    return count
-
-
-def _exactly(sock: socket.socket, nbytes: int) -> bytes:
-    content = bytearray(nbytes)
-    view, at = memoryview(content), 0
-    while at < nbytes:
-        at += _received(sock, view[at:])
-    return bytes(content)
+def _receive(sock: socket.socket, memory: memoryview, interrupted: Callable[[], bool]) -> None:
+    at, heard = 0, time.monotonic()
+    while at < memory.nbytes:
+        if interrupted():
+            raise _InterruptedError
+        try:
+            with memory[at : at + _CHUNK_NBYTES] as rest:
+                count = sock.recv_into(rest)
+        except TimeoutError:
+            if time.monotonic() - heard > _TIMEOUT_S:
+                raise ConnectionError(f"nothing came of a version for {_TIMEOUT_S:g} s") from None
+            continue
+        if count == 0:
+            raise ConnectionError("the connection was closed in the middle of a version")
+        at, heard = at + count, time.monotonic()

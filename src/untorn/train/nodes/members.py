@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import pickle
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class Member:
         self.lost: str | None = None
         self.has: set[object] = set()
         self.status: Message = {}
-        self.joined_at = time.monotonic()
+        self.preparing = asyncio.Lock()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[Message, list[bytearray]]]] = {}
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from untorn.board import Board, BoardSpec
 from untorn.engines.nodes import Cluster
+from untorn.engines.nodes.wire import Blob
 from untorn.engines.worker_logs import levels_here
 from untorn.share import Snapshot
 from untorn.share.lowlevel import raw_version, update_raw
@@ -51,13 +52,12 @@ class DriverWeights(Weights):
 
     Attributes:
         known: the newest version that the nodes are known to have.
-        fetch: returns the newest version of the nodes and its number, if it is newer than the driver's; None while no
-            job runs.
+        fetch: returns a version that is at least as new as the known one, and its number; None while no job runs.
         token: changes when the weights are replaced by others.
     """
 
     known = 0
-    fetch: Callable[[], tuple[int, bytearray] | None] | None = None
+    fetch: Callable[[], tuple[int, Blob]] | None = None
     token = b""
 
     @property
@@ -70,7 +70,7 @@ class DriverWeights(Weights):
         if self.fetch is not None and self.known > self.channel.version:
             self.take(self.fetch())
 
-    def take(self, found: tuple[int, bytearray] | None) -> None:
+    def take(self, found: tuple[int, Blob] | None) -> None:
         """Publish a version of a node here."""
         if found is not None and found[0] > self.channel.version:
             update_raw(self.channel, found[1], found[0])
@@ -188,6 +188,7 @@ class NodePool(Pool):
             self.at_work = True
             try:
                 yield _NodeSteps(board, GradientTasks(board, plan.min_examples), coordinator, weights)
+                weights.take(coordinator.copy())
             finally:
                 self.at_work = False
                 weights.fetch = None

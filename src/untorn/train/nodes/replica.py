@@ -24,7 +24,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.board import BoardSpec
-from untorn.engines.nodes.node import Node
+from untorn.engines.nodes.node import DriverLostError, Node
 from untorn.engines.nodes.wire import Message
 from untorn.engines.worker_logs import set_levels
 from untorn.share import Publisher
@@ -90,6 +90,8 @@ class Replica:
             if self._run is not None:
                 try:
                     self._run.advance()
+                except DriverLostError:
+                    raise
                 except Exception as error:
                     self._fail(error)
             self._say_how_it_goes()
@@ -126,6 +128,8 @@ class Replica:
             if self._node.problem is not None and message["do"] == "setup":
                 raise self._node.problem
             answer = getattr(self, f"_do_{message['do']}")(message, blobs)
+        except DriverLostError:
+            raise
         except Exception as error:
             if number is None:
                 self._fail(error)
@@ -165,6 +169,10 @@ class Replica:
         self._release()
         self._weights = Weights.received(message["form"], raw, message["version"], target[0] if target else None)
         self._token = message["token"]
+
+    def _do_position(self, message: Message, blobs: list[bytearray]) -> tuple[Message, tuple[()]]:
+        """Answer with the position."""
+        return {"token": self._token, "version": 0 if self._weights is None else self._weights.version}, ()
 
     def _do_data(self, message: Message, blobs: list[bytearray]) -> None:
         """Take data, for the workers of this node to read."""
@@ -222,7 +230,8 @@ class Replica:
         return {"digest": digest.hexdigest()}, ()
 
     def _check_driver(self) -> None:
-        """Called while the workers prepare: messages wait until they are done."""
+        """Called while the workers work: messages wait until they are done. Raises DriverLostError."""
+        self._node.check()
         self._say_how_it_goes()
 
     def _do_pause(self, message: Message, blobs: list[bytearray]) -> tuple[Message, tuple[bytes, ...]]:
@@ -272,6 +281,7 @@ class Replica:
             links=links,
             step=message["step"],
             post=self._node.post,
+            check=self._node.check,
         )
         self._run.begin_epoch(message["epoch"], *blobs)
         return {"begun": True}, ()
@@ -279,10 +289,10 @@ class Replica:
     def _fetch(self, message: Message, wanted: Position) -> bool:
         weights = self._weights
         assert weights is not None
-        if self._token != wanted.token:
+        if self._token != wanted.token or weights.version > wanted.version:
             raise RuntimeError("the driver has sent no weights of this training")
-        address = tuple(message["fetch"])
-        return fetch_into(weights, address, self._node.secret, wanted, lambda: self._node.has_messages)
+        sock = self._node.connect(tuple(message["fetch"]), {"kind": "fetch", "version": wanted.version})
+        return sock is not None and fetch_into(weights, sock, wanted, lambda: self._node.has_messages)
 
     def _do_epoch(self, message: Message, blobs: list[bytearray]) -> None:
         """Begin an epoch on the board of the session."""
@@ -305,7 +315,7 @@ class Replica:
         back: list[bytes] = []
         if weights is not None and pool is not None and (self._token, weights.version) == message["position"]:
             data = self._data[message["key"]][1]
-            for chunk, answer in pool.answers(evaluation, weights, data, message["chunks"], self._say_how_it_goes):
+            for chunk, answer in pool.answers(evaluation, weights, data, message["chunks"], self._check_driver):
                 names = answer.names
                 chunks.append(chunk)
                 back += [answer.measured.tobytes(), bytes(answer.payload)]

@@ -51,6 +51,7 @@ class NodeRun:
         links: connected sockets, one per member; this object owns them.
         step: the board's step to begin at.
         post: sends a message to the driver.
+        check: raises an error if the driver is gone.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class NodeRun:
         links: list[socket.socket | None],
         step: int,
         post: Callable[..., None],
+        check: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._pool = pool
@@ -75,6 +77,9 @@ class NodeRun:
         self._session = session
         self._first = step
         self._post = post
+        self._check = check
+        #: an epoch that begins when the one before is over here, too
+        self._next: tuple[Message, bytes | bytearray, bytes | bytearray] | None = None
         self._sent = step
         self._sent_at = 0.0
         self._at_rest = False
@@ -111,7 +116,16 @@ class NodeRun:
         return self._board.metric_names
 
     def begin_epoch(self, epoch: Message, order: bytes | bytearray, rates: bytes | bytearray) -> None:
-        """Begin an epoch, or the rest of it: its first step on the board, number and skipped steps."""
+        """Begin an epoch, or the rest of it: its first step on the board, number and skipped steps. If this node is
+        still at the last step of the epoch before, which it must make with the rates of that epoch, it begins later."""
+        self._next = epoch, order, rates
+        if self.step >= epoch["first"]:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        assert self._next is not None
+        epoch, order, rates = self._next
+        self._next = None
         board = self._board
         board.order[:] = np.frombuffer(order, np.int64)
         board.rates[:] = np.frombuffer(rates, np.float64).reshape(board.rates.shape)
@@ -126,6 +140,8 @@ class NodeRun:
         """Let the workers work for a moment, and report what is done. Raises the error of workers that have failed."""
         self._advance()
         self.report()
+        if self._next is not None and self.step >= self._next[0]["first"]:
+            self._begin_next()
         if self._link is not None and not self._told_of_problem and self._link.problem is not None:
             peer, kind, _, text = self._link.problem
             self._told_of_problem = True
@@ -133,7 +149,7 @@ class NodeRun:
 
     def _advance(self) -> None:
         pool, board, weights = self._pool, self._board, self._weights
-        pool.advance(board, self._strategy.tasks, self._strategy.until, lambda: None)
+        pool.advance(board, self._strategy.tasks, self._strategy.until, self._check)
         if board.need_slot:
             weights.make_room(board)
         if board.refused:
