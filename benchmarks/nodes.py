@@ -72,6 +72,8 @@ NETWORKS = [
     Network("no limit", 0, None, to_ddp=(0.6, 0.9, 1.05)),
 ]
 CPU_TO_DDP = 1.2
+#: of each node: a worker of Ray Train and one of untorn
+RAY_CPUS = 2
 
 
 @dataclass
@@ -102,18 +104,15 @@ def missing() -> str:
 def contestants(nodes, cluster) -> dict[str, Crew]:
     """Return the contestants by name."""
     from benchmarks.on_nodes import link_sum, ray_parameter_server, ray_train, torch_nodes, untorn_nodes
-    from benchmarks.on_nodes.agents import start_agent
     from benchmarks.on_nodes.driving import on_ray
 
-    for node in range(len(nodes)):
-        start_agent(nodes, node)
     return {
         LIMIT: torch_nodes.no_communication(nodes),
         DDP: torch_nodes.ddp(nodes),
         RAY_TRAIN: on_ray(ray_train.driving, nodes, cluster),
         SERVER: on_ray(ray_parameter_server.driving, nodes, cluster),
         SUM: link_sum.contestant(nodes),
-        UNTORN: untorn_nodes.contestant(nodes),
+        UNTORN: on_ray(untorn_nodes.driving, nodes, cluster),
     }
 
 
@@ -128,9 +127,9 @@ def ray_on_nodes() -> Iterator[tuple]:
         stack.enter_context(environment({"UNTORN_BENCH_STORAGE": storage}))
         nodes = stack.enter_context(VirtualNodes(NODES))
         cluster = RayNodes(nodes, env=worker_variables(1))
-        cluster.start_head()
+        cluster.start_head(cpus=RAY_CPUS)
         for node in range(1, NODES):
-            cluster.join(node)
+            cluster.join(node, cpus=RAY_CPUS)
         yield nodes, cluster
 
 

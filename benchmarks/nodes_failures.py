@@ -54,8 +54,8 @@ class Training:
         self._connection.send(("steps", len(self.steps)))
         self.steps += self._connection.recv()
 
-    def resize(self, nodes: int) -> None:
-        """Set the number of nodes; return when they take part."""
+    def wait_for_nodes(self, nodes: int) -> None:
+        """Wait until so many nodes take part."""
         self._connection.send(("nodes", nodes))
         self._connection.recv()
 
@@ -145,16 +145,15 @@ def longest_gap(steps: Sequence[Step], since_s: float) -> tuple[float, int]:
 
 
 def untorn_rows(nodes: Any, ray_nodes: Any) -> Iterator[Row]:
-    """Yield the rows of untorn."""
-    from benchmarks.on_nodes.agents import start_agent
+    """Yield the rows of untorn. The third node becomes one of the Ray cluster, and so of the training."""
+    with training("untorn", nodes, ray_nodes, drive_untorn) as running:
 
-    for node in (1, 2):
-        start_agent(nodes, node)
-    addresses = [node.address for node in nodes]
-    arguments = WORKERS, addresses[0], addresses[1:]
-    with training("untorn", nodes, ray_nodes, drive_untorn, *arguments) as running:
-        start_agent(nodes, 3)
-        yield gap_row(running, "added", partial(running.resize, NODES - 1))
+        def add() -> None:
+            ray_nodes.join(3)
+            running.wait_for_nodes(NODES - 1)
+
+        running.wait_for_nodes(WORKERS)
+        yield gap_row(running, "added", add)
         yield gap_row(running, "killed", nodes[2].kill)
         yield gap_row(running, "cut off", partial(nodes.cut, 3))
 

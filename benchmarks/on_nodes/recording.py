@@ -14,13 +14,12 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.on_nodes.agents import AgentCluster
 from benchmarks.peers.torch_case import Case, loss
 from benchmarks.peers.torch_crew import updates
 
@@ -51,6 +50,30 @@ class Steps:
         return self._steps[count:]
 
 
+def drive_untorn(connection: Connection, case: Case) -> None:
+    """Train with untorn on all nodes of the Ray cluster that have a processor, whichever these are at a time."""
+    import ray
+
+    from untorn import Callback, Trainer
+    from untorn.torch import TorchModel
+
+    ray.init(log_to_driver=False, logging_level="error")
+    steps, sessions = Steps(), Sessions()
+    logging.getLogger("untorn").addHandler(sessions)
+    logging.getLogger("untorn").setLevel(logging.INFO)
+    count = itertools.count(1)
+
+    class Notes(Callback):
+        def on_batch_end(self, batch: int, logs: Any) -> None:
+            steps.note(next(count))
+
+    model = TorchModel(case.module(), loss())
+    optimizer = case.untorn_optimizer()
+    trainer = Trainer(model, optimizer=optimizer, engine="ray", workers=1, shards=_SHARDS)
+    fit = partial(trainer.fit, case.data(), epochs=2**30, batch_size=case.batch, callbacks=[Notes()])
+    answer(connection, fit, steps.since, sessions.wait_for)
+
+
 class Sessions(logging.Handler):
     """Reads in the log how many nodes take part in a training."""
 
@@ -66,43 +89,11 @@ class Sessions(logging.Handler):
                 self._nodes = len(found[1].split(", "))
                 self._changed.notify_all()
 
-    def grown(self, nodes: int) -> bool:
-        """Wait until so many nodes take part; return False if they do not within _JOIN_S."""
+    def wait_for(self, nodes: int) -> None:
+        """Wait until so many nodes take part. Raises RuntimeError if they do not within _JOIN_S."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._nodes >= nodes, _JOIN_S)
-
-
-def drive_untorn(connection: Connection, case: Case, nodes: int, host: str, addresses: Sequence[str]) -> None:
-    """Train with untorn on so many of the nodes at these addresses, which have agents."""
-    from untorn import Callback, Trainer
-    from untorn.torch import TorchModel
-
-    steps, sessions = Steps(), Sessions()
-    logging.getLogger("untorn").addHandler(sessions)
-    logging.getLogger("untorn").setLevel(logging.INFO)
-
-    count = itertools.count(1)
-
-    class Notes(Callback):
-        def on_batch_end(self, batch: int, logs: Any) -> None:
-            steps.note(next(count))
-
-    trainer = Trainer(
-        TorchModel(case.module(), loss()),
-        optimizer=case.untorn_optimizer(),
-        engine=AgentCluster(host, addresses),
-        nodes=nodes,
-        workers=1,
-        shards=_SHARDS,
-    )
-    fit = partial(trainer.fit, case.data(), epochs=2**30, batch_size=case.batch, callbacks=[Notes()])
-
-    def resize(nodes: int) -> None:
-        trainer.resize(nodes=nodes)
-        if not sessions.grown(nodes):
-            raise RuntimeError(f"{nodes} nodes did not take part within {_JOIN_S} s")
-
-    answer(connection, fit, steps.since, resize)
+            if not self._changed.wait_for(lambda: self._nodes >= nodes, _JOIN_S):
+                raise RuntimeError(f"{nodes} nodes did not take part within {_JOIN_S} s")
 
 
 def drive_ray_train(connection: Connection, case: Case, workers: int) -> None:
@@ -121,7 +112,7 @@ def drive_ray_train(connection: Connection, case: Case, workers: int) -> None:
             storage_path=os.environ["UNTORN_BENCH_STORAGE"], failure_config=FailureConfig(max_failures=-1)
         ),
     )
-    answer(connection, trainer.fit, lambda count: ray.get(steps.since.remote(count)), lambda nodes: None)
+    answer(connection, trainer.fit, lambda count: ray.get(steps.since.remote(count)))
 
 
 def train_with_ray(config: dict[str, Any]) -> None:
@@ -170,7 +161,7 @@ def answer(
     connection: Connection,
     fit: Callable[[], Any],
     since: Callable[[int], list[Step]],
-    resize: Callable[[int], None],
+    wait_for_nodes: Callable[[int], None] | None = None,
 ) -> None:
     """Run ``fit`` in a thread. Answer ("steps", count) by the steps after so many, and ("nodes", number) when so many
     nodes take part. Raises the error of fit."""
@@ -181,7 +172,10 @@ def answer(
         what, number = connection.recv()
         if errors:
             raise errors[0]
-        connection.send(since(number) if what == "steps" else resize(number))
+        if what == "nodes" and wait_for_nodes is not None:
+            connection.send(wait_for_nodes(number))
+        else:
+            connection.send(since(number))
 
 
 def catch(call: Callable[[], Any], errors: list[BaseException]) -> None:

@@ -34,7 +34,7 @@ class Training:
     def training(self, case: Case) -> Iterator[Callable[[], float]]:
         """Prepare to train this case. The function that it yields runs a turn, a whole epoch with its beginning and its
         end, and returns its seconds per step. Raises RuntimeError on exit if no parameter was trained."""
-        pace = _Pace()
+        pace = Pace()
         thread = Thread(target=self._fit, args=(case, pace))
         thread.start()
 
@@ -50,7 +50,7 @@ class Training:
             thread.join()
         pace.taken()
 
-    def _fit(self, case: Case, pace: _Pace) -> None:
+    def _fit(self, case: Case, pace: Pace) -> None:
         from untorn.torch import TorchModel
 
         try:
@@ -64,7 +64,7 @@ class Training:
             pace.seconds.put(error)
 
 
-class _Pace(Callback):
+class Pace(Callback):
     """A callback that measures each epoch, and waits before the next one until it may begin or must stop."""
 
     def __init__(self) -> None:
