@@ -205,6 +205,8 @@ SHARE = {
     "Subscriber.version": lambda world: world.reader.version,
     "Subscriber.wait": _wait,
     "Subscriber.wait_async": lambda world: asyncio.run(world.reader.wait_async(0)),
+    "Subscriber.cached": lambda world: world.reader.cached(number_of),
+    "Subscriber.follow": lambda world: number_of(next(world.reader.follow(timeout_s=WATCHDOG_S)).value),
     "Snapshot": lambda world: repr(world.reader.snapshot()),
     "Snapshot.close": lambda world: world.reader.snapshot().close(),
     "lowlevel.extra": lambda world: extra(world.snapshot),
