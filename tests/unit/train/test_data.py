@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from untorn.train.data import chunks, source_of
+from untorn.train.data import chunks, files, source_of
 from untorn.train.data.files import mapped_file
 
 
@@ -194,3 +194,51 @@ def test_only_what_is_no_file_is_published(file):
         x, y = shared.open().take(TAKEN)
         assert x.tolist() == X[TAKEN].tolist()
         assert y.tolist() == Y[TAKEN].tolist()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Make the next calls of open() those of another machine."""
+
+    def move():
+        monkeypatch.setattr(files, "_place", lambda: ("another machine", 1))
+
+    return move
+
+
+def mapped(path, rows):
+    np.save(path, rows)
+    found = files.mapped_file(np.load(path, mmap_mode="r"))
+    assert found is not None
+    return found
+
+
+def test_another_machine_may_have_a_copy_of_a_mapped_file(tmp_path, elsewhere):
+    rows = np.arange(400_000.0).reshape(-1, 4)
+    found = mapped(tmp_path / "rows.npy", rows)
+    copy = tmp_path / "copy.npy"
+    copy.write_bytes((tmp_path / "rows.npy").read_bytes())
+    os.replace(copy, tmp_path / "rows.npy")
+    with pytest.raises(OSError, match="was replaced during training"):
+        found.open()
+    elsewhere()
+    assert (found.open() == rows).all()
+
+
+@pytest.mark.parametrize("change", ["longer", "first byte", "last byte", "gone"])
+def test_another_file_on_another_machine_is_refused(tmp_path, elsewhere, change):
+    path = tmp_path / "rows.npy"
+    found = mapped(path, np.arange(400_000.0).reshape(-1, 4))
+    content = bytearray(path.read_bytes())
+    if change == "longer":
+        content += b"0"
+    else:
+        content[0 if change == "first byte" else -1] ^= 1
+    path.write_bytes(content)
+    if change == "gone":
+        path.unlink()
+    elsewhere()
+    with pytest.raises(OSError, match=r"rows\.npy") as caught:
+        found.open()
+    if change != "gone":
+        assert "is another one than the driver's" in str(caught.value)
