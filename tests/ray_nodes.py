@@ -25,22 +25,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import virtual_nodes
+import virtual_nodes.ray_nodes
 from virtual_nodes import VirtualNodes
 
 TESTS = Path(__file__).parent
 #: turns a hang into a failure
 WATCHDOG_S = 90.0
-PORT = 6379
-#: "ray" is a script whose first line names the interpreter of another environment
-RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
+#: of all processes of Ray
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
-    # soon noticed: health checks take a minute by default
+    # soon noticed: Ray's health checks take a minute by default
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
@@ -114,77 +107,42 @@ class RayNodes:
 
     Attributes:
         nodes: the virtual nodes.
+        address: of the cluster.
+        environment: what a program needs to find it.
     """
 
     def __init__(self, count: int, *, started: int | None = None, cpus: int = 2, **network: Any) -> None:
         self.nodes = VirtualNodes(count, **network)
+        self._ray = virtual_nodes.ray_nodes.RayNodes(self.nodes, env=ENVIRONMENT, store_bytes=200_000_000)
         self._started = count if started is None else started
         self._cpus = cpus
-        self._logs: dict[int, Any] = {}
+        self.address = self._ray.address
+        self.environment = self._ray.driver_environment()
 
     def __enter__(self) -> RayNodes:
         self.nodes.__enter__()
         try:
-            begun = [self.begin(0)]
-            self.wait_for(*begun[0])
-            begun = [self.begin(index) for index in range(1, self._started)]
-            for each in begun:
-                self.wait_for(*each)
+            self._ray.start_head(cpus=self._cpus)
+            for index in range(1, self._started):
+                self.join(index)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.nodes.__exit__()
-        finally:
-            for log in self._logs.values():
-                log.close()
-
-    def begin(self, index: int) -> tuple[subprocess.Popen[bytes], Any]:
-        """Start Ray on a node; ``wait_for`` waits until it runs."""
-        log = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
-        self._logs[index] = log
-        node = self.nodes[index]
-        place = (
-            ["--head", f"--port={PORT}", "--include-dashboard=false"] if index == 0 else [f"--address={self.address}"]
-        )
-        command = [*RAY, "start", *place, f"--node-ip-address={node.address}", f"--num-cpus={self._cpus}"]
-        command += ["--object-store-memory=200000000", f'--resources={{"node{index}": 100}}', "--block"]
-        return node.popen(command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log), log
-
-    def wait_for(self, process: subprocess.Popen[bytes], log: Any) -> None:
-        deadline = time.monotonic() + WATCHDOG_S
-        while True:
-            log.seek(0)
-            said = log.read()
-            if b"Ray runtime started" in said:
-                return
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Failure(f"ray start failed: {said.decode(errors='replace')[-3000:]}")
-            time.sleep(0.05)
+        self.nodes.__exit__()
 
     def join(self, index: int) -> None:
         """Let a node join the cluster."""
-        self.wait_for(*self.begin(index))
-
-    def kill(self, index: int) -> None:
-        """Kill all of a node, and forget it. ``self.nodes[index].start()`` and ``join`` bring it back."""
-        self.nodes[index].kill()
-        self._logs.pop(index).close()
-
-    @property
-    def address(self) -> str:
-        """The address of the cluster."""
-        return f"{self.nodes[0].address}:{PORT}"
+        self._ray.join(index, cpus=self._cpus)
 
     def start(self, index: int, program: Callable[..., Any], *arguments: Any, **environment: str) -> Program:
         """Run a function in a new process on a node."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the Program)
         code = "import sys, ray_nodes; ray_nodes.run_program(*sys.argv[1:])"  # a file, or a -c program, is not __main__
         command = [sys.executable, "-c", code, program.__module__, program.__name__, json.dumps(arguments)]
-        env = {**ENVIRONMENT, "RAY_ADDRESS": self.address, **environment}
+        env = {**self.environment, **environment}
         process = self.nodes[index].popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
         )

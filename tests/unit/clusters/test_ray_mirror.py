@@ -81,7 +81,7 @@ def test_a_node_that_joins_later_gets_it_and_one_that_dies_disturbs_nobody(clust
             assert three.get() == 1
             source.put(["nodes"])
             assert source.get() == 3
-            cluster.kill(3)
+            cluster.nodes[3].kill()
         for number in range(2, 6):
             source.put(["update", number])
             assert source.get() == number
@@ -95,7 +95,7 @@ def test_a_node_that_joins_later_gets_it_and_one_that_dies_disturbs_nobody(clust
             assert three.get() == 5
         source.put(None)
         assert source.get() == "ended"
-    cluster.kill(3)
+    cluster.nodes[3].kill()
 
 
 def test_a_node_that_is_cut_off_catches_up(cluster, name):

@@ -43,9 +43,8 @@ def test_a_given_number_of_nodes_and_workers(cluster):
 
 
 def test_functions_of_the_main_program_go_by_value(cluster):
-    environment = {**ray_nodes.ENVIRONMENT, "RAY_ADDRESS": cluster.address}
     command = [sys.executable, ray_nodes.TESTS / "ray_main.py"]
-    assert cluster.nodes[0].run(command, env=environment, timeout_s=ray_nodes.WATCHDOG_S).split()[-1] == "same"
+    assert cluster.nodes[0].run(command, env=cluster.environment, timeout_s=ray_nodes.WATCHDOG_S).split()[-1] == "same"
 
 
 def test_what_there_is_no_room_for_is_named(cluster):
@@ -90,9 +89,9 @@ def test_machines_come_and_go_and_the_bits_stay(cluster):
         until_there(program, "node0", "node1", "node2")
         cluster.join(3)
         until_there(program, "node0", "node1", "node2", "node3")
-        cluster.kill(3)  # all of the machine
+        cluster.nodes[3].kill()  # all of the machine
         until_there(program, "node0", "node1", "node2")
-        kill_the_node_process(cluster, program, "node2")  # Ray starts another one
+        kill_in(cluster, "node2", chosen(program, "node2")["pid"])  # Ray starts another one
         until_there(program, "node0", "node1", "node2")
         program.put(["nodes", 1])
         program.get()
@@ -104,24 +103,66 @@ def test_machines_come_and_go_and_the_bits_stay(cluster):
         assert program.get() is True
 
 
-def until_there(program, *wanted, number=None):
-    """Let epochs pass until nodes run on these machines, or so many of them anywhere."""
+@pytest.mark.parametrize("events", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_random_events_do_not_change_the_bits(cluster, events, rng):
+    """Workers and node processes are killed, machines are switched off or cut off, and the number of nodes changes."""
+    with cluster.start(0, ray_programs.train_on_ray, 3, 1, None, 100_000) as program:
+        program.get()
+        nodes = until_there(program, number=3)
+        for _ in range(events):
+            host = rng.choice([node["host"] for node in nodes if node["host"] != "node0"] or ["node1"])
+            there = [node for node in nodes if node["host"] == host]
+            event = rng.choice(EVENTS)
+            print(event, host)
+            if event == "kill a worker" and there:
+                kill_in(cluster, host, there[0]["workers"][0]["pid"])
+            elif event == "kill a node process" and there:
+                kill_in(cluster, host, there[0]["pid"])
+            elif event == "resize":
+                program.put(["nodes", 1])
+                program.get()
+                until_there(program, number=1)
+                program.put(["nodes", 3])
+                program.get()
+            else:
+                index = int(host.removeprefix("node"))
+                if event == "cut off a machine":
+                    cluster.nodes.cut(index)
+                    until_there(program, without=host)
+                    cluster.nodes.heal(index)  # Ray has given the machine up by then, and starts anew there
+                cluster.nodes[index].kill()
+                cluster.nodes[index].start()
+                cluster.join(index)
+            nodes = until_there(program, number=3)
+        program.put("stop")
+        assert program.get() is True
+
+
+EVENTS = ["kill a worker", "kill a node process", "switch off a machine", "cut off a machine", "resize"]
+
+
+def chosen(program, host):
+    program.put()
+    return next(node for node in program.get() if node["host"] == host and node["state"] == "running")
+
+
+def kill_in(cluster, host, pid):
+    node = cluster.nodes[int(host.removeprefix("node"))]
+    node.run(["sh", "-c", f"kill -9 {pid} 2>/dev/null || true"])  # the status may still have a process that is gone
+
+
+def until_there(program, *wanted, number=None, without=None):
+    """Let epochs pass until nodes run on these machines, or so many of them anywhere, or none on one machine."""
     deadline = time.monotonic() + ray_nodes.WATCHDOG_S
     while True:
         program.put()
         nodes = program.get()
         assert isinstance(nodes, list), program.errors()
         running = hosts(node for node in nodes if node["state"] == "running")
-        if running == sorted(wanted) or len(running) == number:
+        if running == sorted(wanted) or len(running) == number or (without is not None and without not in running):
             return nodes
         assert time.monotonic() < deadline, (running, program.errors())
         time.sleep(0.05)
-
-
-def kill_the_node_process(cluster, program, host):
-    program.put()
-    (pid,) = [node["pid"] for node in program.get() if node["host"] == host]
-    cluster.nodes[int(host.removeprefix("node"))].run(["kill", "-9", str(pid)])
 
 
 def test_a_driver_that_is_killed_leaves_no_process(cluster):
