@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 import networks
 import node_faults
 from node_faults import LoopbackWithFaults, NodeFaults, StepWatch
-from untorn.train import SGD, Trainer, weights_sha256
+from untorn.train import SGD, Callback, Trainer, weights_sha256
 from untorn.train.nodes import coordinator
 
 DATA = networks.classes_of(152, 12, 3, seed=6)
@@ -74,3 +78,43 @@ def test_one_kind(rng, monkeypatch, kind):
 @pytest.mark.soak
 def test_fifty_faults(rng, monkeypatch):
     with_faults(numpy_model, rng, dict.fromkeys(ALL, 5), monkeypatch)
+
+
+class KillAll(Callback):
+    """Kills every node at the end of these epochs, when their steps are known to be made."""
+
+    def __init__(self, cluster: LoopbackWithFaults, epochs: set[int]) -> None:
+        self._cluster, self._epochs = cluster, epochs
+
+    def on_epoch_end(self, epoch, logs):
+        if epoch in self._epochs:
+            for node in self.trainer._pool.nodes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(node["pid"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("epochs", [{2}, {0, 2}])
+def test_steps_are_made_again_when_every_node_is_lost(epochs):
+    """The last steps too: their weights were nowhere else."""
+    cluster = LoopbackWithFaults()
+    with trainer_of(numpy_model, engine=cluster, nodes=2, workers=1) as trainer:
+        history = trainer.fit(DATA, epochs=3, batch_size=BATCH, callbacks=[KillAll(cluster, epochs)])
+        assert trainer.step == 30
+        found = weights_sha256(trainer.params), history.history
+    assert found == serial(numpy_model, 3)
+
+
+def test_the_driver_copies_the_weights_now_and_then(monkeypatch, caplog):
+    monkeypatch.setattr(coordinator, "_COPY_EVERY_S", 0.1)
+    monkeypatch.setattr(coordinator, "_COPY_SHARE", 1)
+    monkeypatch.setenv(node_faults.NAP, "0.02")
+    cluster = LoopbackWithFaults()
+    with trainer_of(numpy_model, engine=cluster, nodes=2, workers=1) as trainer:
+        trainer.fit(DATA, epochs=8, batch_size=BATCH, callbacks=[KillAll(cluster, {5})])
+        found = weights_sha256(trainer.params)
+    back = re.search(r"training goes back from step (\d+) to (\d+)", caplog.text)
+    if back is not None:  # otherwise the copy was that of the last step
+        print(back.group())
+        assert int(back[2]) > 0
+    monkeypatch.delenv(node_faults.NAP)
+    assert found == serial(numpy_model, 8)[0]

@@ -94,7 +94,7 @@ def test_a_node_with_other_bits_is_refused():
 def test_a_node_with_other_bits_is_taken():
     with trainer_of(machine_dependent, Different("UNTORN_TEST_PROCESSOR", same_bits=False)) as trainer:
         history = trainer.fit(DATA, epochs=1, batch_size=BATCH)
-        assert np.isfinite(history["loss"]).all()
+        assert np.isfinite(history.history["loss"]).all()
 
 
 def test_a_node_with_another_version(monkeypatch):
