@@ -100,6 +100,10 @@ def jax_any_number_of_processes_gives_the_same_bits(workers, expected):
     assert run(small, workers=workers) == expected
 
 
+def jax_nodes_give_the_same_bits(expected):
+    assert run(small, engine="loopback", nodes=2, workers=1) == expected
+
+
 def jax_convolutions_and_reductions_give_the_same_bits():
     assert run(workers=2) == run(engine="serial")
 
