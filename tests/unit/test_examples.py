@@ -24,7 +24,9 @@ SMALL_SETTINGS = {
     "mnist_like.py": [],
     "plain_loop.py": ["--workers", "2", "--epochs", "2"],
     "pool.py": ["--megabytes", "8", "--tasks", "4"],
-    "queues.py": ["--clients", "2", "--epochs", "4"],
+    "actor_learner.py": ["--actors", "2", "--updates", "4", "--kills", "1"],
+    "loader.py": ["--workers", "2", "--batches", "30", "--kill"],
+    "queues.py": ["--clients", "2", "--epochs", "4", "--kills", "2"],
     "resume.py": ["--kills", "1", "--epochs", "3"],
     "shards.py": ["--epochs", "1"],
     "sparse_matrix.py": ["--rows", "2000", "--tasks", "3"],
@@ -66,12 +68,26 @@ def test_every_example_is_run_here():
 
 
 def test_queues_checks_every_gradient_and_learns():
-    *epochs, last = run_small("queues.py").splitlines()
+    *epochs, last, killed = run_small("queues.py").splitlines()
+    assert killed == "2 clients were killed; the weights are the same as without"
     losses = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in epochs]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert re.fullmatch(r"(\d+) gradients checked: each was computed on the weights of its epoch", last)
     assert int(last.split()[0]) == 4 * 12
+
+
+def test_loader_gives_the_same_batches_for_any_workers_and_kills():
+    (line,) = run_small("loader.py").splitlines()
+    first, second = re.fullmatch(r"30 batches in [\d.]+ s, checksum (\w+); with one worker (\w+)", line).groups()
+    assert first == second
+
+
+def test_actor_learner_learns_from_lagging_actors():
+    pytest.importorskip("gymnasium", reason="the extra rl is not installed")
+    *lags, last = run_small("actor_learner.py").splitlines()
+    assert re.fullmatch(r"mean return of the last 100 episodes [\d.]+, 1 actors killed, mean lag [\d.]+", last)
+    assert all(line.startswith("lag ") for line in lags)
 
 
 def test_torn_shows_torn_reads_with_array_and_none_with_untorn():

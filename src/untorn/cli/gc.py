@@ -16,6 +16,7 @@ import click
 
 from untorn.cli.errors import reported
 from untorn.cli.listing import Found, list_channels
+from untorn.cli.queues import FoundQueue, collect_queues
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, FormatError
 from untorn.share.lowlevel import (
@@ -35,21 +36,22 @@ __all__ = ["Outcome", "collect", "gc", "remove_half"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one channel: it was removed, or kept for a reason."""
+    """What happened to one channel, or queue: it was removed, or kept for a reason."""
 
-    found: Found
+    found: Found | FoundQueue
     removed: bool
     reason: str
 
 
-@click.command(short_help="Remove channels that no living process uses.")
+@click.command(short_help="Remove channels and queues that no living process uses.")
 @click.argument("directory", required=False)
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @click.option("--yes", is_flag=True, help="Required with DIRECTORY: confirm the removal.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug: bool) -> None:
-    """Remove the channels that no living process publishes or reads: this user's, or those in DIRECTORY.
+    """Remove the channels that no living process publishes or reads, and the queues that none has open: this user's, or
+    those in DIRECTORY.
 
     The kernel tells which processes are alive. Other files are never touched. Channels in a DIRECTORY are often meant
     to outlive their processes, so removing them requires --yes.
@@ -81,11 +83,13 @@ def _advice(argument: str) -> str:
 
 
 def collect(directory: str | os.PathLike[str] | None = None, *, dry_run: bool = False) -> list[Outcome]:
-    """Look at every channel of the directory and remove those that no living process uses."""
+    """Look at every channel and queue of the directory, and remove those that no living process uses."""
     found = list_channels(directory)
     # last those whose removal itself takes a little memory
     order = sorted(found, key=lambda entry: entry.status == "data without control")
-    return sorted((_collect_one(entry, dry_run=dry_run) for entry in order), key=lambda outcome: outcome.found.name)
+    outcomes = [_collect_one(entry, dry_run=dry_run) for entry in order]
+    outcomes += [Outcome(*each) for each in collect_queues(directory, dry_run=dry_run)]
+    return sorted(outcomes, key=lambda outcome: outcome.found.name)
 
 
 def _collect_one(found: Found, *, dry_run: bool) -> Outcome:

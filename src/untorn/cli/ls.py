@@ -10,6 +10,7 @@ from rich.text import Text
 
 from untorn.cli.errors import reported
 from untorn.cli.listing import UNUSED, Found, find_channel, list_channels
+from untorn.cli.queues import find_queue, is_queue, list_queues, queue_table
 from untorn.cli.tables import age, count, grid, json_line, plain, say, size
 from untorn.share.lowlevel import ChannelState, default_path
 
@@ -20,12 +21,12 @@ _NUMBERS = ("VERSION", "SIZE", "MEMORY", "READERS", "AGE")
 _OPTIONAL = ("MEMORY", "AGE", "SIZE", "VERSION")
 
 
-@click.command(short_help="List channels: versions, sizes, readers, publishers.")
+@click.command(short_help="List channels and queues: versions, sizes, readers, items.")
 @click.argument("where", required=False, metavar="[DIRECTORY | CHANNEL]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes and seconds.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def ls(*, where: str | None, as_json: bool, debug: bool) -> None:
-    """List this user's named channels, or the channels in DIRECTORY, or CHANNEL, given by its name or its path.
+    """List this user's named channels and queues, or those in DIRECTORY, or CHANNEL, given by its name or its path.
 
     SIZE and AGE describe the newest version; MEMORY is the memory used by all slots. Listing takes no reader row and
     disturbs no process. Anonymous channels have no name and are not listed.
@@ -33,13 +34,25 @@ def ls(*, where: str | None, as_json: bool, debug: bool) -> None:
     with reported(debug=debug):
         one = where is not None and not os.path.isdir(where)
         directory = None if one else where
-        found = [find_channel(where)] if one and where is not None else list_channels(directory)
-        place = found[0].files.folder if one else directory if directory is not None else default_path()
+        named = where if one and where is not None and is_queue(where) else None
+        queues = [find_queue(named)] if named is not None else [] if one else list_queues(directory)
+        found = (
+            [] if one and queues else [find_channel(where)] if one and where is not None else list_channels(directory)
+        )
+        place = (found or queues)[0].files.folder if one else directory if directory is not None else default_path()
         if as_json:
-            say(json_line({"directory": place, "channels": [found_json(entry) for entry in found]}, indent=2))
+            document = {
+                "directory": place,
+                "channels": [found_json(entry) for entry in found],
+                "queues": [queue.as_json() for queue in queues],
+            }
+            say(json_line(document, indent=2))
             return
+        if queues:
+            say(queue_table(queues), *([""] if found else []))
         if not found:
-            say(f"no channels in {plain(place)}")
+            if not queues:
+                say(f"no channels in {plain(place)}")
             return
         say(grid(_COLUMNS, map(_row, found), right=_NUMBERS, optional=_OPTIONAL))
         for entry in found:

@@ -12,6 +12,7 @@ from rich.text import Text
 from untorn.cli.errors import reported
 from untorn.cli.ls import publisher_of
 from untorn.cli.outline import Node, outline, walk
+from untorn.cli.queues import is_queue, queue_document, show_queue
 from untorn.cli.tables import age, facts, grid, json_line, plain, say, size
 from untorn.cli.values import values_at
 from untorn.errors import FormatError
@@ -34,7 +35,7 @@ __all__ = ["show"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, in bytes and seconds.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: bool, debug: bool) -> None:
-    """Show CHANNEL, given by its name or by its path (anything with a slash).
+    """Show CHANNEL, or a queue, given by its name or by its path (anything with a slash).
 
     Without --value, this takes no reader row and disturbs no process.
     """
@@ -42,6 +43,9 @@ def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: b
         if paths and not as_json:
             for text in values_at(channel, paths, allow_pickle=allow_pickle).values():
                 say(text)
+            return
+        if is_queue(channel) and not files_of(channel.removesuffix(".queue")).exists():
+            say(*([json_line(queue_document(channel), indent=2)] if as_json else show_queue(channel)))
             return
         with ChannelView.open(files_of(channel)) as view:
             state = view.state()

@@ -14,13 +14,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from untorn.cli.errors import reported
@@ -28,10 +27,11 @@ from untorn.cli.jobs import job_views
 from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
+from untorn.cli.queues import QueueLine, is_queue, list_queues, queue_rates, rate_table
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.control import is_running, running_jobs
 from untorn.errors import ChannelNotFoundError, UntornError
-from untorn.share.lowlevel import ChannelState, ChannelView, files_of
+from untorn.share.lowlevel import ChannelState, ChannelView, QueueState, QueueView, files_of, queue_files_of
 
 __all__ = ["Line", "Sample", "look", "rates", "top"]
 
@@ -52,12 +52,14 @@ class Sample:
         states: the state of each channel, by its requested name.
         problems: for each requested name that could not be read, the reason.
         jobs: the names of the running jobs; empty unless all channels were requested.
+        queues: the state of each queue, by its requested name.
     """
 
     at: float
     states: Mapping[str, ChannelState]
     problems: Mapping[str, str]
     jobs: Sequence[str] = ()
+    queues: Mapping[str, QueueState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,13 @@ class Line:
 
 def look(channels: Sequence[str]) -> Sample:
     """Sample these channels, or all of this user's channels."""
-    states, problems = {}, {}
+    states, problems, queues = {}, {}, {}
     for name in channels:
         try:
+            if is_queue(name) and not files_of(name.removesuffix(".queue")).exists():
+                with QueueView.open(queue_files_of(name)) as queue:
+                    queues[name] = queue.state()
+                continue
             with ChannelView.open(files_of(name)) as view:
                 states[name] = view.state()
         except ChannelNotFoundError as error:
@@ -83,7 +89,8 @@ def look(channels: Sequence[str]) -> Sample:
             problems[name] = str(error)
     if not channels:
         states = {found.name: found.state for found in list_channels() if found.state is not None}
-    return Sample(time.monotonic(), states, problems, [] if channels else running_jobs())
+        queues = {found.name: found.state for found in list_queues() if found.state is not None}
+    return Sample(time.monotonic(), states, problems, [] if channels else running_jobs(), queues)
 
 
 def rates(before: Sample | None, now: Sample) -> list[Line]:
@@ -131,7 +138,8 @@ def top(
 
     For channels, BYTES/S is VERSIONS/S times the size of the newest version. Below each channel are its readers, those
     furthest behind first, with the number of versions between the one they hold and the newest. Watching takes no
-    reader row and disturbs no process.
+    reader row and disturbs no process. A queue's line has the items that wait, and below it the processes that wait,
+    or have items.
     """
     with reported(debug=debug):
         views = _views_of_one(channels[0]) if len(channels) == 1 else _channel_views(channels)
@@ -171,24 +179,25 @@ class ChannelsView:
     """Channels between two samples."""
 
     lines: Sequence[Line]
+    queues: Sequence[QueueLine]
     sample: Sample
 
     @property
     def shown(self) -> Collection[str]:
-        """The names of the channels."""
-        return self.sample.states.keys()
+        """The names of the channels and queues."""
+        return self.sample.states.keys() | self.sample.queues.keys()
 
     def document(self) -> dict[str, Any]:
         """Return the rates, in versions and bytes per second, and the state of each channel and its readers."""
-        return _json(self.lines, self.sample)
+        return _json(self.lines, self.queues, self.sample)
 
     def printed(self, *, first: bool) -> list[RenderableType]:
         """Return the whole table, after an empty line unless it is the first."""
-        return [*([] if first else [""]), *_parts(self.lines, self.sample)]
+        return [*([] if first else [""]), *_parts(self.lines, self.queues, self.sample)]
 
     def picture(self, width: int, height: int) -> list[RenderableType]:
         """Return the whole table; grid() finds out the width itself."""
-        return [*_parts(self.lines, self.sample)]
+        return [*_parts(self.lines, self.queues, self.sample)]
 
 
 def _views_of_one(name: str) -> Iterator[View]:
@@ -200,14 +209,16 @@ def _views_of_one(name: str) -> Iterator[View]:
 
 
 def _channel_views(channels: Sequence[str]) -> Iterator[View]:
-    return (ChannelsView(lines, sample) for lines, sample in _samples(channels))
+    return (ChannelsView(*each) for each in _samples(channels))
 
 
-def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], Sample]]:
+def _samples(channels: Sequence[str]) -> Iterator[tuple[list[Line], list[QueueLine], Sample]]:
     before = None
     while True:
         now = look(channels)
-        yield rates(before, now), now
+        seconds = 1.0 if before is None else max(now.at - before.at, 1e-9)
+        queues = queue_rates({} if before is None else before.queues, now.queues, seconds)
+        yield rates(before, now), queues, now
         before = now
 
 
@@ -245,15 +256,17 @@ def _show_live(views: Iterator[View], interval_s: float, count: int | None) -> N
 # -- formatting
 
 
-def _parts(lines: Sequence[Line], sample: Sample) -> list[Table | Text]:
-    parts: list[Table | Text] = []
+def _parts(lines: Sequence[Line], queues: Sequence[QueueLine], sample: Sample) -> list[RenderableType]:
+    parts: list[RenderableType] = []
     if sample.jobs:
         names = ", ".join(map(plain, sample.jobs))
         parts += [Text(f"running jobs: {names} (untorn top NAME shows one)"), Text()]
     if lines:
         rows = [row for line in lines for row in _rows(line)]
         parts.append(grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL))
-    elif not sample.problems:
+    if queues:
+        parts += [*([Text()] if lines else []), rate_table(queues)]
+    elif not lines and not sample.problems:
         parts.append(Text("no channels; they appear here once they are published"))
     return parts + [Text(f"{plain(name)}: {plain(problem)}") for name, problem in sample.problems.items()]
 
@@ -307,7 +320,7 @@ def _in_ascii(text: str) -> str:
     return "".join(each if each.isascii() else "*" for each in text.translate(_ASCII_LINES))
 
 
-def _json(lines: Sequence[Line], sample: Sample) -> dict[str, Any]:
+def _json(lines: Sequence[Line], queues: Sequence[QueueLine], sample: Sample) -> dict[str, Any]:
     return {
         "at": time.time(),
         "jobs": list(sample.jobs),
@@ -329,5 +342,6 @@ def _json(lines: Sequence[Line], sample: Sample) -> dict[str, Any]:
             }
             for line in lines
         ],
+        "queues": [line.as_json() for line in queues],
         "problems": dict(sample.problems),
     }

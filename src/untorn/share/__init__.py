@@ -20,6 +20,7 @@ queues.py       put, get, take
 queue_items.py  one item, as its taker sees it
 queue_files.py  the file of a queue, and what this process has attached
 typevars.py     the type of a channel's value, for type checkers
+queue_inspect.py  a queue seen from outside
 inspect.py      a channel seen from outside, for the commands
 lowlevel.py     the names of this package that other packages of untorn use
 """

@@ -47,6 +47,7 @@ __all__ = [
     "default_path",
     "files_of",
     "is_data_file",
+    "living_bytes",
     "open_file",
     "read_text",
 ]
@@ -395,7 +396,7 @@ class ChannelView:
         control, newest = self._newest()
         lines = os.pread(self._control_fd, (control.max_readers + 1) * LINE, control.rows_offset)
         rows = decode_rows(lines)
-        living = {byte for byte in _living_bytes(self._control_fd, 0, control.max_readers) if byte < max(1, len(rows))}
+        living = {byte for byte in living_bytes(self._control_fd, 0, control.max_readers) if byte < max(1, len(rows))}
         return _state_of(self.files.label, control, newest, self._slot_headers(control), rows, living)
 
     def schema(self) -> tuple[int, dict[str, Any]]:
@@ -510,8 +511,8 @@ def _reader_of(row: int, line: Row, headers: dict[int, SlotHeader], newest: int,
     )
 
 
-def _living_bytes(fd: int, first: int, last: int) -> Iterator[int]:
-    """Return the bytes from ``first`` to ``last`` that a living process has locked. It needs a call per lock, not per
+def living_bytes(fd: int, first: int, last: int) -> Iterator[int]:
+    """Yield the bytes from ``first`` to ``last`` that a living process has locked. It needs a call per lock, not per
     byte: the kernel returns any one lock in the range, and the ranges before and after it are asked for next."""
     ranges = [(first, last)]
     while ranges:

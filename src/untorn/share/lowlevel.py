@@ -33,6 +33,7 @@ The files of channels, for the commands::
     Files, named, default_path, default_directory, is_there             where they are
     ChannelView, ChannelState, files_of, open_file, decode_control, is_data_file      looking at them
     take_over, claim_name                                               removing them
+    QueueView, QueueState, queue_files_of, remove_queue                 the same for queues
 
 The form in which versions, and checkpoints, are described::
 
@@ -64,6 +65,8 @@ from untorn.share.inspect import (
 )
 from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
 from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
+from untorn.share.queue_files import remove_unused as remove_queue
+from untorn.share.queue_inspect import QueueState, QueueView, queue_files_of
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, class_at, flatten
 from untorn.share.storage import (
@@ -93,6 +96,8 @@ __all__ = [
     "Deferred",
     "Files",
     "Layout",
+    "QueueState",
+    "QueueView",
     "attach_writer",
     "attachment_of",
     "claim_name",
@@ -126,10 +131,12 @@ __all__ = [
     "publish_raw",
     "publish_received",
     "publish_with_extra",
+    "queue_files_of",
     "raw_version",
     "read_dtype",
     "read_key",
     "receive_raw",
+    "remove_queue",
     "shortage",
     "take_over",
     "update_leaves",

@@ -36,6 +36,7 @@ __all__ = [
     "make",
     "meaning",
     "named",
+    "remove_unused",
     "unlink",
 ]
 
@@ -227,7 +228,11 @@ def _has_ended(fd: int) -> bool:
     head = os.pread(fd, _CLOSED_AT + 4, 0)
     if len(head) < _CLOSED_AT + 4 or head[:8] != b"utqueue\n" or not int.from_bytes(head[_CLOSED_AT:], "little"):
         return False
-    rows = int.from_bytes(head[_MAX_PROCESSES_AT : _MAX_PROCESSES_AT + 4], "little")
+    return _is_unused(fd, int.from_bytes(head[_MAX_PROCESSES_AT : _MAX_PROCESSES_AT + 4], "little"))
+
+
+def _is_unused(fd: int, rows: int) -> bool:
+    """Return whether no living process has one of these rows."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 1, rows, 0)
     kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
     return bool(kind == fcntl.F_UNLCK)
@@ -249,6 +254,21 @@ def unlink(files: Files, core: _core.Queue) -> None:
     with _name_lock(core.fd):
         if files.is_same_file(core.fd):
             os.unlink(files.control)
+
+
+def remove_unused(files: Files) -> str:
+    """Remove the name of a queue that no living process has open. Returns an empty string, or why it was kept."""
+    fd = _open(files.control)
+    try:
+        rows = int.from_bytes(os.pread(fd, 4, _MAX_PROCESSES_AT), "little")
+        with _name_lock(fd):
+            if not _is_unused(fd, rows):
+                return "in use by a process that has just come"
+            if files.is_same_file(fd):
+                os.unlink(files.control)
+    finally:
+        os.close(fd)
+    return ""
 
 
 # -- what this process has attached

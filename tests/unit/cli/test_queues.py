@@ -1,0 +1,89 @@
+"""Queues in ``untorn ls``, ``show``, ``top`` and ``gc``."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import untorn
+from helpers import start
+from untorn.cli.group import group
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(tmp_path)
+
+
+def _left(pipe, folder):
+    """Put two items, take one of them, and be killed."""
+    queue = untorn.queue(5, name="left", directory=folder)
+    queue.put("one")
+    queue.put(np.zeros(2000))
+    item = queue.take()
+    pipe.put()
+    pipe.get()
+    del item
+
+
+def test_ls_and_show_say_what_waits_and_who_has_what(folder):
+    with untorn.queue(5, name="tasks", directory=folder) as queue:
+        queue.put(np.zeros(2000))
+        queue.put(1)
+        held = queue.get()
+        line = next(line for line in run("ls", folder).splitlines() if "tasks" in line)
+        assert line.split()[:3] == ["tasks", "1", "5"]
+        document = json.loads(run("ls", folder, "--json"))["queues"][0]
+        assert (document["name"], document["status"]) == ("tasks", "used")
+        shown = run("show", f"{folder}/tasks")
+        assert "1 of at most 5" in shown
+        assert "2, of which 1 were taken" in shown
+        state = json.loads(run("show", f"{folder}/tasks", "--json"))
+        assert (state["waiting"], state["put_count"], state["taken_count"], state["closed"]) == (1, 2, 1, False)
+        assert [(each["taken"], each["held"], each["writing"]) for each in state["processes"]] == [(0, 1, 0)]
+        assert state["processes"][0]["nbytes"] >= 16_000
+        del held
+    state = json.loads(run("show", f"{folder}/tasks", "--json"))
+    assert (state["closed"], state["processes"]) == (True, [])
+
+
+def test_top_shows_rates(folder):
+    with untorn.queue(5, name="tasks", directory=folder) as queue:
+        queue.put(1)
+        held = queue.take()
+        document = json.loads(run("top", f"{folder}/tasks", "--count", "1", "--interval", "0.01", "--json"))
+        (line,) = document["queues"]
+        assert (line["waiting"], line["put_per_s"], line["taken_per_s"]) == (0, 0, 0)
+        text = run("top", f"{folder}/tasks", "--count", "1", "--interval", "0.01")
+        assert "taken 1" in text
+        held.finish()
+
+
+def test_gc_removes_what_no_living_process_has(folder):
+    with start(_left, folder) as child:
+        child.get()
+        assert "in use by pid" in run("gc", folder, "--yes")
+        assert child.kill() == -9
+    state = json.loads(run("show", f"{folder}/left", "--json"))
+    assert (state["waiting"], state["dead_slots"], state["processes"]) == (1, 1, [])
+    assert "would remove" in run("gc", folder, "--dry-run")
+    assert "removed 1 channel" in run("gc", folder, "--yes")
+    assert "no channels" in run("ls", folder)
+
+
+def test_a_file_that_is_no_queue_is_said_to_be_unreadable(tmp_path):
+    (tmp_path / "bad.queue").write_bytes(b"something else" * 100)
+    assert "unreadable" in run("ls", str(tmp_path))
+    assert "not an untorn queue" in run("gc", str(tmp_path), "--yes")
+    assert (tmp_path / "bad.queue").exists()
+    gc.collect()
