@@ -192,9 +192,9 @@ static bool error_add(PyObject *module, struct core *core)
 static int core_exec(PyObject *module)
 {
     const bool done = error_add(module, core_of_module(module)) && module_add_channel(module) &&
-                      module_add_queue(module) && module_add_board(module) && module_add_link(module) &&
-                      module_add_waiting(module) && module_add_frozen(module) && module_add_block(module) &&
-                      module_add_copy(module) && module_add_step(module);
+                      module_add_queue(module) && module_add_tree(module) && module_add_board(module) &&
+                      module_add_link(module) && module_add_waiting(module) && module_add_frozen(module) &&
+                      module_add_block(module) && module_add_copy(module) && module_add_step(module);
     return done ? 0 : -1;
 }
 
@@ -206,6 +206,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->hold_type);
     Py_VISIT(core->private_type);
     Py_VISIT(core->draft_type);
+    Py_VISIT(core->tree_plan_type);
     Py_VISIT(core->queue_type);
     Py_VISIT(core->queue_gate_type);
     Py_VISIT(core->queue_draft_type);
@@ -225,6 +226,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->hold_type);
     Py_CLEAR(core->private_type);
     Py_CLEAR(core->draft_type);
+    Py_CLEAR(core->tree_plan_type);
     Py_CLEAR(core->queue_type);
     Py_CLEAR(core->queue_gate_type);
     Py_CLEAR(core->queue_draft_type);

@@ -10,6 +10,7 @@
  *                        QueueItem    an item that was taken; exports its bytes, read-only; ends with its last view
  *                        QueueGate    what a Watch waits for at a queue
  *                        QueuePrivate the same, writable: what is written stays with its QueueItem
+ *     module_tree.c      TreePlan     the places of a small tree's leaves, which a queue writes and reads in one call
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_link.c      Link         a thread that exchanges a board's sums with other nodes (link.h)
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
@@ -49,7 +50,8 @@ const struct board *board_of(PyObject *object);
 struct core {
     PyObject *status_error;
     PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type, *frozen_iterator_type, *frozen_memory_type;
-    PyTypeObject *board_type, *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type, *queue_private_type;
+    PyTypeObject *board_type, *tree_plan_type, *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type,
+        *queue_private_type;
     struct queue_object *queues; /* the first of this process's queues, see module_queue.c */
     AttachmentObject *readers;   /* the first of this process's readers, see module_channel.c */
 };
@@ -106,6 +108,7 @@ struct queue_gate *gate_of(PyObject *object);
 /* Each adds its types, functions and constants. */
 bool module_add_channel(PyObject *module);
 bool module_add_queue(PyObject *module);
+bool module_add_tree(PyObject *module);
 bool module_add_board(PyObject *module);
 bool module_add_link(PyObject *module);
 bool module_add_frozen(PyObject *module);

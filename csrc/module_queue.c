@@ -7,6 +7,7 @@
 #include "channel.h"
 #include "futex.h"
 #include "queue_side.h"
+#include "tree_plan.h"
 
 /* Slots of at least this size are given their space without the GIL. */
 enum { BEGIN_LARGE_NBYTES = 65536 };
@@ -256,14 +257,13 @@ static bool header_read(QueueItemObject *item)
            item->schema_nbytes <= item->nbytes - sizeof *header;
 }
 
-static PyObject *Queue_take(PyObject *self, PyObject *unused)
+/* The next item; NULL with a status, or with an exception for STATUS_OK. */
+static QueueItemObject *item_take(PyObject *self, enum status *status)
 {
     struct queue_place place;
-    enum status status = queue_side_take(side_of(self), &place);
-    if (status == STATUS_EMPTY)
-        Py_RETURN_NONE;
-    if (status != STATUS_OK)
-        return status_raise(core_of(self), status);
+    *status = queue_side_take(side_of(self), &place);
+    if (*status != STATUS_OK)
+        return NULL;
     QueueItemObject *item = PyObject_New(QueueItemObject, core_of(self)->queue_item_type);
     if (item == NULL) {
         queue_side_end(side_of(self), &place, QUEUE_END_BACK);
@@ -275,9 +275,86 @@ static PyObject *Queue_take(PyObject *self, PyObject *unused)
     item->finished = !header_read(item); /* a damaged item is dropped: it would come back for ever */
     if (item->finished) {
         Py_DECREF(item);
-        return status_raise(core_of(self), STATUS_FORMAT);
+        *status = STATUS_FORMAT;
+        return NULL;
     }
-    return (PyObject *)item;
+    return item;
+}
+
+static PyObject *Queue_take(PyObject *self, PyObject *unused)
+{
+    enum status status;
+    QueueItemObject *item = item_take(self, &status);
+    if (status == STATUS_EMPTY)
+        Py_RETURN_NONE;
+    return status == STATUS_OK ? (PyObject *)item : status_raise(core_of(self), status);
+}
+
+static bool item_has_schema(const QueueItemObject *item, PyObject *plan)
+{
+    const char *schema;
+    const uint64_t nbytes = tree_plan_schema(plan, &schema);
+    return nbytes == item->schema_nbytes && tree_plan_nbytes(plan) <= item->nbytes &&
+           memcmp(item->place.address + sizeof(struct slot_header), schema, nbytes) == 0;
+}
+
+static PyObject *Queue_get_tree(PyObject *self, PyObject *plan)
+{
+    enum status status;
+    if (!PyObject_TypeCheck(plan, core_of(self)->tree_plan_type)) {
+        PyErr_SetString(PyExc_TypeError, "get_tree: expected a TreePlan");
+        return NULL;
+    }
+    QueueItemObject *item = item_take(self, &status);
+    if (status == STATUS_EMPTY)
+        return Py_NewRef(Py_NotImplemented);
+    if (status != STATUS_OK)
+        return status_raise(core_of(self), status);
+    if (item == NULL || !item_has_schema(item, plan))
+        return (PyObject *)item;
+    PyObject *value = tree_plan_read(plan, (PyObject *)item, item->place.address);
+    if (value != NULL) {
+        status = queue_side_finish(side_of(self), &item->place);
+        item->finished = status == STATUS_OK;
+        if (status != STATUS_OK) {
+            Py_CLEAR(value);
+            status_raise(core_of(self), status);
+        }
+    }
+    Py_DECREF(item);
+    return value;
+}
+
+/* Write the item of a plan, and put it. */
+static enum status tree_put(struct queue_side *side, PyObject *plan, PyObject *value, struct queue_place *place,
+                            bool *same)
+{
+    QueueDraftObject draft = {.place = *place};
+    const char *schema;
+    const uint64_t nbytes = tree_plan_nbytes(plan), schema_nbytes = tree_plan_schema(plan, &schema);
+    *same = tree_plan_write(plan, value, place->address);
+    if (!*same)
+        return STATUS_FORMAT;
+    if (!header_write(&draft, nbytes, schema_nbytes))
+        return STATUS_FORMAT;
+    memcpy(place->address + sizeof(struct slot_header), schema, schema_nbytes);
+    return queue_side_put(side, place);
+}
+
+static PyObject *Queue_put_tree(PyObject *self, PyObject *args)
+{
+    PyObject *plan, *value;
+    struct queue_place place;
+    bool same = true;
+    if (!PyArg_ParseTuple(args, "O!O", core_of(self)->tree_plan_type, &plan, &value))
+        return NULL;
+    enum status status = queue_side_begin(side_of(self), tree_plan_nbytes(plan), false, &place);
+    if (status == STATUS_OK) {
+        status = tree_put(side_of(self), plan, value, &place, &same);
+        if (status != STATUS_OK)
+            queue_side_end(side_of(self), &place, QUEUE_END_FREE);
+    }
+    return PyLong_FromLong(status == STATUS_OK ? 1 : same ? -1 : 0);
 }
 
 static PyObject *Queue_wait(PyObject *self, PyObject *args)
@@ -413,6 +490,13 @@ static PyMethodDef Queue_methods[] = {
     {"take", Queue_take, METH_NOARGS,
      "take($self, /)\n--\n\n"
      "Take the next item; None if no item waits."},
+    {"put_tree", Queue_put_tree, METH_VARARGS,
+     "put_tree($self, plan, value, /)\n--\n\n"
+     "Put a value of the plan's structure. Return 1; 0 if it has another structure, -1 if it cannot be put now."},
+    {"get_tree", Queue_get_tree, METH_O,
+     "get_tree($self, plan, /)\n--\n\n"
+     "Take the next item. Return its value if it has the plan's structure, and finish it; otherwise return the "
+     "QueueItem, or NotImplemented if no item waits."},
     {"wait", Queue_wait, METH_VARARGS,
      "wait($self, for_room, seen, timeout_s, /)\n--\n\n"
      "Wait for events other than those `seen`; return whether there were some."},

@@ -18,6 +18,7 @@ subscribing.py  subscribe
 waiting.py      waiting in asyncio
 queues.py       put, get, take
 queue_items.py  one item, as its taker sees it
+tree_plans.py   small trees, written and read in one call
 queue_files.py  the file of a queue, and what this process has attached
 typevars.py     the type of a channel's value, for type checkers
 queue_inspect.py  a queue seen from outside

@@ -44,6 +44,7 @@ __all__ = [
     "items_of",
     "name_of",
     "pack",
+    "payload_of",
     "read_dtype",
     "read_key",
 ]
@@ -64,6 +65,11 @@ _STRUCTS = {
 
 def _align(nbytes: int, to: int = ALIGNMENT) -> int:
     return (nbytes + to - 1) // to * to
+
+
+def payload_of(schema: bytes) -> int:
+    """Return where the payload begins in a slot with this schema."""
+    return _align(_core.HEADER_NBYTES + len(schema))
 
 
 class Layout:
@@ -91,7 +97,7 @@ class Layout:
         if extra is not None:
             document["extra"] = self._describe(extra, places)
         self.schema: bytes = json.dumps(document, separators=(",", ":")).encode()
-        self.payload: int = _align(_core.HEADER_NBYTES + len(self.schema)) if payload is None else payload
+        self.payload: int = payload_of(self.schema) if payload is None else payload
         self.nbytes: int = self.payload + _align(self._end)
         self.leaves: list[tuple[Spec, int]] = [(leaf, self.payload + offset) for leaf, offset in places]
 
@@ -306,7 +312,7 @@ class Decoder:
     def __init__(
         self, schema: bytes, slot_nbytes: int, *, payload: int | None = None, allow_pickle: bool = False
     ) -> None:
-        self.payload: int = _align(_core.HEADER_NBYTES + len(schema)) if payload is None else payload
+        self.payload: int = payload_of(schema) if payload is None else payload
         self.slot_nbytes = slot_nbytes
         self.allow_pickle = allow_pickle
         #: the form of every array leaf: (offset, dtype, shape, strides), in order

@@ -31,6 +31,7 @@ from untorn.share.queue_items import Item, OnError
 from untorn.share.specs import flatten
 from untorn.share.storage import Files
 from untorn.share.storage_errors import labelled
+from untorn.share.tree_plans import plan_of
 from untorn.trees import Spec
 from untorn.typevars import T
 
@@ -153,7 +154,10 @@ class Queue(Generic[T]):
         "_decoders",
         "_ended",
         "_gates",
+        "_get_plan",
         "_layouts",
+        "_plans",
+        "_put_plan",
         "_side_or_none",
     )
 
@@ -165,6 +169,10 @@ class Queue(Generic[T]):
         self._layouts: dict[Spec, Layout] = {}
         self._decoders: dict[bytes, Decoder] = {}
         self._gates: dict[bool, _core.QueueGate] = {}
+        #: of the last small values that were put and taken: the next one often has the same structure
+        self._put_plan: _core.TreePlan | None = None
+        self._get_plan: _core.TreePlan | None = None
+        self._plans: dict[bytes, _core.TreePlan | None] = {}
 
     @property
     def _side(self) -> _core.Queue:
@@ -263,8 +271,12 @@ class Queue(Generic[T]):
             untorn.errors.FullError: queue 'anonymous' is full: 1 items wait, which is its capacity
         """
         deadline = _deadline(block, timeout, timeout_s)
+        plan = self._put_plan
+        if plan is not None and self._side.put_tree(plan, value) == 1:
+            return
         spec, leaves = flatten(value, allow_pickle=self._allow_pickle)
         self._put_leaves(spec, leaves, deadline)
+        self._put_plan = self._plan(self._layout(spec).schema)
 
     def put_nowait(self, value: T) -> None:
         """Put a value if there is room now, as ``put(value, timeout_s=0)``."""
@@ -440,9 +452,17 @@ class Queue(Generic[T]):
             ...     tasks.get()
             ['dig', 3]
         """
-        item = self._take(_deadline(block, timeout, timeout_s))
+        plan = self._get_plan
+        if plan is not None and not copy:
+            value = self._get_planned(plan)
+            if value is not NotImplemented and not isinstance(value, _core.QueueItem):
+                return value  # type: ignore[no-any-return]
+            item = self._take(_deadline(block, timeout, timeout_s)) if value is NotImplemented else value
+        else:
+            item = self._take(_deadline(block, timeout, timeout_s))
         value = self._decode(item, copy)
         item.finish()
+        self._get_plan = self._plan(item.schema())
         return value  # type: ignore[no-any-return]  # decoding cannot know the type
 
     def get_nowait(self, *, copy: bool = False) -> T:
@@ -494,15 +514,32 @@ class Queue(Generic[T]):
             if not self._wait(False, seen, deadline):
                 raise EmptyError(f"queue {self.name!r} is empty")
 
+    def _get_planned(self, plan: _core.TreePlan) -> Any:
+        """Return what Queue.get_tree() of the core does."""
+        try:
+            return self._side.get_tree(plan)
+        except (_core.StatusError, OSError) as error:
+            raise self._untaken(error) from None
+
+    def _plan(self, schema: bytes) -> _core.TreePlan | None:
+        """Return the plan for this structure, which is kept; None if it has none."""
+        if schema not in self._plans:
+            self._plans[schema] = plan_of(schema)
+            _drop_oldest(self._plans)
+        return self._plans[schema]
+
     def _try_take(self, core: _core.Queue) -> _core.QueueItem | None:
         try:
             return core.take()
-        except _core.StatusError as error:
-            if error.args[0] == "ended":
-                raise ClosedError(f"queue {self.name!r} is closed and empty") from None
-            raise meaning(error, self.name) from None
-        except OSError as error:
-            raise labelled(error, self.name) from None
+        except (_core.StatusError, OSError) as error:
+            raise self._untaken(error) from None
+
+    def _untaken(self, error: _core.StatusError | OSError) -> Exception:
+        if isinstance(error, OSError):
+            return labelled(error, self.name)
+        if error.args[0] == "ended":
+            return ClosedError(f"queue {self.name!r} is closed and empty")
+        return meaning(error, self.name)
 
     def _decode(self, item: _core.QueueItem, copy: bool = False) -> Any:
         schema = item.schema()

@@ -12,6 +12,7 @@ import random
 import re
 import struct
 import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -602,3 +603,93 @@ def test_damaged_words_are_errors_and_not_loops(queue):
         with pytest.raises(untorn.FormatError, match="damaged"):
             queue.get(timeout_s=0)
     assert cells == 64
+
+
+# -- small trees of one structure, which go through the core in one call
+
+SMALL = {"a": 1, "b": [1.5, "x", None], "c": np.arange(3.0), "d": (True, b"yz"), "e": np.float32(2)}
+NEAR = [
+    SMALL | {"a": True},
+    SMALL | {"a": 2**70},
+    SMALL | {"a": -1.0},
+    SMALL | {"b": (1.5, "x", None)},
+    SMALL | {"b": [1.5, "xy", None]},
+    SMALL | {"b": [1.5, "\ud800", None]},
+    SMALL | {"b": [1.5, "x", 0]},
+    SMALL | {"b": [1.5, "x"]},
+    SMALL | {"c": np.arange(3)},
+    SMALL | {"c": np.arange(4.0)},
+    SMALL | {"c": np.arange(3.0).reshape(3, 1)},
+    SMALL | {"c": np.arange(6.0)[::2]},
+    SMALL | {"c": np.arange(3.0).astype(">f8")},
+    SMALL | {"c": np.ma.masked_array(np.arange(3.0))},
+    SMALL | {"d": (False, b"zy")},
+    SMALL | {"d": [True, b"yz"]},
+    SMALL | {"e": np.float64(2)},
+    SMALL | {"e": 2.0},
+    SMALL | {"f": 1},
+    dict(reversed(SMALL.items())),
+    OrderedDict(SMALL),
+    {"a": 1},
+    [SMALL],
+    "text",
+    None,
+    b"",
+]
+
+
+def assert_equal(found, expected) -> None:
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    elif isinstance(expected, np.ndarray | np.generic):
+        assert found.dtype == expected.dtype
+        assert found.shape == expected.shape
+        assert np.array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("near", range(len(NEAR)))
+def test_values_of_nearly_the_same_structure_come_out_as_they_are(queue, near):
+    for value in (SMALL, SMALL, NEAR[near], NEAR[near], SMALL, NEAR[near]):
+        queue.put(value)
+        assert_equal(queue.get(), value)
+    queue.put_many([SMALL, NEAR[near], SMALL])
+    for value, found in zip([SMALL, NEAR[near], SMALL], queue.get_many(3), strict=True):
+        assert_equal(found, value)
+    assert queue.processes()[0].writing == 0
+
+
+def test_a_full_or_closed_queue_is_that_for_known_structures_too(queue):
+    queue.put(SMALL)
+    queue.put(SMALL)
+    assert len(queue.get_many(2)) == 2
+    queue.put_many([SMALL] * 4)
+    with pytest.raises(untorn.FullError):
+        queue.put(SMALL, timeout_s=0)
+    queue.close()
+    with pytest.raises(untorn.ClosedError):
+        queue.put(SMALL)
+    assert len(list(queue)) == 4
+    assert queue.processes()[0].writing == 0
+
+
+def test_a_plan_must_be_one_tree():
+    def plan(*nodes, nbytes=128):
+        return untorn._core.TreePlan(list(nodes), b"{}", nbytes, np.ndarray)
+
+    none = ("none", 0, 0, 0, None, None, None, (), b"")
+    for nodes in ([], [none, none], [("list", 2, 0, 0, None, None, None, (), b""), none]):
+        with pytest.raises(ValueError, match="TreePlan"):
+            plan(*nodes)
+    with pytest.raises(ValueError, match="outside the item"):
+        plan(("int", 0, 124, 8, None, None, None, (), b""))
+    with pytest.raises(ValueError, match="no known kind"):
+        plan(("pickle", 0, 0, 0, None, None, None, (), b""))
