@@ -40,7 +40,7 @@ def machine() -> str:
             f"{len(os.sched_getaffinity(0))} cores of {cpu} ({platform.machine()})",
             f"Linux {platform.release()}",
             f"Python {platform.python_version()}",
-            *(f"{name} {version(name)}" for name in ("numpy", "torch", "untorn", "lmdb", "iceoryx2")),
+            *(f"{name} {version(name)}" for name in ("numpy", "torch", "ray", "untorn", "lmdb", "iceoryx2")),
         ]
     )
 

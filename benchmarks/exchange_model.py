@@ -120,7 +120,7 @@ def frame_count(nbytes: float) -> int:
 
 def is_one_hop(nodes: int, nbytes: float) -> bool:
     """Return whether nodes send each other everything, as in csrc/exchange_plan.c; if not, all to all."""
-    return nodes <= 2 or nbytes <= _ONE_HOP_MAX
+    return nodes <= 2 or nbytes * (nodes - 1) <= _ONE_HOP_MAX
 
 
 def reduce_scatter(nodes: Nodes, nbytes: float, axis: int) -> None:

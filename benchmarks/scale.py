@@ -77,7 +77,7 @@ def step_s(nodes: int, nbytes: float, work_s: float, network: Network, measured:
     if nodes == 1:
         return work_s + update
     works = np.random.default_rng(0).normal(1, SPREAD, nodes) * work_s / nodes
-    schemes = ("one hop",) if is_one_hop(nodes, nbytes) and nodes <= 8 else ("all to all", "two levels")
+    schemes = ("one hop",) if is_one_hop(nodes, nbytes) else ("all to all", "two levels")
     exchanged = min(exchange_s(scheme, nodes, nbytes, measured.costs, network, works) for scheme in schemes)
     work = work_s / nodes
     return work + (exchanged - work) / every + update

@@ -152,7 +152,7 @@ static bool one_hop_choose(const struct exchange_plan *plan)
         const uint32_t roots = plan->root_cuts[k + 1] - plan->root_cuts[k];
         most = roots > most ? roots : most;
     }
-    return plan->payload_nbytes <= EXCHANGE_SMALL_NBYTES ||
+    return plan->payload_nbytes <= EXCHANGE_SMALL_NBYTES / (plan->nodes > 1 ? plan->nodes - 1 : 1) ||
            (uint64_t)(plan->nodes - 1) * most * plan->nodes <= scatter_cost(plan, most);
 }
 

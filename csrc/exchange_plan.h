@@ -29,7 +29,7 @@
 
 enum {
     EXCHANGE_MAX_NODES = BOARD_MAX_SHARDS,
-    EXCHANGE_SMALL_NBYTES = 64 * 1024, /* of a payload, for which fewer messages are worth more than fewer bytes */
+    EXCHANGE_SMALL_NBYTES = 64 * 1024, /* that a node sends, for which fewer messages are worth more than fewer bytes */
     EXCHANGE_MIN_CHUNK = 32 * 1024,
     EXCHANGE_MAX_CHUNK = 256 * 1024,
 };
