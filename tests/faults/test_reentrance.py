@@ -52,10 +52,14 @@ class World:
         self.reader = untorn.subscribe(f"{folder}/{name}")
         self.snapshot = self.reader.snapshot()
         self.table = untorn.FrozenDict({"a": 1, "b": np.arange(3), "c": {"d": 1.5}})
+        self.queue = untorn.queue(8, name=f"{name}-queue", directory=folder)
         self.numbers = iter(range(2, 10**9))
         self.refused = 0
 
     def end(self):
+        self.queue.unlink()
+        self.queue.close()
+        self.queue.leave()
         self.publisher.unlink()
         self.publisher.close()
         self.reader.close()
@@ -179,7 +183,98 @@ def _use_table(world):
         assert publisher.subscriber().snapshot().value["table"]["z"] == (1, "two")
 
 
+def _put_and_get(world, put=untorn.Queue.put, get=untorn.Queue.get):
+    number = next(world.numbers)
+    put(world.queue, tree(number))
+    assert number_of(get(world.queue)) == number
+
+
+def _put_and_get_many(world):
+    numbers = [next(world.numbers), next(world.numbers)]
+    world.queue.put_many([tree(number) for number in numbers])
+    assert [number_of(value) for value in world.queue.get_many(2)] == numbers
+
+
+def _reserve(world):
+    number = next(world.numbers)
+    with world.queue.reserve(like=tree(0)) as value:
+        value["a"][:] = number
+        value["b"][0][:] = number
+    assert (world.queue.get()["a"] == number).all()
+
+
+def _take(world):
+    number = next(world.numbers)
+    world.queue.put(tree(number))
+    with world.queue.take() as item:
+        assert number_of(item.value) == number and item.nbytes and item.put_at and repr(item)
+
+
+def _give_back(world):
+    number = next(world.numbers)
+    world.queue.put(tree(number))
+    world.queue.take().give_back()
+    item = world.queue.take()
+    assert number_of(item.value) == number
+    item.finish()
+
+
+async def _put_and_get_async(world):
+    number = next(world.numbers)
+    await world.queue.put_async(tree(number))
+    assert number_of(await world.queue.get_async()) == number
+
+
+async def _take_async(world):
+    await world.queue.put_async(tree(1))
+    (await world.queue.take_async()).finish()
+
+
+def _own_queue(world):
+    with untorn.queue(2) as own:
+        own.put(1)
+        pickle.loads(pickle.dumps(own)).leave()
+        own.close()
+        assert own.closed and own.get() == 1
+    named = untorn.queue(2, name="own-queue", directory=world.folder)
+    named.unlink()
+    named.leave()
+
+
 SHARE = {
+    "queue": _own_queue,
+    "Queue": lambda world: repr(world.queue),
+    "Queue.cancel_join_thread": lambda world: world.queue.cancel_join_thread(),
+    "Queue.capacity": lambda world: world.queue.capacity,
+    "Queue.close": lambda world: untorn.queue(2).close(),
+    "Queue.closed": lambda world: world.queue.closed,
+    "Queue.empty": lambda world: world.queue.empty(),
+    "Queue.full": lambda world: world.queue.full(),
+    "Queue.get": _put_and_get,
+    "Queue.get_async": lambda world: asyncio.run(_put_and_get_async(world)),
+    "Queue.get_many": _put_and_get_many,
+    "Queue.get_nowait": lambda world: _put_and_get(world, untorn.Queue.put_nowait, untorn.Queue.get_nowait),
+    "Queue.join_thread": lambda world: world.queue.join_thread(),
+    "Queue.leave": lambda world: pickle.loads(pickle.dumps(world.queue)).leave(),
+    "Queue.name": lambda world: world.queue.name,
+    "Queue.nbytes": lambda world: world.queue.nbytes,
+    "Queue.processes": lambda world: world.queue.processes(),
+    "Queue.put": _put_and_get,
+    "Queue.put_async": lambda world: asyncio.run(_put_and_get_async(world)),
+    "Queue.put_many": _put_and_get_many,
+    "Queue.put_nowait": lambda world: _put_and_get(world, untorn.Queue.put_nowait, untorn.Queue.get_nowait),
+    "Queue.qsize": lambda world: world.queue.qsize(),
+    "Queue.reserve": _reserve,
+    "Queue.take": _take,
+    "Queue.take_async": lambda world: asyncio.run(_take_async(world)),
+    "Queue.unlink": _own_queue,
+    "QueueProcess": lambda world: [process.pid for process in world.queue.processes()],
+    "Item": _take,
+    "Item.finish": _give_back,
+    "Item.give_back": _give_back,
+    "Item.nbytes": _take,
+    "Item.put_at": _take,
+    "Item.value": _take,
     "publish": _publish,
     "subscribe": lambda world: number_of(untorn.subscribe(f"{world.folder}/{world.name}").snapshot().value),
     "Publisher": lambda world: repr(world.publisher),
