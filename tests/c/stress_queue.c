@@ -1,6 +1,6 @@
-/* Producers, consumers and those that give back, as threads on one queue in memory, each of which dies at random atomic
- * steps: it leaves everything as it is, and comes back with another row. A row is reaped under a mutex, which stands for
- * the kernel's lock.
+/* Producers, consumers and those that give back, as threads on one queue in memory, each of which dies at random
+ * atomic steps: it leaves everything as it is, and comes back with another row. A row is reaped under a mutex, which
+ * stands for the kernel's lock.
  *
  * ThreadSanitizer sees the payloads' reads and writes. A thread notes what it is about to do before each step that
  * counts, so after a death it is known which item may have been put, or finished, without being counted.

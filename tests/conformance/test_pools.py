@@ -511,7 +511,7 @@ def _read_what_is_gone(pool):
 def test_a_channel_that_is_gone_is_an_error_of_the_task(program):
     whose, message = program.call(_read_what_is_gone)
     assert whose == "of the task"
-    assert "is its publisher running" in message
+    assert "its Publisher was closed, or garbage-collected" in message
 
 
 def _lose_a_worker(pool):

@@ -53,6 +53,7 @@ class Life:
         """The publisher dies, and another takes over."""
         if self.publisher is not None:
             self.publisher._open_versions = self.machine._attachment = None
+            self.publisher._when_dropped.detach()  # it would end the channel in order
         options = {"slots": 3, "max_slots": self.max_slots, "max_readers": 4, "durable": True}
         version = max(self.machine.expected, default=0) + 1
         value = self._expect(version, tree(version, n))

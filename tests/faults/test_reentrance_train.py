@@ -161,6 +161,7 @@ TRAIN = {
     "Trainer.learning_rate": _set_rate,
     "Trainer.load": lambda world: world.trainer.load(world.saved),
     "Trainer.module": _module,
+    "Trainer.nodes": lambda world: world.trainer.nodes,
     "Trainer.params": _set_params,
     "Trainer.pids": lambda world: world.trainer.pids,
     "Trainer.predict": lambda world: world.trainer.predict(X),
@@ -181,7 +182,7 @@ def _reads(name):
 
 TRAIN |= {f"Trainer.{name}": _reads(name) for name, found in vars(Trainer).items() if isinstance(found, Setting)}
 #: names that need a library that another test covers, or that do nothing by themselves
-ELSEWHERE = {"TensorBoard", "TorchSchedule", "Examples"}
+ELSEWHERE = {"TensorBoard", "TorchSchedule", "Examples", "LocalSteps"}
 #: one name of each group with the same code, such as the optimizers; the soak tests the others too
 FAST = {case.__code__: name for name, case in TRAIN.items()}.values()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -78,6 +78,30 @@ class TorchModel(Model[_ModuleT_co]):
         ...     trainer.module().weight.detach().numpy().round(2)
         array([[ 1., -2.]], dtype=float32)
     """
+
+    @overload
+    def __init__(
+        self,
+        module: _ModuleT_co,
+        loss: Callable[..., Any] | None,
+        *,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        forward: Callable[..., Any] | None = None,
+        predict: Callable[[Any, Any], Any] | None = None,
+        sample_weight: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        module: Callable[[], _ModuleT_co],
+        loss: Callable[..., Any] | None,
+        *,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        forward: Callable[..., Any] | None = None,
+        predict: Callable[[Any, Any], Any] | None = None,
+        sample_weight: bool = False,
+    ) -> None: ...
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import untorn
+import untorn.adapters.python  # an import that fails in the middle of an operation is not what is looked for
 from sweep.scenes import LARGE, NAME, SMALL, AnonymousScene, NamedScene, ReaderScene, Scene, payload, whole
 from untorn.cli.gc import collect
 

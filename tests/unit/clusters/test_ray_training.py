@@ -114,7 +114,7 @@ def test_random_events_do_not_change_the_bits(cluster, events, rng):
             there = [node for node in nodes if node["host"] == host]
             event = rng.choice(EVENTS)
             print(event, host)
-            if event == "kill a worker" and there:
+            if event == "kill a worker" and there and there[0]["workers"]:
                 kill_in(cluster, host, there[0]["workers"][0]["pid"])
             elif event == "kill a node process" and there:
                 kill_in(cluster, host, there[0]["pid"])

@@ -485,7 +485,7 @@ if how == "exit":
 def test_a_watch_says_what_it_expects(weights):
     watch = _core.Watch()
     attachment = weights.subscriber()._attached.attachment
-    with pytest.raises(TypeError, match="Attachment: version"):
+    with pytest.raises(TypeError, match="Attachment or QueueGate: version"):
         watch.wait({1: 1}, 0.0)
     with pytest.raises(TypeError):
         watch.wait({attachment: "1"}, 0.0)

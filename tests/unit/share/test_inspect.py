@@ -172,7 +172,7 @@ def test_living_bytes_are_those_that_are_locked(folder, rng):
                 for byte in rng.sample(range(60), rng.randrange(40)):
                     fcntl.fcntl(rng.choice(owners), fcntl.F_OFD_SETLK, lock(fcntl.F_WRLCK, byte, 1))
                     expected.add(byte)
-                found = list(inspect._living_bytes(looker.fileno(), 0, 50))
+                found = list(inspect.living_bytes(looker.fileno(), 0, 50))
                 assert sorted(found) == sorted(byte for byte in expected if byte <= 50)
         finally:
             for owner in owners:

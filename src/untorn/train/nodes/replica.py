@@ -284,6 +284,8 @@ class Replica:
             check=self._node.check,
         )
         self._run.begin_epoch(message["epoch"], *blobs)
+        self._said_at = 0.0  # the driver knows the workers before it hears of a step
+        self._say_how_it_goes()
         return {"begun": True}, ()
 
     def _fetch(self, message: Message, wanted: Position) -> bool:

@@ -34,7 +34,8 @@ def trains_modules() -> Net:
         assert_type(module.head, nn.Linear)
         module.tail()  # refused
     Trainer(nn.MSELoss, optimizer=SGD(0.1))  # refused
-    TorchModel(nn.MSELoss, nn.MSELoss())  # refused
+    assert_type(TorchModel(Net, nn.MSELoss()), TorchModel[Net])
+    TorchModel(3, nn.MSELoss())  # refused
     return module
 
 
