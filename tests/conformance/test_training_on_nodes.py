@@ -71,15 +71,25 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("nodes", NODES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+#: the others are for the soak
+QUICK = {("1 of 2 workers", "sgd"), ("2 nodes", "adamw"), ("2 of 2", "sgd"), ("3 nodes", "adamw"), ("4 nodes", "sgd")}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "optimizer"),
+    [
+        pytest.param(nodes, optimizer, marks=() if (nodes, optimizer) in QUICK else pytest.mark.soak)
+        for nodes in NODES
+        for optimizer in OPTIMIZERS
+    ],
+)
 def test_any_number_of_nodes_and_workers(nodes, optimizer):
     count, workers = NODES[nodes]
     found = train("numpy", OPTIMIZERS[optimizer](), engine="loopback", nodes=count, workers=workers)
     assert found == serial("numpy", optimizer)
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("shards", [1, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in (2, 3, 7))])
 def test_uneven_shards(shards):
     found = train("numpy", SGD(0.1, momentum=0.9), shards=shards, engine="loopback", nodes=3, workers=1)
     assert found == serial("numpy", "sgd", shards)
