@@ -393,7 +393,9 @@ def test_wrong_peers_disturb_nobody(name, copy, caplog):
             assert peer.recv(1) == b""
         source.update(value_of(2))
         assert is_whole(reader.snapshot(newer_than=1, timeout_s=WATCHDOG_S))
-        wait_until(lambda: sum("a connection was refused" in record.message for record in caplog.records) >= 3)
+        wait_until(
+            lambda: sum("a connection from 127.0.0.1 was refused" in record.message for record in caplog.records) >= 3
+        )
         for peer in peers:
             peer.close()
         wait_until(lambda: len(server.feeds()) == 1)

@@ -51,7 +51,9 @@ class Listener:
         self._secret = secret
         self._serve = serve
         self._what = what
-        self._handshakes = threading.Semaphore(_MAX_HANDSHAKES)
+        #: the connections that are proving the secret; close() ends them
+        self._greeting: set[socket.socket] = set()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"untorn: {what}", daemon=True)
         self._thread.start()
@@ -59,25 +61,48 @@ class Listener:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                connection = keep_socket(self._socket.accept()[0])
-            except OSError:
+                connection, (host, *_) = self._socket.accept()
+            except OSError as error:
+                if not self._closed.is_set():
+                    _log.warning("%s: no connection can be accepted now: %s", self._what, error)
                 self._closed.wait(_PAUSE_S)
                 continue
-            if not self._handshakes.acquire(blocking=False):
-                _log.warning("%s: too many peers connect at the same time; one was refused", self._what)
-                connection.close()
-                continue
-            threading.Thread(target=self._greet, args=(connection,), name=f"untorn: {self._what}", daemon=True).start()
+            self._begin(keep_socket(connection), host)
 
-    def _greet(self, connection: socket.socket) -> None:
+    def _begin(self, connection: socket.socket, host: str) -> None:
+        """Have a connection greeted in a thread of its own."""
+        with self._lock:
+            refused = f"{_MAX_HANDSHAKES} others are silent" if len(self._greeting) >= _MAX_HANDSHAKES else ""
+            if not refused:
+                self._greeting.add(connection)
+        if not refused:
+            name = f"untorn: {self._what}"
+            thread = threading.Thread(target=self._greet, args=(connection, host), name=name, daemon=True)
+            try:
+                thread.start()
+                return
+            except RuntimeError as error:  # the system starts no more threads
+                self._greeted(connection)
+                refused = str(error)
+        self._refuse(host, refused)
+        connection.close()
+
+    def _refuse(self, host: str, reason: str) -> None:
+        if not self._closed.is_set():
+            _log.warning("%s: a connection from %s was refused: %s", self._what, host, reason)
+
+    def _greeted(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._greeting.discard(connection)
+
+    def _greet(self, connection: socket.socket, host: str) -> None:
         try:
             hello = accept(connection, self._secret, HANDSHAKE_TIMEOUT_S)
         except HandshakeError as error:
-            if not self._closed.is_set():
-                _log.warning("%s: a connection was refused: %s", self._what, error)
+            self._refuse(host, str(error))
             return
         finally:
-            self._handshakes.release()
+            self._greeted(connection)
         try:
             self._serve(connection, hello)
         except Exception:
@@ -85,7 +110,7 @@ class Listener:
             _log.exception("%s: a connection failed", self._what)
 
     def close(self) -> None:
-        """Listen no longer. Connections that exist stay. May be called twice."""
+        """Listen no longer. Connections that have proved the secret stay. May be called twice."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -93,3 +118,7 @@ class Listener:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._socket.close()
+        with self._lock:
+            for connection in self._greeting:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)  # its thread then ends

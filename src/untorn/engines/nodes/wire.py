@@ -13,7 +13,6 @@ the network does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import pickle
@@ -25,8 +24,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
-from untorn.descriptors import keep_socket
-from untorn.engines.nodes.handshake import HandshakeError, accept
+from untorn.engines.nodes.listening import Listener
 
 __all__ = ["Blob", "Hub", "Message", "Wire"]
 
@@ -47,12 +45,6 @@ _ALIVE_S = 0.5
 _TICK_S = 0.25
 #: a hub that was itself held up for so long blames no other for its silence
 _HELD_UP_S = 1.0
-_HANDSHAKE_S = 5.0
-#: connections whose handshake may go on at a time; more are refused
-_MAX_HANDSHAKES = 128
-#: how long a hub waits that can take no connection, because all descriptors of the process are in use
-_REST_S = 0.25
-_BACKLOG = 256
 
 
 class Wire:
@@ -177,7 +169,7 @@ class Hub:
             which it owns from then on.
 
     Attributes:
-        address: the host and port of the listening socket.
+        address: the host and port that it listens at.
     """
 
     def __init__(
@@ -185,17 +177,14 @@ class Hub:
     ) -> None:
         self.secret = secret
         self._on_connection = on_connection
-        self._listening = keep_socket(socket.create_server((host, 0), backlog=_BACKLOG))
-        self._listening.setblocking(False)
-        self.address: tuple[str, int] = (host, self._listening.getsockname()[1])
         self._wires: set[Wire] = set()
-        #: the sockets whose handshake goes on; each has a thread, so that a silent peer keeps nobody else waiting
-        self._greeting: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        self._listener = Listener(host, secret, self._greet, what=name)
+        self.address = self._listener.address
 
     # -- for any thread
 
@@ -232,6 +221,7 @@ class Hub:
         """End all wires and the thread."""
         if self._loop.is_closed():
             return
+        self._listener.close()
         self.call(self._stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -262,19 +252,14 @@ class Hub:
         self._closed = True
         for wire in list(self._wires):
             wire.close()
-        for sock in self._greeting:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # its thread then ends
         self._loop.call_soon(self._loop.stop)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self.spawn(self._accept())
         self.spawn(self._tick())
         try:
             self._loop.run_forever()
         finally:
-            self._listening.close()
             for task in list(self._tasks):
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
@@ -282,44 +267,16 @@ class Hub:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                sock, (host, *_) = await self._loop.sock_accept(self._listening)
-            except OSError as error:
-                _log.warning("no connection can be accepted now: %s", error)
-                await asyncio.sleep(_REST_S)
-                continue
-            if len(self._greeting) >= _MAX_HANDSHAKES:
-                _log.warning("a connection from %s was refused: %d others are silent", host, _MAX_HANDSHAKES)
-                sock.close()
-                continue
-            kept = keep_socket(sock)
-            self._greeting.add(kept)
-            thread = threading.Thread(target=self._shake_hands, args=(kept, host), name="untorn-greeting", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                self._greeted(kept, host, None, str(error))
-
-    def _shake_hands(self, sock: socket.socket, host: str) -> None:
-        """Authenticate a new connection. In a thread of its own."""
-        hello, problem = None, ""
-        try:
-            hello = json.loads(accept(sock, self.secret, _HANDSHAKE_S))
-            if not isinstance(hello, dict):
-                raise ValueError("its hello is no dict")
-        except (HandshakeError, OSError, ValueError) as error:
-            problem = str(error)
-        if not self.call(self._greeted, sock, host, hello, problem):
+    def _greet(self, sock: socket.socket, content: bytes) -> None:
+        """Take a new connection, which has proved the secret. In a thread of the listener."""
+        hello = json.loads(content)
+        if not isinstance(hello, dict):
+            raise ValueError(f"the hello of a connection is no dict: {hello!r}")
+        if not self.call(self._take, hello, sock):
             sock.close()
 
-    def _greeted(self, sock: socket.socket, host: str, hello: Message | None, problem: str) -> None:
-        self._greeting.discard(sock)
+    def _take(self, hello: Message, sock: socket.socket) -> None:
         if self._closed:
-            sock.close()
-        elif problem or hello is None:
-            _log.warning("a connection from %s was refused: %s", host, problem)
             sock.close()
         else:
             self._on_connection(hello, sock)
