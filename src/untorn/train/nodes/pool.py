@@ -27,8 +27,9 @@ from untorn.share.lowlevel import raw_version, update_raw
 from untorn.train.data import SharedData, Source
 from untorn.train.models.base import Model, Parts
 from untorn.train.models.pickling import pickled
-from untorn.train.nodes.coordinator import Coordinator, NodeEvaluation, NodeJob
+from untorn.train.nodes.coordinator import Coordinator
 from untorn.train.nodes.copies import Position
+from untorn.train.nodes.jobs import NodeEvaluation, NodeJob
 from untorn.train.optim.base import Optimizer
 from untorn.train.run.chunks import Answer, Evaluation
 from untorn.train.run.job import pickled_model
