@@ -110,7 +110,7 @@ def member(connection: Connection, place: Any, numbers: int) -> None:
 
 @contextmanager
 def running(nodes: Any, count: int, numbers: int) -> Iterator[list[Connection]]:
-    """Start nodes with so many parameters; yield the connections to them."""
+    """Start nodes for a model of this number of parameters; yield the connections to them."""
     from benchmarks.on_nodes.launching import call_on
     from benchmarks.on_nodes.link_node import places
 

@@ -113,7 +113,7 @@ def messages(nbytes: float, peers: int) -> list[Message]:
 
 
 def frame_count(nbytes: float) -> int:
-    """Return the number of frames in which so many bytes go to a peer, as in csrc/exchange_plan.c."""
+    """Return the number of frames that these bytes go to a peer in, as in csrc/exchange_plan.c."""
     chunk = min(max(nbytes / _CHUNKS, _CHUNK_MIN), _CHUNK_MAX)
     return max(1, math.ceil(nbytes / chunk))
 

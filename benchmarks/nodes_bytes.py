@@ -57,7 +57,7 @@ def drive(connection: Connection, width: int, host: str, addresses: Sequence[str
 
 
 def row_of(nodes: Any, count: int, width: int) -> Row:
-    """Measure an epoch on so many of the nodes; the driver is on the last of all."""
+    """Measure an epoch on the first nodes, up to this number; the driver is on the last node of all."""
     from benchmarks.on_nodes.launching import call_on
 
     addresses = [nodes[index].address for index in range(count)]

@@ -55,12 +55,12 @@ class Training:
         self.steps += self._connection.recv()
 
     def wait_for_nodes(self, nodes: int) -> None:
-        """Wait until so many nodes take part."""
+        """Wait until this number of nodes take part."""
         self._connection.send(("nodes", nodes))
         self._connection.recv()
 
     def wait_for_steps(self, count: int, since_s: float) -> bool:
-        """Wait until so many steps were made after this time; return False if none is made for GIVE_UP_S."""
+        """Wait until this number of steps were made after a time; return False if none is made for GIVE_UP_S."""
         while True:
             self.read()
             after = [step for step in self.steps if step.time_s > since_s]

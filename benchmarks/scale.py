@@ -72,7 +72,7 @@ def read(path: Path) -> Measured:
 
 @functools.cache
 def step_s(nodes: int, nbytes: float, work_s: float, network: Network, measured: Measured, *, every: int = 1) -> float:
-    """Return the seconds of a step that all nodes share, with an exchange every so many steps."""
+    """Return the seconds of a step that all nodes share, with one exchange for a number of steps."""
     update = nbytes * measured.update_s
     if nodes == 1:
         return work_s + update

@@ -74,7 +74,7 @@ def in_order(batches, count):
 def load(examples, count, *, workers, seed, kill=False, report=lambda *_: None):
     """Train on ``count`` batches; return a checksum of what the trainer saw, in order."""
     order = np.random.default_rng(seed).integers(len(examples), size=(count, BATCH))
-    ahead = 4 * workers  # tasks that are given out before their turn: so many batches may wait for an earlier one
+    ahead = 4 * workers  # tasks given out before their turn, and so the most batches that wait for an earlier one
     with (
         untorn.publish(examples) as files,
         untorn.queue(ahead) as tasks,

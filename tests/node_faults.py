@@ -91,7 +91,7 @@ class StepWatch(Callback):
             self.trainer.stop_training = True
 
     def wait(self, steps: int, timeout_s: float) -> bool:
-        """Wait for so many more steps. Returns whether they were made in time."""
+        """Wait for this number of further steps. Returns whether they were made in time."""
         with self._changed:
             until = self.steps + steps
             return self._changed.wait_for(lambda: self.steps >= until, timeout_s)
@@ -104,7 +104,7 @@ class StepWatch(Callback):
 
 
 class NodeFaults(threading.Thread):
-    """Injects faults of these kinds into the nodes of a trainer, one after the other, each so many times.
+    """Injects faults of these kinds into the nodes of a trainer, one after the other, each as often as given.
 
     Args:
         trainer: a trainer whose nodes are those of the cluster.

@@ -90,7 +90,7 @@ class Sessions(logging.Handler):
                 self._changed.notify_all()
 
     def wait_for(self, nodes: int) -> None:
-        """Wait until so many nodes take part. Raises RuntimeError if they do not within _JOIN_S."""
+        """Wait until this number of nodes take part. Raises RuntimeError if they do not within _JOIN_S."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._nodes >= nodes, _JOIN_S):
                 raise RuntimeError(f"{nodes} nodes did not take part within {_JOIN_S} s")
@@ -163,8 +163,8 @@ def answer(
     since: Callable[[int], list[Step]],
     wait_for_nodes: Callable[[int], None] | None = None,
 ) -> None:
-    """Run ``fit`` in a thread. Answer ("steps", count) by the steps after so many, and ("nodes", number) when so many
-    nodes take part. Raises the error of fit."""
+    """Run ``fit`` in a thread. Answer ("steps", count) by the steps after the first ``count``, and
+    ("nodes", number) when this number of nodes take part. Raises the error of fit."""
     errors: list[BaseException] = []
     thread = threading.Thread(target=partial(catch, fit, errors), daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
 /* Bytes of peers of a link: every frame is taken, forgotten, parked or refused, nothing is written outside the places
  * that an exchange has for it, and what was taken is counted once.
  *
- *     input:  u8 way | operations: u8 what, u8 length, and so many bytes
+ *     input:  u8 way | operations: u8 what, u8 length, and the bytes
  *
  * `way`: bits 0 and 1 the number of peers less 1, bit 2 a payload that is scattered, bits 3 and up how the shards are
  * cut. `what`: bits 0 to 1 the peer; then 0 the bytes as they are; 4 a frame whose header these bytes change, and as

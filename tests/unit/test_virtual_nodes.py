@@ -40,7 +40,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
         ours.sendto(message.encode(), (sys.argv[1], {PORT}))
 """
 
-#: sends so many bytes over TCP; prints the seconds until the other side has them all
+#: sends a number of bytes over TCP; prints the seconds until the other side has them all
 SEND = f"""
 import socket, sys, time
 with socket.create_connection((sys.argv[1], {PORT})) as ours:

@@ -125,7 +125,7 @@ class Trainer(Generic[ModelT_co]):
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
-        CapacityError: the cluster has too few resources for so many nodes and workers.
+        CapacityError: the cluster has too few resources for these nodes and workers.
         ConnectionError: there is no cluster at the address.
         ImportError: a library of the engine is missing.
     """
@@ -279,7 +279,7 @@ class Trainer(Generic[ModelT_co]):
 
         Raises ValueError for less than 1, for more than the maximum (of workers 64 or twice the initial number,
         whichever is larger), for more than ``max_staleness`` + 1 in async mode, with engine="serial", and for nodes
-        with an engine that has none; CapacityError if there is no memory, or no room for so many nodes.
+        with an engine that has none; CapacityError if there is no memory, or no room for these nodes.
         """
         self._lifetime.check_owner()
         if workers is None and nodes is None:

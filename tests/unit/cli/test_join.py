@@ -25,7 +25,7 @@ def run(*args: object) -> Result:
 
 
 class Job:
-    """Two workers, of at most four, on each of so many nodes."""
+    """Two workers, of at most four, on each of this number of nodes."""
 
     workers = 2
 

@@ -152,7 +152,7 @@ def kill_in(cluster, host, pid):
 
 
 def until_there(program, *wanted, number=None, without=None):
-    """Let epochs pass until nodes run on these machines, or so many of them anywhere, or none on one machine."""
+    """Let epochs pass until nodes run on these machines, or a number of them anywhere, or none on one machine."""
     deadline = time.monotonic() + ray_nodes.WATCHDOG_S
     while True:
         program.put()

@@ -125,7 +125,7 @@ def test_a_peer_that_falls_silent_ends(listener):
 
 
 def wait_for_log(caplog, count: int) -> None:
-    """Wait until so many records are there; threads of the hub write them."""
+    """Wait until this number of records are there; threads of the hub write them."""
     done = threading.Event()
     for _ in range(600):
         if len(caplog.records) >= count:
