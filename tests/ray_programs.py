@@ -184,7 +184,7 @@ def train_beside_another_version():
     logging.getLogger("untorn").addHandler(Handler())
     here = coordinator.versions_here()
     coordinator.versions_here = lambda: {**here, "untorn": "0.0.1"}
-    coordinator._CONNECT_S = 10.0
+    coordinator.Recruiter.connect_s = 10.0
     try:
         train(engine="ray", nodes=1, workers=1)
     except untorn.WorkerError as error:

@@ -15,19 +15,17 @@ The sum of a step does not depend on who computes which shard, so the training g
 The driver copies the newest version now and then. If all nodes are lost at once, new ones begin with that copy, and
 make the steps since then again: the driver keeps the order and the rates of the epochs that they need for it.
 
-All of this runs in the thread of the hub, so a callback of the user's that takes long delays no recovery. Another
-thread speaks to the cluster, which may take its time.
+All of this runs in the thread of the hub, so a callback of the user's that takes long delays no recovery. The recruiter
+speaks to the cluster, which may take its time, in a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import pickle
-import queue
 import socket
 import threading
 import time
@@ -37,14 +35,16 @@ from typing import Any
 
 import numpy as np
 
-from untorn.engines.nodes import Cluster, Figures, Invitation
+from untorn.engines.nodes import Cluster, Figures
 from untorn.engines.nodes.node import UnreachablePeerError, versions_here
 from untorn.engines.nodes.wire import Blob, Hub, Message, Wire
-from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
+from untorn.errors import WorkerError
 from untorn.train.nodes.copies import Position, send_copy
+from untorn.train.nodes.evaluation import evaluate_on
 from untorn.train.nodes.jobs import NodeEpoch, NodeEvaluation, NodeJob, cuts_of
-from untorn.train.nodes.members import LostError, Member
-from untorn.train.nodes.replica import serve
+from untorn.train.nodes.members import LostError, Member, named
+from untorn.train.nodes.recruiter import Recruiter
+from untorn.train.nodes.sending import Sending
 from untorn.train.run.chunks import Answer
 
 __all__ = ["Coordinator"]
@@ -54,14 +54,10 @@ _log = logging.getLogger(__name__)
 #: a node that is silent for so long is given up; one that is still starting may be busy importing
 _SILENCE_S = 3.0
 _SILENCE_STARTING_S = 60.0
-#: how long a node process may take until it has connected, and until it has prepared its first job
-_CONNECT_S = 120.0
 #: how long the first session waits for nodes that are still to come, once one is ready
 _PATIENCE_S = 30.0
-#: how often the cluster is asked which nodes have ended
+#: how often the members are looked at when nothing is heard of them
 _WATCH_S = 0.25
-#: how long after a failed start the next one is tried, and the longest such time
-_RETRY_S, _RETRY_MAX_S = 0.5, 30.0
 #: the number of sessions in which a member may be unreachable for another one, without a step in between
 _ACCUSED_MAX = 2
 #: how long the coordinator waits after a session that did not begin, and between two looks for a version
@@ -71,8 +67,6 @@ _COPY_EVERY_S = 30.0
 _COPY_SHARE = 20
 #: a copy is also made when the orders of the epochs since the last one have more bytes
 _KEPT_NBYTES = 1 << 26
-#: the chunks that a node evaluates at a time, for each of its workers
-_CHUNKS_PER_WORKER = 4
 
 
 class Coordinator:
@@ -101,12 +95,10 @@ class Coordinator:
         #: a copy of the newest weights that the driver has, for nodes to fetch
         self.held: tuple[memoryview, Position] | None = None
         self._cluster = cluster
-        self._setup, self._blobs = setup, blobs
+        self._setup, self._sending = setup, Sending(setup, blobs)
         self._max_restarts = max_restarts
         self._members: dict[int, Member] = {}
         self._wires: dict[Wire, Member] = {}
-        self._starting: dict[int, float] = {}
-        self._numbers = itertools.count()
         self._job: NodeJob | None = None
         self._session = 0
         self._inside: list[Member] = []
@@ -121,15 +113,17 @@ class Coordinator:
         self._accused: dict[int, int] = {}
         self._lost_since_step: list[str] = []
         self._digest: tuple[str, str] | None = None
-        self._retry_at, self._retry_s = 0.0, _RETRY_S
-        self._why_not: str = ""
         self._closed = False
-        #: the numbers of nodes to stop, and whether they were lost; None ends the thread
-        self._to_stop: queue.SimpleQueue[tuple[int, bool] | None] = queue.SimpleQueue()
         self._hub = Hub(os.urandom(32), host=cluster.host, on_connection=self._join, name="untorn-driver")
+        self._recruiter = Recruiter(
+            cluster,
+            self._hub,
+            workers=lambda: self.workers,
+            figures=self._figures,
+            on_ended=self._process_ended,
+            on_cannot_start=self._cannot_start,
+        )
         self._hub.call(self._begin)
-        self._thread = threading.Thread(target=self._work_on_cluster, name="untorn-cluster", daemon=True)
-        self._thread.start()
 
     # -- for the driver's threads
 
@@ -193,8 +187,7 @@ class Coordinator:
     def close(self) -> None:
         """End the nodes and all connections."""
         self._closed = True
-        self._to_stop.put(None)
-        self._thread.join()
+        self._recruiter.close()
         self._hub.close()
 
     # -- members
@@ -213,7 +206,7 @@ class Coordinator:
         kind, number = hello.get("kind"), hello.get("number")
         if kind == "fetch":
             self._serve_fetch(sock)
-        elif kind == "node" and number in self._starting:
+        elif kind == "node" and self._recruiter.expects(number):
             self._hub.adopt(
                 sock, hello, on_message=self._receive, on_end=self._lose_wire, silence_s=_SILENCE_STARTING_S
             )
@@ -238,7 +231,7 @@ class Coordinator:
     def _hear(self, wire: Wire, message: Message, blobs: list[bytearray]) -> None:
         member = self._wires.get(wire)
         if member is None:
-            if self._starting.pop(wire.hello["number"], None) is not None:
+            if self._recruiter.take(wire.hello["number"]):
                 self._welcome(wire, message)
         elif member.lost is not None:
             return
@@ -253,7 +246,7 @@ class Coordinator:
         elif "trouble" in message:
             self._hear_trouble(member, message["trouble"])
         elif "failed" in message:
-            self._fail(_named(_error_of(message["failed"]), member))
+            self._fail(named(_error_of(message["failed"]), member))
 
     def _welcome(self, wire: Wire, message: Message) -> None:
         member = Member(wire.hello["number"], wire)
@@ -279,9 +272,9 @@ class Coordinator:
         member = self._wires.pop(wire, None)
         if member is not None:
             self._lose(member, reason)
-        elif self._starting.pop(wire.hello["number"], None) is not None:
-            self._start_failed(f"node {wire.hello['number']}: {reason}")
-            self._to_stop.put((wire.hello["number"], True))
+        elif self._recruiter.take(wire.hello["number"]):
+            self._recruiter.failed(f"node {wire.hello['number']}: {reason}")
+            self._recruiter.stop(wire.hello["number"], lost=True)
 
     def _lose(self, member: Member, reason: str) -> None:
         if member.lost is not None or self._closed:
@@ -295,8 +288,8 @@ class Coordinator:
             self._lost_since_step.append(f"{member.name}: {reason}")
             _log.info("%s is lost: %s", member.name, reason)
         else:
-            self._start_failed(f"{member.name}: {reason}")
-        self._to_stop.put((member.number, True))
+            self._recruiter.failed(f"{member.name}: {reason}")
+        self._recruiter.stop(member.number, lost=True)
         self._look_again()
         if len(self._lost_since_step) > self._max_restarts + len(self._inside):
             self._fail(
@@ -305,12 +298,6 @@ class Coordinator:
                     f"last: {self._lost_since_step[-1]}. max_restarts is {self._max_restarts}"
                 )
             )
-
-    def _start_failed(self, reason: str) -> None:
-        self._why_not = reason
-        _log.warning("a node did not come: %s", reason)
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
 
     def _hear_trouble(self, member: Member, trouble: Message) -> None:
         if trouble["session"] == self._session and trouble["peer"] < len(self._inside):
@@ -325,63 +312,12 @@ class Coordinator:
             if count > _ACCUSED_MAX:
                 self._lose(accused, f"{member.name} cannot reach it: {text}")
 
-    # -- the cluster
+    # -- what the recruiter asks and tells
 
-    def _work_on_cluster(self) -> None:
-        """Stop nodes that were given up, see which have ended, and start those that are missing. In a thread of its
-        own, which alone calls the cluster."""
-        while True:
-            try:
-                found = self._to_stop.get(timeout=_WATCH_S)
-                if found is None:
-                    return
-            except queue.Empty:
-                found = (-1, False)
-            try:
-                number, lost = found
-                if number >= 0:
-                    self._cluster.stop(number, lost=lost)
-                self._look_at_cluster()
-            except Exception as error:  # the cluster's library may raise any error
-                _log.warning("the cluster does not answer: %s: %s", type(error).__name__, error)
-
-    def _look_at_cluster(self) -> None:
-        for ended in self._cluster.ended():
-            self._hub.call(self._process_ended, ended.number, ended.reason)
-        now = time.monotonic()
-        late = [number for number, since in self._starting.copy().items() if now - since > _CONNECT_S]
-        for number in late:
-            self._cluster.stop(number, lost=True)
-            self._hub.call(self._process_ended, number, f"did not connect to the driver within {_CONNECT_S:g} s")
+    def _figures(self) -> Figures | None:
         job = self._job
         if job is None or self._closed:
-            return
-        self._cluster.show(self._figures(job))
-        if now < self._retry_at:
-            return
-        missing = self._cluster.wanted() - len(self._members) - len(self._starting)
-        for _ in range(missing):
-            number = next(self._numbers)
-            self._starting[number] = now
-            invitation = Invitation(
-                address=self._hub.address,
-                secret=self._hub.secret,
-                number=number,
-                workers=self.workers,
-                neighbours=self._cluster.neighbours(),
-                main=serve,
-            )
-            try:
-                started = self._cluster.start(invitation)
-            except Exception as error:
-                del self._starting[number]
-                self._hub.call(self._cannot_start, error)
-                break
-            if not started:
-                del self._starting[number]
-                break
-
-    def _figures(self, job: NodeJob) -> Figures:
+            return None
         nodes = self.nodes()
         return Figures(
             name=job.name,
@@ -391,17 +327,14 @@ class Coordinator:
             nodes=nodes,
         )
 
-    def _cannot_start(self, error: Exception) -> None:
-        self._start_failed(f"{type(error).__name__}: {error}")
-        if not self._members and not self._starting:
-            self._fail(error)
-
     def _process_ended(self, number: int, reason: str) -> None:
-        if self._starting.pop(number, None) is not None:
-            self._start_failed(f"node {number} {reason} before it had joined")
         member = self._members.get(number)
         if member is not None:
             self._lose(member, reason)
+
+    def _cannot_start(self, error: Exception) -> None:
+        if not self._members:
+            self._fail(error)
 
     # -- what a node needs before it can take part
 
@@ -412,47 +345,21 @@ class Coordinator:
             return
         try:
             async with member.preparing:
-                await self._send_all(member, job)
+                await self._sending.send(member, job, self.workers)
                 question = {"do": "prepare", "plan": job.plan, "key": job.key, "examples": job.examples}
                 answer, _ = await member.ask(question)
         except LostError:
             return
         except Exception as error:
             if self._job is job:
-                self._refuse(member, _named(error, member))
+                self._refuse(member, named(error, member))
             return
         if self._job is not job or not self._same_bits(member, answer["digest"]):
             return
         member.ready = True
         member.wire.silence_s = _SILENCE_S
-        self._retry_s = _RETRY_S
+        self._recruiter.succeeded()
         self._look_again()
-
-    async def _send_all(self, member: Member, job: NodeJob) -> None:
-        weights = {"form": self._setup["form"], "token": job.token, "version": job.first_version}
-        target = [self._setup["target"]] if self._setup["target"] is not None else []
-        if "setup" not in member.has:
-            message = {"do": "setup", "settings": self._setup["settings"], "levels": self._setup["levels"]} | weights
-            await member.ask(message, [*self._blobs, job.first, *target])
-            member.has.add("setup")
-            member.tell({"do": "workers", "count": self.workers})
-        else:
-            # a node that was at work when a job was ended may have made a step more than anybody knows
-            position, _ = await member.ask({"do": "position"})
-            if position["token"] != job.token or position["version"] > job.first_version:
-                await member.ask({"do": "weights"} | weights, [job.first, *target])
-        await self._send_data(member, job.key, job.read, job.raw)
-
-    async def _send_data(self, member: Member, key: int, read: Callable[..., Any], raw: memoryview) -> None:
-        if key not in member.has:
-            try:
-                await member.ask({"do": "data", "key": key, "read": read}, [raw])
-            except OSError as error:
-                raise WorkerError(
-                    f"{member.name} cannot read the data: {error}. Every node must have the same files in the same "
-                    "places"
-                ) from error
-            member.has.add(key)
 
     def _same_bits(self, member: Member, digest: str) -> bool:
         """Compare the gradient of a few examples with that of the first node."""
@@ -503,14 +410,16 @@ class Coordinator:
         """Return whether enough nodes are there for the first session of a job."""
         now = time.monotonic()
         waited_s = now - self._begun_at
-        if not ready and waited_s > _CONNECT_S:
-            why = self._why_not or "none has connected to the driver"
-            self._fail(WorkerError(f"no node was ready within {_CONNECT_S:g} s; the last reason: {why}"))
+        limit_s = self._recruiter.connect_s
+        if not ready and waited_s > limit_s:
+            why = self._recruiter.why_not or "none has connected to the driver"
+            self._fail(WorkerError(f"no node was ready within {limit_s:g} s; the last reason: {why}"))
             return False
         if len(ready) >= self._cluster.wanted() or (ready and self.made):
             return True
         if ready and waited_s > _PATIENCE_S:
-            _log.warning("training begins on %d of %d nodes: %s", len(ready), self._cluster.wanted(), self._why_not)
+            why = self._recruiter.why_not
+            _log.warning("training begins on %d of %d nodes: %s", len(ready), self._cluster.wanted(), why)
             return True
         return False
 
@@ -546,7 +455,7 @@ class Coordinator:
         _log.info("%s leaves", member.name)
         member.lose("it leaves")
         self._members.pop(member.number, None)
-        self._to_stop.put((member.number, False))
+        self._recruiter.stop(member.number, lost=False)
 
     async def _pause(self, members: list[Member]) -> dict[Member, Position]:
         """Have members pause. Return the positions of those that have answered."""
@@ -558,7 +467,7 @@ class Coordinator:
             if isinstance(answer, LostError):
                 continue
             if isinstance(answer, Exception):
-                self._fail(_named(answer, member))
+                self._fail(named(answer, member))
                 continue
             if isinstance(answer, BaseException):
                 raise answer
@@ -574,7 +483,7 @@ class Coordinator:
         newest, source = self._newest(job, positions)
         step = newest - job.base
         epoch = job.epoch_at(step)
-        cuts = cuts_of(job.plan.settings.shards, [max(1, len(each.status.get("workers", "x"))) for each in members])
+        cuts = cuts_of(job.plan.settings.shards, [each.workers for each in members])
         message = {
             "do": "session",
             "session": self._session,
@@ -618,7 +527,7 @@ class Coordinator:
             return False
         except Exception as error:
             if self.made == 0 or len(members) == 1:
-                self._fail(_named(error, member))
+                self._fail(named(error, member))
             else:
                 self._lose(member, str(error))
             return False
@@ -645,8 +554,8 @@ class Coordinator:
         self._job = job
         self._inside, self._accused, self._lost_since_step = [], {}, []
         self._told, self._reached, self._copy_soon = None, 0, False
-        self._digest, self._begun_at, self._why_not = None, time.monotonic(), ""
-        self._retry_at, self._retry_s = 0.0, _RETRY_S
+        self._digest, self._begun_at = None, time.monotonic()
+        self._recruiter.begin()
         for member in list(self._members.values()):
             member.ready = False
             member.wire.silence_s = _SILENCE_STARTING_S
@@ -754,37 +663,13 @@ class Coordinator:
 
     async def _evaluate(self, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]) -> None:
         members = [each for each in self._members.values() if each.ready]
-        tasks = [asyncio.ensure_future(self._evaluate_on(member, work, put)) for member in members]
+        tasks = [asyncio.ensure_future(evaluate_on(member, work, put)) for member in members]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _evaluate_on(
-        self, member: Member, work: NodeEvaluation, put: Callable[[tuple[int, Answer]], None]
-    ) -> None:
-        """Have one node evaluate some chunks after others, until none is left or the node is lost."""
-        taken: list[int] = []
-        try:
-            await self._send_data(member, work.key, work.read, work.raw)
-            while work.chunks:
-                count = _CHUNKS_PER_WORKER * max(1, self.workers)
-                taken, work.chunks[:] = work.chunks[:count], work.chunks[count:]
-                message = {"do": "evaluate", "evaluation": work.evaluation, "key": work.key, "chunks": taken}
-                answer, blobs = await member.ask(message | {"position": work.position})
-                for chunk, measured, payload in zip(answer["chunks"], blobs[::2], blobs[1::2], strict=True):
-                    taken.remove(chunk)
-                    put((chunk, Answer(answer["names"], np.frombuffer(measured), payload)))
-                if taken:  # it has other weights
-                    return
-        except LostError:
-            pass
-        except Exception as error:
-            raise _named(error, member) from error
-        finally:
-            work.chunks.extend(taken)
 
     def _forget(self, keys: list[int]) -> None:
         for member in self._members.values():
@@ -824,13 +709,3 @@ def _error_of(content: bytes) -> Exception:
 def _ignore(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def _named(error: Exception, member: Member) -> Exception:
-    """Return the error with the name of the node in its message."""
-    if isinstance(error, WorkerError | NonFiniteLossError | CapacityError) and error.args:
-        if member.name not in str(error.args[0]):
-            error.args = (f"{member.name}: {error.args[0]}", *error.args[1:])
-    else:
-        error.add_note(f"on {member.name}")
-    return error

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from untorn.engines.nodes.wire import Blob, Message, Wire
+from untorn.errors import CapacityError, NonFiniteLossError, WorkerError
 
-__all__ = ["LostError", "Member"]
+__all__ = ["LostError", "Member", "named"]
 
 
 class LostError(Exception):
@@ -53,6 +54,11 @@ class Member:
         """The address of its listening socket."""
         host, port = self.place["here"]
         return str(host), int(port)
+
+    @property
+    def workers(self) -> int:
+        """The number of its workers, by its last report; 1 before the first."""
+        return max(1, len(self.status.get("workers", ())))
 
     def tell(self, message: Message, blobs: Sequence[Blob] = ()) -> None:
         """Send a message that needs no answer."""
@@ -108,3 +114,13 @@ class Member:
             "received": status.get("received", 0),
             "waited_s": status.get("waited_s", 0.0),
         }
+
+
+def named(error: Exception, member: Member) -> Exception:
+    """Return the error with the name of the node in its message."""
+    if isinstance(error, WorkerError | NonFiniteLossError | CapacityError) and error.args:
+        if member.name not in str(error.args[0]):
+            error.args = (f"{member.name}: {error.args[0]}", *error.args[1:])
+    else:
+        error.add_note(f"on {member.name}")
+    return error
