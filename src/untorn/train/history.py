@@ -51,8 +51,8 @@ class History:
         [2.25, 0.75]
         >>> print(history)
         epoch    loss  accuracy  seconds  examples/s
-            0  2.2500    0.5000     0.50       2,874
-            1  0.7500    0.8750     0.25       5,748
+            1  2.2500    0.5000     0.50       2,874
+            2  0.7500    0.8750     0.25       5,748
 
     """
 
@@ -121,8 +121,8 @@ class History:
         return f"<History: {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}; the last: {last}>"
 
     def __str__(self) -> str:
-        """Return a table with a line per epoch."""
-        columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch) for epoch in self.epoch])]
+        """Return a table with a line per epoch, counted from 1 as in plots and progress bars."""
+        columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch + 1) for epoch in self.epoch])]
         columns += [(name, [number_text(value) for value in values]) for name, values in self.history.items()]
         columns.append(("seconds", [f"{value:.2f}" for value in self.seconds]))
         columns.append(("examples/s", [f"{value:,.0f}" for value in self.examples_per_s]))

@@ -18,20 +18,23 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Literal, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 
 from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
+from untorn.first_guesses import only_known_arguments, unknown_attribute
 from untorn.share import Snapshot, Subscriber
 from untorn.share.lowlevel import extra
 from untorn.train.arguments import checked_callbacks, checked_count, checked_path
 from untorn.train.callbacks import Callback
+from untorn.train.callbacks.progress import with_progress
 from untorn.train.checkpoints.checkpoint import check_installed, read, write
 from untorn.train.checkpoints.resuming import check_settings
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import source_of
 from untorn.train.data.epochs import training_data
 from untorn.train.describing import described
+from untorn.train.guesses import ATTRIBUTE_GUESSES, unknown_to_evaluate, unknown_to_fit, unknown_to_trainer
 from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
@@ -141,11 +144,12 @@ class Trainer(Generic[ModelT_co]):
     max_restarts: Setting[int] = Setting()
     tuner: Tuner | None
 
+    @only_known_arguments
     def __init__(
         self,
         model: ModelT_co,
         params: Any = None,
-        *,
+        *more: Never,
         optimizer: OptimizerLike,
         workers: int | Literal["auto"] | None = None,
         engine: EngineName | Cluster = "processes",
@@ -160,7 +164,10 @@ class Trainer(Generic[ModelT_co]):
         max_restarts: int = 3,
         name: str | None = None,
         ray_options: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> None:
+        if more or unknown:
+            raise unknown_to_trainer(more, unknown)
         if isinstance(optimizer, LocalSteps):
             shards = optimizer.checked_shards(mode, shards)
         cluster = checked_cluster(engine, nodes=nodes, workers=workers, mode=mode, ray_options=ray_options)
@@ -302,10 +309,11 @@ class Trainer(Generic[ModelT_co]):
 
     # -- training
 
+    @only_known_arguments
     def fit(
         self,
         data: Any,
-        *,
+        *more: Never,
         epochs: int,
         batch_size: int | None = None,
         steps_per_epoch: int | None = None,
@@ -317,6 +325,8 @@ class Trainer(Generic[ModelT_co]):
         resume: bool = False,
         checkpoint_every_s: float | None = 300.0,
         keep: int = 3,
+        verbose: bool | Literal[0, 1, 2] | None = None,
+        **unknown: Never,
     ) -> History:
         """Train for some epochs; blocks until they are done. Further calls continue where the last one ended, also in
         the middle of an epoch: the rest of it is then the first of ``epochs``. With other data, other batches or other
@@ -324,9 +334,9 @@ class Trainer(Generic[ModelT_co]):
 
         Args:
             data: a tuple, list or dict of arrays with one example per row, such as (x, y): copied once into shared
-                memory, or mapped from their files. Or a dataset with len() and [index], whose items the workers read.
-                Or an iterable of batches, which this process reads ahead of the workers. Nodes are sent arrays and
-                datasets once each, and open mapped files themselves, under the same path.
+                memory, or mapped from their files. Or a dataset with len() and [index], or a list of examples, whose
+                items the workers read. Or an iterable of batches, which this process reads ahead of the workers. Nodes
+                are sent arrays and datasets once each, and open mapped files themselves, under the same path.
             epochs: the number of epochs.
             batch_size: examples per step, of all workers together. The last batch of an epoch may be smaller. For an
                 iterable of batches leave it out: each batch has its own size.
@@ -342,6 +352,9 @@ class Trainer(Generic[ModelT_co]):
             checkpoint_every_s: write a checkpoint inside an epoch too, this number of seconds after the last one; None
                 for never.
             keep: the number of newest checkpoints to keep, beside the best one by val_loss, or by loss.
+            verbose: show the progress on standard error, as the callback ProgressBar does. By default in the main
+                thread of a program on a terminal (standard output and error), and in a notebook; True (1) always, 2
+                with a line per epoch instead of a bar, False (0) never. Not beside a ProgressBar among the callbacks.
 
         Returns:
             History: loss and metrics per epoch.
@@ -361,6 +374,8 @@ class Trainer(Generic[ModelT_co]):
             OSError: a checkpoint could not be written. The weights and the earlier checkpoints are kept.
         """
         self._lifetime.check_owner()
+        if more or unknown:
+            raise unknown_to_fit(more, unknown)
         epochs = checked_count("epochs", epochs, 0, 2**31)
         validation = None
         if validation_data is not None:
@@ -374,7 +389,7 @@ class Trainer(Generic[ModelT_co]):
         if checkpoint_dir is not None:
             checkpoint_dir = checked_path("checkpoint_dir", checkpoint_dir)
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
-        callbacks = checked_callbacks(callbacks)
+        callbacks = with_progress(checked_callbacks(callbacks), verbose)
         resources = self._open()
         loop = FitLoop(
             settings=self._settings, state=self._state, weights=resources.weights, pool=self._pool,
@@ -439,18 +454,24 @@ class Trainer(Generic[ModelT_co]):
 
     # -- evaluation
 
-    def evaluate(self, data: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> dict[str, float]:
+    @only_known_arguments
+    def evaluate(
+        self, data: Any, *more: Never, batch_size: int = EVALUATION_BATCH_SIZE, **unknown: Never
+    ) -> dict[str, float]:
         """Return loss and metrics of the newest weights, means over all examples, ``batch_size`` at a time. Worker
         processes that run, also those of nodes, share the work if it is worth the overhead; the result has the same
         bits without them.
 
         Raises WorkerError, with the traceback, if the model failed in a worker; NonFiniteLossError.
         """
+        if more or unknown:
+            raise unknown_to_evaluate("evaluate", more, unknown)
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         source = source_of("data", self._model.arrays(data))
         return self._evaluator().evaluate(source, batch_size)
 
-    def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH_SIZE) -> Any:
+    @only_known_arguments
+    def predict(self, x: Any, *more: Never, batch_size: int = EVALUATION_BATCH_SIZE, **unknown: Never) -> Any:
         """Return the model's ``predict(params, x)`` for the newest weights, ``batch_size`` examples at a time, joined
         in order. If it is a dict or tuple of arrays, each of them is joined. Worker processes share the work as in
         evaluate(). A TorchModel returns its module's outputs as arrays; x is then the input, a tuple of the inputs, or
@@ -458,6 +479,8 @@ class Trainer(Generic[ModelT_co]):
 
         Raises TypeError if the model has no predict method; WorkerError if it failed in a worker.
         """
+        if more or unknown:
+            raise unknown_to_evaluate("predict", more, unknown)
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         source = source_of("x", self._model.arrays(x))
         return self._evaluator().predict(source, batch_size)
@@ -522,6 +545,12 @@ class Trainer(Generic[ModelT_co]):
         if self._resources is not None:
             self._finalizer()
             self._resources = None
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            raise unknown_attribute(self, name, ATTRIBUTE_GUESSES)
 
     def __repr__(self) -> str:
         return described(self, name=self._name, closed=self._lifetime.closed)

@@ -1,4 +1,4 @@
-"""What people write first about a training: it works, or the error says the right word."""
+"""What people write first about a training: it works, or the error says the right word. See also test_verbose.py."""
 
 import inspect
 import logging
@@ -93,11 +93,126 @@ def test_a_trainer_says_what_it_is():
     assert repr(trainer) == "<untorn.Trainer of linear, NAdam, async, 3 workers, step 0>"
 
 
-def test_plots_count_epochs_as_the_progress_bar():
+def fitted(*data, **settings):
+    with Trainer(linear, {"w": np.zeros(2)}, optimizer=SGD(0.1), engine="serial", shards=2) as trainer:
+        return trainer.fit(*data, **({"epochs": 1, "batch_size": 2} | settings))
+
+
+X, Y = np.ones((4, 2)), np.ones(4)
+FIT = [
+    (
+        lambda: fitted(X, Y),
+        r"fit\(\) got more arguments by position than it takes \(ndarray\): .*fit\(\(x, y\), epochs",
+    ),
+    (lambda: fitted((X, Y), validation_split=0.2), r"choose .*validation_data=\(x\[n:\], y\[n:\]\)"),
+    (lambda: fitted((X, Y), lr=0.1), "belongs to the optimizer"),
+    (lambda: fitted((X, Y), num_epochs=3), "write epochs="),
+    (lambda: fitted((X, Y), val_data=(X, Y)), "write validation_data="),
+    (lambda: fitted((X, Y), num_workers=3), r"write Trainer\(workers=\)"),
+    (lambda: fitted((X, Y), sample_weight=Y), "one more part of the data"),
+    (lambda: fitted((X, Y), colour=1), r"fit\(\) has no argument 'colour'$"),
+    (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), epochs=3), r"write fit\(epochs=\)"),
+    (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), num_workers=3), "write workers="),
+    (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), lr=0.1), r"optimizer=SGD\(0.1\)"),
+    (lambda: trainer().evaluate(X, Y), r"evaluate\(\) got more .*evaluate\(\(x, y\)\)"),
+    (lambda: trainer().predict(X, verbose=0), "it prints nothing"),
+]
+
+
+def trainer():
+    return Trainer(linear, {"w": np.zeros(2)}, optimizer=SGD(0.1), engine="serial", shards=2)
+
+
+@pytest.mark.parametrize(("use", "text"), FIT)
+def test_trainers(use, text):
+    with pytest.raises(TypeError, match=text):
+        use()
+
+
+def test_signatures_of_trainers_have_what_they_take():
+    for function in (Trainer, Trainer.fit, Trainer.evaluate, Trainer.predict):
+        assert not {"more", "unknown"} & inspect.signature(function).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train", r"write fit\("),
+        ("state_dict", "write params"),
+        ("history", "fit.. returns the History"),
+        ("colour", ""),
+    ],
+)
+def test_attributes_of_trainers(name, text):
+    with pytest.raises(AttributeError, match=f"'Trainer' object has no attribute '{name}'.*{text}"):
+        getattr(trainer(), name)
+    assert not hasattr(trainer(), name)
+
+
+def examples(*, form):
+    """Four examples in a list, in this form."""
+    rows = [(np.full(2, float(i)), float(i)) for i in range(4)]
+    return [form(x, y) for x, y in rows]
+
+
+@pytest.mark.parametrize("form", [lambda x, y: (x, y), lambda x, y: (x, np.array(y)), lambda x, y: (list(x), int(y))])
+def test_a_list_of_examples(form):
+    arrays = np.stack([np.full(2, float(i)) for i in range(4)]), np.arange(4.0)
+    assert fitted(examples(form=form)).history == fitted(arrays).history
+
+
+def test_a_list_of_examples_in_dicts_and_of_rows():
+    with Trainer(in_dicts, {"w": np.zeros(2)}, optimizer=SGD(0.1), engine="serial", shards=2) as trainer:
+        history = trainer.fit(examples(form=lambda x, y: {"x": x, "y": [y]}), epochs=1, batch_size=2)
+    assert history.history == fitted((np.stack([np.full(2, float(i)) for i in range(4)]), np.arange(4.0))).history
+
+
+def in_dicts(params, batch):
+    assert batch["y"].shape[1:] == (1,)
+    return linear(params, (batch["x"], batch["y"][:, 0]))
+
+
+def test_lists_of_arrays_stay_arrays_with_a_row_per_example():
+    assert fitted([X, Y]).history == fitted((X, Y)).history
+    from untorn.train.data import source_of
+
+    assert source_of("data", [(X, X), (X, X)]).examples == 4
+    assert source_of("data", [(X, Y), Y]).examples == 4
+    assert source_of("data", [(X, X[:, 0])]).examples == 4
+    assert source_of("data", [(np.ones(3), np.ones(2))] * 7).examples == 7
+    with pytest.raises(ValueError, match=r"2 examples and .* 3"):
+        source_of("data", [(np.ones(3), np.ones(2))])
+
+
+class Epochs(Callback):
+    """Notes how the epochs are counted."""
+
+    def __init__(self):
+        self.counted = []
+
+    def on_epoch_begin(self, epoch, logs):
+        self.counted.append((epoch + 1, logs["epochs"]))
+
+
+def test_a_further_fit_goes_on_counting(tmp_path):
+    epochs = Epochs()
+    with trainer() as training:
+        for count in (2, 1):
+            training.fit(
+                (X, Y), epochs=count, batch_size=2, callbacks=[epochs], checkpoint_dir=tmp_path, resume=count == 2
+            )
+    assert epochs.counted == [(1, 2), (2, 2), (3, 3)]
+    with trainer() as training:
+        training.fit((X, Y), epochs=5, batch_size=2, callbacks=[epochs], checkpoint_dir=tmp_path, resume=True)
+    assert epochs.counted[3:] == [(4, 5), (5, 5)]
+
+
+def test_plots_and_tables_count_epochs_as_the_progress_bar():
     pytest.importorskip("matplotlib")
     history = History()
     for epoch in range(3):
         history.append(epoch, {"loss": 1.0}, seconds=1.0, examples_per_s=1.0)
+    assert [line.split()[0] for line in str(history).splitlines()] == ["epoch", "1", "2", "3"]
     (axes,) = history.plot().axes
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3]
 

@@ -49,7 +49,7 @@ def test_the_table_has_aligned_columns(history):
     assert lines[0].split() == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "examples/s"]
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == 1
-    assert lines[3].split() == ["2", "0.6667", "0.7500", "2.5000", "0.5000", "0.50", "1,002"]
+    assert lines[3].split() == ["3", "0.6667", "0.7500", "2.5000", "0.5000", "0.50", "1,002"]
     assert "3 epochs" in repr(history)
     assert "loss=0.6667" in repr(history)
 

@@ -116,7 +116,9 @@ class Callback:
         """Run once, before the first epoch. ``logs`` is empty."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Run before each epoch, counted from 0. ``logs``: its number of steps and of examples, and that of epochs."""
+        """Run before each epoch, counted from 0.
+
+        ``logs``: its number of steps and of examples, and the number of epochs since training began when fit ends."""
 
     def on_batch_end(self, batch: int, logs: Logs) -> None:
         """Run after each step; ``batch`` is the step in the epoch, from 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from untorn import trees
 from untorn.train.data.arrays import ArraySource, is_array, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.items import Examples, ItemSource
@@ -44,6 +45,8 @@ def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
         return _of_loader(what, data, in_epochs=in_epochs)
     if _is_torch(data, "TensorDataset"):
         return ArraySource(what, data.tensors)
+    if _is_list_of_examples(data):
+        return ItemSource(what, data)
     if isinstance(data, dict | tuple | list) or is_array(data):
         return ArraySource(what, data)
     if _is_torch(data, "IterableDataset"):
@@ -57,6 +60,25 @@ def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
         f"{what}: expected a NumPy array, or a tuple, list or dict of them, or a dataset with len() and [index], found "
         f"{type_name(data)}"
     )
+
+
+def _is_list_of_examples(data: Any) -> bool:
+    """Return whether this is a list of examples, and no tree of arrays with a row per example. It is no such tree if
+    the first example has a number, a single element or a text among its parts, or parts with unlike numbers of rows."""
+    if not isinstance(data, list) or not data or not isinstance(data[0], tuple | list | dict):
+        return False
+    if any(type(item) is not type(data[0]) for item in data):
+        return False
+    first, last = _shapes_of(data[0]), _shapes_of(data[-1])
+    if () in first:
+        return True
+    return len(data) > 1 and first == last and len({shape[0] for shape in first}) > 1
+
+
+def _shapes_of(example: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of an example's parts, that of a number or a text being ()."""
+    leaves = trees.flatten(example, kinds=trees.BATCH)[1]
+    return [tuple(getattr(leaf, "shape", ())) if is_array(leaf) else () for leaf in leaves]
 
 
 def _is_torch(data: Any, name: str) -> bool:

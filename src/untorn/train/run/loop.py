@@ -98,6 +98,8 @@ class FitLoop:
         self._optimizer = optimizer
         self._data = data
         self._epochs = epochs
+        #: the number of epochs since training began when this call of fit ends
+        self._last_epoch = epochs
         self._validation = validation
         self._saver = saver
         self._control = control
@@ -131,6 +133,7 @@ class FitLoop:
         state = self._state
         state.stop = False
         states = self._resume() if resume else {}
+        self._last_epoch = self._status.epochs = self._epochs if resume else state.epoch + self._epochs
         self._partial = state.partial = self._continued(state.partial)
         state.batching = self._data.batching
         if resume and self._data.goes_on:
@@ -140,7 +143,7 @@ class FitLoop:
             give_states_back(self.callbacks, states)
             if not (states and state.stop):  # a callback may have restored an early stop
                 try:
-                    self._run_epochs(max(0, self._epochs - state.epoch) if resume else self._epochs)
+                    self._run_epochs(max(0, self._last_epoch - state.epoch))
                 except BaseException as error:
                     if not self._lifetime.is_copy:
                         self._keep_partial(error)
@@ -226,7 +229,7 @@ class FitLoop:
         state, partial = self._state, self._partial
         self._epoch, self.inside_epoch, state.partial = Epoch.begin(partial), True, None
         for callback in self.callbacks:
-            logs = {"steps": steps, "examples": self._data.examples, "epochs": self._epochs}
+            logs = {"steps": steps, "examples": self._data.examples, "epochs": self._last_epoch}
             callback.on_epoch_begin(state.epoch, logs)
             self._lifetime.check_owner()
         self._override = state.learning_rate.override

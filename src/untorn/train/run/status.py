@@ -70,6 +70,9 @@ class JobStatus:
         pool: the workers.
         weights: the channel of the weights, which has the name of the job.
         epochs: the number of epochs of this call of fit.
+
+    Attributes:
+        epochs: the number of epochs since training began when this call of fit ends.
     """
 
     def __init__(self, settings: Settings, state: TrainingState, pool: Pool, weights: Weights, epochs: int) -> None:
@@ -77,7 +80,7 @@ class JobStatus:
         self._state = state
         self._pool = pool
         self._weights = weights
-        self._epochs = epochs
+        self.epochs = epochs
         self._started_at = time.time()
         self._curve = LossCurve()
         self._board: Board | None = None
@@ -152,7 +155,7 @@ class JobStatus:
             "engine": settings.engine,
             "step": step,
             "epoch": state.epoch,
-            "epochs": self._epochs,
+            "epochs": self.epochs,
             "step_in_epoch": self._skipped + self._done,
             "steps_per_epoch": self._skipped + board.steps,
             "version": self._weights.version,
