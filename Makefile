@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-c proof check bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
+.PHONY: help demo test test-c proof check docs bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
 .DEFAULT_GOAL := help
 
 help:
@@ -28,7 +28,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,docs]'
 	@touch $@
 
 $(VENV)/.bench-installed: $(VENV)/.installed
@@ -69,6 +69,11 @@ check: $(VENV)/.installed
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
+
+# A link to a page, a heading, a source or a public name that does not exist is a warning, too.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs
+	@echo "open $(CURDIR)/build/docs/index.html"
 
 bench: $(VENV)/.bench-installed
 	$(BIN)/python -m benchmarks

@@ -46,7 +46,11 @@ def leads_somewhere(document: Path, target: str) -> bool:
 
 
 BLOCKS = python_blocks(README.read_text())
-GUIDE = sorted(path for path in ROOT.glob("docs/guide/*.md") if python_blocks(path.read_text()))
+GUIDE = sorted(
+    path
+    for path in [*ROOT.glob("docs/guide/*.md"), ROOT / "docs" / "index.md", ROOT / "docs" / "concepts.md"]
+    if python_blocks(path.read_text())
+)
 
 
 def expected_output(block: str) -> list[str]:

@@ -95,7 +95,7 @@ class Trainer(Generic[ModelT_co]):
             ``workers``. With 0 the result is that of sync mode with shards=1.
         seed: the seed of the order of the examples and of ``rng``. 0 or more.
         clip_norm: the maximum norm of the whole gradient; a larger one is scaled down to it, as
-            torch.nn.utils.clip_grad_norm_ does. The norm before clipping is the metric grad_norm.
+            ``torch.nn.utils.clip_grad_norm_`` does. The norm before clipping is the metric grad_norm.
         accumulate: the number of parts that every shard is cut into, computed one after another to save memory;
             gradients are averaged, weighted by their number of examples.
         threads_per_worker: the number of BLAS threads of each worker.
@@ -344,7 +344,7 @@ class Trainer(Generic[ModelT_co]):
                 that cannot restart, such as a generator, continues in each epoch where the last one ended.
             shuffle: use a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
             drop_last: leave out a last, smaller batch; with shuffle, other examples in each epoch.
-            validation_data: data to evaluate after each epoch, as evaluate() does, for val_loss and val_... metrics.
+            validation_data: data to evaluate after each epoch, as evaluate() does, for the metrics ``val_...``.
             callbacks: Callback objects, called in this process; on_train_end is also called after an error.
             checkpoint_dir: a directory to write a checkpoint to at each epoch's end, while training continues.
             resume: resume from the newest checkpoint there, as if training had never stopped. ``epochs`` is then the
