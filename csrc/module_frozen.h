@@ -38,6 +38,9 @@ struct key_hold {
  * have; -1 if an exception is set. */
 int key_open(PyObject *object, struct key_hold *hold);
 
+/* Whether the object is a bool of NumPy, which equals an int and is none. */
+bool key_is_numpy_bool(PyObject *object);
+
 static inline void key_close(struct key_hold *hold) { Py_XDECREF(hold->owner); }
 
 /* Return new objects, or NULL with an exception: FormatError if the bytes are not valid. */

@@ -280,7 +280,8 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
     struct key_hold hold;
     const struct step step = {NULL, key, 0};
     /* A bool or a float would be found, as the int that it equals, but would come back as an int. */
-    const int opened = PyBool_Check(key) || PyFloat_Check(key) ? 0 : key_open(key, &hold);
+    const bool comes_back = !PyBool_Check(key) && !PyFloat_Check(key) && !key_is_numpy_bool(key);
+    const int opened = comes_back ? key_open(key, &hold) : 0;
     if (opened < 0)
         return false;
     if (opened == 0)

@@ -93,11 +93,37 @@ static int key_open_float(PyObject *object, struct key_hold *hold)
     return opened;
 }
 
-/* NumPy's integers and other objects with __index__. */
+static bool names_equal(PyObject *name, const char *expected)
+{
+    return name != NULL && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, expected) == 0;
+}
+
+/* NumPy 1 calls the type bool_, and gives it an __index__ that warns; NumPy 2 calls it bool. */
+bool key_is_numpy_bool(PyObject *object)
+{
+    if (PyUnicode_Check(object) || PyLong_Check(object) || PyBytes_Check(object))
+        return false;
+    PyObject *type = (PyObject *)Py_TYPE(object), *module = NULL, *name = PyObject_GetAttrString(type, "__name__");
+    bool is = names_equal(name, "bool") || names_equal(name, "bool_");
+    if (is) {
+        module = PyObject_GetAttrString(type, "__module__");
+        is = names_equal(module, "numpy");
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return is;
+}
+
+/* NumPy's bools and integers, and other objects with __index__. */
 static int key_open_index(PyObject *object, struct key_hold *hold)
 {
     if (PyObject_Hash(object) == -1)
         return -1; /* unhashable: TypeError, as from a dict */
+    if (key_is_numpy_bool(object)) {
+        hold->number = PyObject_IsTrue(object);
+        return key_set(hold, FROZEN_INT, &hold->number, 8);
+    }
     if (!PyIndex_Check(object))
         return 0;
     PyObject *integer = PyNumber_Index(object);

@@ -264,7 +264,9 @@ def test_str_bytes_and_int_are_three_keys():
 
 
 @pytest.mark.parametrize(
-    "key", [1, True, 1.0, Color.RED, np.int8(1), np.uint64(1), np.float64(1.0)], ids=lambda key: type(key).__name__
+    "key",
+    [1, True, 1.0, Color.RED, np.int8(1), np.uint64(1), np.float64(1.0), np.True_],
+    ids=lambda key: type(key).__name__,
 )
 def test_whatever_equals_one_finds_it(key):
     assert FrozenDict({1: "one"})[key] == {1: "one"}[key] == "one"
