@@ -193,6 +193,18 @@ static enum status head_settle(const struct queue *queue, uint64_t tail, uint64_
     }
 }
 
+/* I2: put a slot into the cell of the position behind the last item, which is settled. `done` is false if another
+ * process was faster, and so the tail has moved or can be settled. A cell of a later round is one of a later tail. */
+static enum status cell_put(const struct queue *queue, uint64_t tail, uint32_t slot, bool *done)
+{
+    shared_u64 *cell = &queue->ring[ring_index(queue, tail)];
+    const uint64_t old = shared_load_acquire(cell), round = tail / queue->cells;
+    *done = old >> QUEUE_SLOT_BITS < round && shared_swap_if(cell, old, cell_make(queue, tail, slot));
+    if (old >> QUEUE_SLOT_BITS > round && shared_load_acquire(&queue->head->tail) == tail)
+        return STATUS_FORMAT;
+    return STATUS_OK;
+}
+
 enum status queue_insert(const struct queue *queue, uint32_t row, uint32_t slot)
 {
     shared_u64 *word = &queue->slots[slot].word;
@@ -203,8 +215,8 @@ enum status queue_insert(const struct queue *queue, uint32_t row, uint32_t slot)
     if (!shared_swap_if(word, found, word_make(word_position(found), QUEUE_OFFERED, row)))
         return STATUS_NOT_OWNED;
     uint64_t tail, head;
-    bool ended;
-    for (;;) {
+    bool ended, done = false;
+    while (!done) {
         enum status status = tail_settle(queue, &tail, &ended); /* I1 */
         if (status != STATUS_OK || ended)
             return status != STATUS_OK ? status : STATUS_ENDED;
@@ -218,11 +230,9 @@ enum status queue_insert(const struct queue *queue, uint32_t row, uint32_t slot)
             if (head <= tail && tail - head >= queue->capacity)
                 return STATUS_FULL;
         }
-        shared_u64 *cell = &queue->ring[ring_index(queue, tail)];
-        const uint64_t old = shared_load_acquire(cell);
-        if (!cell_is_of(queue, old, tail) && old >> QUEUE_SLOT_BITS < tail / queue->cells &&
-            shared_swap_if(cell, old, cell_make(queue, tail, slot))) /* I2 */
-            break;
+        status = cell_put(queue, tail, slot, &done); /* I2 */
+        if (status != STATUS_OK)
+            return status;
     }
     enum status status = tail_settle(queue, &tail, &ended);
     gate_announce(&queue->head->items);
@@ -232,16 +242,13 @@ enum status queue_insert(const struct queue *queue, uint32_t row, uint32_t slot)
 enum status queue_close(const struct queue *queue)
 {
     uint64_t tail;
-    bool ended;
-    for (;;) {
+    bool ended = false, done = false;
+    while (!ended && !done) {
         enum status status = tail_settle(queue, &tail, &ended);
+        if (status == STATUS_OK && !ended)
+            status = cell_put(queue, tail, QUEUE_NO_SLOT, &done);
         if (status != STATUS_OK)
             return status;
-        shared_u64 *cell = &queue->ring[ring_index(queue, tail)];
-        const uint64_t old = shared_load_acquire(cell);
-        if (ended || (!cell_is_of(queue, old, tail) && old >> QUEUE_SLOT_BITS < tail / queue->cells &&
-                      shared_swap_if(cell, old, cell_make(queue, tail, QUEUE_NO_SLOT))))
-            break;
     }
     shared_store_relaxed(&queue->head->closed, 1);
     gate_announce(&queue->head->items);

@@ -22,22 +22,38 @@ static const uint64_t POPULATE_NBYTES = 64 << 10;
 
 /* -- the file ---------------------------------------------------------------------------------------------------- */
 
-/* The boot of the kernel, zeros where it does not say. */
-static void boot_read(uint8_t boot[16])
+/* The boot of the kernel; zeros where it does not say, as without /proc. */
+static enum status boot_read(uint8_t boot[16])
 {
     char text[64] = "";
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    int fd;
     memset(boot, 0, 16);
-    if (fd >= 0 && read(fd, text, sizeof text - 1) > 0)
-        for (size_t i = 0, at = 0; text[i] != 0 && at < 32; i++) {
-            const char c = text[i];
-            if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')) {
-                boot[at / 2] = (uint8_t)(boot[at / 2] << 4 | (c <= '9' ? c - '0' : c - 'a' + 10));
-                at++;
-            }
+    while ((fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC)) < 0)
+        if (errno != EINTR)
+            return errno == ENOENT || errno == EACCES || errno == EPERM ? STATUS_OK : STATUS_OS;
+    ssize_t got;
+    while ((got = read(fd, text, sizeof text - 1)) < 0 && errno == EINTR)
+        ;
+    int cause = errno;
+    close(fd);
+    errno = cause;
+    if (got < 0)
+        return STATUS_OS;
+    for (size_t i = 0, at = 0; text[i] != 0 && at < 32; i++) {
+        const char c = text[i];
+        if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')) {
+            boot[at / 2] = (uint8_t)(boot[at / 2] << 4 | (c <= '9' ? c - '0' : c - 'a' + 10));
+            at++;
         }
-    if (fd >= 0)
-        close(fd);
+    }
+    return STATUS_OK;
+}
+
+/* Whether both are known, and differ. */
+static bool boots_differ(const uint8_t one[16], const uint8_t other[16])
+{
+    static const uint8_t unknown[16];
+    return memcmp(one, other, 16) != 0 && memcmp(one, unknown, 16) != 0 && memcmp(other, unknown, 16) != 0;
 }
 
 /* Fill in everything that follows from the sizes. */
@@ -58,7 +74,6 @@ static enum status head_make(struct queue_head *head, const struct queue_sizes *
         .created_ns = clock_wall_ns(),
     };
     memcpy(head->magic, QUEUE_MAGIC, sizeof head->magic);
-    boot_read(head->boot);
     while (head->cells <= head->capacity)
         head->cells *= 2;
     head->window_nbytes = head->limit_pages * page;
@@ -95,6 +110,8 @@ enum status queue_format(int fd, const uint8_t id[QUEUE_ID_NBYTES], const struct
 {
     struct queue_head head;
     enum status status = head_make(&head, sizes);
+    if (status == STATUS_OK)
+        status = boot_read(head.boot);
     if (status != STATUS_OK)
         return status;
     memcpy(head.id, id, sizeof head.id);
@@ -135,7 +152,10 @@ static enum status head_check(int fd, const uint8_t *id, struct queue_head *head
     if (memcmp((const char *)head + first, (const char *)&expected + first, behind - first) != 0 ||
         (uint64_t)stat.st_size < expected.windows_offset + expected.window_nbytes * expected.slots)
         return STATUS_FORMAT;
-    if (memcmp(head->boot, expected.boot, sizeof head->boot) != 0)
+    enum status status = boot_read(expected.boot);
+    if (status != STATUS_OK)
+        return status;
+    if (boots_differ(head->boot, expected.boot))
         return STATUS_BOOT;
     return id != NULL && memcmp(head->id, id, sizeof head->id) != 0 ? STATUS_OTHER : STATUS_OK;
 }

@@ -30,8 +30,12 @@ static uint64_t space_settle(const struct queue *queue)
     for (;;) {
         const uint64_t found = shared_load_acquire(space);
         const uint32_t slot = (uint32_t)(found & QUEUE_NO_SLOT), number = (uint32_t)(found >> QUEUE_SLOT_BITS);
-        if (slot >= queue->slot_count)
-            return found | QUEUE_NO_SLOT;
+        if (slot == QUEUE_NO_SLOT)
+            return found;
+        if (slot >= queue->slot_count) { /* damage: the slot does not exist */
+            shared_swap_if(space, found, found | QUEUE_NO_SLOT);
+            continue;
+        }
         shared_u64 *pages = &queue->slots[slot].pages;
         const uint64_t before = shared_load_acquire(pages), want = shared_load_acquire(&queue->slots[slot].want);
         if (shared_load_acquire(space) != found)
@@ -68,7 +72,8 @@ bool space_change(const struct queue *queue, uint32_t slot, uint64_t pages)
         const uint64_t next = ((settled >> QUEUE_SLOT_BITS) + 1) << QUEUE_SLOT_BITS | slot;
         if (shared_swap_if(&queue->head->space, settled, next)) { /* S4 */
             space_settle(queue);
-            return true;
+            if (slot_pages(queue, slot) == pages) /* or its last change had the same 32 bits of a number: once more */
+                return true;
         }
     }
 }

@@ -154,7 +154,7 @@ def in_order(data: bytes) -> bytes:
 
 
 def changes(*operations: tuple[int, int, int, int]) -> bytes:
-    """Operations on a channel's files."""
+    """Operations on the files of a channel or a queue."""
     return b"".join(struct.pack("<BBHQ", *operation) for operation in operations)
 
 
@@ -195,6 +195,27 @@ def made() -> dict[str, dict[str, bytes]]:
         "cut": changes((6, 0, 0, 4096), (7, 0, 0, 4096)),
         "sizes": changes((0, 3, 32, 2**32 - 1), (0, 3, 36, 65), (0, 3, 56, 2**32 - 1)),
     }
+    found["queue"] = {
+        "healthy": b"",
+        "identity": changes((0, 3, 8, 9), (0, 7, 32, 0), (0, 3, 48, 2**32 - 1), (0, 7, 72, 2**63)),
+        "positions": changes((0, 7, 192, 2**63), (0, 7, 256, 2**62)),
+        "behind": changes((0, 7, 256, 2**40)),
+        "returned": changes((0, 7, 320, 2**64 - 1), (3, 7, 0, 6 << 13)),
+        "space": changes((0, 7, 328, 1 << 18 | 1), (3, 7, 64 + 16, 2**64 - 1)),
+        "rows": changes((0, 3, 336, 2**32 - 1), (2, 7, 128, 2**64 - 1), (2, 3, 64, 1)),
+        "words": changes(
+            *[(3, 7, 64 * slot, 64 + slot << 16 | state << 13 | 1) for slot, state in enumerate(range(8))]
+        ),
+        "pages": changes((3, 7, 64 + 8, 2**32 - 1), (3, 7, 128 + 8, 2**63 | 17), (3, 7, 64 + 24, 2**63)),
+        "ring": changes((4, 7, 0, 1 << 18 | 5000), (4, 7, 8, 2**64 - 1), (4, 7, 16, 0)),
+        "later-round": changes((4, 7, 24, 1000 << 18)),  # once, putting looked for an older round for ever
+        "no-such-slot": changes((0, 7, 328, 1 << 18 | 1000)),  # and changes of a slot's pages for another change
+        "ends": changes((4, 7, 24, 1 << 18 | (1 << 18) - 1)),
+        "map": changes((5, 7, 0, 0)),
+        "cut": changes((7, 0, 0, 8192)),
+        "items": changes((6, 7, 0, 2**64 - 1), (6, 7, 1024 + 8, 2**63), (6, 7, 2048 + 16, 2**32)),
+    }
+    found["queues"] = found["queue"]
     # the frames of a step that a peer has to send: of one hop, and scattered
     hop = [(4, bytes(frame)) for frame in ((1, 0), (2, 1), (2, 2), (3, 128), (3, 129))]
     parts = [(1, 0), (2, 0), (2, 2), (3, 0), (3, 1), (3, 130), (3, 131), (4, 2), (4, 3), (4, 4)]

@@ -5,12 +5,14 @@
  *
  * Prints which input it is at when the target stops the program, and otherwise one line.
  */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fuzz.h"
 
-enum { MAX_NBYTES = 1 << 16 };
+enum { MAX_NBYTES = 1 << 16, WATCHDOG_S = 60 };
 
 static const char *at_file = "";
 static unsigned long at_change;
@@ -51,6 +53,14 @@ extern void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__
 
 static void say_where(void) { fprintf(stderr, "replay: %s, change %lu\n", at_file, at_change); }
 
+/* An input takes milliseconds: this turns a hang into a failure. */
+static void too_long(int number)
+{
+    say_where();
+    fprintf(stderr, "replay: it does not end\n");
+    _exit(1);
+}
+
 int main(int count, char **names)
 {
     static uint8_t whole[MAX_NBYTES], data[MAX_NBYTES];
@@ -60,6 +70,7 @@ int main(int count, char **names)
     const uint64_t seed = wanted ? strtoull(wanted, NULL, 10) : 1;
     if (__sanitizer_set_death_callback != NULL)
         __sanitizer_set_death_callback(say_where);
+    signal(SIGALRM, too_long);
     for (int i = 2; i < count; i++) {
         FILE *file = fopen(names[i], "rb");
         if (file == NULL)
@@ -73,6 +84,7 @@ int main(int count, char **names)
             memcpy(data, whole, nbytes);
             for (uint64_t n = at_change == 0 ? 0 : 1 + random_next(&state) % 4; n > 0; n--)
                 left = change(data, left, &state);
+            alarm(WATCHDOG_S);
             LLVMFuzzerTestOneInput(data, left);
         }
     }

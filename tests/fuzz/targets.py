@@ -1,6 +1,6 @@
 """The fuzz targets in Python: a target is a function of bytes, which returns or fails.
 
-Each reads bytes of another process: a version's schema, the parts of a FrozenDict, the files of a channel, a
+Each reads bytes of another process: a version's schema, the parts of a FrozenDict, the files of a channel or a queue, a
 checkpoint, a line on a job's socket. The contract is the same for all: a value, or one of ``ANSWERS``. Any other
 exception is a finding, and so is a crash, a hang, or more memory than a small file may need. ``corpus.py`` makes the
 initial inputs; ``fuzzing.py`` runs the targets for a given time, and ``test_corpus.py`` runs them in each test run.
@@ -30,6 +30,7 @@ from untorn.control import client, protocol
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
 from untorn.share.layout import Decoder
+from untorn.share.queue_inspect import QueueView, queue_files_of
 from untorn.train.checkpoints import checkpoint
 
 #: where targets write files; libFuzzer ends its process without any clean-up, so fuzzing.py removes them
@@ -199,10 +200,86 @@ def channel(data: bytes) -> None:
         outline(document["value"])
 
 
+class _Queue:
+    """A queue with two items in its own directory, and the bytes of its file: those of what comes before the windows,
+    and those of the windows, which are holes for the most part."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(dir=_PLACE, prefix="untorn-fuzz-")
+        with contextlib.closing(_Leaving(self.open())) as opened:
+            opened.queue.put({"s": "text", "f": untorn.FrozenDict({"a": 1, "b": [2.0]})})
+            opened.queue.put({"w": np.arange(1000), "n": 1})
+            opened.queue.put([1, None, b"raw"])
+        self.bytes = self.path.read_bytes()
+
+    @property
+    def path(self) -> Path:
+        return Path(self._directory.name) / "q.queue"
+
+    def open(self) -> untorn.Queue[Any]:
+        return untorn.queue(4, nbytes=16384, name="q", directory=self._directory.name, max_processes=3)
+
+    def remove(self) -> None:
+        self._directory.cleanup()
+
+
+class _Leaving:
+    """A queue that is left, and not closed, by close()."""
+
+    def __init__(self, queue: untorn.Queue[Any]) -> None:
+        self.queue = queue
+
+    def close(self) -> None:
+        self.queue.leave()
+
+
+_queues: list[_Queue] = []
+#: by the last three bits of what a change is: where the head says where that part of the file begins (docs/format.md)
+_PARTS = {2: 88, 3: 96, 4: 104, 5: 112, 6: 120}
+
+
+def queue(data: bytes) -> None:
+    """Changes of the file of a queue, as fuzz_queue.c takes them."""
+    if not _queues:
+        _queues.append(_Queue())
+    made = _queues[0]
+    content = bytearray(made.bytes)
+    for what, size, where, value in struct.iter_unpack("<BBHQ", data[: len(data) // 12 * 12][:768]):
+        if what & 7 == 7:
+            del content[value % (2 * len(made.bytes)) :]
+            continue
+        part = _PARTS.get(what & 7)
+        at = where + (0 if part is None else struct.unpack_from("<Q", made.bytes, part)[0])
+        if at < len(content):
+            content[at : at + size % 8 + 1] = struct.pack("<Q", value)[: size % 8 + 1]
+    made.path.unlink(missing_ok=True)  # a new file, as the sides of this process are found by it
+    made.path.write_bytes(content)
+    with contextlib.suppress(UntornError, OSError), QueueView.open(queue_files_of(str(made.path))) as view:
+        view.state()
+    with contextlib.suppress(UntornError, OSError, ValueError), contextlib.closing(_Leaving(made.open())) as opened:
+        _use(opened.queue, len(made.bytes))
+
+
+def _use(queue: untorn.Queue[Any], nbytes: int) -> None:
+    for step in (queue.qsize, queue.processes, lambda: queue.nbytes, lambda: queue.closed):
+        with contextlib.suppress(UntornError, OSError):
+            step()
+    for value in ("text", np.ones(1000), {"n": 1}):
+        for _ in range(4):
+            with contextlib.suppress(UntornError, OSError, ImportError):
+                _look(queue.get(timeout_s=0), nbytes)
+        with contextlib.suppress(UntornError, OSError):
+            queue.put(value, timeout_s=0)
+    with contextlib.suppress(UntornError, OSError):
+        queue.close()
+
+
 def forget() -> None:
     """Remove what the targets keep from one input to the next."""
     while _channels:
         _channels.pop().remove()
+    while _queues:
+        _queues.pop().remove()
 
 
 def _look(value: Any, nbytes: int) -> None:
@@ -261,4 +338,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "checkpoint": saved,
     "socket": socket,
     "files": channel,
+    "queues": queue,
 }

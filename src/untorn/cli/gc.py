@@ -8,6 +8,7 @@ recognised as a channel's are touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import click
 
 from untorn.cli.errors import reported
 from untorn.cli.listing import Found, list_channels
-from untorn.cli.queues import FoundQueue, collect_queues
+from untorn.cli.queues import FoundQueue, collect_queues, means_queue
 from untorn.cli.tables import count, grid, json_line, plain, say, size
 from untorn.errors import BusyError, CapacityError, ChannelNotFoundError, FormatError
 from untorn.share.lowlevel import (
@@ -73,12 +74,11 @@ def gc(*, directory: str | None, dry_run: bool, yes: bool, as_json: bool, debug:
 
 def _advice(argument: str) -> str:
     """Return what to write instead of a name that is no directory."""
-    try:
-        exists = files_of(argument).exists()
-    except (ChannelNotFoundError, ValueError, OSError):
-        exists = False
-    if exists:
-        return f"{argument!r} is a channel: `untorn rm {argument}` removes one channel, `untorn gc` all unused ones"
+    kind = ""
+    with contextlib.suppress(ChannelNotFoundError, ValueError, OSError):
+        kind = "queue" if means_queue(argument) else "channel" if files_of(argument).exists() else ""
+    if kind:
+        return f"{argument!r} is a {kind}: `untorn rm {argument}` removes one {kind}, `untorn gc` all unused ones"
     return "gc takes a directory of channels; without one it removes this user's unused channels"
 
 

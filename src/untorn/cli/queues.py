@@ -1,4 +1,4 @@
-"""Queues, as ``untorn ls``, ``show``, ``top`` and ``gc`` show them."""
+"""Queues, as ``untorn ls``, ``show``, ``top``, ``rm`` and ``gc`` show them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from rich.text import Text
 
 from untorn.cli.listing import blocks
 from untorn.cli.tables import age, facts, grid, plain, size
-from untorn.errors import UntornError
+from untorn.errors import BusyError, ChannelNotFoundError, UntornError
 from untorn.share.lowlevel import (
     Files,
     QueueState,
     QueueView,
     default_path,
+    files_of,
     is_there,
     queue_files_of,
     remove_queue,
@@ -33,10 +34,12 @@ __all__ = [
     "find_queue",
     "is_queue",
     "list_queues",
+    "means_queue",
     "queue_document",
     "queue_rates",
     "queue_table",
     "rate_table",
+    "remove_named_queue",
     "show_queue",
 ]
 
@@ -93,11 +96,17 @@ def find_queue(queue: str) -> FoundQueue:
 
 
 def is_queue(name: str) -> bool:
-    """Return whether there is a queue of this name or path."""
+    """Return whether there is a queue of this name or path. Raises OSError or CapacityError if that is unknown."""
     try:
         return queue_files_of(name).exists()
-    except (UntornError, OSError, ValueError):
+    except (ChannelNotFoundError, ValueError):
         return False
+
+
+def means_queue(name: str) -> bool:
+    """Return whether a command that takes channels and queues means the queue of this name: there is no channel of the
+    name. ``NAME.queue`` means the queue where there are both."""
+    return is_queue(name) and not files_of(name).exists()
 
 
 # -- ls
@@ -224,7 +233,22 @@ def rate_table(lines: Iterable[QueueLine]) -> RenderableType:
     return grid(_RATE_COLUMNS, rows, right=_RATE_COLUMNS[1:], optional=("MEMORY", "PROCESSES"))
 
 
-# -- gc
+# -- rm and gc
+
+
+def remove_named_queue(name: str) -> tuple[FoundQueue, int]:
+    """Remove a queue that no living process has open. Returns it, and the number of items that it had. Raises BusyError
+    if one has, and FormatError if the file is not a queue."""
+    files = queue_files_of(name)
+    with QueueView.open(files) as view:
+        state = view.state()
+    found = FoundQueue(files.label, files, state, "", blocks(files.control))
+    reason = f"pid {', '.join(str(each.pid) for each in state.processes)} has it open" if state.used else ""
+    if reason := reason or remove_queue(files):
+        raise BusyError(
+            f"queue {files.label!r} is not removed: {reason}; end these processes, or call Queue.unlink() in one"
+        )
+    return found, state.waiting + state.dead_slots
 
 
 def collect_queues(directory: str | os.PathLike[str] | None, *, dry_run: bool) -> list[tuple[FoundQueue, bool, str]]:

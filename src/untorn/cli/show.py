@@ -12,7 +12,7 @@ from rich.text import Text
 from untorn.cli.errors import reported
 from untorn.cli.ls import publisher_of
 from untorn.cli.outline import Node, outline, walk
-from untorn.cli.queues import is_queue, queue_document, show_queue
+from untorn.cli.queues import means_queue, queue_document, show_queue
 from untorn.cli.tables import age, facts, grid, json_line, plain, say, size
 from untorn.cli.values import values_at
 from untorn.errors import FormatError
@@ -44,7 +44,7 @@ def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: b
             for text in values_at(channel, paths, allow_pickle=allow_pickle).values():
                 say(text)
             return
-        if is_queue(channel) and not files_of(channel.removesuffix(".queue")).exists():
+        if means_queue(channel):
             say(*([json_line(queue_document(channel), indent=2)] if as_json else show_queue(channel)))
             return
         with ChannelView.open(files_of(channel)) as view:

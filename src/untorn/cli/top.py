@@ -27,7 +27,7 @@ from untorn.cli.jobs import job_views
 from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
-from untorn.cli.queues import QueueLine, is_queue, list_queues, queue_rates, rate_table
+from untorn.cli.queues import QueueLine, list_queues, means_queue, queue_rates, rate_table
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.control import is_running, running_jobs
 from untorn.errors import ChannelNotFoundError, UntornError
@@ -77,7 +77,7 @@ def look(channels: Sequence[str]) -> Sample:
     states, problems, queues = {}, {}, {}
     for name in channels:
         try:
-            if is_queue(name) and not files_of(name.removesuffix(".queue")).exists():
+            if means_queue(name):
                 with QueueView.open(queue_files_of(name)) as queue:
                     queues[name] = queue.state()
                 continue

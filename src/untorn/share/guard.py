@@ -19,7 +19,7 @@ import stat
 
 from untorn.errors import FormatError
 
-__all__ = ["check_file", "is_there", "no_file"]
+__all__ = ["check_file", "is_folder", "is_there", "no_file"]
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -48,6 +48,15 @@ def is_there(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def is_folder(path: str) -> bool:
+    """Return whether there is a directory of that name. Unlike os.path.isdir(), raises OSError if that cannot be found
+    out."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def no_file(error: OSError, path: str) -> FormatError | None:

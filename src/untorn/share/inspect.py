@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 from untorn.descriptors import keep
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
-from untorn.share.guard import check_file, is_there, no_file
+from untorn.share.guard import check_file, is_folder, is_there, no_file
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Files, default_path
 from untorn.share.storage_errors import remedied
@@ -296,7 +296,7 @@ def files_of(channel: str) -> Files:
         stem = name.removesuffix(ending)
         if stem != name and is_there(channel) and not is_there(channel + ".control"):
             name = stem
-    if not os.path.isdir(folder):
+    if not is_folder(folder):
         raise ChannelNotFoundError(f"no channel {channel!r}: there is no directory {folder!r}")
     return storage.named(name, folder)
 

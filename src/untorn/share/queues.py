@@ -670,8 +670,10 @@ class Queue(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        self.leave()
+        try:
+            self.close()
+        finally:
+            self.leave()
 
     def __reduce__(self) -> tuple[Any, ...]:
         core = self._side_or_none

@@ -7,7 +7,8 @@
     sweeper.py     for each system call: a victim is forked, runs the operation, and is killed there
        │ ├── tracer.py, tracer.c    how it gets exactly there (ptrace)
        │ ├── operations.py          what the victim does
-       │ └── scenes.py              what the sweeper itself holds meanwhile, and checks afterwards
+       │ ├── scenes.py              what the sweeper itself holds meanwhile, and checks afterwards
+       │ └── queues.py              both for queues
     training.py    the same for workers and servers of a training
     runner.py      pytest's side
 """

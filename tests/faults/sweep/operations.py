@@ -71,7 +71,7 @@ class Operation:
     work: Callable[[Stage, Any], Any]
     prepare: Callable[[Stage], Any]
     scene: Callable[[Path], Scene]
-    versions: tuple[int, ...] = (3, 4)
+    versions: tuple[Any, ...] = (3, 4)
     follow_child: bool = False
     message: Callable[[Any], Any] = lambda state: None
 

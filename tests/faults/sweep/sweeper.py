@@ -25,6 +25,7 @@ from helpers import descriptors, untorn_mappings
 from sweep import errnos, tracer
 from sweep.errnos import Outcome
 from sweep.operations import MISTAKES, OPERATIONS, Operation, Stage
+from sweep.queues import QUEUE_OPERATIONS
 from sweep.tracer import Failure, Plan, Run, Victim, marked, stepped, watched
 from untorn import Publisher, Snapshot, Subscriber, _core
 from untorn.share import storage, waiting
@@ -70,7 +71,7 @@ def sweep(
 ) -> Sweep:
     """Sweep one operation. ``how`` is "kill", "fail", "keep failing" or "step"; at most ``limit`` victims, drawn from
     all by the seed; 0 for all."""
-    operation = (OPERATIONS | MISTAKES)[name]
+    operation = (OPERATIONS | QUEUE_OPERATIONS | MISTAKES)[name]
     counting = Plan(follow_child=operation.follow_child, text=tracer.extension_text() if how == "step" else (0, 0))
     return swept(how, name, partial(one, operation, base=Path(base)), counting, seed, limit, progress)
 
@@ -163,7 +164,9 @@ def judged(plan: Plan, run: Run) -> list[str]:
     """Return what is wrong with how the victim ended, and with what it told."""
     if run.ended == tracer.HUNG:
         return [f"hung in {run.call}"]
-    if run.ended == tracer.DIED and not (plan.follow_child and run.signal == signal.SIGABRT and run.call == "mmap"):
+    # without the memory for its own mappings, or for copies of what its parent holds, a forked child ends
+    no_memory = (run.signal, run.call) in ((signal.SIGABRT, "mmap"), (signal.SIGSEGV, "mremap"))
+    if run.ended == tracer.DIED and not (plan.follow_child and no_memory):
         return [f"died of signal {run.signal}"]
     if run.ended == tracer.KILLED and not plan.follow_child:
         return []
@@ -190,12 +193,12 @@ def _where(plan: Plan, run: Run) -> str:
 
 def mark_extension(mark: Callable[..., Any]) -> None:
     """Wrap all that goes into the C extension: its functions, what ends holds and attachments, and fork."""
-    for type_ in (_core.Attachment, _core.Board):
+    for type_ in (_core.Attachment, _core.Board, _core.Queue, _core.QueueItem):
         for name, method in vars(type_).items():
             if inspect.ismethoddescriptor(method) and not name.startswith("__"):
                 setattr(type_, name, mark(method))
     for owner, names in (
-        (_core, ("copy", "copy_leaves", "format_control", "frozen_build")),
+        (_core, ("copy", "copy_leaves", "format_control", "format_queue", "frozen_build")),
         (storage, ("attach",)),
         (Snapshot, ("close",)),
         (Subscriber, ("close",)),

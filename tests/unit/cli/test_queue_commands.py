@@ -1,9 +1,10 @@
-"""Queues in ``untorn ls``, ``show``, ``top`` and ``gc``."""
+"""Queues in ``untorn ls``, ``show``, ``top``, ``rm`` and ``gc``."""
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 
 import numpy as np
 import pytest
@@ -79,6 +80,39 @@ def test_gc_removes_what_no_living_process_has(folder):
     assert "would remove" in run("gc", folder, "--dry-run")
     assert "removed 1 channel" in run("gc", folder, "--yes")
     assert "no channels" in run("ls", folder)
+
+
+def test_rm_removes_a_queue_that_nobody_has_with_its_items(folder):
+    with start(_left, folder) as child:
+        child.get()
+        refused = CliRunner().invoke(group, ["rm", f"{folder}/left"])
+        assert refused.exit_code == 1
+        assert f"is not removed: pid {child.pid} has it open; end these processes" in refused.output
+        child.kill()
+    document = json.loads(run("rm", f"{folder}/left", "--json"))
+    (removed,) = document["removed"]
+    assert (removed["name"], removed["items"], removed["readers"]) == (f"{folder}/left", 2, [])
+    assert removed["file_nbytes"] > 16_000
+    assert not os.listdir(folder)
+
+
+def test_a_channel_and_a_queue_of_one_name(folder):
+    path = f"{folder}/both"
+    with untorn.publish(1, name="both", directory=folder) as publisher:
+        untorn.queue(5, name="both", directory=folder).leave()
+        assert "version" in run("show", path)
+        assert "0 of at most 5" in run("show", f"{path}.queue")
+        assert "0/5" in run("top", f"{path}.queue", "--count", "1", "--interval", "0.01")
+        assert f"removed {path}" in run("rm", f"{path}.queue")
+        assert sorted(os.listdir(folder)) == ["both.control", "both.data"]
+        publisher.unlink()
+
+
+def test_gc_says_that_it_takes_a_queue_for_a_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    untorn.queue(5, name="tasks", directory=folder).leave()
+    refused = CliRunner().invoke(group, ["gc", f"{folder}/tasks"])
+    assert f"is a queue: `untorn rm {folder}/tasks` removes one queue" in " ".join(refused.output.split())
 
 
 def test_a_file_that_is_no_queue_is_said_to_be_unreadable(tmp_path):

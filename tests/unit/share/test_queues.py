@@ -605,6 +605,20 @@ def test_damaged_words_are_errors_and_not_loops(queue):
     assert cells == 64
 
 
+def test_a_ring_of_later_rounds_is_an_error_and_not_a_loop():
+    with pytest.raises(untorn.FormatError, match="damaged"), untorn.queue(4) as queue:
+        ring_at = struct.unpack_from("<Q", os.pread(queue._side.fd, 136, 0), 104)[0]
+        os.pwrite(queue._side.fd, struct.pack("<Q", 1000 << 18), ring_at)
+        with pytest.raises(untorn.FormatError, match="damaged"):
+            queue.put(1, timeout_s=0)
+
+
+def test_a_change_of_the_pages_of_no_slot_is_over(queue):
+    os.pwrite(queue._side.fd, struct.pack("<Q", 1 << 18 | 5000), 328)
+    queue.put(np.arange(5000))
+    assert (queue.get() == np.arange(5000)).all()
+
+
 # -- small trees of one structure, which go through the core in one call
 
 SMALL = {"a": 1, "b": [1.5, "x", None], "c": np.arange(3.0), "d": (True, b"yz"), "e": np.float32(2)}
