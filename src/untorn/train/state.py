@@ -30,6 +30,7 @@ class TrainingState:
 
     Attributes:
         step: the number of steps since training began.
+        single_steps: the number of those that were made by themselves, and not in an epoch.
         epoch: the number of the epoch that runs now, or of the next one.
         history: the history of all epochs since training began.
         learning_rate: the learning rate: the optimizer's, or an override.
@@ -39,7 +40,7 @@ class TrainingState:
     """
 
     def __init__(self, settings: Settings, learning_rate: LearningRate, optimizer: Any) -> None:
-        self.step = 0
+        self.step = self.single_steps = 0
         self.epoch = 0
         self.history = History()
         self.learning_rate = learning_rate
@@ -48,6 +49,11 @@ class TrainingState:
         self.stop = False
         self._settings = settings
         self._optimizer = optimizer
+
+    def count(self, steps: int, *, single: bool) -> None:
+        """Count these steps, of an epoch or single ones."""
+        self.step += steps
+        self.single_steps += steps if single else 0
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the bits of a result depend on, without the data and the model."""
@@ -58,6 +64,7 @@ class TrainingState:
         return Progress(
             step=self.step,
             epoch=self.epoch,
+            single_steps=self.single_steps,
             settings=self.settings() | self.batching | {"learning_rate": self.learning_rate.override},
             history=self.history.to_dict(),
             callbacks=callback_states(callbacks),
@@ -67,7 +74,7 @@ class TrainingState:
     def restore(self, found: Checkpoint) -> None:
         """Take over the progress of a checkpoint. The caller restores its arrays."""
         progress = found.progress
-        self.step, self.epoch = progress.step, progress.epoch
+        self.step, self.epoch, self.single_steps = progress.step, progress.epoch, progress.single_steps
         self.learning_rate.override = progress.settings.get("learning_rate")
         self.history = History.from_dict(progress.history)
         self.batching = {name: progress.settings[name] for name in _BATCHING if name in progress.settings}

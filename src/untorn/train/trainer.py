@@ -3,6 +3,7 @@
 ::
 
     Trainer.fit ──────> FitLoop ─────┬──> WorkerPool      the workers, at a board
+    Trainer.step ─────> Stepping ────┤
     Trainer.evaluate ─> Evaluator ───┤
     Trainer.save ─────> checkpoints  ├──> Weights         the newest version: weights and optimizer state
                                      └──> TrainingState   step, epoch, history, learning rate
@@ -45,15 +46,19 @@ from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
 from untorn.train.optim.local_steps import LocalSteps
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
-from untorn.train.run.lifetime import Lifetime, Resources
+from untorn.train.run.lifetime import Lifetime
 from untorn.train.run.local_model import LocalModel
 from untorn.train.run.loop import FitLoop
 from untorn.train.run.pool import Pool, WorkerPool
+from untorn.train.run.resources import Resources
 from untorn.train.run.step_log import NO_STEPS
+from untorn.train.run.stepping import Stepping
+from untorn.train.run.training_job import TrainingJobs
 from untorn.train.run.tuner import Tuner
 from untorn.train.run.weights import Weights, copy_weights
 from untorn.train.settings import Setting, checked_settings
 from untorn.train.state import TrainingState
+from untorn.train.step_count import StepCount
 from untorn.typevars import T
 
 __all__ = ["Trainer"]
@@ -198,13 +203,42 @@ class Trainer(Generic[ModelT_co]):
         self._lifetime = Lifetime()
         self._resources: Resources | None = None
         self._loop: FitLoop | None = None
+        #: whether a step runs
+        self._in_step = False
 
     # -- state
 
     @property
-    def step(self) -> int:
-        """The number of steps since training began."""
-        return self._state.step
+    def step(self) -> StepCount:
+        """The number of steps since training began, an int. Called with a batch, ``trainer.step(batch)``, it makes one
+        more step and returns its loss and metrics, a dict of floats; blocks until the new weights are there.
+
+        For programs that make their batches themselves, one after another: reinforcement learning, learning online,
+        training that takes turns. A step costs little more than one inside an epoch, since the workers keep waiting for
+        the next batch. Steps have the bits that ``fit`` has with the same batches: ``shards``, the seed, clipping,
+        ``accumulate`` and a schedule of the learning rate by step are used alike, and ``save`` stores the count. They
+        belong to no epoch: ``epoch``, ``history`` and callbacks know nothing of them. A rate that is set applies to the
+        next step. In async mode, each step waits for its own gradient.
+
+        The batch is a tree of arrays or tensors with one example per row, or any object that only the model knows, as
+        the batches of an iterable are for ``fit``. It is copied. Batches may differ in size; on nodes, another size
+        than that of the step before takes longer.
+
+        Raises what ``fit`` raises: WorkerError, NonFiniteLossError, CapacityError, ClosedError, TypeError or ValueError
+        for a batch that does not fit. The weights are then those of the step before. RuntimeError inside ``fit``.
+
+        Example:
+            >>> import numpy as np
+            >>> from untorn import SGD, Trainer
+            >>> def loss_and_grad(params, batch):
+            ...     return float(((params["w"] - batch) ** 2).mean()), {"w": 2 * (params["w"] - batch.mean(0))}
+            >>> with Trainer(loss_and_grad, {"w": np.zeros(1)}, optimizer=SGD(0.25), engine="serial") as trainer:
+            ...     for step in range(3):
+            ...         measured = trainer.step(np.ones((4, 1)))
+            ...     trainer.step, measured, trainer.params["w"]
+            (3, {'loss': 0.0625}, array([0.875]))
+        """
+        return StepCount.of(self._state.step, self._step)
 
     @property
     def epoch(self) -> int:
@@ -230,6 +264,7 @@ class Trainer(Generic[ModelT_co]):
     def params(self, value: Any) -> None:
         """Publish other weights with the same structure; copied. The optimizer's state stays. Raises RuntimeError while
         the workers train: set them in on_train_end, or between two calls of fit."""
+        self._end_steps()
         if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
         self._weights().replace(lambda params, _: copy_weights(self._model.visible(params), value))
@@ -393,14 +428,12 @@ class Trainer(Generic[ModelT_co]):
         resources = self._open()
         loop = FitLoop(
             settings=self._settings, state=self._state, weights=resources.weights, pool=self._pool,
-            evaluator=self._evaluator(), lifetime=self._lifetime, optimizer=self._optimizer, data=training,
+            evaluator=self._evaluator(), lifetime=self._lifetime, jobs=self._jobs(), data=training,
             epochs=epochs, validation=validation, callbacks=callbacks, saver=saver, control=resources.control,
         )  # fmt: skip
         with self._pool.lock:
-            if self._loop is not None:
-                raise RuntimeError(
-                    "fit: it runs already, and this is one of its callbacks; call it again when it has returned"
-                )
+            self._check_idle("fit")
+            self._end_steps()
             try:
                 with saver, loop:
                     for callback in callbacks:
@@ -411,6 +444,46 @@ class Trainer(Generic[ModelT_co]):
                 self._loop, self._lifetime.fitting = None, False
                 if self._lifetime.closed:
                     self._release()
+
+    def _step(self, batch: Any) -> dict[str, float]:
+        """Make one step: see ``step``."""
+        self._lifetime.check_owner()
+        resources = self._open()
+        with self._pool.lock:
+            self._check_idle("step")
+            if resources.stepping is None:
+                resources.stepping = Stepping(
+                    settings=self._settings, state=self._state, weights=resources.weights, pool=self._pool,
+                    jobs=self._jobs(), lifetime=self._lifetime,
+                )  # fmt: skip
+            try:
+                self._in_step = self._lifetime.fitting = True
+                return resources.stepping.step(batch)
+            finally:
+                self._in_step = self._lifetime.fitting = False
+                if self._lifetime.closed:
+                    self._release()
+
+    def _check_idle(self, what: str) -> None:
+        """Raise RuntimeError if this thread is inside fit or step. For the thread that has the lock."""
+        if self._loop is not None:
+            runs = "it" if what == "fit" else "fit"
+            raise RuntimeError(
+                f"{what}: {runs} runs already, and this is one of its callbacks; call it again when it has returned"
+            )
+        if self._in_step:
+            raise RuntimeError(f"{what}: a step runs, and this is a signal handler inside it; call it after the step")
+
+    def _end_steps(self) -> None:
+        """End the job of single steps, which keeps the workers waiting for the next one."""
+        if self._resources is not None and not self._in_step:
+            self._resources.end_steps()
+
+    def _jobs(self) -> TrainingJobs:
+        return TrainingJobs(
+            settings=self._settings, state=self._state, weights=self._weights(), pool=self._pool, local=self._local,
+            optimizer=self._optimizer,
+        )  # fmt: skip
 
     # -- checkpoints
 
@@ -443,12 +516,13 @@ class Trainer(Generic[ModelT_co]):
         """
         path = checked_path("path", path)
         check_installed()
-        if self._loop is not None:
+        if self._loop is not None or self._in_step:
             raise RuntimeError("load: training runs; call it between two calls of fit")
         found = newest(path) if path.is_dir() else read(path)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no checkpoint in this directory", str(path))
         check_settings(found, self._state.settings(), only=("seed", "shards"))
+        self._end_steps()
         self._weights().replace(found.fill)
         self._state.restore(found)
 
@@ -538,7 +612,7 @@ class Trainer(Generic[ModelT_co]):
             self._release()  # a thread that does not exist in this process may hold the lock
             return
         with self._pool.lock:
-            if self._loop is None:
+            if self._loop is None and not self._in_step:
                 self._release()
 
     def _release(self) -> None:

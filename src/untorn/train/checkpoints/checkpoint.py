@@ -58,6 +58,7 @@ class Progress:
         step: the number of steps since training began.
         epoch: the running epoch, or the next one.
         step_in_epoch: the number of its completed steps; 0 between epochs.
+        single_steps: the number of steps, of all, that were made by themselves and not in an epoch.
         late: in async mode, the batches of the epoch that later ones have overtaken: the completed steps used the first
             ``step_in_epoch + len(late)`` batches without these.
         seconds: the duration of the completed steps.
@@ -74,6 +75,7 @@ class Progress:
     step: int
     epoch: int
     step_in_epoch: int = 0
+    single_steps: int = 0
     late: list[int] = field(default_factory=list)
     seconds: float = 0.0
     rate_of_epoch: float | None = None
@@ -136,8 +138,9 @@ def write(path: Path, progress: Progress, *, params: Any, state: Any, records: N
     progress = dataclasses.replace(progress, sha256=weights_sha256(params))
     tensors[_RECORDS] = records
     document = dataclasses.asdict(progress)
-    if not progress.late:
-        del document["late"]  # so that older versions, which do not know late batches, can read it
+    for name in ("late", "single_steps"):
+        if not document[name]:
+            del document[name]  # so that older versions, which do not know it, can read the file
     text = json.dumps({"format": FORMAT, **document, "tensors": _contents(tensors)})
     metadata = {_KEY: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     scratch = scratch_of(path)
@@ -295,8 +298,8 @@ def _read_progress(document: dict[str, Any]) -> Progress:
             raise TypeError(f"{name} is {document[name]!r:.80}")
     progress = Progress(**document)
     History.from_dict(progress.history)
-    if min(progress.step, progress.epoch, progress.step_in_epoch) < 0:
-        raise ValueError("its step, epoch or step_in_epoch is negative")
+    if min(progress.step, progress.epoch, progress.step_in_epoch, progress.single_steps) < 0:
+        raise ValueError("its step, epoch, step_in_epoch or single_steps is negative")
     batches = progress.step_in_epoch + len(progress.late)
     if any(type(batch) is not int or not 0 <= batch < batches for batch in progress.late):
         raise ValueError(f"its late batches are {progress.late!r:.80}")

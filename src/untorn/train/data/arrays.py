@@ -16,7 +16,7 @@ from untorn.share import Snapshot, publish
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.files import MappedFile, mapped_file
 
-__all__ = ["ArraySource", "as_array", "is_array", "take_examples", "type_name"]
+__all__ = ["ArraySource", "ReadArrays", "as_array", "is_array", "take_examples", "type_name"]
 
 
 def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
@@ -60,16 +60,17 @@ class ArraySource(Source):
 
         tree = trees.map(unmapped, self._tree)
         with publish(tree, max_slots=2, slots=1, max_readers=max_readers) as publisher:
-            yield SharedData(publisher.subscriber(), _ReadArrays(tuple(file for file in files if file)))
+            yield SharedData(publisher.subscriber(), ReadArrays(tuple(file for file in files if file)))
 
 
 @dataclass(frozen=True)
-class _ReadArrays:
+class ReadArrays:
     """Reads a tree in which None stands for each array that is mapped from a file."""
 
     files: tuple[MappedFile, ...]
 
     def __call__(self, snapshot: Snapshot) -> Reader:
+        """Return a reader of this version."""
         files = iter(self.files)
         return _ArrayReader(trees.map(lambda leaf: next(files).open() if leaf is None else leaf, snapshot.value))
 
@@ -79,6 +80,11 @@ class _ArrayReader(Reader):
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
+
+    @property
+    def examples(self) -> int:  # type: ignore[override] # only a job of single batches asks for it
+        """See Reader."""
+        return len(trees.flatten(self._tree)[1][0])
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""

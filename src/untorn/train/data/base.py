@@ -20,6 +20,9 @@ __all__ = ["Reader", "SharedData", "Source", "chunks"]
 class Reader(ABC):
     """The examples as one process reads them."""
 
+    #: the number of examples; at least one
+    examples: int
+
     @abstractmethod
     def take(self, indices: NDArray[np.int64]) -> Any:
         """Return the batch of these examples, in this order, as a tree of NumPy arrays that the caller may change.
@@ -29,8 +32,6 @@ class Reader(ABC):
 class Source(Reader):
     """The examples of one call of fit, evaluate or predict, in the process that called it."""
 
-    #: the number of examples in an epoch; at least one
-    examples: int
     #: the name of what determines the order, if it is not fit's shuffle=
     order_by: str | None = None
 
@@ -56,7 +57,8 @@ class SharedData:
     read: Callable[[Snapshot], Reader]
 
     def open(self) -> Reader:
-        """Attach to the channel and return a reader. Raises ChannelNotFoundError if the job is over."""
+        """Attach to the channel and return a reader of its newest version. Raises ChannelNotFoundError if the job is
+        over."""
         return self.read(self.channel.snapshot())
 
 

@@ -24,7 +24,7 @@ from untorn.train.data.collate import as_batch
 from untorn.train.data.items import ItemSource
 from untorn.trees import BATCH, Spec, flatten, opened, unflatten
 
-__all__ = ["Stream", "Window"]
+__all__ = ["Batch", "Stream", "Window", "checked_batch", "items_of"]
 
 #: the limits for reading ahead, beyond one batch
 _AHEAD_NBYTES = 64 << 20
@@ -40,7 +40,7 @@ class Window(NamedTuple):
     batch_size: int
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """A batch of arrays; or, with no spec, an object that is not cut into shards, which counts as one example."""
 
     spec: Spec | None
@@ -49,6 +49,7 @@ class _Batch(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The bytes of its arrays; a guess for an object."""
         return _OBJECT_NBYTES if self.spec is None else sum(leaf.nbytes for leaf in self.leaves)
 
     def kind(self) -> Any:
@@ -88,7 +89,7 @@ class Stream:
             while batches := ahead.take():
                 yield self._window(batches)
 
-    def _read(self, skip: int, late: Collection[int], behind: int) -> Iterator[_Batch]:
+    def _read(self, skip: int, late: Collection[int], behind: int) -> Iterator[Batch]:
         number = 0
         iterator = iter(self._batches)
         for _ in itertools.islice(iterator, behind):
@@ -100,7 +101,7 @@ class Stream:
                 break
             number += 1
             if number > skip + len(late) or number - 1 in late:
-                yield self._checked(f"{self.what}: batch {number - 1}", tree)
+                yield checked_batch(f"{self.what}: batch {number - 1}", tree)
         if self.steps_per_epoch is not None and number < self.steps_per_epoch:
             raise ValueError(f"{self.what}: it ended after {number} batches; steps_per_epoch is {self.steps_per_epoch}")
         if number == 0:
@@ -109,25 +110,32 @@ class Stream:
                 "object whose iter() starts again, or enough batches and steps_per_epoch="
             )
 
-    def _checked(self, where: str, tree: Any) -> _Batch:
-        given = dict(tree) if isinstance(tree, Mapping) else tree
-        spec, leaves = flatten(as_batch(where, given), kinds=BATCH)
-        if _is_object(given, leaves):
-            return _Batch(None, [tree], 1)
-        if not leaves or not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
-            raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them")
-        counts = {len(leaf) for leaf in leaves}
-        if len(counts) != 1 or counts == {0}:
-            raise ValueError(f"{where}: expected arrays with one example per row, found {sorted(counts)} rows")
-        return _Batch(spec, leaves, counts.pop())
-
-    def _window(self, batches: list[_Batch]) -> Window:
+    def _window(self, batches: list[Batch]) -> Window:
         first, *others = batches
         if first.spec is None:
-            return Window(ItemSource(self.what, [batch.leaves[0] for batch in batches], _only), 1)
+            return Window(items_of([batch.leaves[0] for batch in batches], self.what), 1)
         parts = zip(*(batch.leaves for batch in batches), strict=True)
         leaves = [np.concatenate(part) for part in parts] if others else first.leaves
         return Window(ArraySource(self.what, unflatten(first.spec, leaves)), first.examples)
+
+
+def checked_batch(where: str, tree: Any) -> Batch:
+    """Return what the user gave as a batch. Raises TypeError or ValueError, which begin with ``where``."""
+    given = dict(tree) if isinstance(tree, Mapping) else tree
+    spec, leaves = flatten(as_batch(where, given), kinds=BATCH)
+    if _is_object(given, leaves):
+        return Batch(None, [tree], 1)
+    if not leaves or not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
+        raise TypeError(f"{where}: expected arrays with one example per row, or a tree of them")
+    counts = {len(leaf) for leaf in leaves}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"{where}: expected arrays with one example per row, found {sorted(counts)} rows")
+    return Batch(spec, leaves, counts.pop())
+
+
+def items_of(objects: list[Any], what: str) -> ItemSource:
+    """Return the source of batches that are objects, each of which is one example."""
+    return ItemSource(what, objects, _only)
 
 
 def _is_object(tree: Any, leaves: list[Any]) -> bool:
@@ -155,9 +163,9 @@ def _only(batches: list[Any]) -> Any:
 class _ReadAhead:
     """Reads batches in a separate thread, and keeps them until they are taken. A context manager."""
 
-    def __init__(self, batches: Iterator[_Batch]) -> None:
+    def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self._ready: list[_Batch] = []
+        self._ready: list[Batch] = []
         self._lock = threading.RLock()  # not taken through Condition, in whose code Ctrl-C could leave it taken
         self._changed = threading.Condition(self._lock)
         self._over = self._closed = False
@@ -194,7 +202,7 @@ class _ReadAhead:
         nbytes = sum(batch.nbytes for batch in self._ready)
         return len(self._ready) >= _AHEAD_BATCHES or nbytes >= _AHEAD_NBYTES
 
-    def take(self) -> list[_Batch]:
+    def take(self) -> list[Batch]:
         """Wait for a batch, and return all that are ready and fit together; an empty list at the end. An error while
         reading is raised after the batches read before it."""
         with self._lock:
@@ -207,7 +215,7 @@ class _ReadAhead:
             return taken
 
 
-def _fitting(batches: list[_Batch]) -> int:
+def _fitting(batches: list[Batch]) -> int:
     """Return the number of batches from the first on with the same structure and size; the last may be smaller."""
     for index, batch in enumerate(batches):
         if batch.kind() != batches[0].kind() or batch.examples > batches[0].examples:

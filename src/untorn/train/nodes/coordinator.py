@@ -132,9 +132,10 @@ class Coordinator:
         self.made, self.error = 0, None
         self._hub.run(self._set_job(job)).result()
 
-    def begin_epoch(self, first: int, until: int, epoch: Message) -> None:
-        """Have the nodes make the steps from ``first`` to ``until``; order and rates are on the job's board."""
-        self._hub.run(self._set_epoch(first, until, epoch)).result()
+    def begin_epoch(self, first: int, until: int, epoch: Message, batch: bytes = b"") -> None:
+        """Have the nodes make the steps from ``first`` to ``until``; order and rates are on the job's board. ``batch``
+        is the next version of the data's channel, if it changes."""
+        self._hub.run(self._set_epoch(first, until, epoch, batch)).result()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until more steps are made, or something has failed. Raises the error of the job."""
@@ -501,7 +502,7 @@ class Coordinator:
         _log.info("session %d begins at step %d on %s", self._session, step, ", ".join(each.name for each in members))
         asked: dict[asyncio.Task[Any], Member] = {}
         for index, each in enumerate(members):
-            question = each.ask(message | {"index": index}, [epoch.order, epoch.rates])
+            question = each.ask(message | {"index": index}, epoch.blobs)
             asked[asyncio.ensure_future(question)] = each
         waiting, begun = set(asked), True
         while waiting and begun:
@@ -561,12 +562,12 @@ class Coordinator:
             member.wire.silence_s = _SILENCE_STARTING_S
             self._hub.spawn(self._prepare(member))
 
-    async def _set_epoch(self, first: int, until: int, epoch: Message) -> None:
+    async def _set_epoch(self, first: int, until: int, epoch: Message, batch: bytes) -> None:
         job = self._job
         assert job is not None
         order, rates = job.board.order.tobytes(), job.board.rates.tobytes()
-        job.epochs.append(NodeEpoch(epoch | {"first": first}, order, rates, until))
-        if len(job.epochs) * len(order) > _KEPT_NBYTES:
+        job.epochs.append(NodeEpoch(epoch | {"first": first}, order, rates, until, batch))
+        if len(job.epochs) * job.epochs[-1].nbytes > _KEPT_NBYTES:
             self._copy_soon = True
         self._tell_epoch()
         assert self._kick is not None
@@ -581,7 +582,7 @@ class Coordinator:
         if following is not None:
             self._told = following
             for member in self._inside:
-                member.tell({"do": "epoch", "epoch": following.message}, [following.order, following.rates])
+                member.tell({"do": "epoch", "epoch": following.message}, following.blobs)
 
     def _take_rows(self, first: int, names: list[str], content: bytearray) -> int:
         """Take rows of the step log, from this step on. Return their number."""

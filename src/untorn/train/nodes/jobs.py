@@ -24,12 +24,24 @@ class NodeEpoch:
         message: what the nodes are told of it: its first step on the board, its number and the steps skipped.
         order, rates: the order of the examples and the learning rates, as on a board.
         until: the step at which it ends.
+        batch: the version of the data's channel that it uses, as bytes; empty if the data never changes.
     """
 
     message: Message
     order: bytes
     rates: bytes
     until: int
+    batch: bytes = b""
+
+    @property
+    def blobs(self) -> list[bytes]:
+        """What the nodes are sent beside the message."""
+        return [self.order, self.rates, self.batch]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that are kept for it."""
+        return sum(map(len, self.blobs))
 
     @property
     def first(self) -> int:

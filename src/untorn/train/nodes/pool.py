@@ -108,6 +108,8 @@ class NodePool(Pool):
         self._keys = 0
         self._evaluated: list[tuple[SharedData, int]] = []
 
+    needs_equal_batches = True
+
     @property
     def is_local(self) -> bool:
         """See Pool."""
@@ -188,7 +190,8 @@ class NodePool(Pool):
             weights.fetch = coordinator.copy
             self.at_work = True
             try:
-                yield _NodeSteps(board, GradientTasks(board, plan.min_examples), coordinator, weights)
+                tasks = GradientTasks(board, plan.min_examples)
+                yield _NodeSteps(board, tasks, coordinator, weights, shared if plan.one_by_one else None)
                 weights.take(coordinator.copy())
             finally:
                 self.at_work = False
@@ -318,10 +321,26 @@ def _driver_board(plan: Plan) -> BoardSpec:
 
 
 class _NodeSteps(StepStrategy):
-    """The nodes make the steps, and the coordinator tells how many."""
+    """The nodes make the steps, and the coordinator tells how many.
 
-    def __init__(self, board: Board, tasks: GradientTasks, coordinator: Coordinator, weights: DriverWeights) -> None:
+    Args:
+        board: the driver's board.
+        tasks: describes its tasks in errors.
+        coordinator: runs the nodes.
+        weights: the driver's weights.
+        feed: the data that is to be sent anew for each epoch, that is each single step; None if it never changes.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        tasks: GradientTasks,
+        coordinator: Coordinator,
+        weights: DriverWeights,
+        feed: SharedData | None,
+    ) -> None:
         super().__init__(board, tasks)
+        self._feed = feed
         self._coordinator = coordinator
         self._weights = weights
         self._base = weights.channel.version
@@ -340,4 +359,8 @@ class _NodeSteps(StepStrategy):
 
     def _go(self) -> None:
         epoch = {"number": self.tasks.epoch, "skipped": self.tasks.skipped}
-        self._coordinator.begin_epoch(self.first, self.until, epoch)
+        batch = b""
+        if self._feed is not None:
+            with self._feed.channel.snapshot() as snapshot:
+                batch = bytes(raw_version(snapshot))
+        self._coordinator.begin_epoch(self.first, self.until, epoch, batch)

@@ -178,7 +178,7 @@ class Replica:
         """Take data, for the workers of this node to read."""
         pool = self._pool
         assert pool is not None
-        publisher = publish_raw(blobs[0], 1, sizes=(pool.count.max_readers, 2, 1))
+        publisher = publish_raw(blobs[0], 1, sizes=(pool.count.max_readers, 64, 1))
         data = SharedData(publisher.subscriber(), message["read"])
         self._data[message["key"]] = publisher, data
         data.open()  # a file that this machine does not have is an error now, with its name
@@ -269,12 +269,14 @@ class Replica:
         links = self._node.links(message["session"], message["index"], addresses)
         if links is None:
             return {"begun": False}, ()
+        channel, data = self._data[message["key"]]
         self._run = NodeRun(
             plan=plan,
             optimizer=self._optimizer,
             pool=pool,
             weights=self._weights,
-            data=self._data[message["key"]][1],
+            data=data,
+            channel=channel,
             session=message["session"],
             index=message["index"],
             cuts=message["cuts"],

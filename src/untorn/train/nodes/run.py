@@ -12,6 +12,7 @@ of an earlier session sends can reach the board.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
 import time
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from untorn import _core
-from untorn.engines.nodes.wire import Message
+from untorn.engines.nodes.wire import Blob, Message
+from untorn.share import Publisher
+from untorn.share.lowlevel import update_raw
 from untorn.train.data import SharedData, sampler
 from untorn.train.optim.base import Optimizer
 from untorn.train.run.plan import Plan
@@ -45,6 +48,7 @@ class NodeRun:
         pool: the workers of this node.
         weights: the weights of this node, whose newest version is that of the step.
         data: the data, as the workers read it.
+        channel: the channel of the data, for single steps.
         session: the number of the session.
         index: the number of this node among its members.
         cuts: node k computes the shards from cuts[k] to cuts[k + 1].
@@ -62,6 +66,7 @@ class NodeRun:
         pool: WorkerPool,
         weights: Weights,
         data: SharedData,
+        channel: Publisher,
         session: int,
         index: int,
         cuts: list[int],
@@ -78,8 +83,9 @@ class NodeRun:
         self._first = step
         self._post = post
         self._check = check
-        #: an epoch that begins when the one before is over here, too
-        self._next: tuple[Message, bytes | bytearray, bytes | bytearray] | None = None
+        self._channel = channel
+        #: the epochs that begin when the one before is over here, too: message, order, rates and data
+        self._next: collections.deque[tuple[Message, Blob, Blob, Blob]] = collections.deque()
         self._sent = step
         self._sent_at = 0.0
         self._at_rest = False
@@ -115,21 +121,26 @@ class NodeRun:
         """The names of the metrics, as far as they are known here."""
         return self._board.metric_names
 
-    def begin_epoch(self, epoch: Message, order: bytes | bytearray, rates: bytes | bytearray) -> None:
+    def begin_epoch(self, epoch: Message, order: Blob, rates: Blob, batch: Blob) -> None:
         """Begin an epoch, or the rest of it: its first step on the board, number and skipped steps. If this node is
-        still at the last step of the epoch before, which it must make with the rates of that epoch, it begins later."""
-        self._next = epoch, order, rates
-        if self.step >= epoch["first"]:
-            self._begin_next()
+        still at the last step of the epoch before, which it must make with the rates and data of that epoch, it begins
+        later."""
+        self._next.append((epoch, order, rates, batch))
+        self._begin_next()
 
     def _begin_next(self) -> None:
-        assert self._next is not None
-        epoch, order, rates = self._next
-        self._next = None
+        if not self._next or self.step < self._next[0][0]["first"]:
+            return
+        epoch, order, rates, batch = self._next.popleft()
+        if batch:
+            update_raw(self._channel, batch, self._channel.version + 1)
         board = self._board
         board.order[:] = np.frombuffer(order, np.int64)
         board.rates[:] = np.frombuffer(rates, np.float64).reshape(board.rates.shape)
-        self._strategy.tasks.set_epoch(epoch["number"], epoch["skipped"])
+        if epoch["number"] is None:
+            self._strategy.tasks.set_step(epoch["skipped"], board.examples)
+        else:
+            self._strategy.tasks.set_epoch(epoch["number"], epoch["skipped"])
         self._strategy.begin(board.steps, first=epoch["first"])
 
     def wake(self) -> None:
@@ -140,8 +151,7 @@ class NodeRun:
         """Let the workers work for a moment, and report what is done. Raises the error of workers that have failed."""
         self._advance()
         self.report()
-        if self._next is not None and self.step >= self._next[0]["first"]:
-            self._begin_next()
+        self._begin_next()
         if self._link is not None and not self._told_of_problem and self._link.problem is not None:
             peer, kind, _, text = self._link.problem
             self._told_of_problem = True

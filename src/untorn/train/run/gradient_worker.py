@@ -48,6 +48,7 @@ class GradientJob:
         first_step: the number of steps since training began before the board's first one.
         accumulate: the number of parts that every shard is computed in.
         min_examples: the minimum number of examples of a shard.
+        one_by_one: whether the batch of a step is all of the newest version of the data.
     """
 
     weights: Address
@@ -58,6 +59,7 @@ class GradientJob:
     first_step: int
     accumulate: int = 1
     min_examples: int = 1
+    one_by_one: bool = False
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
         """See Job."""
@@ -101,7 +103,7 @@ class GradientWorker:
         }
         self.target = attach_writer(job.target)
         self.weights = self.target if job.weights == job.target else attach_writer(job.weights)
-        self.data = job.data.open()
+        self.data = None if job.one_by_one else job.data.open()
         self.order = self.board.order
         #: the first array to check for NaN: not the model's buffers, nor sums for an optimizer that may expect NaNs
         self._first_checked = len(job.layout.arrays) if job.layout.sums else job.layout.buffers
@@ -134,7 +136,11 @@ class GradientWorker:
         return kind
 
     def _compute(self, step: int, shard: int, buffer_at: int) -> None:
-        start, stop = sampler.shard_bounds(step % self.steps, shard, **self._sharding)
+        data, sharding, order = self.data, self._sharding, self.order
+        if data is None:
+            data = self.job.data.open()
+            sharding = sharding | {"examples": data.examples, "batch_size": data.examples}
+        start, stop = sampler.shard_bounds(step % self.steps, shard, **sharding)
         if start == stop:
             self._buffer(buffer_at)[0][0] = 0
             return
@@ -153,14 +159,14 @@ class GradientWorker:
         buffer.version[0] = pinned.version
         parts = self.job.accumulate
         if parts == 1:
-            self._write(self.model(params, self.data.take(self.order[start:stop]), rng), buffer)
+            self._write(self.model(params, data.take(order[start:stop]), rng), buffer)
             return
         for part in range(parts):
             first, last = sampler.shard_bounds(
                 0, part, shards=parts, examples=examples, batch_size=examples, min_examples=self.job.min_examples
             )
             if first < last:
-                batch = self.data.take(self.order[start + first : start + last])
+                batch = data.take(order[start + first : start + last])
                 gradient = self.model(params, batch, rng)
                 self._add(gradient, (last - first) / examples, buffer, begin=first == 0)
                 if self.job.layout.buffers:  # the next part begins with the buffers that this one has written

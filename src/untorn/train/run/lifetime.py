@@ -1,15 +1,12 @@
-"""The lifetime of a trainer: whether this process may use it, and the resources that it holds while it is open."""
+"""The lifetime of a trainer: whether this process may use it."""
 
 from __future__ import annotations
 
 import os
 
-from untorn.control import Control
 from untorn.errors import ClosedError
-from untorn.train.run.pool import Pool
-from untorn.train.run.weights import Weights
 
-__all__ = ["Lifetime", "Resources"]
+__all__ = ["Lifetime"]
 
 
 class Lifetime:
@@ -49,28 +46,3 @@ class Lifetime:
                 f"this trainer is process {self.owner}'s, and this process was forked from it: here only its weights "
                 "can be read. A child that a callback forks must end with os._exit()"
             )
-
-
-class Resources:
-    """The resources of a trainer, from its first use to its end.
-
-    Args:
-        weights: the channel of the weights.
-        pool: the workers.
-        name: the name under which other processes find the job, or None.
-    """
-
-    def __init__(self, weights: Weights, pool: Pool, name: str | None) -> None:
-        self.weights = weights
-        self.control = Control(name) if name is not None else None
-        self._pool = pool
-        self._owner = os.getpid()
-
-    def close(self) -> None:
-        """End the workers and close the channel of the weights. Does nothing in a forked copy of the process."""
-        if os.getpid() != self._owner:
-            return
-        if self.control is not None:
-            self.control.close()
-        self._pool.close()
-        self.weights.close()

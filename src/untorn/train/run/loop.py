@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,14 @@ from untorn.train.checkpoints.saver import Saver, newest
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.data.epochs import TrainingData
 from untorn.train.history import History
-from untorn.train.optim.base import Optimizer
 from untorn.train.run.epoch import Epoch, Segment
 from untorn.train.run.evaluation import Evaluator
 from untorn.train.run.lifetime import Lifetime
-from untorn.train.run.plan import Plan
 from untorn.train.run.pool import Pool
-from untorn.train.run.small_batches import min_shard_examples
 from untorn.train.run.status import JobStatus
 from untorn.train.run.step_log import NO_STEPS, StepLog, means_of
 from untorn.train.run.steps import StepStrategy
+from untorn.train.run.training_job import TrainingJobs
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 from untorn.train.state import TrainingState
@@ -56,7 +54,7 @@ class FitLoop:
         pool: the workers.
         evaluator: evaluates the validation data.
         lifetime: tells whether the trainer may still be used.
-        optimizer: the optimizer, which runs in the workers or in this process.
+        jobs: runs the jobs of training.
         data: the training data.
         epochs: the number of epochs, as given.
         validation: data to evaluate after each epoch, or None.
@@ -78,7 +76,7 @@ class FitLoop:
         pool: Pool,
         evaluator: Evaluator,
         lifetime: Lifetime,
-        optimizer: Optimizer,
+        jobs: TrainingJobs,
         data: TrainingData,
         epochs: int,
         validation: Source | None,
@@ -95,7 +93,7 @@ class FitLoop:
         self._pool = pool
         self._evaluator = evaluator
         self._lifetime = lifetime
-        self._optimizer = optimizer
+        self._jobs = jobs
         self._data = data
         self._epochs = epochs
         #: the number of epochs since training began when this call of fit ends
@@ -137,7 +135,9 @@ class FitLoop:
         self._partial = state.partial = self._continued(state.partial)
         state.batching = self._data.batching
         if resume and self._data.goes_on:
-            self._behind = state.step - (self._partial.progress.step_in_epoch if self._partial else 0)
+            self._behind = (
+                state.step - state.single_steps - (self._partial.progress.step_in_epoch if self._partial else 0)
+            )
         self._saver.begin(state.step, resume=resume)
         with training(self.callbacks, self._lifetime.check_owner):
             give_states_back(self.callbacks, states)
@@ -301,30 +301,10 @@ class FitLoop:
 
     # -- a segment: one board
 
-    @contextlib.contextmanager
-    def _job(self, source: Source, examples: int, batch_size: int) -> Iterator[StepStrategy]:
-        """Run a job on a board for these examples, in batches of this size. Yields the step strategy of the board."""
-        settings, weights, pool = self._settings, self._weights, self._pool
-        sizes = {"examples": examples, "batch_size": batch_size}
-        min_examples = min_shard_examples(
-            self._evaluator.local, weights, source, settings, **sizes, cut=self._data.stream is None
-        )
-        version, first_step = weights.version, self._state.step
-        plan = Plan(
-            settings=settings,
-            kernel=self._optimizer.kernel,
-            server_steps=self._optimizer.server_steps,
-            examples=examples,
-            batch_size=batch_size,
-            min_examples=min_examples,
-            first_step=first_step,
-        )
-        try:
-            with pool.train(plan, source, weights, self._optimizer) as strategy:
-                yield strategy
-        finally:
-            # after a failure, some steps are not counted yet
-            self._state.step = first_step + weights.version - version
+    def _job(self, source: Source, examples: int, batch_size: int) -> AbstractContextManager[StepStrategy]:
+        """Run a job on a board for these examples, in batches of this size. The block gets its step strategy."""
+        least = self._jobs.min_examples(source, examples, batch_size, cut=self._data.stream is None)
+        return self._jobs.run(source, examples, batch_size, least)
 
     def _run_segment(self, strategy: StepStrategy, order: NDArray[np.int64]) -> None:
         """Write the order and the learning rates of a segment to its board, and run its steps."""

@@ -26,6 +26,8 @@ class Plan:
         batch_size: the number of examples of a step.
         min_examples: the minimum number of examples of a shard.
         first_step: the number of steps since training began before the board's step 0.
+        one_by_one: whether each step has a batch of its own, in a version of its own of the data's channel. An epoch of
+            the board is then one step, and ``examples`` the largest batch.
     """
 
     settings: Settings
@@ -35,6 +37,7 @@ class Plan:
     batch_size: int
     min_examples: int
     first_step: int
+    one_by_one: bool = False
 
     @property
     def steps(self) -> int:
@@ -80,4 +83,5 @@ class Plan:
             first_step=self.first_step,
             accumulate=self.settings.accumulate,
             min_examples=self.min_examples,
+            one_by_one=self.one_by_one,
         )

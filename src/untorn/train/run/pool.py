@@ -77,6 +77,9 @@ class Pool(ABC):
     def is_local(self) -> bool:
         """Whether the workers run in this process, and so can read its memory."""
 
+    #: whether all batches of a job of single steps must have the same number of examples
+    needs_equal_batches = False
+
     @property
     @abstractmethod
     def restarts(self) -> int:
