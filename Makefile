@@ -4,6 +4,8 @@
 #   make test    every test, the C ones under sanitizers included
 #   make proof   the tests of docs/guarantees.md, with figures; in less than 20 minutes
 #   make check   ruff, clang-format, mypy (strict) and the layering test
+#   make dist    wheel and sdist, audited, and tried in clean environments
+#   make test-versions  the tests of share with each CPython that is found, and the oldest and the newest NumPy
 #   make bench   the benchmarks: ratios against a limit or a peer, taken in one run
 #   make fuzz    the fuzzers, FUZZ_SECONDS (60) for each target: libFuzzer (clang) and atheris
 #   make sanitize  the extension under AddressSanitizer, UBSan and ThreadSanitizer, over the tests of share
@@ -14,7 +16,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-c proof check docs bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
+.PHONY: help demo test test-c proof check docs dist test-versions bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +77,16 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs
 	@echo "open $(CURDIR)/build/docs/index.html"
 
+$(VENV)/.dist-installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	@touch $@
+
+dist: $(VENV)/.dist-installed
+	$(BIN)/python tests/dist.py
+
+test-versions: $(VENV)/bin/python
+	$(BIN)/python tests/versions.py
+
 bench: $(VENV)/.bench-installed
 	$(BIN)/python -m benchmarks
 
@@ -98,7 +110,7 @@ sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed
 	$(BIN)/python tests/sanitize.py $*
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/untorn/_core*.so
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/untorn/_core*.so
 	$(MAKE) -C tests/c clean
 	$(MAKE) -C tests/fuzz clean
 	$(MAKE) -C tests/virtual_nodes clean

@@ -1,13 +1,27 @@
-"""The build of the C extension, which pyproject.toml cannot describe.
+"""What pyproject.toml cannot describe: the C extension, and README with links that also work outside of the repository.
 
 `UNTORN_SANITIZE=address,undefined pip install -e .` builds it under sanitizers.
 """
 
 import os
+import re
 import sysconfig
+import tomllib
 from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
+
+repository = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]["Source"]
+
+
+def absolute(link: re.Match[str]) -> str:
+    """Return a link within the repository as a link to it; pictures need the file itself."""
+    kind = "raw" if link[1] else "blob"
+    return f"{link[1]}{link[2]}({repository}/{kind}/main/{link[3]})"
+
+
+readme = re.sub(r"(!?)(\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)", absolute, Path("README.md").read_text())
 
 sanitizers = os.environ.get("UNTORN_SANITIZE")
 # The Limited API makes one build serve every CPython from 3.11 on. Free-threaded builds do not have it.
@@ -24,6 +38,8 @@ if sanitizers:
     link += [f"-fsanitize={sanitizers}"]
 
 setup(
+    long_description=readme,
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             "untorn._core",

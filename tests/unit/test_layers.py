@@ -48,6 +48,7 @@ BELOW = {
     "ray": {"engines", "share", "_core", "descriptors", "errors"},
     "typing": {"train"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
+    "__main__": {"cli"},
     "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
 #: untorn/__init__.py; it imports train on first use
