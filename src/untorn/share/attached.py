@@ -34,14 +34,14 @@ class Attached:
         self.results: Results = Results()
         self._decoders: dict[int, Decoder] = {}
 
-    def decoder(self, hold: _core.Hold, allow_pickle: bool = False) -> Decoder:
+    def decoder(self, hold: _core.Hold, allow_pickle: bool = False, *, arrays: bool = False) -> Decoder:
         """Return the decoder of a pinned version, which is kept while the schema stays the same."""
-        key = hold.schema_id << 1 | allow_pickle
+        key = hold.schema_id << 2 | arrays << 1 | allow_pickle
         known = self._decoders.get(key)
         if known is not None and known.slot_nbytes <= hold.nbytes:
             return known
         try:
-            decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle)
+            decoder = Decoder(schema_of(hold), hold.nbytes, allow_pickle=allow_pickle, arrays=arrays)
         except (FormatError, UnsupportedTypeError, ImportError) as error:
             raise type(error)(f"channel {self.address.label!r}, version {hold.version}: {error}") from error
         self._decoders[key] = decoder

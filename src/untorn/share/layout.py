@@ -304,17 +304,25 @@ class Decoder:
         slot_nbytes: the size of the memory that will be read.
         payload: the offset of the payload in it; by default after a slot's header and schema.
         allow_pickle: unpickle pickled values.
+        arrays: make the array itself of a value of another library that is one array, such as a tensor.
 
     Raises FormatError if the schema is damaged or points outside the slot; UnsupportedTypeError, which names the place,
     for a pickle that is not allowed; ImportError if the library of a value is missing.
     """
 
     def __init__(
-        self, schema: bytes, slot_nbytes: int, *, payload: int | None = None, allow_pickle: bool = False
+        self,
+        schema: bytes,
+        slot_nbytes: int,
+        *,
+        payload: int | None = None,
+        allow_pickle: bool = False,
+        arrays: bool = False,
     ) -> None:
         self.payload: int = payload_of(schema) if payload is None else payload
         self.slot_nbytes = slot_nbytes
         self.allow_pickle = allow_pickle
+        self._as_arrays = arrays
         #: the form of every array leaf: (offset, dtype, shape, strides), in order
         self.arrays: list[tuple[int, np.dtype[Any], tuple[int, ...], tuple[int, ...] | None]] = []
         self._at: tuple[str, ...] = ()  # the node that is being compiled
@@ -394,13 +402,17 @@ class Decoder:
         if kind == "adapter":
             name, meta, names = items_of(detail)
             parts = dict(zip(map(name_of, items_of(names)), nodes, strict=True))
+            if self._as_arrays and parts.keys() == {"data"}:
+                return self._compile(parts["data"], path, depth)
             return self._compile_adapter(name_of(name), meta, parts, path, depth)
         children = [self._compile(node, path, depth) for node in nodes]
         return lambda exporter: _unpickle([build(exporter) for build in children])
 
     def _compile_adapter(self, name: str, meta: Any, nodes: dict[str, Any], path: Path, depth: int) -> _Build:
         adapter = adapter_named(name)
+        as_arrays, self._as_arrays = self._as_arrays, False  # the adapter expects its own parts
         children = {part: self._compile(node, (*path, part), depth) for part, node in nodes.items()}
+        self._as_arrays = as_arrays
         more = (self.allow_pickle,) if adapter.unpickles else ()
 
         def build(exporter: Any) -> Any:

@@ -6,7 +6,7 @@ share's private names nor import its other modules.
 Versions with a second tree beside the value (a trainer keeps the state of its optimizer there)::
 
     publish_with_extra, update_with_extra, update_leaves        write it
-    extra, copy_with_extra                                      read it
+    extra, read_value, copy_with_extra                          read it
 
 Versions as bytes, for another channel, on this machine or another::
 
@@ -22,6 +22,9 @@ A snapshot's value in memory that may be written to::
 
     copy_value       a copy: for the whole value to be changed, or kept
     private_value    a private mapping: only pages that are written to are copied
+
+These, copy_with_extra, read_value and decoder_of take ``arrays=True``: a value of another library that is one array,
+such as a tensor, is then read as that array, and the library is not needed.
 
 A channel without a Publisher or Subscriber (a trainer's workers write versions beside the publisher)::
 
@@ -135,6 +138,7 @@ __all__ = [
     "raw_version",
     "read_dtype",
     "read_key",
+    "read_value",
     "receive_raw",
     "remove_queue",
     "shortage",
@@ -181,7 +185,22 @@ def has_name(subscriber: Subscriber) -> bool:
     return subscriber.address.is_named(subscriber._attached.attachment)
 
 
-def copy_value(snapshot: Snapshot[T]) -> T:
+def read_value(snapshot: Snapshot, *, arrays: bool = False) -> Any:
+    """Return ``snapshot.value``; with ``arrays``, with arrays in place of tensors. Raises what that does.
+
+    Example:
+        >>> import torch, untorn
+        >>> with untorn.publish({"w": torch.zeros(2)}) as weights:
+        ...     read_value(weights.subscriber().snapshot(), arrays=True)
+        {'w': array([0., 0.], dtype=float32)}
+    """
+    if not arrays:
+        return snapshot.value
+    hold, decoder = _opened(snapshot, arrays)
+    return decoder.value(hold)
+
+
+def copy_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
     """Return a copy of the value, whose arrays are writable and share one block of memory. Raises what
     ``Snapshot.value`` does.
 
@@ -191,36 +210,36 @@ def copy_value(snapshot: Snapshot[T]) -> T:
         ...     params = copy_value(weights.subscriber().snapshot())
         >>> params["w"] += 1
     """
-    hold, decoder = _opened(snapshot)
+    hold, decoder = _opened(snapshot, arrays)
     value: T = decoder.value(bytearray(memoryview(hold)))
     return value
 
 
-def copy_with_extra(snapshot: Snapshot[T]) -> tuple[T, Any]:
+def copy_with_extra(snapshot: Snapshot[T], *, arrays: bool = False) -> tuple[T, Any]:
     """Return copies of the value and of the tree beside it (or None), as copy_value() does."""
-    hold, decoder = _opened(snapshot)
+    hold, decoder = _opened(snapshot, arrays)
     memory = bytearray(memoryview(hold))
     return decoder.value(memory), decoder.extra(memory)
 
 
-def private_value(snapshot: Snapshot[T]) -> T:
+def private_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
     """Return the value as writable views of a private mapping of the version, which copies a page when it is first
     written to. Other processes and ``Snapshot.value`` do not see these writes; all private values of a snapshot share
     one mapping. Raises what ``Snapshot.value`` does."""
-    hold, decoder = _opened(snapshot)
+    hold, decoder = _opened(snapshot, arrays)
     value: T = decoder.value(hold.private())
     return value
 
 
-def _opened(snapshot: Snapshot) -> tuple[_core.Hold, Decoder]:
+def _opened(snapshot: Snapshot, arrays: bool = False) -> tuple[_core.Hold, Decoder]:
     hold = snapshot._held()
-    return hold, snapshot._attached.decoder(hold, snapshot._allow_pickle)
+    return hold, snapshot._attached.decoder(hold, snapshot._allow_pickle, arrays=arrays)
 
 
-def decoder_of(hold: _core.Hold) -> Decoder:
+def decoder_of(hold: _core.Hold, *, arrays: bool = False) -> Decoder:
     """Return the decoder of a pinned version, which reads every version of the same structure. Raises FormatError if
     the version's schema is damaged."""
-    return Decoder(schema_of(hold), hold.nbytes)
+    return Decoder(schema_of(hold), hold.nbytes, arrays=arrays)
 
 
 # -- writing

@@ -196,7 +196,7 @@ class TorchModel(Model[_ModuleT_co]):
             name: np.from_dlpack(b.detach().resolve_conj().resolve_neg()) for name, b in self._module.named_buffers()
         }
         check_apart(trained, kept | views)
-        return Parts(kept, buffers, trained)
+        return Parts(kept, buffers, trained, _tensors_over)
 
     def arrays(self, data: Any) -> Any:
         """See Model."""
@@ -242,7 +242,7 @@ class TorchModel(Model[_ModuleT_co]):
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(torch.from_numpy(params[name]))
+                tensor.copy_(torch.as_tensor(params[name]))
         move(made.aliases, tensors)
         recompute(module)
         return module
@@ -250,6 +250,10 @@ class TorchModel(Model[_ModuleT_co]):
 
 #: in a model for workers: each makes its module
 _NOT_MADE = nn.Identity()
+
+
+def _tensors_over(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _needs_nothing(cls: type) -> bool:
@@ -289,5 +293,5 @@ def _filled(module: _M, params: Mapping[str, Any]) -> _M:
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(params[name]))
+            tensor.copy_(torch.as_tensor(params[name]))
     return module

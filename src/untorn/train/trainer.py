@@ -25,7 +25,7 @@ from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
 from untorn.first_guesses import only_known_arguments, unknown_attribute
 from untorn.share import Snapshot, Subscriber
-from untorn.share.lowlevel import extra
+from untorn.share.lowlevel import extra, read_value
 from untorn.train.arguments import checked_callbacks, checked_count, checked_path
 from untorn.train.callbacks import Callback
 from untorn.train.callbacks.progress import with_progress
@@ -267,7 +267,7 @@ class Trainer(Generic[ModelT_co]):
         self._end_steps()
         if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
-        self._weights().replace(lambda params, _: copy_weights(self._model.visible(params), value))
+        self._weights().replace(lambda params, _: copy_weights(self._model.visible(params), self._model.arrays(value)))
         if self._state.partial is not None:
             _log.info("epoch %d, which was partly done, starts over with the new weights", self.epoch)
             self._state.partial = None
@@ -285,8 +285,9 @@ class Trainer(Generic[ModelT_co]):
         self._state.learning_rate.set(rate, step=self.step)
 
     def snapshot(self) -> Snapshot:
-        """Return the newest weights as a zero-copy, read-only Snapshot; its version counts steps from 1. While nodes
-        train, it blocks until this process has a copy of their newest version."""
+        """Return the newest weights as a zero-copy Snapshot; its version counts steps from 1. Its value is read-only;
+        that of a TorchModel has tensors, and a write to one changes a private copy. While nodes train, it blocks until
+        this process has a copy of their newest version."""
         return self._weights().snapshot()
 
     def subscriber(self) -> Subscriber:
@@ -505,7 +506,7 @@ class Trainer(Generic[ModelT_co]):
                 progress, records, _ = partial.with_rate(override)
             else:
                 progress, records = self._state.progress(self._loop.callbacks if self._loop else ()), NO_STEPS
-            write(path, progress, params=snapshot.value, state=extra(snapshot), records=records)
+            write(path, progress, params=read_value(snapshot, arrays=True), state=extra(snapshot), records=records)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Restore a checkpoint: a file, or the newest intact one in a directory. The next fit() continues where it was

@@ -160,7 +160,7 @@ class Saver:
             checkpoint.write(
                 self._path(progress.step),
                 progress,
-                params=snapshot.value,
+                params=lowlevel.read_value(snapshot, arrays=True),
                 state=lowlevel.extra(snapshot),
                 records=records,
             )

@@ -11,7 +11,7 @@ A Model is described once. Each process that computes with it has a Replica.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -83,11 +83,14 @@ class Parts(NamedTuple):
     """arrays that computing a gradient changes: the next version has the mean over the shards"""
     trained: Any
     """parameters that the optimizer changes: float32 and float64"""
+    shown: Callable[[Any], Any] | None = None
+    """makes of the arrays, without a copy, what others see in their place: the library's own kind"""
 
     @property
     def published(self) -> Any:
         """The tree that is published."""
-        return self.kept | self.summed if self.kept else self.summed
+        tree = self.kept | self.summed if self.kept else self.summed
+        return tree if self.shown is None else self.shown(tree)
 
     @property
     def summed(self) -> Any:

@@ -54,7 +54,7 @@ class LocalStepsModel(Model):
 
     def parts(self, params: Any = None) -> Parts:
         """See Model."""
-        kept, buffers, trained = self._model.parts(params)
+        kept, buffers, trained, shown = self._model.parts(params)
         leaves = flatten(trained)[1]
         # a dict of arrays by name is published as it is
         self._is_tree = not (
@@ -65,7 +65,7 @@ class LocalStepsModel(Model):
         for name, fill in self._optimizer.inner.initial_state.items():
             for index, leaf in enumerate(leaves):
                 inner[f"{_PREFIX}{name} {index}"] = np.full(np.size(leaf), fill, np.asarray(leaf).dtype)
-        return Parts(kept, inner | buffers, {_TREE: trained} if self._is_tree else trained)
+        return Parts(kept, inner | buffers, {_TREE: trained} if self._is_tree else trained, shown)
 
     def visible(self, params: Any) -> Any:
         """See Model."""

@@ -73,7 +73,8 @@ class _EvaluationWorker:
         self._weights = attach_writer(job.weights)
         self._data = job.data.open()
         self._pinned = self._weights.pin()
-        params = decoder_of(self._pinned).value(self._pinned.private() if job.evaluation.private else self._pinned)
+        decoder = decoder_of(self._pinned, arrays=True)
+        params = decoder.value(self._pinned.private() if job.evaluation.private else self._pinned)
         self._evaluate = ChunkEvaluator(model, params, job.evaluation.seed, outputs=job.evaluation.outputs)
         self._reporter = Reporter(board, index)
         self._spin = True

@@ -149,7 +149,7 @@ class GradientWorker:
         except OSError as error:
             raise _CannotMapError(error.errno or 0) from None
         if self._decoder is None:
-            self._decoder = decoder_of(pinned)
+            self._decoder = decoder_of(pinned, arrays=True)
         rng = None
         if self.model.takes_rng:
             rng = self._random.rng(self.job.first_step + step, shard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from untorn.share import Snapshot
-from untorn.share.lowlevel import private_value
+from untorn.share.lowlevel import private_value, read_value
 from untorn.train.models.base import Model, Replica
 
 __all__ = ["LocalModel"]
@@ -25,4 +25,5 @@ class LocalModel:
 
     def params(self, snapshot: Snapshot) -> Any:
         """Return the weights for the model to read: a private mapping if its framework needs writable memory."""
-        return private_value(snapshot) if self.model.private_params else snapshot.value
+        read = private_value if self.model.private_params else read_value
+        return read(snapshot, arrays=True)

@@ -49,7 +49,7 @@ class ServerStepper:
         self._reader = weights.target.subscriber()
         self._clip_norm = settings.clip_norm
         with weights.snapshot() as newest:
-            params, state = lowlevel.copy_with_extra(newest)
+            params, state = lowlevel.copy_with_extra(newest, arrays=True)
         leaves = flatten(params)[1]
         kept, buffers = weights.untrained
         untrained = kept + buffers

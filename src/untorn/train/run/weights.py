@@ -61,16 +61,24 @@ class Weights:
         form: the form of the weights.
         channel: the channel of the weights, which this object owns.
         target: the channel that a board writes to, if it is another one: a channel for summed gradients.
+        shown: see Parts.
 
     Attributes:
         channel, form: the arguments.
         target: the channel that a board writes to.
     """
 
-    def __init__(self, form: WeightsForm, channel: Publisher, target: Publisher | None) -> None:
+    def __init__(
+        self,
+        form: WeightsForm,
+        channel: Publisher,
+        target: Publisher | None,
+        shown: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.form = form
         self.channel = channel
         self.target = channel if target is None else target
+        self._shown = shown
         lowlevel.attachment_of(channel).reserve_slots(_RESERVED_SLOTS)
         self._reader = channel.subscriber()
 
@@ -92,7 +100,7 @@ class Weights:
         sizes = _CHANNEL_SIZES
         channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
         target = lowlevel.publish_with_extra(parts.summed, sizes=sizes) if optimizer.server_steps else None
-        return cls(WeightsForm(layout, (kept, buffers)), channel, target)
+        return cls(WeightsForm(layout, (kept, buffers)), channel, target, parts.shown)
 
     @classmethod
     def received(cls, form: WeightsForm, raw: Blob, version: int, raw_target: Blob | None) -> Self:
@@ -127,7 +135,7 @@ class Weights:
         return self.channel.version
 
     def snapshot(self) -> Snapshot:
-        """Return the newest weights, without a copy."""
+        """Return the newest weights, without a copy. Its value is what others see; lowlevel.read_value reads arrays."""
         return self._reader.snapshot()
 
     def subscriber(self) -> Subscriber:
@@ -137,15 +145,15 @@ class Weights:
     def copy(self) -> Any:
         """Return a writable copy of the newest weights."""
         with self.snapshot() as newest:
-            return lowlevel.copy_value(newest)
+            return lowlevel.copy_value(newest, arrays=True)
 
     def replace(self, fill: Callable[[Any, Any], None]) -> None:
         """Call ``fill`` with a writable copy of the newest weights and optimizer state, and publish the copy. If
         ``fill`` raises, nothing is published."""
         with self.snapshot() as newest:
-            params, state = lowlevel.copy_with_extra(newest)
+            params, state = lowlevel.copy_with_extra(newest, arrays=True)
         fill(params, state)
-        lowlevel.update_with_extra(self.channel, params, state)
+        lowlevel.update_with_extra(self.channel, self._shown(params) if self._shown else params, state)
 
     def make_room(self, board: Board) -> None:
         """Make room for the next version, after the workers have found no free slot in their target. Raises
