@@ -5,13 +5,13 @@
 
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB5"
+#define BOARD_MAGIC "untornB6"
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
 #define SECTIONS_NBYTES \
     (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
-_Static_assert(SECTIONS_NBYTES == 14 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+_Static_assert(SECTIONS_NBYTES == 15 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
 
 static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
@@ -31,8 +31,9 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->norm_tasks_at = section_place(&end, config->ranges * sizeof(struct board_task));
     header->squares_at = section_place(&end, config->ranges * sizeof(double));
     header->ranges_at = section_place(&end, config->ranges * sizeof(struct board_range));
+    header->groups_at = section_place(&end, config->groups * sizeof(struct board_group));
     header->log_at = section_place(&end, config->steps * sizeof(struct board_log));
-    header->rates_at = section_place(&end, config->steps * sizeof(struct kernel_rates));
+    header->rates_at = section_place(&end, config->steps * config->groups * sizeof(struct kernel_rates));
     header->order_at = section_place(&end, config->examples * sizeof(int64_t));
     header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
@@ -74,6 +75,7 @@ static void board_find(struct board *board, void *memory)
         .range_tasks = (struct board_task *)(base + header->range_tasks_at),
         .norm_tasks = (struct board_task *)(base + header->norm_tasks_at),
         .ranges = (struct board_range *)(base + header->ranges_at),
+        .groups = (struct board_group *)(base + header->groups_at),
         .squares = (double *)(base + header->squares_at),
         .log = (struct board_log *)(base + header->log_at),
         .rates = (struct kernel_rates *)(base + header->rates_at),
@@ -82,14 +84,14 @@ static void board_find(struct board *board, void *memory)
 }
 
 void board_format(struct board *board, void *memory, const struct board_config *config,
-                  const struct board_range *ranges)
+                  const struct board_range *ranges, const struct board_group *groups)
 {
     struct board_header *header = memory;
     sections_place(header, config);
     header->shards = config->shards;
     header->ranges = config->ranges;
     header->workers = config->workers;
-    header->optimizer = config->optimizer;
+    header->groups = config->groups;
     header->steps = config->steps;
     header->examples = config->examples;
     header->batch_size = config->batch_size;
@@ -100,12 +102,17 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->clip_norm = config->clip_norm;
     header->is_async = config->is_async;
     header->exchange = config->exchange;
-    header->hyper = config->hyper;
     shared_store_relaxed(&header->phase, phase_make(config->first_step, PHASE_GRADIENT, 0));
     shared_store_relaxed(&header->active, config->active);
     shared_store_relaxed(&header->own, own_make(0, config->shards));
     board_find(board, memory);
     memcpy(board->ranges, ranges, config->ranges * sizeof *ranges);
+    memcpy(board->groups, groups, config->groups * sizeof *groups);
+    for (uint32_t group = 0; group < config->groups; group++) {
+        const unsigned states =
+            kernel_state_count((enum kernel_optimizer)groups[group].optimizer, &groups[group].hyper);
+        header->states = states > header->states ? states : header->states;
+    }
     for (uint32_t shard = 0; shard < config->shards; shard++) /* batches in flight come from the server */
         shared_store_relaxed(&board->shard_tasks[shard].word,
                              task_make(0, config->is_async ? TASK_EMPTY : TASK_FREE, 0, shard));
@@ -123,13 +130,15 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
     const struct board_config config = {
         .shards = header->shards,
         .ranges = header->ranges,
+        .groups = header->groups,
         .workers = header->workers,
         .steps = header->steps,
         .examples = header->examples,
         .buffer_nbytes = header->buffer_nbytes,
         .exchange = header->exchange != 0,
     };
-    if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS || /* 0 wraps around */
+    if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS ||
+        config.groups - 1 >= BOARD_MAX_GROUPS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
         config.examples > nbytes / sizeof(int64_t) || config.buffer_nbytes > nbytes / (config.shards + config.workers))
         return false; /* the sums below would overflow */

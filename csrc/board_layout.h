@@ -17,6 +17,7 @@ enum {
     BOARD_METRICS = 16,
     BOARD_MAX_SHARDS = 1024,
     BOARD_MAX_WORKERS = 1024,
+    BOARD_MAX_GROUPS = 256,
     BOARD_NAMES_NBYTES = 4096,
     BOARD_ERROR_NBYTES = 32768
 };
@@ -45,7 +46,7 @@ struct board_range {
     uint64_t slot_offset; /* from the start of a slot; state buffer k lies (k + 1) * state_stride further */
     uint64_t grad_offset; /* from the start of a buffer's payload */
     uint64_t count;       /* elements */
-    uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 */
+    uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 | group << 16 */
 };
 
 static inline enum kernel_dtype range_dtype(const struct board_range *range)
@@ -54,13 +55,20 @@ static inline enum kernel_dtype range_dtype(const struct board_range *range)
 }
 static inline enum merge_kind range_kind(const struct board_range *range)
 {
-    return (enum merge_kind)(range->dtype >> 8);
+    return (enum merge_kind)(range->dtype >> 8 & 0xff);
 }
+static inline uint64_t range_group(const struct board_range *range) { return range->dtype >> 16; }
 /* Return whether an update needs no more than the sum of the shards. */
 static inline bool range_is_summed(const struct board_range *range)
 {
     return range_kind(range) == MERGE_STEP || range_kind(range) == MERGE_SUM;
 }
+
+/* The optimizer of a group of parameters. Written once. */
+struct board_group {
+    uint64_t optimizer;        /* enum kernel_optimizer */
+    struct kernel_hyper hyper; /* except the step's rates, which are in rates[] */
+};
 
 /* A gradient, and what was measured with it. Written by the owner of the buffer. */
 struct board_buffer {
@@ -81,20 +89,20 @@ struct board_log {
 struct board_header {
     char magic[8];
     uint64_t nbytes;
-    uint32_t shards, ranges, workers, optimizer; /* workers: the maximum number */
-    uint32_t is_async;                           /* 1: the task of each shard is the place of a batch in flight */
-    uint32_t exchange;                           /* 1: other boards may compute shards too, see board.h */
-    uint64_t steps;                              /* of an epoch: rates, log and order are the current epoch's */
+    uint32_t shards, ranges, workers, groups; /* workers: the maximum number */
+    uint32_t is_async;                        /* 1: the task of each shard is the place of a batch in flight */
+    uint32_t exchange;                        /* 1: other boards may compute shards too, see board.h */
+    uint64_t states;                          /* state buffers per parameter, of the group that has the most */
+    uint64_t steps;                           /* of an epoch: rates, log and order are the current epoch's */
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes; /* of a gradient, without its header */
     uint64_t state_stride;
-    uint64_t base_version;     /* of the weights of step 0 */
-    uint64_t job;              /* the server's number for this job */
-    double clip_norm;          /* the greatest norm of a gradient; 0: no clipping */
-    struct kernel_hyper hyper; /* except the step's rates, which are in rates[step] */
+    uint64_t base_version; /* of the weights of step 0 */
+    uint64_t job;          /* the server's number for this job */
+    double clip_norm;      /* the greatest norm of a gradient; 0: no clipping */
     /* offsets of the sections */
-    uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, squares_at, log_at, rates_at,
-        order_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
+    uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, groups_at, squares_at, log_at,
+        rates_at, order_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
     _Alignas(64) shared_u32 bell; /* counts the changes that waiting workers should look at */
@@ -122,19 +130,19 @@ struct board {
     struct board_worker *workers;
     struct board_task *shard_tasks, *range_tasks, *norm_tasks;
     struct board_range *ranges;
+    struct board_group *groups;
     double *squares; /* of each range of the step; writer: the owner of its norm task */
     struct board_log *log;
-    struct kernel_rates *rates;
+    struct kernel_rates *rates; /* [steps][groups] */
     uint8_t *sum; /* of all shards' gradients, laid out as a gradient without its header; only with exchange */
 };
 
 struct board_config {
-    uint32_t shards, ranges, workers, active, optimizer; /* workers: the maximum number; active: the number at first */
+    uint32_t shards, ranges, groups, workers, active; /* workers: the maximum number; active: the number at first */
     bool is_async, exchange;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     uint64_t first_step; /* the step that the board begins at */
     double clip_norm;
-    struct kernel_hyper hyper;
 };
 
 /* Return the size of a board; write nothing. */
@@ -145,7 +153,7 @@ uint64_t board_nbytes_needed(const struct board_config *config);
 uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers);
 /* Lay a new board out in zeroed memory of board_nbytes. */
 void board_format(struct board *board, void *memory, const struct board_config *config,
-                  const struct board_range *ranges);
+                  const struct board_range *ranges, const struct board_group *groups);
 /* Find the parts of a board that another process laid out. */
 enum status board_attach(struct board *board, void *memory, uint64_t nbytes);
 

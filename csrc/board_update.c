@@ -73,12 +73,20 @@ static uint32_t range_first(const struct board *board, uint32_t worker)
     return active == 0 ? 0 : (uint32_t)((uint64_t)worker * board->header->ranges / active % board->header->ranges);
 }
 
-static void range_norm(const struct board *board, const struct shards *shards, uint32_t index)
+/* Return the numbers of a group of parameters for a step. If lr is NaN, the group takes no step: its parameters and its
+ * state stay, whatever their gradient is. */
+static const struct kernel_rates *group_rates(const struct board *board, uint64_t step, uint64_t group)
+{
+    return &board->rates[step % board->header->steps * board->header->groups + group];
+}
+
+static void range_norm(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index)
 {
     const void *grads[BOARD_MAX_SHARDS];
     const struct board_range *range = &board->ranges[index];
     const struct kernel_range work = shards_range(board, shards, index, grads);
-    board->squares[index] = range_kind(range) == MERGE_STEP ? kernel_square_sum(range_dtype(range), &work) : 0;
+    const bool counts = range_kind(range) == MERGE_STEP && !isnan(group_rates(board, step, range_group(range))->lr);
+    board->squares[index] = counts ? kernel_square_sum(range_dtype(range), &work) : 0;
 }
 
 bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
@@ -91,7 +99,7 @@ bool norms_run(const struct board *board, uint32_t worker, uint64_t step)
     while (range_claim(board->norm_tasks, header->ranges, first, step, worker, &index, &claim, &done)) {
         if (shards.count == 0)
             step_collect(board, step, &shards);
-        range_norm(board, &shards, index);
+        range_norm(board, &shards, step, index);
         range_commit(&board->norm_tasks[index], claim);
         first = index + 1;
     }
@@ -160,13 +168,25 @@ static void range_update(const struct board *board, const struct shards *shards,
     const struct board_range *range = &board->ranges[index];
     const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
     void *state_out[KERNEL_MAX_STATES];
-    struct kernel_hyper hyper = header->hyper;
-    hyper.rates = board->rates[step % header->steps];
-    unsigned states = kernel_state_count((enum kernel_optimizer)header->optimizer, &hyper);
-    for (unsigned k = 0; k < states; k++) {
+    const enum merge_kind kind = range_kind(range);
+    const struct board_group *group = &board->groups[range_group(range)];
+    struct kernel_hyper hyper = group->hyper;
+    hyper.rates = *group_rates(board, step, range_group(range));
+    const bool rests = kind == MERGE_STEP && isnan(hyper.rates.lr);
+    const unsigned states = kernel_state_count((enum kernel_optimizer)group->optimizer, &hyper);
+    const uint64_t nbytes = range->count * kernel_itemsize(range_dtype(range));
+    for (unsigned k = 0; kind == MERGE_STEP && k < header->states; k++) {
         uint64_t offset = range->slot_offset + (k + 1) * header->state_stride;
+        if (rests || k >= states) {
+            memcpy(to + offset, from + offset, nbytes);
+            continue;
+        }
         state_in[k] = from + offset;
         state_out[k] = to + offset;
+    }
+    if (rests) {
+        memcpy(to + range->slot_offset, from + range->slot_offset, nbytes);
+        return;
     }
     struct kernel_range work = shards_range(board, shards, index, grads);
     work.grad_scale = grad_scale;
@@ -174,10 +194,10 @@ static void range_update(const struct board *board, const struct shards *shards,
     work.params_out = to + range->slot_offset;
     work.state_in = state_in;
     work.state_out = state_out;
-    if (range_kind(range) == MERGE_STEP)
-        kernel_step((enum kernel_optimizer)header->optimizer, range_dtype(range), &hyper, &work);
+    if (kind == MERGE_STEP)
+        kernel_step((enum kernel_optimizer)group->optimizer, range_dtype(range), &hyper, &work);
     else
-        range_merge(range_kind(range), range_dtype(range), &work);
+        range_merge(kind, range_dtype(range), &work);
 }
 
 static bool slots_map(struct attachment *weights, unsigned slot, uint8_t **from, uint8_t **to)
@@ -232,7 +252,7 @@ enum status inflight_update(const struct board *board, struct attachment *weight
     shards_collect(board, index, 1, &shards);
     if (header->clip_norm != 0) {
         for (uint32_t index = 0; index < header->ranges; index++)
-            range_norm(board, &shards, index);
+            range_norm(board, &shards, step, index);
         norm = norm_collect(board);
     }
     version_begin(board, step, from, to);

@@ -47,7 +47,8 @@ enum kernel_dtype { KERNEL_F32 = 0, KERNEL_F64 = 1 };
 enum kernel_optimizer { KERNEL_SGD = 0, KERNEL_ADAM = 1, KERNEL_RMSPROP = 2, KERNEL_ADAGRAD = 3 };
 enum { KERNEL_OPTIMIZERS = 4, KERNEL_MAX_STATES = 3 };
 
-/* The numbers that may change from step to step; the caller computes them in double. */
+/* The numbers that may change from step to step; the caller computes them in double. An lr that is NaN says that no
+ * step is taken, which is for the caller of kernel_step() to see. */
 struct kernel_rates {
     double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
     double shrink;     /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */

@@ -379,6 +379,7 @@ static PyObject *commits_make(const struct board *board)
     FIELD(Board, workers, PyLong_FromUnsignedLong, self->board.header->workers)                                \
     FIELD(Board, is_async, PyBool_FromLong, (long)self->board.header->is_async)                                \
     FIELD(Board, exchange, PyBool_FromLong, (long)self->board.header->exchange)                                \
+    FIELD(Board, groups, PyLong_FromUnsignedLong, self->board.header->groups)                                  \
     FIELD(Board, job, PyLong_FromUnsignedLongLong, self->board.header->job)                                    \
     FIELD(Board, steps, PyLong_FromUnsignedLongLong, self->board.header->steps)                                \
     FIELD(Board, examples, PyLong_FromUnsignedLongLong, self->board.header->examples)                          \
@@ -463,7 +464,8 @@ static PyType_Slot Board_slots[] = {
 static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
                                  Board_slots};
 
-static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges)
+static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges,
+                                const struct board_group *groups)
 {
     uint64_t nbytes = board_nbytes(config);
     if (ftruncate(fd, (off_t)nbytes) != 0)
@@ -475,30 +477,67 @@ static enum status board_create(int fd, const struct board_config *config, const
     struct board board;
     int cause = errno;
     if (status == STATUS_OK)
-        board_format(&board, memory, config, ranges);
+        board_format(&board, memory, config, ranges, groups);
     munmap(memory, nbytes);
     errno = cause;
     return status;
 }
 
+/* Read the optimizer of each group. Return whether this has worked; else an exception is set. */
+static bool groups_parse(PyObject *kernels, struct board_config *config, struct board_group *groups)
+{
+    const Py_ssize_t count = PyTuple_Size(kernels);
+    if (count < 1 || count > BOARD_MAX_GROUPS) {
+        PyErr_Format(PyExc_ValueError, "kernels: expected 1 to %d, found %zd", BOARD_MAX_GROUPS, count);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        struct kernel_hyper hyper = {0};
+        unsigned optimizer;
+        PyObject *kernel = PyTuple_GetItem(kernels, i);
+        if (!PyTuple_Check(kernel)) {
+            PyErr_SetString(PyExc_TypeError, "kernels: expected tuples");
+            return false;
+        }
+        if (!PyArg_ParseTuple(kernel, "IdddddIII", &optimizer, &hyper.momentum, &hyper.weight_decay, &hyper.beta1,
+                              &hyper.beta2, &hyper.eps, &hyper.nesterov, &hyper.centered, &hyper.amsgrad))
+            return false;
+        if (optimizer >= KERNEL_OPTIMIZERS) {
+            PyErr_Format(PyExc_ValueError, "optimizer %u: expected one below %d", optimizer, KERNEL_OPTIMIZERS);
+            return false;
+        }
+        groups[i] = (struct board_group){.optimizer = optimizer, .hyper = hyper};
+    }
+    config->groups = (uint32_t)count;
+    return true;
+}
+
+/* Return whether every range has a group. */
+static bool ranges_have_groups(const struct board_config *config, const struct board_range *ranges)
+{
+    for (uint32_t i = 0; i < config->ranges; i++)
+        if (range_group(&ranges[i]) >= config->groups)
+            return false;
+    return true;
+}
+
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd",     "job",       "shards",     "max_workers",     "workers",      "is_async",
-                            "steps",  "examples",  "batch_size", "gradient_nbytes", "state_stride", "first_version",
-                            "kernel", "clip_norm", "ranges",     "exchange",        "first_step",   NULL};
+    static char *names[] = {"fd",      "job",       "shards",     "max_workers",     "workers",      "is_async",
+                            "steps",   "examples",  "batch_size", "gradient_nbytes", "state_stride", "first_version",
+                            "kernels", "clip_norm", "ranges",     "exchange",        "first_step",   NULL};
     int fd, is_async, exchange;
     struct board_config config = {0};
-    struct kernel_hyper *hyper = &config.hyper;
+    struct board_group groups[BOARD_MAX_GROUPS];
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, first_version, job, first_step;
-    PyObject *kernel;
+    PyObject *kernels;
     Py_buffer ranges;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*pK", names, &fd, &job, &config.shards,
                                      &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
-                                     &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type, &kernel,
+                                     &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type, &kernels,
                                      &config.clip_norm, &ranges, &exchange, &first_step))
         return NULL;
-    if (!PyArg_ParseTuple(kernel, "IdddddIII", &config.optimizer, &hyper->momentum, &hyper->weight_decay, &hyper->beta1,
-                          &hyper->beta2, &hyper->eps, &hyper->nesterov, &hyper->centered, &hyper->amsgrad)) {
+    if (!groups_parse(kernels, &config, groups)) {
         PyBuffer_Release(&ranges);
         return NULL;
     }
@@ -518,8 +557,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
         config.workers > BOARD_MAX_WORKERS || config.active > config.workers || config.ranges == 0) {
         PyErr_Format(PyExc_ValueError, "a board has 1 to %d shards, 1 to %d workers and at least one range",
                      BOARD_MAX_SHARDS, BOARD_MAX_WORKERS);
-    } else if (config.optimizer >= KERNEL_OPTIMIZERS) {
-        PyErr_Format(PyExc_ValueError, "optimizer %u: expected one below %d", config.optimizer, KERNEL_OPTIMIZERS);
+    } else if (!ranges_have_groups(&config, ranges.buf)) {
+        PyErr_Format(PyExc_ValueError, "ranges: a group is not below %u, the number of kernels", config.groups);
     } else if (config.is_async && config.exchange) {
         PyErr_SetString(PyExc_ValueError,
                         "exchange: the shards of an asynchronous training are batches, without a sum");
@@ -529,7 +568,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     } else {
         enum status status;
         do { /* signals that keep coming are handled before the next try */
-            status = board_create(fd, &config, ranges.buf);
+            status = board_create(fd, &config, ranges.buf, groups);
         } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
         if (status != STATUS_INTERRUPTED)
             result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(core_of_module(module), status);
@@ -541,7 +580,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
 static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
      "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
-     "batch_size, gradient_nbytes, state_stride, first_version, kernel, clip_norm, ranges, exchange, "
+     "batch_size, gradient_nbytes, state_stride, first_version, kernels, clip_norm, ranges, exchange, "
      "first_step)\n--\n\n"
      "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},

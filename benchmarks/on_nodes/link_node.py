@@ -99,7 +99,7 @@ class LinkNode:
             batch_size=1,
             gradient_nbytes=self._layout.nbytes,
             first_version=self._publisher.version,
-            kernel=optimizer.kernel,
+            kernels=optimizer.kernels,
             ranges=self._layout.ranges(),
             exchange=True,
         )

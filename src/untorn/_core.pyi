@@ -203,6 +203,7 @@ class Board:
     active: int
     is_async: bool
     exchange: bool
+    groups: int
     own_first: int
     own_end: int
     incomplete_step: int
@@ -303,7 +304,7 @@ def format_board(
     gradient_nbytes: int,
     state_stride: int,
     first_version: int,
-    kernel: tuple[int, float, float, float, float, float, int, int, int],
+    kernels: tuple[tuple[int, float, float, float, float, float, int, int, int], ...],
     clip_norm: float,
     ranges: bytes,
     exchange: bool,

@@ -51,10 +51,12 @@ class KernelSettings(NamedTuple):
 NO_UPDATE: Final = KernelSettings()
 
 
-def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int]]) -> bytes:
+def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int, int]]) -> bytes:
     """Return update tasks as bytes. Each is an offset in a slot, an offset in a gradient's payload, a number of
-    elements, their type (``_core.KERNEL_F32`` or ``KERNEL_F64``) and what to do with them (``_core.MERGE_...``)."""
-    return np.array([(*places, dtype | kind << 8) for *places, dtype, kind in ranges], _RANGE).tobytes()
+    elements, their type (``_core.KERNEL_F32`` or ``KERNEL_F64``), what to do with them (``_core.MERGE_...``), and the
+    index of their group's kernel."""
+    packed = [(*places, dtype | kind << 8 | group << 16) for *places, dtype, kind, group in ranges]
+    return np.array(packed, _RANGE).tobytes()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class BoardSpec:
         gradient_nbytes: bytes of a gradient without its header.
         state_stride: bytes from one state buffer of the optimizer to the next.
         first_version: the version of the weights before the first step.
-        kernel: the optimizer and its settings.
+        kernels: the optimizer and its settings, of each group of parameters.
         clip_norm: the greatest norm of a gradient; 0 for any.
         ranges: the update tasks, as pack_ranges() returns them; the default updates nothing.
         exchange: whether the workers may compute some of the shards only, see set_own(), and a ``_core.Link`` brings
@@ -90,9 +92,9 @@ class BoardSpec:
     gradient_nbytes: int
     state_stride: int = 0
     first_version: int = 0
-    kernel: KernelSettings = NO_UPDATE
+    kernels: tuple[KernelSettings, ...] = (NO_UPDATE,)
     clip_norm: float = 0.0
-    ranges: bytes = pack_ranges([(0, 0, 0, 0, 0)])
+    ranges: bytes = pack_ranges([(0, 0, 0, 0, 0, 0)])
     exchange: bool = False
     first_step: int = 0
 
@@ -191,8 +193,9 @@ class Board(_core.Board):
 
     @property
     def rates(self) -> NDArray[np.float64]:
-        """The kernels' numbers of each step of an epoch, see FusedOptimizer.rates: a writable view."""
-        return self._view(np.float64, (self.steps, _core.KERNEL_RATES), self.rates_at)
+        """The kernels' numbers of each step of an epoch, those of each group beside the other, see Optimizer.rates: a
+        writable view."""
+        return self._view(np.float64, (self.steps, self.groups * _core.KERNEL_RATES), self.rates_at)
 
     @property
     def log(self) -> NDArray[Any]:

@@ -1,7 +1,7 @@
-/* A small training job for the board's tests: parameters of both dtypes in three ranges, an optimizer with two buffers
- * of state, rates that change, clipping if the seed is odd, and a made-up gradient that depends on the weights, the
- * step and the shard; with batches in flight, on the weights and the batch. The reference takes the same steps one
- * after the other, without board, channel or ranges in parallel.
+/* A small training job for the board's tests: parameters of both dtypes in three ranges, two groups of them, the second
+ * with fewer buffers of state and without a step now and then, rates that change, clipping if the seed is odd, and a
+ * made-up gradient that depends on the weights, the step and the shard; with batches in flight, on the weights and the
+ * batch. The reference takes the same steps one after the other, without board, channel or ranges in parallel.
  */
 #ifndef UNTORN_TESTS_BOARD_JOB_H
 #define UNTORN_TESTS_BOARD_JOB_H
@@ -11,7 +11,13 @@
 #include "board.h"
 #include "channel_files.h"
 
-enum { JOB_RANGES = 3, JOB_STATES = 2, JOB_SCHEMA_NBYTES = 64, JOB_BASE_VERSION = 5 };
+enum { JOB_RANGES = 3, JOB_GROUPS = 2, JOB_STATES = 2, JOB_SCHEMA_NBYTES = 64, JOB_BASE_VERSION = 5 };
+
+static const struct board_group job_groups[JOB_GROUPS] = {
+    {KERNEL_ADAM, {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.01}},
+    {KERNEL_SGD, {.momentum = 0.5}},
+};
+static inline uint64_t job_group(unsigned range) { return range == 2; }
 
 struct job {
     struct board_config config;
@@ -46,12 +52,12 @@ static inline uint64_t job_examples(const struct job *job, uint64_t step, uint32
 static inline double job_param(const struct board_range *range, const uint8_t *slot, uint64_t i)
 {
     const uint8_t *first = slot + range->slot_offset;
-    return range->dtype == KERNEL_F32 ? (double)((const float *)first)[i] : ((const double *)first)[i];
+    return range_dtype(range) == KERNEL_F32 ? (double)((const float *)first)[i] : ((const double *)first)[i];
 }
 
 static inline void job_element_set(const struct board_range *range, uint8_t *first, uint64_t i, double value)
 {
-    if (range->dtype == KERNEL_F32)
+    if (range_dtype(range) == KERNEL_F32)
         ((float *)first)[i] = (float)value;
     else
         ((double *)first)[i] = value;
@@ -85,7 +91,7 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
     uint64_t end = 0;
     for (unsigned r = 0; r < JOB_RANGES; r++) {
         const uint64_t dtype = r == 1 ? KERNEL_F64 : KERNEL_F32;
-        job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype};
+        job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype | job_group(r) << 16};
         end = (end + counts[r] * kernel_itemsize((enum kernel_dtype)dtype) + 63) / 64 * 64;
     }
     job->slot_nbytes = first + (1 + JOB_STATES) * end;
@@ -96,7 +102,7 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         .active = workers,
         .is_async = kind == JOB_ASYNC,
         .exchange = kind == JOB_EXCHANGE,
-        .optimizer = KERNEL_ADAM,
+        .groups = JOB_GROUPS,
         .steps = steps,
         .examples = 8,
         .batch_size = 4,
@@ -104,7 +110,6 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
         .state_stride = end,
         .base_version = JOB_BASE_VERSION,
         .clip_norm = job->seed % 2 ? 6 : 0, /* less than some of the norms */
-        .hyper = {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.01},
     };
 }
 
@@ -120,10 +125,13 @@ static inline void job_weights_begin(const struct job *job, uint8_t *slot)
             job_element_set(&job->ranges[r], slot + job->ranges[r].slot_offset, i, job_number(job, UINT16_MAX, r, i));
 }
 
-static inline struct kernel_rates job_rates(uint64_t step)
+/* The second group takes no step in every third one. */
+static inline struct kernel_rates job_rates(uint64_t step, uint64_t group)
 {
     const double part = 1 / (double)(step + 1);
-    return (struct kernel_rates){.lr = 0.1 * part, .shrink = 1 - 0.01 * part, .root_scale = 1.5};
+    if (group == 1 && step % 3 == 1)
+        return (struct kernel_rates){.lr = NAN};
+    return (struct kernel_rates){.lr = (group == 0 ? 0.1 : 0.2) * part, .shrink = 1 - 0.01 * part, .root_scale = 1.5};
 }
 
 static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t workers, uint64_t steps, uint32_t max_slots,
@@ -143,9 +151,10 @@ static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t worke
     const uint64_t nbytes = board_nbytes(&job.config);
     job.memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     memset(job.memory, 0, nbytes);
-    board_format(&job.board, job.memory, &job.config, job.ranges);
+    board_format(&job.board, job.memory, &job.config, job.ranges, job_groups);
     for (uint64_t step = 0; step < steps; step++)
-        job.board.rates[step] = job_rates(step);
+        for (uint64_t group = 0; group < JOB_GROUPS; group++)
+            job.board.rates[step * JOB_GROUPS + group] = job_rates(step, group);
     return job;
 }
 
@@ -190,7 +199,8 @@ static inline struct kernel_range reference_range(const struct job *job, const s
 }
 
 /* As torch.nn.utils.clip_grad_norm_ does it. */
-static inline double reference_clip(const struct job *job, const struct reference_shards *shards, double *norm)
+static inline double reference_clip(const struct job *job, uint64_t step, const struct reference_shards *shards,
+                                    double *norm)
 {
     double squares[JOB_RANGES];
     *norm = 0;
@@ -198,7 +208,8 @@ static inline double reference_clip(const struct job *job, const struct referenc
         return 1;
     for (unsigned r = 0; r < JOB_RANGES; r++) {
         const struct kernel_range work = reference_range(job, shards, r);
-        squares[r] = kernel_square_sum((enum kernel_dtype)job->ranges[r].dtype, &work);
+        squares[r] =
+            isnan(job_rates(step, job_group(r)).lr) ? 0 : kernel_square_sum(range_dtype(&job->ranges[r]), &work);
     }
     *norm = sqrt(squares[0] + squares[1] + squares[2]);
     return fmin(1, job->config.clip_norm / (*norm + 1e-6));
@@ -226,9 +237,7 @@ static inline void reference_step(const struct job *job, uint64_t step, struct j
             shards->terms[present++] = shards->weights[s] * buffer->loss;
     }
     reference->losses[step] = kernel_tree_sum(present, shards->terms);
-    const double scale = reference_clip(job, shards, &reference->norms[step]);
-    struct kernel_hyper hyper = job->config.hyper;
-    hyper.rates = job_rates(step);
+    const double scale = reference_clip(job, step, shards, &reference->norms[step]);
     for (unsigned r = 0; r < JOB_RANGES; r++) {
         const uint64_t at = job->ranges[r].slot_offset, stride_of_state = job->config.state_stride;
         const void *state_in[] = {from + at + stride_of_state, from + at + 2 * stride_of_state};
@@ -239,7 +248,15 @@ static inline void reference_step(const struct job *job, uint64_t step, struct j
         work.params_out = to + at;
         work.state_in = state_in;
         work.state_out = state_out;
-        kernel_step(KERNEL_ADAM, (enum kernel_dtype)job->ranges[r].dtype, &hyper, &work);
+        struct kernel_hyper hyper = job_groups[job_group(r)].hyper;
+        hyper.rates = job_rates(step, job_group(r));
+        const uint64_t nbytes = work.count * kernel_itemsize(range_dtype(&job->ranges[r]));
+        memcpy(to + at, from + at, nbytes); /* what no step changes */
+        for (unsigned k = 0; k < JOB_STATES; k++)
+            memcpy(state_out[k], state_in[k], nbytes);
+        if (!isnan(hyper.rates.lr))
+            kernel_step((enum kernel_optimizer)job_groups[job_group(r)].optimizer, range_dtype(&job->ranges[r]), &hyper,
+                        &work);
     }
 }
 
@@ -294,7 +311,7 @@ static inline bool job_equals(const struct job *job, const struct job_reference 
     for (unsigned r = 0; r < JOB_RANGES; r++)
         for (unsigned part = 0; part < 1 + JOB_STATES; part++) {
             const uint64_t offset = job->ranges[r].slot_offset + part * job->config.state_stride;
-            const uint64_t nbytes = job->ranges[r].count * kernel_itemsize((enum kernel_dtype)job->ranges[r].dtype);
+            const uint64_t nbytes = job->ranges[r].count * kernel_itemsize(range_dtype(&job->ranges[r]));
             equal &= CHECK(memcmp(slot + offset, reference->slot + offset, nbytes) == 0, "range %u, part %u", r, part);
         }
     for (uint64_t step = 0; step < job->config.steps; step++)

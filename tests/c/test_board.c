@@ -493,7 +493,7 @@ static void dead_scribble(struct team *team, uint32_t dead)
         uint8_t *slot;
         uint64_t capacity;
         CHECK(attachment_map(job->publisher, phase_slot(phase), &slot, &capacity) == STATUS_OK);
-        const uint64_t nbytes = job->ranges[r].count * kernel_itemsize((enum kernel_dtype)job->ranges[r].dtype);
+        const uint64_t nbytes = job->ranges[r].count * kernel_itemsize(range_dtype(&job->ranges[r]));
         for (unsigned part = 0; part < 1 + JOB_STATES; part++)
             memset(slot + job->ranges[r].slot_offset + part * job->config.state_stride, 0xee, nbytes);
         if (r == 0)

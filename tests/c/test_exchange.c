@@ -100,7 +100,7 @@ static void node_make(struct cluster *cluster, uint32_t index)
         counts[i] = cluster->truth.counts[i / shards][i % shards];
     node->memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     memset(node->memory, 0, nbytes);
-    board_format(&node->board, node->memory, &cluster->config, cluster->ranges);
+    board_format(&node->board, node->memory, &cluster->config, cluster->ranges, &(struct board_group){0});
     board_set_own(&node->board, cluster->cuts[index], cluster->cuts[index + 1]);
     board_set_linked(&node->board);
     board_set_limit(&node->board, STEPS);
@@ -131,6 +131,7 @@ static void cluster_make(struct cluster *cluster, uint32_t shards, uint32_t node
     *cluster = (struct cluster){.nodes = nodes};
     cluster->config = (struct board_config){.shards = shards,
                                             .ranges = RANGES,
+                                            .groups = 1,
                                             .workers = 1,
                                             .active = 1,
                                             .exchange = true,

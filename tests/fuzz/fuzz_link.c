@@ -64,6 +64,7 @@ static void fixture_make(struct fixture *fixture, uint8_t way)
                                          {0, 64 + (numbers * 4 + 63) / 64 * 64, 9, KERNEL_F64}};
     const struct board_config config = {.shards = SHARDS,
                                         .ranges = 3,
+                                        .groups = 1,
                                         .workers = 1,
                                         .active = 1,
                                         .exchange = true,
@@ -80,7 +81,7 @@ static void fixture_make(struct fixture *fixture, uint8_t way)
     fixture->memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     FUZZ_CHECK(fixture->memory != NULL);
     memset(fixture->memory, 0, nbytes);
-    board_format(&fixture->board, fixture->memory, &config, ranges);
+    board_format(&fixture->board, fixture->memory, &config, ranges, &(struct board_group){0});
     board_set_own(&fixture->board, cuts[0], cuts[1]);
     board_set_linked(&fixture->board);
     board_set_limit(&fixture->board, STEPS);

@@ -76,7 +76,7 @@ class Weights:
 
 
 def test_what_python_writes_moves_the_steps_on_and_what_they_log_is_what_it_reads():
-    with Weights(shards=2, clip_norm=100.0, kernel=KernelSettings(weight_decay=0.5)) as weights:
+    with Weights(shards=2, clip_norm=100.0, kernels=(KernelSettings(weight_decay=0.5),)) as weights:
         board = weights.board
         board.rates[:] = [[0.1 * (1 + step), 1, 1] for step in range(4)]
         board.set_limit(2)
@@ -161,7 +161,7 @@ def test_the_structs_have_no_gap_but_padding_at_the_end():
             end += field.itemsize
         assert end == dtype.itemsize or layout is _core.BOARD_BUFFER_LAYOUT
     assert np.dtype(_core.BOARD_BUFFER_LAYOUT).itemsize % 64 == 0
-    assert len(pack_ranges([(1, 2, 3, 1, 2)] * 2)) == 2 * np.dtype(_core.BOARD_RANGE_LAYOUT).itemsize
+    assert len(pack_ranges([(1, 2, 3, 1, 2, 0)] * 2)) == 2 * np.dtype(_core.BOARD_RANGE_LAYOUT).itemsize
 
 
 def test_a_board_that_is_opened_is_the_one_that_was_created(create):
@@ -235,8 +235,11 @@ def test_the_memory_goes_with_the_last_view(create):
         ({"shards": 0}, ValueError),
         ({"workers": 5}, ValueError),
         ({"ranges": b""}, ValueError),
-        ({"kernel": KernelSettings(optimizer=9)}, ValueError),
-        ({"kernel": (1, 2.0)}, TypeError),
+        ({"kernels": (KernelSettings(optimizer=9),)}, ValueError),
+        ({"kernels": ((1, 2.0),)}, TypeError),
+        ({"kernels": ()}, ValueError),
+        ({"kernels": (KernelSettings(),) * 257}, ValueError),
+        ({"ranges": pack_ranges([(0, 0, 0, 0, 0, 1)])}, ValueError),
         ({"gradient_nbytes": 2**60}, (OSError, _core.StatusError)),
     ],
 )

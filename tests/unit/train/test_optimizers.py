@@ -88,7 +88,8 @@ def test_the_defaults_are_torchs(optimizer):
 
 def named(optimizer):
     """Return the fields under the names of torch."""
-    fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
+    names = [field.name for field in dataclasses.fields(optimizer) if field.name != "groups"]
+    fields = {name: getattr(optimizer, name) for name in names}
     return {"lr": fields.pop("learning_rate")} | fields
 
 

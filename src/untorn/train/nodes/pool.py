@@ -317,6 +317,7 @@ def _driver_board(plan: Plan) -> BoardSpec:
         examples=plan.examples,
         batch_size=plan.batch_size,
         gradient_nbytes=0,
+        kernels=plan.kernels,
     )
 
 

@@ -58,8 +58,13 @@ class Optimizer(ABC):
 
     @property
     @abstractmethod
-    def kernel(self) -> KernelSettings:
-        """The kernel of the workers' updates, and its numbers that no step changes."""
+    def kernels(self) -> tuple[KernelSettings, ...]:
+        """The kernel of the workers' updates, and its numbers that no step changes, of each group of parameters."""
+
+    @property
+    def assignment(self) -> tuple[int, ...]:
+        """The group of each parameter, in the order of the tree; empty if all are in the first."""
+        return ()
 
     @property
     @abstractmethod
@@ -72,9 +77,9 @@ class Optimizer(ABC):
 
     @abstractmethod
     def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
-        """Return the kernel's numbers for these steps, as a board has them: a new array (steps, 3) of the learning
-        rate, the factor of the parameters, and the factor of the root of the second moment. ``rate_of`` takes the place
-        of ``learning_rate``.
+        """Return the kernel's numbers for these steps, as a board has them: a new array (steps, 3 * groups) of the
+        learning rate, the factor of the parameters, and the factor of the root of the second moment, for each group. A
+        learning rate of NaN says that the group takes no step. ``rate_of`` takes the place of ``learning_rate``.
 
         Raises TypeError or ValueError, naming the step, if a schedule gives anything but a finite number of 0 or more.
         """
@@ -103,9 +108,9 @@ class ServerOptimizer(Optimizer):
         self._settings = settings
 
     @property
-    def kernel(self) -> KernelSettings:
+    def kernels(self) -> tuple[KernelSettings, ...]:
         """See Optimizer. The workers' updates have no step to make."""
-        return NO_UPDATE
+        return (NO_UPDATE,)
 
     @property
     def settings(self) -> Any:

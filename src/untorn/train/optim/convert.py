@@ -6,6 +6,7 @@ from typing import Any
 
 from untorn.train.optim.base import Optimizer
 from untorn.train.optim.fused import FusedOptimizer
+from untorn.train.optim.grouped import GroupedOptimizer
 from untorn.train.optim.optax import OptaxOptimizer
 from untorn.train.optim.torch import TorchOptimizer
 
@@ -15,6 +16,8 @@ __all__ = ["as_optimizer"]
 def as_optimizer(given: Any, trained: Any) -> Optimizer:
     """Return the optimizer of a trainer with these parameters: itself, or an adapter of a function that makes one of
     torch.optim, or of an optax.GradientTransformation. Raises TypeError for anything else."""
+    if isinstance(given, FusedOptimizer) and given.groups:
+        return GroupedOptimizer(given, trained)
     if isinstance(given, Optimizer):
         return given
     if isinstance(given, type) and issubclass(given, FusedOptimizer):

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,35 +21,58 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.board import KernelSettings
-from untorn.share.lowlevel import Decoder, Layout, flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import Optimizer
+from untorn.train.optim.groups import checked_groups
 from untorn.train.optim.guesses import says_the_right_word
+from untorn.train.optim.initial import state_of
 from untorn.train.optim.schedules import RateOrSchedule, check_learning_rate, rate_at
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "check_clip_norm"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is a C kernel. Abstract.
 
     Args:
         learning_rate: greater than 0, or a function of the step, which is counted from 0 over all calls of fit; optax's
             schedules are such functions. The server calls it once per step, when an epoch begins.
+        groups: parameters with other settings, a list of dicts as torch.optim takes it, except that ``params`` says
+            which: ``{"params": ["*.bias", "norm*"], "weight_decay": 0.0}``. A pattern is a path as in
+            Publisher.patch(), such as "head.weight" or "head/w"; that of a module or dict stands for all that is below;
+            ``*`` stands for any characters. Or a function ``(name, array) -> bool``. The other keys are arguments of
+            this optimizer, or ``lr_scale``, a factor of its learning rate. A parameter in no group has the optimizer's
+            own settings.
     """
 
     server_steps = False
     learning_rate: RateOrSchedule
+    groups: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_learning_rate(type(self).__name__, self.learning_rate)
+        object.__setattr__(self, "groups", checked_groups(self.groups))
+
+    def __repr__(self) -> str:
+        shown = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name != "groups" or self.groups]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
     @property
     @abstractmethod
     def initial_state(self) -> dict[str, float]:
         """The buffers kept for each parameter, in the order in which the kernels use them, with the value that fills
         each before the first step."""
+
+    @property
+    @abstractmethod
+    def kernel(self) -> KernelSettings:
+        """The kernel of the workers' updates, and its numbers that no step changes, without the groups."""
+
+    @property
+    def kernels(self) -> tuple[KernelSettings, ...]:
+        """See Optimizer. A trainer uses an optimizer with groups through a GroupedOptimizer."""
+        return (self.kernel,)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -59,17 +82,12 @@ class FusedOptimizer(Optimizer):
     @property
     def settings(self) -> Any:
         """See Optimizer."""
-        return described(self)
+        found = described(self)
+        return found if self.groups else {name: value for name, value in found.items() if name != "groups"}
 
     def state_for(self, trained: Any) -> dict[str, Any] | None:
         """See Optimizer. Each buffer is a tree like the parameters."""
-        layout = Layout(flatten(trained)[0])
-        decoder = Decoder(layout.schema, layout.nbytes)
-        trees = {fill: decoder.value(bytearray(layout.nbytes)) for fill in self.initial_state.values()}
-        for fill, tree in trees.items():
-            for leaf in flatten(tree)[1]:
-                leaf[...] = fill
-        return {name: trees[fill] for name, fill in self.initial_state.items()} or None
+        return state_of([self], (), trained)
 
     def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
         """See Optimizer. The numbers are computed one by one, in double precision."""
@@ -107,7 +125,7 @@ def check_clip_norm(value: Any) -> float | None:
 
 
 @says_the_right_word
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGD(FusedOptimizer):
     """Stochastic gradient descent as torch.optim.SGD defines it, with momentum, Nesterov momentum and weight decay.
 
@@ -151,7 +169,7 @@ class SGD(FusedOptimizer):
 
 
 @says_the_right_word
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adam(FusedOptimizer):
     """Adam as torch.optim.Adam defines it, with AMSGrad and weight decay as an L2 penalty.
 
@@ -210,7 +228,7 @@ class Adam(FusedOptimizer):
 
 
 @says_the_right_word
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay, as torch.optim.AdamW defines it.
 
@@ -245,7 +263,7 @@ class AdamW(Adam):
 
 
 @says_the_right_word
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RMSprop(FusedOptimizer):
     """RMSprop as torch.optim.RMSprop defines it, with momentum and centering.
 
@@ -298,7 +316,7 @@ class RMSprop(FusedOptimizer):
 
 
 @says_the_right_word
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adagrad(FusedOptimizer):
     """Adagrad as torch.optim.Adagrad defines it.
 

@@ -89,6 +89,10 @@ class LocalSteps(Optimizer):
                     f"LocalSteps: {name}: expected untorn.SGD(...), Adam, AdamW, RMSprop or Adagrad, found "
                     f"{found.__name__ if isinstance(found, type) else type(found).__name__}"
                 )
+            if found.groups:
+                raise ValueError(
+                    f"LocalSteps: {name}: expected an optimizer without groups= of parameters, found {found}"
+                )
         object.__setattr__(self, "steps", checked_count("LocalSteps: steps", self.steps, 1, 1_000_000))
         if self.groups is not None:
             object.__setattr__(self, "groups", checked_count("LocalSteps: groups", self.groups, 1, 1024))
@@ -115,9 +119,9 @@ class LocalSteps(Optimizer):
         return self.outer.learning_rate
 
     @property
-    def kernel(self) -> KernelSettings:
+    def kernels(self) -> tuple[KernelSettings, ...]:
         """See Optimizer."""
-        return self.outer.kernel
+        return self.outer.kernels
 
     @property
     def settings(self) -> Any:

@@ -47,6 +47,7 @@ class ParameterLayout:
         buffers: the number of these arrays that are buffers of the model; they come first.
         kept: (offset in a slot, bytes) of each array that is not trained.
         parameters: the number of trained numbers.
+        groups: the group of each trained array; empty if all are in the first.
         sums: whether an update writes the mean of the gradients in place of the parameters, for the server's step.
     """
 
@@ -58,12 +59,23 @@ class ParameterLayout:
     parameters: int
     buffers: int = 0
     kept: tuple[tuple[int, int], ...] = ()
+    groups: tuple[int, ...] = ()
     sums: bool = False
 
     @classmethod
-    def of(cls, params: Any, extra: Any, *, kept: int = 0, buffers: int = 0, sums: bool = False) -> ParameterLayout:
+    def of(
+        cls,
+        params: Any,
+        extra: Any,
+        *,
+        kept: int = 0,
+        buffers: int = 0,
+        groups: tuple[int, ...] = (),
+        sums: bool = False,
+    ) -> ParameterLayout:
         """Return the layout of these parameters, with this optimizer state if any. The first ``kept`` leaves are not
-        trained, and the next ``buffers`` leaves are buffers of the model."""
+        trained, and the next ``buffers`` leaves are buffers of the model. ``groups`` has the group of each of the
+        rest, if there are several."""
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
         places = layout.leaves[kept : len(leaves)]
@@ -82,43 +94,45 @@ class ParameterLayout:
             parameters=sum(leaf.size for leaf in leaves[kept + buffers :]),
             buffers=buffers,
             kept=tuple((first, last - first) for first, last in ends if last > first),
+            groups=groups,
             sums=sums,
         )
 
     def ranges(self) -> bytes:
-        """Return the update tasks, in the form of BoardSpec: runs of one dtype, cut at cache lines."""
+        """Return the update tasks, in the form of BoardSpec: runs of one dtype and one group, cut at cache lines."""
         nbytes = self.nbytes + sum(size for _, size in self.kept)
         target = max(_RANGE_NBYTES, -(-nbytes // _MAX_RANGES // _LINE) * _LINE)
         tasks = []
-        for offset, end, dtype, kind in self._runs():
+        for offset, end, dtype, kind, group in self._runs():
             for at in range(offset, end, target):
                 nbytes = min(target, end - at)
                 grad = 0 if kind == _core.MERGE_KEEP else at - self.start
-                tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0), kind))
+                tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0), kind, group))
         return pack_ranges(tasks)
 
-    def _runs(self) -> list[tuple[int, int, Any, int]]:
-        """Join adjacent arrays of one dtype and one kind, with the padding between them, into runs."""
-        runs: list[tuple[int, int, Any, int]] = []
-        for offset, end, dtype, kind in self._regions():
-            if runs and runs[-1][2:] == (dtype, kind):
-                runs[-1] = (runs[-1][0], end, dtype, kind)
+    def _runs(self) -> list[tuple[int, int, Any, int, int]]:
+        """Join adjacent arrays of one dtype, kind and group, with the padding between them, into runs."""
+        runs: list[tuple[int, int, Any, int, int]] = []
+        for offset, end, *kind in self._regions():
+            if runs and [*runs[-1][2:]] == kind:
+                runs[-1] = (runs[-1][0], end, *kind)
             else:
-                runs.append((offset, end, dtype, kind))
+                runs.append((offset, end, *kind))
         return [run for run in runs if run[1] > run[0]]
 
-    def _regions(self) -> Iterator[tuple[int, int, Any, int]]:
-        """Yield (start, end, element, kind) of every array, with offsets in a slot."""
+    def _regions(self) -> Iterator[tuple[int, int, Any, int, int]]:
+        """Yield (start, end, element, kind, group) of every array, with offsets in a slot."""
         for offset, nbytes in self.kept:
-            yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP
+            yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP, 0
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
-            end = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
+            end, group = offset + dtype.itemsize * int(np.prod(shape, dtype=object)), 0
             if index >= self.buffers:
                 element, kind = dtype, _core.MERGE_SUM if self.sums else _core.MERGE_STEP
+                group = self.groups[index - self.buffers] if self.groups else 0
             else:
                 element = _float_of(dtype)
                 kind = _core.MERGE_MEAN if element in _DTYPES else _core.MERGE_FIRST
-            yield self.start + offset, self.start + end, element, kind
+            yield self.start + offset, self.start + end, element, kind, group
 
     def gradient_places(self, at: int) -> tuple[tuple[int, int, str], ...]:
         """Return (offset, bytes, buffer format) of each gradient in a payload at this offset, for copy_leaves. A

@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
         settings: the settings of the trainer.
-        kernel: the optimizer and its settings, if the workers make the steps.
+        kernels: the optimizer and its settings, of each group of parameters, if the workers make the steps.
         server_steps: whether the server makes the steps.
         examples: the number of examples of an epoch.
         batch_size: the number of examples of a step.
@@ -31,7 +31,7 @@ class Plan:
     """
 
     settings: Settings
-    kernel: KernelSettings
+    kernels: tuple[KernelSettings, ...]
     server_steps: bool
     examples: int
     batch_size: int
@@ -67,7 +67,7 @@ class Plan:
             first_version=weights.target.version,
             first_step=step,
             exchange=exchange,
-            kernel=self.kernel,
+            kernels=self.kernels,
             clip_norm=0.0 if self.server_steps else settings.clip_norm or 0.0,
             ranges=weights.layout.ranges(),
         )

@@ -69,7 +69,7 @@ class TrainingJobs:
         version, first_step = self._weights.version, self._state.step
         plan = Plan(
             settings=self._settings,
-            kernel=self._optimizer.kernel,
+            kernels=self._optimizer.kernels,
             server_steps=self._optimizer.server_steps,
             examples=examples,
             batch_size=batch_size,

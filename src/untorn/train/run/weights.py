@@ -96,7 +96,7 @@ class Weights:
         if optimizer.server_steps:
             layout = ParameterLayout.of(parts.summed, None, buffers=buffers, sums=True)
         else:
-            layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers)
+            layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers, groups=optimizer.assignment)
         sizes = _CHANNEL_SIZES
         channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
         target = lowlevel.publish_with_extra(parts.summed, sizes=sizes) if optimizer.server_steps else None

@@ -1,0 +1,43 @@
+"""The state that is published beside the weights before the first step, of parameters in one group or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from untorn.share.lowlevel import Decoder, Layout, flatten
+
+__all__ = ["HasState", "state_of"]
+
+
+class HasState(Protocol):
+    """An optimizer that keeps buffers of state for each parameter."""
+
+    @property
+    def initial_state(self) -> Mapping[str, float]:
+        """The name of each buffer, and the number that fills it before the first step."""
+
+
+def state_of(groups: Sequence[HasState], assignment: Sequence[int], trained: Any) -> dict[str, Any] | None:
+    """Return the buffers of state by name, each a tree like the parameters; None if there are none.
+
+    The kernels know a buffer by its place among those of a parameter. So two groups share the buffers, and where they
+    name one differently, it has both names. What a group does not need stays 0.
+
+    Args:
+        groups: the optimizer of each group.
+        assignment: the group of each parameter; empty if all are in the first.
+        trained: the tree of parameters.
+    """
+    layout = Layout(flatten(trained)[0])
+    decoder = Decoder(layout.schema, layout.nbytes)
+    initial = [list(each.initial_state.items()) for each in groups]
+    state = {}
+    for place in range(max(map(len, initial))):
+        names = dict.fromkeys(each[place][0] for each in initial if place < len(each))
+        tree = decoder.value(bytearray(layout.nbytes))
+        leaves = flatten(tree)[1]
+        for leaf, group in zip(leaves, assignment or [0] * len(leaves), strict=True):
+            leaf[...] = initial[group][place][1] if place < len(initial[group]) else 0.0
+        state["|".join(names)] = tree
+    return state or None
