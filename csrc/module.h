@@ -6,9 +6,9 @@
  *                        Draft        a slot being written; exports its bytes, writable
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
  *     module_queue.c     Queue        one process's side of a queue (queue_side.h)
- *                        QueueDraft   a slot being written; exports its bytes, writable
- *                        QueueItem    an item that was taken; exports its bytes, read-only; ends with its last view
  *                        QueueGate    what a Watch waits for at a queue
+ *     module_queue_put.c QueueDraft   a slot being written; exports its bytes, writable
+ *     module_queue_take.c QueueItem   an item that was taken; exports its bytes, read-only; ends with its last view
  *                        QueuePrivate the same, writable: what is written stays with its QueueItem
  *     module_tree.c      TreePlan     the places of a small tree's leaves, which a queue writes and reads in one call
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable

@@ -21,8 +21,9 @@
  *                                                              RETURNED <--give back--'
  *                                                                  '------take--> TAKEN
  *
- * queue.c has these steps and their proof, queue_space.c the memory of the windows, queue_side.c files, mappings, rows
- * and fork. The byte layout is public: docs/format.md. tests/model/queue_model.py explores the protocol exhaustively.
+ * queue.c has these steps and their proof, queue_space.c who has how much of the memory for windows. queue_side.c is
+ * one process's side, with the file in queue_file.c, the windows in queue_window.c, and fork in queue_fork.c. The byte
+ * layout is public: docs/format.md. tests/model/queue_model.py explores the protocol exhaustively.
  */
 #ifndef UNTORN_QUEUE_H
 #define UNTORN_QUEUE_H

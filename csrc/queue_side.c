@@ -7,158 +7,15 @@
 
 #include "futex.h"
 #include "queue_fork.h"
+#include "queue_window.h"
 #include "rows.h"
 #include "slots.h"
 #include "space.h"
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 static const int64_t QUEUE_SPIN_NS = 20000;
 static const int64_t REAP_INTERVAL_NS = 100000000;
-/* Windows of at least this size are touched in one call when they are reserved. */
-static const uint64_t POPULATE_NBYTES = 64 << 10;
 
-/* -- the file ---------------------------------------------------------------------------------------------------- */
-
-/* The boot of the kernel; zeros where it does not say, as without /proc. */
-static enum status boot_read(uint8_t boot[16])
-{
-    char text[64] = "";
-    int fd;
-    memset(boot, 0, 16);
-    while ((fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC)) < 0)
-        if (errno != EINTR)
-            return errno == ENOENT || errno == EACCES || errno == EPERM ? STATUS_OK : STATUS_OS;
-    ssize_t got;
-    while ((got = read(fd, text, sizeof text - 1)) < 0 && errno == EINTR)
-        ;
-    int cause = errno;
-    close(fd);
-    errno = cause;
-    if (got < 0)
-        return STATUS_OS;
-    for (size_t i = 0, at = 0; text[i] != 0 && at < 32; i++) {
-        const char c = text[i];
-        if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')) {
-            boot[at / 2] = (uint8_t)(boot[at / 2] << 4 | (c <= '9' ? c - '0' : c - 'a' + 10));
-            at++;
-        }
-    }
-    return STATUS_OK;
-}
-
-/* Whether both are known, and differ. */
-static bool boots_differ(const uint8_t one[16], const uint8_t other[16])
-{
-    static const uint8_t unknown[16];
-    return memcmp(one, other, 16) != 0 && memcmp(one, unknown, 16) != 0 && memcmp(other, unknown, 16) != 0;
-}
-
-/* Fill in everything that follows from the sizes. */
-static enum status head_make(struct queue_head *head, const struct queue_sizes *sizes)
-{
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    const uint32_t slots = (2 * sizes->capacity + sizes->max_processes + 63) / 64 * 64;
-    *head = (struct queue_head){
-        .layout = QUEUE_LAYOUT,
-        .byte_order = QUEUE_BYTE_ORDER,
-        .max_processes = sizes->max_processes,
-        .capacity = sizes->capacity,
-        .slots = slots,
-        .cells = 64,
-        .small_nbytes = slots <= 8192 ? 1024 : 256,
-        .page_nbytes = (uint32_t)page,
-        .limit_pages = (sizes->nbytes + page - 1) / page,
-        .created_ns = clock_wall_ns(),
-    };
-    memcpy(head->magic, QUEUE_MAGIC, sizeof head->magic);
-    while (head->cells <= head->capacity)
-        head->cells *= 2;
-    head->window_nbytes = head->limit_pages * page;
-    head->rows_offset = page_round(sizeof *head);
-    head->slots_offset = head->rows_offset + page_round((uint64_t)(head->max_processes + 1) * QUEUE_LINE);
-    head->ring_offset = head->slots_offset + page_round((uint64_t)slots * QUEUE_LINE);
-    head->map_offset = head->ring_offset + page_round((uint64_t)head->cells * sizeof(uint64_t));
-    head->small_offset = head->map_offset + page_round((uint64_t)slots / 64 * sizeof(uint64_t));
-    head->windows_offset = head->small_offset + page_round((uint64_t)slots * head->small_nbytes);
-    if (head->limit_pages > UINT32_MAX ||
-        head->window_nbytes > ((uint64_t)INT64_MAX - head->windows_offset) / head->slots)
-        return STATUS_TOO_LARGE;
-    return STATUS_OK;
-}
-
-/* The first position is `cells`: cells of zeros are then of an older round. */
-static void head_begin(struct queue_head *head)
-{
-    shared_store_relaxed(&head->tail, head->cells);
-    shared_store_relaxed(&head->head, head->cells);
-    shared_store_relaxed(&head->space, QUEUE_NO_SLOT);
-}
-
-static enum status map_begin(int fd, const struct queue_head *head)
-{
-    uint64_t bits = UINT64_MAX;
-    for (uint32_t at = 0; at < head->slots / 64; at++)
-        if (pwrite(fd, &bits, sizeof bits, (off_t)(head->map_offset + at * sizeof bits)) != (ssize_t)sizeof bits)
-            return STATUS_OS;
-    return STATUS_OK;
-}
-
-enum status queue_format(int fd, const uint8_t id[QUEUE_ID_NBYTES], const struct queue_sizes *sizes)
-{
-    struct queue_head head;
-    enum status status = head_make(&head, sizes);
-    if (status == STATUS_OK)
-        status = boot_read(head.boot);
-    if (status != STATUS_OK)
-        return status;
-    memcpy(head.id, id, sizeof head.id);
-    head_begin(&head);
-    if (ftruncate(fd, (off_t)(head.windows_offset + head.window_nbytes * head.slots)) != 0)
-        return errno == EFBIG || errno == EINVAL ? STATUS_TOO_LARGE : STATUS_OS;
-    status = space_reserve(fd, 0, head.windows_offset);
-    if (status == STATUS_OK)
-        status = map_begin(fd, &head);
-    if (status != STATUS_OK)
-        return status;
-    return pwrite(fd, &head, sizeof head, 0) == (ssize_t)sizeof head ? STATUS_OK : STATUS_OS;
-}
-
-/* Read the identity with read(), not through a mapping: then garbage of any length is an error, not a signal. All
- * offsets follow from the sizes, so they are compared with those of a file that this process would make. */
-static enum status head_check(int fd, const uint8_t *id, struct queue_head *head)
-{
-    struct stat stat;
-    if (fstat(fd, &stat) != 0)
-        return STATUS_OS;
-    ssize_t got = S_ISREG(stat.st_mode) ? pread(fd, head, sizeof *head, 0) : 0;
-    if (got < 0)
-        return STATUS_OS;
-    if (got != (ssize_t)sizeof *head || memcmp(head->magic, QUEUE_MAGIC, sizeof head->magic) != 0)
-        return STATUS_FORMAT;
-    if (head->layout != QUEUE_LAYOUT || head->byte_order != QUEUE_BYTE_ORDER)
-        return STATUS_LAYOUT;
-    if (head->page_nbytes != (uint32_t)sysconf(_SC_PAGESIZE) || head->max_processes == 0 || head->capacity == 0 ||
-        head->max_processes > QUEUE_MAX_PROCESSES || head->capacity > QUEUE_MAX_CAPACITY || head->limit_pages == 0 ||
-        head->limit_pages > UINT32_MAX)
-        return STATUS_FORMAT;
-    struct queue_head expected;
-    const struct queue_sizes sizes = {head->max_processes, head->capacity, head->limit_pages * head->page_nbytes};
-    if (head_make(&expected, &sizes) != STATUS_OK)
-        return STATUS_FORMAT;
-    const size_t first = offsetof(struct queue_head, max_processes), behind = offsetof(struct queue_head, created_ns);
-    if (memcmp((const char *)head + first, (const char *)&expected + first, behind - first) != 0 ||
-        (uint64_t)stat.st_size < expected.windows_offset + expected.window_nbytes * expected.slots)
-        return STATUS_FORMAT;
-    enum status status = boot_read(expected.boot);
-    if (status != STATUS_OK)
-        return status;
-    if (boots_differ(head->boot, expected.boot))
-        return STATUS_BOOT;
-    return id != NULL && memcmp(head->id, id, sizeof head->id) != 0 ? STATUS_OTHER : STATUS_OK;
-}
+/* -- coming and going -------------------------------------------------------------------------------------------- */
 
 static void queue_point(struct queue *queue, uint8_t *base, const struct queue_head *head)
 {
@@ -184,7 +41,7 @@ static void queue_point(struct queue *queue, uint8_t *base, const struct queue_h
 static enum status side_map(struct queue_side *side, const uint8_t *id)
 {
     struct queue_head head;
-    enum status status = head_check(side->fd, id, &head);
+    enum status status = queue_file_check(side->fd, id, &head);
     if (status != STATUS_OK)
         return status;
     side->shared_nbytes = head.windows_offset;
@@ -291,114 +148,6 @@ static enum status side_ready(struct queue_side *side)
     return queue_row_take(&side->queue, side->fd, &side->row);
 }
 
-static uint64_t window_offset(const struct queue *queue, uint32_t slot)
-{
-    return queue->windows_offset + slot * queue->window_nbytes;
-}
-
-static void window_drop(struct queue_side *side, uint32_t slot)
-{
-    struct queue_window *window = &side->windows[slot];
-    if (window->base != NULL)
-        munmap(window->base, window->length);
-    *window = (struct queue_window){0};
-}
-
-/* Map at least this much of a slot's window. Nothing here points into an older mapping: this process owns the slot now,
- * and did not before. */
-static enum status window_map(struct queue_side *side, uint32_t slot, uint64_t length)
-{
-    struct queue_window *window = &side->windows[slot];
-    if (window->base != NULL && window->length >= length)
-        return STATUS_OK;
-    struct stat stat;
-    if (!descriptor_stat(side->fd, &side->file, &stat))
-        return STATUS_OS;
-    if ((uint64_t)stat.st_size < window_offset(&side->queue, slot) + length)
-        return STATUS_FORMAT; /* somebody shortened the file */
-    window_drop(side, slot);
-    void *base =
-        mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, side->fd, (off_t)window_offset(&side->queue, slot));
-    if (base == MAP_FAILED)
-        return STATUS_OS;
-    *window = (struct queue_window){base, length};
-    return STATUS_OK;
-}
-
-/* Give back what is reserved of a window behind its first `pages`. A process that is killed while it reserves or gives
- * back leaves QUEUE_DIRTY, and the next owner gives back all that should not be there. */
-static void window_trim(struct queue_side *side, uint32_t slot, uint64_t pages)
-{
-    const struct queue *queue = &side->queue;
-    shared_u64 *backed = &queue->slots[slot].backed;
-    const uint64_t found = shared_load_relaxed(backed), before = found & ~QUEUE_DIRTY, page = queue->page_nbytes;
-    const bool dirty = (found & QUEUE_DIRTY) != 0;
-    if (before <= pages && !dirty)
-        return;
-    const uint64_t rest = before < pages ? before : pages;
-    const uint64_t start = rest * page, end = dirty ? queue->window_nbytes : before * page;
-    shared_store_release(backed, rest | QUEUE_DIRTY);
-    if (start < end)
-        space_release(side->fd, window_offset(queue, slot) + start, end - start);
-    shared_store_release(backed, rest);
-}
-
-/* Take the pages of one free slot that has some; false if none has. */
-static bool space_reclaim(struct queue_side *side)
-{
-    const struct queue *queue = &side->queue;
-    uint32_t slot;
-    if (queue_claim(queue, side->row, UINT32_MAX, &slot) != STATUS_OK)
-        return false;
-    const bool some = slot_pages(queue, slot) != 0;
-    if (some) {
-        window_trim(side, slot, 0);
-        (void)space_change(queue, slot, 0);
-    }
-    (void)queue_release(queue, side->row, slot);
-    return some;
-}
-
-/* Reserve the pages that are not yet. */
-static enum status window_reserve(struct queue_side *side, uint32_t slot, uint64_t pages)
-{
-    const struct queue *queue = &side->queue;
-    shared_u64 *backed = &queue->slots[slot].backed;
-    const uint64_t before = shared_load_relaxed(backed), page = queue->page_nbytes;
-    if (before >= pages)
-        return STATUS_OK;
-    shared_store_release(backed, before | QUEUE_DIRTY);
-    enum status status = space_reserve(side->fd, window_offset(queue, slot) + before * page, (pages - before) * page);
-    shared_store_release(backed, status == STATUS_OK ? pages : before); /* a failed reservation leaves nothing */
-    if (status != STATUS_OK)
-        return status;
-    status = window_map(side, slot, pages * page);
-    if (status == STATUS_OK && (pages - before) * page >= POPULATE_NBYTES)
-        (void)madvise(side->windows[slot].base + before * page, (pages - before) * page, MADV_POPULATE_WRITE);
-    return status;
-}
-
-/* Give a slot that this process owns exactly these pages. */
-static enum status slot_fit(struct queue_side *side, uint32_t slot, uint64_t pages)
-{
-    const struct queue *queue = &side->queue;
-    window_trim(side, slot, pages);
-    while (!space_change(queue, slot, pages))
-        if (!space_reclaim(side))
-            return STATUS_NO_ROOM;
-    if (pages == 0)
-        return STATUS_OK;
-    enum status status = window_reserve(side, slot, pages);
-    if (status == STATUS_OK)
-        status = window_map(side, slot, pages * queue->page_nbytes);
-    if (status != STATUS_OK) {
-        int cause = errno;
-        (void)space_change(queue, slot, shared_load_relaxed(&queue->slots[slot].backed)); /* not more: it succeeds */
-        errno = cause;
-    }
-    return status;
-}
-
 static enum status begin_locked(struct queue_side *side, uint64_t nbytes, bool windowed, struct queue_place *place)
 {
     const struct queue *queue = &side->queue;
@@ -416,7 +165,7 @@ static enum status begin_locked(struct queue_side *side, uint64_t nbytes, bool w
     status = queue_claim(queue, side->row, pages, &place->slot);
     if (status != STATUS_OK)
         return status;
-    status = slot_fit(side, place->slot, pages);
+    status = queue_window_fit(side, place->slot, pages);
     if (status != STATUS_OK) {
         int cause = errno;
         (void)queue_release(queue, side->row, place->slot);
@@ -459,7 +208,7 @@ enum status queue_side_seal(struct queue_side *side, struct queue_place *place)
     struct queue_window *window = &side->windows[place->slot];
     if (place->generation == side->generation && window->base == place->address) {
         void *base = mmap(window->base, window->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, side->fd,
-                          (off_t)window_offset(&side->queue, place->slot));
+                          (off_t)queue_window_offset(&side->queue, place->slot));
         status = base == MAP_FAILED ? STATUS_OS : STATUS_OK;
         if (status == STATUS_OK) {
             place->nbytes = window->length;
@@ -481,8 +230,8 @@ static enum status take_locked(struct queue_side *side, struct queue_place *plac
         return status;
     const uint64_t pages = slot_pages(queue, place->slot);
     if (pages != 0) /* a window's slot has exactly its item's pages, a small one none */
-        status =
-            pages <= queue->limit_pages ? window_map(side, place->slot, pages * queue->page_nbytes) : STATUS_FORMAT;
+        status = pages <= queue->limit_pages ? queue_window_map(side, place->slot, pages * queue->page_nbytes)
+                                             : STATUS_FORMAT;
     if (status != STATUS_OK) {
         int cause = errno;
         (void)queue_give_back(queue, side->row, place->slot);
@@ -528,7 +277,7 @@ enum status queue_side_map_private(struct queue_side *side, const struct queue_p
         place->generation == side->generation && place->nbytes >= side->queue.page_nbytes && queue_side_has_file(side);
     void *memory =
         mmap(NULL, place->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | (shared ? 0 : MAP_ANONYMOUS),
-             shared ? side->fd : -1, shared ? (off_t)window_offset(&side->queue, place->slot) : 0);
+             shared ? side->fd : -1, shared ? (off_t)queue_window_offset(&side->queue, place->slot) : 0);
     if (memory != MAP_FAILED && !shared)
         memcpy(memory, place->address, place->nbytes);
     pthread_mutex_unlock(&side->lock);

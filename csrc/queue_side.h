@@ -16,7 +16,7 @@
 #include <pthread.h>
 
 #include "descriptors.h"
-#include "queue.h"
+#include "queue_file.h"
 
 struct queue_window {
     uint8_t *base; /* NULL: not mapped */
@@ -42,11 +42,6 @@ struct queue_side {
     struct queue_side *next, *previous; /* all sides of this process, guarded by the registry's lock */
 };
 
-struct queue_sizes {
-    uint32_t max_processes, capacity;
-    uint64_t nbytes;
-};
-
 /* A slot of this process, and its bytes. */
 struct queue_place {
     uint32_t slot, generation;
@@ -54,10 +49,6 @@ struct queue_place {
     uint64_t nbytes; /* that can be used */
     bool orphaned;   /* the mapping belongs to this place alone */
 };
-
-/* Lay out an empty file for a queue of these sizes, and reserve what all its items share. STATUS_TOO_LARGE: they need
- * more address space of a file than there is. */
-enum status queue_format(int fd, const uint8_t id[QUEUE_ID_NBYTES], const struct queue_sizes *sizes);
 
 /* Attach. Takes the descriptor over, also when it fails. `id`: of the expected queue, or NULL. */
 enum status queue_side_open(int fd, const uint8_t *id, struct queue_side **result);

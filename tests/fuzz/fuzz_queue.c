@@ -46,7 +46,7 @@ static int queue_make(struct queue_head *head)
     const int fd = memfd_create("queue", MFD_CLOEXEC);
     struct queue_side *side;
     struct queue_place place;
-    FUZZ_CHECK(fd >= 0 && queue_format(fd, ID, &sizes) == STATUS_OK);
+    FUZZ_CHECK(fd >= 0 && queue_file_format(fd, ID, &sizes) == STATUS_OK);
     FUZZ_CHECK(queue_side_open(file_reopen(fd), ID, &side) == STATUS_OK);
     item_put(side, 100);
     item_put(side, 5000);

@@ -16,12 +16,17 @@ snapshot.py     one version, as readers see it
 subscriber.py   snapshot, wait
 subscribing.py  subscribe
 waiting.py      waiting in asyncio
-queues.py       put, get, take
-queue_items.py  one item, as its taker sees it
-tree_plans.py   small trees, written and read in one call
-queue_files.py  the file of a queue, and what this process has attached
 typevars.py     the type of a channel's value, for type checkers
-queue_inspect.py  a queue seen from outside
+queues.py       Queue: put, get, take
+queue_opening.py     makes queues, and opens those that have a name
+queue_putting.py     a value's way into a queue
+queue_taking.py      and out of it
+queue_waiting.py     waiting for items, or for room
+queue_items.py       one item, as its taker sees it
+queue_processes.py   who has a queue, and does what with it
+queue_files.py       the file of a queue, and what this process has attached
+queue_inspect.py     a queue seen from outside
+tree_plans.py   small trees, written and read in one call
 inspect.py      a channel seen from outside, for the commands
 lowlevel.py     the names of this package that other packages of untorn use
 """
@@ -29,7 +34,9 @@ lowlevel.py     the names of this package that other packages of untorn use
 from untorn.share.frozen_dict import FrozenDict
 from untorn.share.publisher import Publisher, publish
 from untorn.share.queue_items import Item
-from untorn.share.queues import Queue, QueueProcess, queue
+from untorn.share.queue_opening import queue
+from untorn.share.queue_processes import QueueProcess
+from untorn.share.queues import Queue
 from untorn.share.snapshot import Snapshot
 from untorn.share.subscriber import Subscriber
 from untorn.share.subscribing import subscribe

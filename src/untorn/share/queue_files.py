@@ -30,9 +30,11 @@ __all__ = [
     "QueueAddress",
     "QueueSizes",
     "attached_to",
+    "check_range",
     "drop_lonely",
     "forget",
     "keep_attached",
+    "look",
     "make",
     "meaning",
     "named",
@@ -81,6 +83,14 @@ class QueueSizes(NamedTuple):
     nbytes: int
 
 
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Raise TypeError or ValueError unless this is an int in the range."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least:,} to {most:,}, found {value:,}")
+
+
 class QueueAddress(NamedTuple):
     """The address of a queue: its identity, and the paths to try, in order."""
 
@@ -100,6 +110,14 @@ def meaning(error: _core.StatusError, label: str) -> UntornError:
     """Return the error for a status of the core."""
     kind, text = _MEANINGS.get(error.args[0], (UntornError, f": the core failed ({error.args[0]})"))
     return kind(f"queue {label!r}{text}")
+
+
+def look(core: _core.Queue, label: str) -> tuple[int, bool]:
+    """Return the number of items that wait, and whether the queue is closed."""
+    try:
+        return core.look()
+    except _core.StatusError as error:
+        raise meaning(error, label) from None
 
 
 def named(name: str, directory: str | os.PathLike[str] | None) -> Files:

@@ -15,8 +15,9 @@ import numpy as np
 from untorn import _core
 from untorn.share.layout import payload_of, read_dtype
 
-__all__ = ["plan_of"]
+__all__ = ["Plans", "drop_oldest", "plan_of"]
 
+_MAX_KNOWN = 64
 _MAX_NBYTES, _MAX_NODES, _MAX_AXES = 1 << 16, 256, 8
 _SIZES = {"int": 8, "float": 8, "bool": 1}
 _NOTHING = (None, None, (), b"")
@@ -72,3 +73,25 @@ def _add_array(kind: str, offset: int, rest: list[Any], nodes: list[tuple[Any, .
     cls = np.ndarray if kind == "array" else dtype.type
     nodes.append((kind, 0, offset, dtype.itemsize * math.prod(shape), None, cls, dtype, shape, text))
     return True
+
+
+class Plans:
+    """The plans for the structures that were met last."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _core.TreePlan | None] = {}
+
+    def of(self, schema: bytes) -> _core.TreePlan | None:
+        """Return the plan for this structure, which is kept; None if it has none."""
+        if schema not in self._known:
+            self._known[schema] = plan_of(schema)
+            drop_oldest(self._known)
+        return self._known[schema]
+
+
+def drop_oldest(table: dict[Any, Any]) -> None:
+    """Forget the oldest entries of a table that has too many."""
+    while len(table) > _MAX_KNOWN:
+        table.pop(next(iter(table)), None)

@@ -162,8 +162,7 @@ def test_an_item_that_is_dropped_by_a_program_goes_back(queue):
 def test_a_value_that_cannot_be_read_goes_back(queue):
     with untorn.queue(4, allow_pickle=True) as trusting:
         trusting.put(standard.Queue)
-        distrusting = pickle.loads(pickle.dumps(trusting))
-        distrusting._allow_pickle = False
+        distrusting = untorn.Queue(trusting._address, trusting._side)
         with pytest.raises(untorn.UnsupportedTypeError, match="allow_pickle=True"):
             distrusting.get()
         gc.collect()
