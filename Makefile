@@ -1,6 +1,6 @@
 # The only commands to know. CI calls `make check` and `make test`.
 #
-#   make demo    watch a network learn handwritten digits on two worker processes
+#   make demo    count torn reads beside none, and watch a network learn on two worker processes
 #   make test    every test, the C ones under sanitizers included
 #   make proof   the tests of docs/guarantees.md, with figures; in less than 20 minutes
 #   make check   ruff, clang-format, mypy (strict) and the layering test
@@ -39,8 +39,17 @@ $(VENV)/.bench-installed: $(VENV)/.installed
 
 venv: $(VENV)/.installed
 
-demo: $(VENV)/.installed
-	$(BIN)/untorn train digits --workers 2
+# Only what the demo uses: not PyTorch, JAX, Ray and the tools of the tests. Where those are there already, they stay.
+$(VENV)/.demo-installed: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,train,digits]'
+	@touch $@
+
+demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo-installed)
+	@echo 'Two processes read an array while another one keeps changing all of it. Torn: half old, half new.'
+	@$(BIN)/python examples/torn.py --seconds 2
+	@echo
+	@echo 'A network learns handwritten digits: two worker processes read whole versions of its weights.'
+	@$(BIN)/untorn train digits --workers 2
 
 # Tests often wait for other processes. Each file runs in one process, and in order: see testpaths in pyproject.toml.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder

@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 #: pages with the text of a document beside docs/
 DOCUMENTS = {
     "changelog": "CHANGELOG.md",
+    "conduct": "CODE_OF_CONDUCT.md",
     "contributing": "CONTRIBUTING.md",
 }
 #: the files of a folder that its page lists
