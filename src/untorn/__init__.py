@@ -67,6 +67,7 @@ __all__ = [
     "TerminateOnNaN",
     "TorchSchedule",
     "Trainer",
+    "Turns",
     "UnsupportedTypeError",
     "UntornError",
     "WorkerError",

@@ -17,6 +17,7 @@ SMALL_SETTINGS = {
     "dataframe.py": ["--rows", "20000", "--days", "3"],
     "dataset.py": ["--epochs", "1"],
     "dictionary.py": ["--entries", "50000", "--readers", "2"],
+    "gan.py": ["--epochs", "2"],
     "jax_digits.py": ["--workers", "2", "--epochs", "4"],
     "kills.py": ["--epochs", "3"],
     "large_array.py": ["--megabytes", "8", "--readers", "2", "--versions", "6"],
@@ -152,6 +153,13 @@ def test_mnist_like_learns_in_25_lines(tmp_path):
     assert float(re.fullmatch(r"test accuracy ([\d.]+)%\n", out)[1]) > 80
     assert [line[:9] for line in err.splitlines()] == [f"epoch {n}/4" for n in (1, 2, 3, 4)]
     assert (tmp_path / "digits.pt").exists()
+
+
+def test_the_networks_of_a_gan_take_turns():
+    losses, bright, _ = run_small("gan.py").splitlines()
+    of_discriminator, of_generator = map(float, re.findall(r"net[DG] (\d\.\d+)", losses))
+    assert of_discriminator < 1.3 < of_generator + 1
+    assert re.fullmatch(r"share of bright pixels: drawn 0\.141, made 0\.\d+", bright)
 
 
 def test_plain_loop_and_any_number_of_workers_agree():

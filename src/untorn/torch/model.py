@@ -17,6 +17,7 @@ from untorn.torch.loss import Loss, check_mean
 from untorn.torch.replica import TorchReplica
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
+from untorn.train.models.turns import checked_functions
 from untorn.typevars import TypeVar
 
 __all__ = ["TorchModel"]
@@ -55,6 +56,7 @@ class TorchModel(Model[_ModuleT_co]):
         metrics: functions ``(outputs, target) -> number``, means over the batch, by name.
         forward: ``forward(module, batch[, rng]) -> loss`` or ``(loss, outputs)`` in place of the above; batch is the
             data's tree, of tensors. Metrics need the outputs.
+            A dict of such functions by name for losses that take turns: see untorn.Turns.
         predict: ``predict(module, x) -> outputs`` in place of ``module(*inputs)``, for Trainer.predict: to choose among
             several outputs, or to generate. x is the data's tree, of tensors; outputs are a tensor with a row per
             example, or a dict or tuple of such.
@@ -86,7 +88,7 @@ class TorchModel(Model[_ModuleT_co]):
         loss: Callable[..., Any] | None,
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-        forward: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
     ) -> None: ...
@@ -98,7 +100,7 @@ class TorchModel(Model[_ModuleT_co]):
         loss: Callable[..., Any] | None,
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-        forward: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
     ) -> None: ...
@@ -109,7 +111,7 @@ class TorchModel(Model[_ModuleT_co]):
         loss: Callable[..., Any] | None,
         *,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-        forward: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
     ) -> None:
@@ -141,7 +143,11 @@ class TorchModel(Model[_ModuleT_co]):
             )
         if not callable(loss) and (loss is not None or forward is None):
             raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
-        if forward is not None and not callable(forward):
+        if isinstance(forward, Mapping):
+            forward = checked_functions("forward", forward)
+            if metrics:
+                raise TypeError("metrics: losses that take turns have none; leave metrics or the dict forward out")
+        elif forward is not None and not callable(forward):
             raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
         if predict is not None and not callable(predict):
             raise TypeError(f"predict: expected a function (module, x) -> outputs, found {type(predict).__name__}")
@@ -164,6 +170,11 @@ class TorchModel(Model[_ModuleT_co]):
         self.sample_weight = sample_weight
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """See Model."""
+        return tuple(self.forward) if isinstance(self.forward, dict) else ()
 
     def parts(self, params: Any = None) -> Parts:
         """See Model. Views of the parameters, copies of the buffers."""
@@ -229,9 +240,13 @@ class TorchModel(Model[_ModuleT_co]):
     def replica(self, threads: int | None) -> Replica:
         """See Model."""
         model: TorchModel = self.for_workers()
-        loss = Loss(model.loss, model.metrics, model.forward, sample_weight=model.sample_weight)
+        named = model.forward if isinstance(model.forward, dict) else {"": model.forward}
+        losses = {
+            name: Loss(model.loss, model.metrics, forward, sample_weight=model.sample_weight)
+            for name, forward in named.items()
+        }
         module = model._module if self._make is None else _made(self._make, self._shapes)
-        return TorchReplica(loss, module, model._stale, model._aliases, model.predict)
+        return TorchReplica(losses, module, model._stale, model._aliases, model.predict)
 
     def module(self, params: Any) -> _ModuleT_co:
         """See Model."""

@@ -24,8 +24,9 @@ from untorn.torch.loss import Loss
 from untorn.torch.outputs import predicted
 from untorn.torch.random import SeededRandom, generators_of, seed_generators
 from untorn.torch.tensors import TRAINABLE, tensor_of
-from untorn.train.models.base import Gradient, Replica
+from untorn.train.models.base import Gradient, Replica, Turn
 from untorn.train.models.checks import checked_loss
+from untorn.train.models.turns import of_all, only_trained
 
 __all__ = ["TorchReplica"]
 
@@ -37,13 +38,15 @@ class TorchReplica(Replica):
 
     def __init__(
         self,
-        loss: Loss,
+        losses: Mapping[str, Loss],
         module: nn.Module,
         stale: list[Stale],
         aliases: list[Alias],
         predict: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        self._loss = loss
+        self._losses = losses
+        self._loss = next(iter(losses.values()))
+        self._turn: Turn | None = None
         self._predict = predict
         self._module = module
         self._stale = stale
@@ -55,7 +58,8 @@ class TorchReplica(Replica):
         self._buffers = {name: Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
         self._aliases_of_parameters = [alias.tensor for alias in aliases if alias.name in self._parameters]
         self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
-        self._written_to_untested = True
+        #: the losses whose first gradient is still to be computed
+        self._untested = set(losses)
         self.free()
         _replicas.add(self)
         self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
@@ -66,7 +70,8 @@ class TorchReplica(Replica):
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica."""
-        compute = self._test_written_to if self._written_to_untested else self._gradient
+        name = "" if self._turn is None else self._turn.name
+        compute = self._test_written_to if name in self._untested else self._gradient
         with self._in_use:
             try:
                 with _unoptimized():
@@ -77,6 +82,15 @@ class TorchReplica(Replica):
     def free(self) -> None:
         """Let any thread compute with the module, which has one version's values at a time."""
         self._in_use = threading.RLock()
+
+    def take_turn(self, turn: Turn) -> None:
+        """See Replica."""
+        if turn is self._turn:
+            return
+        with self._in_use:
+            self._turn, self._loss = turn, self._losses[turn.name]
+            for parameter, trained in zip(self._trained, turn.trained, strict=True):
+                parameter.requires_grad_(trained)
 
     def _seeded(
         self, rng: np.random.Generator | None, compute: Callable[[], _T]
@@ -115,7 +129,7 @@ class TorchReplica(Replica):
             raise self._written_to()
         self._check_not_stale()
         leaves = [buffer.taken() for buffer in self._buffers.values()]
-        leaves += [self._gradient_of(parameter) for parameter in self._trained]
+        leaves += only_trained([self._gradient_of(parameter) for parameter in self._trained], self._turn)
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
@@ -151,7 +165,7 @@ class TorchReplica(Replica):
                     f"the module puts another parameter in the place of {name!r} in forward or backward; expected the "
                     "one that is trained to stay. Compute from it what forward uses, as torch.nn.utils.parametrize does"
                 )
-        self._written_to_untested = False
+        self._untested.discard("" if self._turn is None else self._turn.name)
         return gradient
 
     def _written_to(self) -> Exception:
@@ -210,6 +224,9 @@ class TorchReplica(Replica):
 
         def compute() -> Gradient:
             with torch.no_grad(), _unoptimized(), self._evaluating(params):
+                if "" not in self._losses:
+                    found = {name: each(self._module, batch, rng)[0] for name, each in self._losses.items()}
+                    return of_all({name: checked_loss(loss.item()) for name, loss in found.items()})
                 loss, outputs, tensors = self._loss(self._module, batch, rng)
                 return Gradient(checked_loss(loss.item()), [], self._loss.metrics_of(outputs, tensors))
 

@@ -33,6 +33,7 @@ from untorn.train.history import History
 from untorn.train.optim.fused import SGD, Adagrad, Adam, AdamW, RMSprop
 from untorn.train.optim.local_steps import LocalSteps
 from untorn.train.optim.schedules import TorchSchedule
+from untorn.train.optim.turns import Turns
 from untorn.train.trainer import Trainer
 
 __all__ = [
@@ -55,4 +56,5 @@ __all__ = [
     "TerminateOnNaN",
     "TorchSchedule",
     "Trainer",
+    "Turns",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from untorn.train.models.base import Model
 from untorn.train.optim.fused import FusedOptimizer
+from untorn.train.optim.turns import Turns
 from untorn.typevars import TypeVar
 
 __all__ = [
@@ -84,11 +85,14 @@ class GradientTransformation(Protocol):
         """The function ``(gradients, state, params) -> (updates, state)``."""
 
 
-ModelLike: TypeAlias = LossAndGrad | LossAndGradWithRng | LossModel | Model
-"""The model of a Trainer: a function, an object with such a method, a TorchModel or a JaxModel."""
+ModelLike: TypeAlias = (
+    LossAndGrad | LossAndGradWithRng | LossModel | Model | Mapping[str, LossAndGrad | LossAndGradWithRng]
+)
+"""The model of a Trainer: a function, an object with such a method, a dict of functions that take turns, a TorchModel
+or a JaxModel."""
 
-OptimizerLike: TypeAlias = FusedOptimizer | Callable[[list[Any]], TorchOptimizer] | GradientTransformation
+OptimizerLike: TypeAlias = FusedOptimizer | Turns | Callable[[list[Any]], TorchOptimizer] | GradientTransformation
 """The optimizer of a Trainer: SGD, Adam, AdamW, RMSprop or Adagrad, a function that makes an optimizer of torch.optim
-from a list of parameters, or an optax.GradientTransformation."""
+from a list of parameters, an optax.GradientTransformation, or Turns."""
 
 ModelT_co = TypeVar("ModelT_co", bound=ModelLike, default=Any, covariant=True)

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from untorn.train.callbacks import Callback
 from untorn.train.checkpoints.checkpoint import Checkpoint, Progress
 from untorn.train.checkpoints.resuming import PartialEpoch, callback_states
@@ -39,7 +42,9 @@ class TrainingState:
         stop: whether training stops after this epoch.
     """
 
-    def __init__(self, settings: Settings, learning_rate: LearningRate, optimizer: Any) -> None:
+    def __init__(
+        self, settings: Settings, learning_rate: LearningRate, optimizer: Any, turns: tuple[str, ...] = ()
+    ) -> None:
         self.step = self.single_steps = 0
         self.epoch = 0
         self.history = History()
@@ -49,6 +54,22 @@ class TrainingState:
         self.stop = False
         self._settings = settings
         self._optimizer = optimizer
+        self._turns = turns
+
+    def loss_of_turn(self, step: int, loss: float) -> dict[str, float]:
+        """Return the loss of a step under the name of its turn; nothing if the model has one loss."""
+        return {f"{self._turns[step % len(self._turns)]}_loss": loss} if self._turns else {}
+
+    def losses_of_turns(self, rows: NDArray[np.float64]) -> dict[str, float]:
+        """Return the mean loss over the examples of the steps of each turn, from the step log of the steps before this
+        one; nothing if the model has one loss."""
+        first = self.step - len(rows)
+        turns = [self._turns[(first + row) % len(self._turns)] for row in range(len(rows))] if self._turns else []
+        found = {}
+        for name in dict.fromkeys(sorted(turns)):
+            own = rows[[turn == name for turn in turns]]
+            found[f"{name}_loss"] = float((own[:, 0] * own[:, 1]).sum() / own[:, 0].sum())
+        return found
 
     def count(self, steps: int, *, single: bool) -> None:
         """Count these steps, of an epoch or single ones."""

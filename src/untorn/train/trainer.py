@@ -41,6 +41,7 @@ from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
 from untorn.train.models.function import as_model
 from untorn.train.models.local_steps import LocalStepsModel
+from untorn.train.models.turns import check_losses
 from untorn.train.nodes.clusters import checked_cluster, pool_of_nodes
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
@@ -76,10 +77,11 @@ class Trainer(Generic[ModelT_co]):
         model: a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])`` that returns means over
             the batch, or an object with that method (and ``predict(params, x)``). params are read-only views of shared
             memory; grads has the same tree structure. Worker processes, and nodes, must be able to import or unpickle
-            it. A untorn.torch.TorchModel brings its own parameters.
+            it. A untorn.torch.TorchModel brings its own parameters. A dict of such functions by name takes turns:
+            see Turns.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.
-        optimizer: SGD, Adam, AdamW, RMSprop or Adagrad. Or a function that makes an optimizer of torch.optim from a
-            list of parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an
+        optimizer: SGD, Adam, AdamW, RMSprop or Adagrad, or Turns of these. Or a function that makes an optimizer of
+            torch.optim from a list of parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an
             optax.GradientTransformation: then the workers sum the gradients, and this process, on nodes one of each
             node, makes the step, which takes longer.
         workers: the number of worker processes, on nodes that of each node; by default one per ``threads_per_worker``
@@ -189,8 +191,10 @@ class Trainer(Generic[ModelT_co]):
         initial = self._model.parts(params)
         self._initial: Parts | None = initial
         self._optimizer = as_optimizer(optimizer, initial.trained)
+        check_losses(self._model, self._optimizer.turns, is_async=settings.is_async)
         self._local = LocalModel(self._model)
-        self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings)
+        turns = tuple(turn.name for turn in self._optimizer.turns)
+        self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings, turns)
         server_works = settings.is_async or self._optimizer.server_steps
         for_workers = self._model.for_workers()
         self._pool: Pool

@@ -13,8 +13,8 @@ NAMES = """
     Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
     CSVLogger EarlyStopping EmptyError Examples FormatError FrozenDict FullError History Item LearningRateScheduler
     LocalSteps ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo ReduceLROnPlateau
-    RMSprop SGD Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer UnsupportedTypeError UntornError
-    WorkerError publish queue subscribe
+    RMSprop SGD Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer Turns UnsupportedTypeError
+    UntornError WorkerError publish queue subscribe
 """
 
 TYPES = """

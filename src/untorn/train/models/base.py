@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from untorn.typevars import T_co
 
-__all__ = ["Gradient", "Model", "Parts", "Replica", "check_no_params"]
+__all__ = ["Gradient", "Model", "Parts", "Replica", "Turn", "check_no_params"]
 
 
 class Gradient:
@@ -28,7 +28,8 @@ class Gradient:
     Attributes:
         loss: mean over the batch.
         leaves: the contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
-            buffers, if it has any, and one gradient per trained parameter.
+            buffers, if it has any, and one gradient per trained parameter; None for a parameter that the turn does not
+            train.
         metrics: means over the batch, by name.
     """
 
@@ -42,6 +43,15 @@ class Gradient:
         self.loss = loss
         self.leaves = leaves
         self.metrics = metrics
+
+
+class Turn(NamedTuple):
+    """A turn of a model with several losses."""
+
+    name: str
+    """the name of the loss"""
+    trained: tuple[bool, ...]
+    """of each trained parameter, whether the turn trains it"""
 
 
 class Replica(ABC):
@@ -60,6 +70,11 @@ class Replica(ABC):
     @abstractmethod
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Return loss and metrics of one batch, for Trainer.evaluate; the leaves are not used."""
+
+    def take_turn(self, turn: Turn) -> None:
+        """Compute the loss of this turn, and its gradient for the parameters that it trains, until the next turn. Only
+        called for a model with several losses."""
+        raise NotImplementedError
 
     def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
         """Return the exception that computing the loss of a batch raises in training, or None. Only called where
@@ -104,6 +119,11 @@ class Model(ABC, Generic[T_co]):
     #: whether its replicas need parameters in private, writable memory when this process or a worker evaluates them:
     #: frameworks have no read-only memory
     private_params: ClassVar[bool] = True
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The names of its losses, if it has several, which take turns."""
+        return ()
 
     @abstractmethod
     def parts(self, params: Any = None) -> Parts:

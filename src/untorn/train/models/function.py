@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
 
-from untorn.train.models.base import Gradient, Model, Parts, Replica
+from untorn.train.models.base import Gradient, Model, Parts, Replica, Turn
 from untorn.train.models.checks import check_parameters, checked_loss, checked_metrics
 from untorn.train.models.gradients import GradientCheck
+from untorn.train.models.turns import checked_functions, no_metrics, of_all, only_trained
 
 __all__ = ["FunctionModel", "as_model", "takes_rng"]
 
@@ -24,7 +25,7 @@ def as_model(given: Any) -> Model:
             f"model: expected a model with its loss, found the torch.nn.Module {type(given).__name__}; "
             "give untorn.torch.TorchModel(module, loss)"
         )
-    return FunctionModel(given)
+    return SeveralFunctions(given) if isinstance(given, Mapping) else FunctionModel(given)
 
 
 class FunctionModel(Model):
@@ -57,6 +58,51 @@ class FunctionModel(Model):
     def module(self, params: Any) -> Any:
         """See Model."""
         raise TypeError("module: the model is a plain function; its weights are in trainer.params")
+
+
+class SeveralFunctions(FunctionModel):
+    """Functions ``loss_and_grad(params, batch[, rng])`` by name, which take turns. Raises TypeError or ValueError."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._functions = checked_functions("model", {name: _loss_and_grad(each) for name, each in given.items()})
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """See Model."""
+        return tuple(self._functions)
+
+    def replica(self, threads: int | None) -> Replica:
+        """See Model."""
+        return _SeveralReplica({name: _FunctionReplica(each) for name, each in self._functions.items()})
+
+
+class _SeveralReplica(Replica):
+    """Calls the function of the turn."""
+
+    def __init__(self, replicas: dict[str, _FunctionReplica]) -> None:
+        self._replicas = replicas
+        self._turn: Turn | None = None
+        self.takes_rng = any(each.takes_rng for each in replicas.values())
+
+    def take_turn(self, turn: Turn) -> None:
+        """See Replica."""
+        self._turn = turn
+
+    def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+        turn = self._turn
+        assert turn is not None
+        found = self._replicas[turn.name](params, batch, rng)
+        no_metrics(turn, found.metrics)
+        return Gradient(found.loss, only_trained(found.leaves, turn), {})
+
+    def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
+        """See Replica."""
+        return of_all({name: each.measure(params, batch, rng).loss for name, each in self._replicas.items()})
+
+    def predict(self, params: Any, x: Any) -> Any:
+        """See Replica."""
+        raise TypeError("predict: the model is several functions; compute it from trainer.params")
 
 
 class _FunctionReplica(Replica):

@@ -216,6 +216,7 @@ class Replica:
             seed=plan.settings.seed,
             first_step=_STEP_OF_PROBE,
             min_examples=plan.min_examples,
+            turns=plan.turns,
         )
         with pool.make_board(spec, advice="use fewer workers") as board:
             board.order[:] = np.arange(examples)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from untorn import _core
 from untorn.board import NO_UPDATE, KernelSettings
+from untorn.train.models.base import Turn
 from untorn.train.optim.schedules import RateOrSchedule, rate_at
 
 __all__ = ["Optimizer", "ServerOptimizer", "Session"]
@@ -64,6 +65,11 @@ class Optimizer(ABC):
     @property
     def assignment(self) -> tuple[int, ...]:
         """The group of each parameter, in the order of the tree; empty if all are in the first."""
+        return ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns that the steps take, over and over; empty if each step trains all parameters."""
         return ()
 
     @property

@@ -7,8 +7,10 @@ from typing import Any
 from untorn.train.optim.base import Optimizer
 from untorn.train.optim.fused import FusedOptimizer
 from untorn.train.optim.grouped import GroupedOptimizer
+from untorn.train.optim.groups import names_and_arrays
 from untorn.train.optim.optax import OptaxOptimizer
 from untorn.train.optim.torch import TorchOptimizer
+from untorn.train.optim.turns import Turns, TurnsOptimizer
 
 __all__ = ["as_optimizer"]
 
@@ -17,7 +19,9 @@ def as_optimizer(given: Any, trained: Any) -> Optimizer:
     """Return the optimizer of a trainer with these parameters: itself, or an adapter of a function that makes one of
     torch.optim, or of an optax.GradientTransformation. Raises TypeError for anything else."""
     if isinstance(given, FusedOptimizer) and given.groups:
-        return GroupedOptimizer(given, trained)
+        return GroupedOptimizer(given, *names_and_arrays(trained))
+    if isinstance(given, Turns):
+        return TurnsOptimizer(given, trained)
     if isinstance(given, Optimizer):
         return given
     if isinstance(given, type) and issubclass(given, FusedOptimizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from untorn import _core
 from untorn.board import KernelSettings
 from untorn.train.optim.base import Optimizer
 from untorn.train.optim.fused import FusedOptimizer
-from untorn.train.optim.groups import assigned, names_and_arrays
+from untorn.train.optim.groups import assigned
 from untorn.train.optim.initial import state_of
 from untorn.train.optim.schedules import RateOrSchedule, rate_at
 
@@ -28,8 +28,8 @@ class GroupedOptimizer(Optimizer):
     """A fused optimizer whose parameters are in groups. The first group is that of all parameters in no other.
 
     Args:
-        base: the optimizer.
-        trained: the tree of parameters.
+        base: the optimizer, with groups or without.
+        names, arrays: the path of each parameter, and the parameters.
 
     Attributes:
         groups: the optimizer of each group.
@@ -41,7 +41,7 @@ class GroupedOptimizer(Optimizer):
 
     server_steps = False
 
-    def __init__(self, base: FusedOptimizer, trained: Any) -> None:
+    def __init__(self, base: FusedOptimizer, names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
         self._base = base
         self.learning_rate = base.learning_rate
         self._own: list[tuple[RateOrSchedule | None, float]] = [(None, 1.0)]
@@ -50,7 +50,6 @@ class GroupedOptimizer(Optimizer):
             made, own = _made(base, f"groups[{index}]", dict(group))
             self.groups.append(made)
             self._own.append(own)
-        names, arrays = names_and_arrays(trained)
         patterns = {f"groups[{index}]": group["params"] for index, group in enumerate(base.groups)}
         self._assignment = tuple(0 if index is None else 1 + index for index in assigned(patterns, names, arrays))
 

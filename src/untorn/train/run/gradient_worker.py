@@ -24,7 +24,7 @@ from untorn.engines import Worker
 from untorn.errors import NonFiniteLossError
 from untorn.share.lowlevel import Address, Decoder, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
-from untorn.train.models.base import Gradient, Replica
+from untorn.train.models.base import Gradient, Replica, Turn
 from untorn.train.run.parameter_layout import ParameterLayout
 from untorn.train.run.reporter import Reporter
 
@@ -49,6 +49,7 @@ class GradientJob:
         accumulate: the number of parts that every shard is computed in.
         min_examples: the minimum number of examples of a shard.
         one_by_one: whether the batch of a step is all of the newest version of the data.
+        turns: the turns of the steps since training began, over and over; none if the model has one loss.
     """
 
     weights: Address
@@ -60,6 +61,7 @@ class GradientJob:
     accumulate: int = 1
     min_examples: int = 1
     one_by_one: bool = False
+    turns: tuple[Turn, ...] = ()
 
     def begin(self, index: int, board: Board, model: Replica) -> Worker:
         """See Job."""
@@ -153,6 +155,8 @@ class GradientWorker:
         rng = None
         if self.model.takes_rng:
             rng = self._random.rng(self.job.first_step + step, shard)
+        if self.job.turns:
+            self.model.take_turn(self.job.turns[(self.job.first_step + step) % len(self.job.turns)])
         params = self._decoder.value(pinned)
         buffer = self._buffer(buffer_at)
         buffer.count[0] = examples = stop - start
@@ -180,6 +184,7 @@ class GradientWorker:
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
         missed, bad = _core.copy_leaves(self.board, buffer.places, gradient.leaves, self._first_checked)
+        missed = [index for index in missed if gradient.leaves[index] is not None]
         for index in missed:  # these need a conversion
             np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
         self._check_finite(buffer, missed if bad < 0 else [bad])
@@ -203,6 +208,10 @@ class GradientWorker:
         for index, (view, leaf) in enumerate(zip(buffer.views, gradient.leaves, strict=True)):
             if index < self.job.layout.buffers:
                 np.copyto(view, leaf)
+                continue
+            if leaf is None:
+                if begin:
+                    view[...] = 0
                 continue
             part = np.multiply(leaf, view.dtype.type(share))
             if begin:

@@ -242,7 +242,7 @@ class FitLoop:
     def _end_epoch(self) -> None:
         state, epoch = self._state, self._epoch
         seconds = epoch.seconds
-        metrics = means_of(epoch.rows, epoch.names)
+        metrics = means_of(epoch.rows, epoch.names) | state.losses_of_turns(epoch.rows)
         if self._validation is not None:
             self._lifetime.check_open()
             validated = self._evaluator.evaluate(self._validation, share=self._share_validation)
@@ -362,6 +362,7 @@ class FitLoop:
         for step in steps:
             logs = log.row(step) | {"version": self._weights.version, "restarts": self._pool.restarts}
             logs["learning_rate"] = rates[step]
+            logs |= self._state.loss_of_turn(self._state.step - steps.stop + step, logs["loss"])
             for callback in self._listeners:
                 callback.on_batch_end(self._skipped + step, logs)
                 self._lifetime.check_owner()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from untorn.board import BoardSpec, KernelSettings
 from untorn.train.data import SharedData
+from untorn.train.models.base import Turn
 from untorn.train.run.gradient_worker import GradientJob
 from untorn.train.run.weights import Weights
 from untorn.train.run.worker_count import WorkerCount
@@ -28,6 +29,7 @@ class Plan:
         first_step: the number of steps since training began before the board's step 0.
         one_by_one: whether each step has a batch of its own, in a version of its own of the data's channel. An epoch of
             the board is then one step, and ``examples`` the largest batch.
+        turns: the turns that the steps take, if the model has several losses.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class Plan:
     min_examples: int
     first_step: int
     one_by_one: bool = False
+    turns: tuple[Turn, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -84,4 +87,5 @@ class Plan:
             accumulate=self.settings.accumulate,
             min_examples=self.min_examples,
             one_by_one=self.one_by_one,
+            turns=self.turns,
         )

@@ -79,7 +79,7 @@ class Stepping:
             self.close()
             raise
         del row["examples"]
-        return row
+        return row | self._state.loss_of_turn(self._state.step - 1, row["loss"])
 
     def _opened(self, batch: Batch) -> tuple[Feed, StepStrategy, StepLog]:
         """Return a job whose data is this batch: the current one if the batch fits its board, or a new one."""

@@ -76,6 +76,7 @@ class TrainingJobs:
             min_examples=min_examples,
             first_step=first_step,
             one_by_one=one_by_one,
+            turns=self._optimizer.turns,
         )
         try:
             with self._pool.train(plan, source, self._weights, self._optimizer) as strategy:
