@@ -36,6 +36,7 @@ SMALL_SETTINGS = {
     "threads.py": ["--seconds", "0.3"],
     "torn.py": ["--seconds", "1", "--elements", "500", "--readers", "2"],
     "watched.py": ["--epochs", "2"],
+    "web.py": ["--seconds", "0.5"],
 }
 
 
@@ -98,6 +99,17 @@ def test_torn_shows_torn_reads_with_array_and_none_with_untorn():
     reads, torn = (int(cell.replace(",", "")) for cell in untorn.split()[1:3])
     assert torn == 0
     assert reads > 0
+
+
+def test_web_answers_while_its_publisher_is_killed():
+    answers, models = (
+        list(map(int, re.findall(r"[\d]+", line.replace(",", "")))) for line in run_small("web.py").splitlines()
+    )
+    total, workers, wrong = answers
+    assert total > 0
+    assert (workers <= 2, wrong) == (True, 0)
+    killed, newest = models
+    assert newest > killed
 
 
 def test_large_array_sees_whole_versions():

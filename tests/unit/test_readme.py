@@ -46,9 +46,10 @@ def leads_somewhere(document: Path, target: str) -> bool:
 
 
 BLOCKS = python_blocks(README.read_text())
+PAGES_WITH_PROGRAMS = ("index.md", "concepts.md", "migrations.md", "recipes.md")
 GUIDE = sorted(
     path
-    for path in [*ROOT.glob("docs/guide/*.md"), ROOT / "docs" / "index.md", ROOT / "docs" / "concepts.md"]
+    for path in [*ROOT.glob("docs/guide/*.md"), *(ROOT / "docs" / name for name in PAGES_WITH_PROGRAMS)]
     if python_blocks(path.read_text())
 )
 
