@@ -4,13 +4,14 @@
  *                        Hold         a pinned version; exports its bytes, read-only; unpins with its last view
  *                        Private      a pinned version, writable: what is written stays with its Hold
  *                        Draft        a slot being written; exports its bytes, writable
+ *     module_version.c   versions with the structure of the one before, published and edited in one call each
  *     module_waiting.c   Watch        sleeps until one of several channels has something newer (waiting.h)
  *     module_queue.c     Queue        one process's side of a queue (queue_side.h)
  *                        QueueGate    what a Watch waits for at a queue
  *     module_queue_put.c QueueDraft   a slot being written; exports its bytes, writable
  *     module_queue_take.c QueueItem   an item that was taken; exports its bytes, read-only; ends with its last view
  *                        QueuePrivate the same, writable: what is written stays with its QueueItem
- *     module_tree.c      TreePlan     the places of a small tree's leaves, which a queue writes and reads in one call
+ *     module_tree.c      TreePlan     where a tree's leaves lie: channels and queues write and read it in one call
  *     module_board.c     Board        sync training's board (board.h); exports all its bytes, writable
  *     module_link.c      Link         a thread that exchanges a board's sums with other nodes (link.h)
  *     module_frozen.c    FrozenTable  a dict in flat memory, looked up in place (module_frozen.h)
@@ -40,6 +41,22 @@ typedef struct attachment_object {
     ino_t inode;
     struct attachment_object **link, *next;
 } AttachmentObject;
+
+/* A slot that is being written. */
+typedef struct {
+    PyObject_HEAD
+    AttachmentObject *owner;
+    unsigned slot;
+    uint8_t *address;
+    uint64_t nbytes;
+} DraftObject;
+
+PyObject *draft_make(AttachmentObject *attachment, unsigned slot);
+
+/* Methods of Attachment that do several steps in one call: see module_version.c. */
+PyObject *version_publish_tree(PyObject *attachment, PyObject *args);
+PyObject *version_begin_tree(PyObject *attachment, PyObject *plan);
+PyObject *version_end_tree(PyObject *attachment, PyObject *args);
 
 struct board;
 /* The board of a Board object; the caller has checked its type. It is valid for as long as the object is. */

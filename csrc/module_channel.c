@@ -173,19 +173,9 @@ static bool slot_parse(PyObject *argument, unsigned *slot)
     return !PyErr_Occurred();
 }
 
-typedef struct {
-    PyObject_HEAD
-    AttachmentObject *owner;
-    unsigned slot;
-    uint8_t *address;
-    uint64_t nbytes;
-} DraftObject;
-
-static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
+PyObject *draft_make(AttachmentObject *attachment, unsigned slot)
 {
-    unsigned slot;
-    if (!slot_parse(argument, &slot))
-        return NULL;
+    PyObject *self = (PyObject *)attachment;
     DraftObject *draft = PyObject_New(DraftObject, core_of(self)->draft_type);
     if (draft == NULL)
         return NULL;
@@ -200,6 +190,12 @@ static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
     Py_INCREF(self);
     draft->owner = (AttachmentObject *)self;
     return (PyObject *)draft;
+}
+
+static PyObject *Attachment_draft(PyObject *self, PyObject *argument)
+{
+    unsigned slot;
+    return slot_parse(argument, &slot) ? draft_make((AttachmentObject *)self, slot) : NULL;
 }
 
 static bool attachment_may_publish(const struct attachment *a, unsigned slot)
@@ -472,6 +468,16 @@ static PyMethodDef Attachment_methods[] = {
     {"publish", Attachment_publish, METH_VARARGS,
      "publish($self, slot, version, /)\n--\n\n"
      "Make a finished slot the latest."},
+    {"publish_tree", version_publish_tree, METH_VARARGS,
+     "publish_tree($self, plan, value, schema_id, /)\n--\n\n"
+     "Publish a value of the plan's structure as the next version; return `latest`. Return 0, with nothing "
+     "published, if it has another structure, or for any trouble: publishing it step by step says which."},
+    {"begin_tree", version_begin_tree, METH_O,
+     "begin_tree($self, plan, /)\n--\n\n"
+     "Return a slot with the bytes of the newest version, which has the plan's structure; None for any trouble."},
+    {"end_tree", version_end_tree, METH_VARARGS,
+     "end_tree($self, plan, draft, schema_id, /)\n--\n\n"
+     "Publish a slot that begin_tree() returned as the next version; return `latest`."},
     {"set_named", Attachment_set_named, METH_O,
      "set_named($self, named, /)\n--\n\n"
      "Set whether pick() reports that the data file lost its name."},

@@ -1,52 +1,16 @@
 /* TreePlan: see module.h.
  *
  * A Layout says where the leaves of one structure lie, and a Decoder how to make them a tree again; both are Python. A
- * plan is what the two say of a small tree of plain values, as an array of nodes, so that one call of a queue writes or
- * reads all of it. A value of another structure is a miss, and goes through the Layout; so there is one encoding.
+ * plan is what the two say of a tree of plain values, as an array of nodes, so that one call of a channel or a queue
+ * writes or reads all of it. A value of another structure is a miss, and goes through the Layout; so there is one
+ * encoding. module_tree_write.c has the walk along a value, module_tree_read.c the one that makes it.
  */
-#include "tree_plan.h"
+#include "module_tree.h"
 
 #include <string.h>
 
-enum node_kind {
-    NODE_DICT,
-    NODE_LIST,
-    NODE_TUPLE,
-    NODE_INT,
-    NODE_FLOAT,
-    NODE_BOOL,
-    NODE_NONE,
-    NODE_STR,
-    NODE_BYTES,
-    NODE_ARRAY,
-    NODE_SCALAR,
-    NODE_KINDS
-};
-
 static const char *const NODE_NAMES[] = {"dict", "list", "tuple", "int",   "float", "bool",
                                          "none", "str",  "bytes", "array", "numpy"};
-
-struct tree_node {
-    enum node_kind kind;
-    Py_ssize_t count; /* of the children, which follow */
-    uint64_t offset, nbytes;
-    PyObject *keys; /* of a dict: a tuple of str */
-    PyObject *type; /* of an array or a scalar: the class of its values */
-    PyObject *dtype, *shape;
-    PyObject *format_text; /* of its buffer, as bytes */
-    const char *format;
-    int ndim;
-    Py_ssize_t lengths[TREE_PLAN_AXES];
-};
-
-typedef struct {
-    PyObject_HEAD
-    Py_ssize_t count;
-    struct tree_node *nodes;
-    PyObject *schema; /* bytes */
-    PyObject *array_class;
-    uint64_t nbytes;
-} TreePlanObject;
 
 static void node_clear(struct tree_node *node)
 {
@@ -106,17 +70,21 @@ static bool node_parse(struct tree_node *node, PyObject *text)
 
 static PyObject *TreePlan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"nodes", "schema", "nbytes", "array_class", NULL};
-    PyObject *nodes, *schema, *array_class;
+    static char *names[] = {"nodes", "schema", "nbytes", "array_class", "array_api", NULL};
+    PyObject *nodes, *schema, *array_class, *array_api = Py_None;
     unsigned long long nbytes;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!KO", names, &PyList_Type, &nodes, &PyBytes_Type, &schema,
-                                     &nbytes, &array_class))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!KO|O", names, &PyList_Type, &nodes, &PyBytes_Type, &schema,
+                                     &nbytes, &array_class, &array_api))
+        return NULL;
+    const struct array_functions arrays = array_functions_of(array_api);
+    if (PyErr_Occurred())
         return NULL;
     TreePlanObject *self = PyObject_New(TreePlanObject, type);
     if (self == NULL)
         return NULL;
     const Py_ssize_t count = PyList_Size(nodes);
-    self->count = 0;
+    self->count = self->leaves = 0;
+    self->arrays = arrays;
     self->schema = Py_NewRef(schema);
     self->array_class = Py_NewRef(array_class);
     self->nbytes = nbytes;
@@ -134,6 +102,7 @@ static PyObject *TreePlan_new(PyTypeObject *type, PyObject *args, PyObject *kwar
             done = false;
         }
         open += done && node->kind <= NODE_TUPLE ? node->count - 1 : -1;
+        self->leaves += node->kind > NODE_TUPLE;
         if (done && (node->count < 0 || (open == 0) != (i + 1 == count))) {
             PyErr_SetString(PyExc_ValueError, "TreePlan: the nodes are not one tree");
             done = false;
@@ -148,110 +117,6 @@ static PyObject *TreePlan_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     return (PyObject *)self;
 }
 
-/* -- writing ------------------------------------------------------------------------------------------------------ */
-
-static bool value_write(const TreePlanObject *plan, const struct tree_node **node, PyObject *value, uint8_t *base);
-
-static bool buffer_write(const struct tree_node *node, PyObject *value, uint8_t *base)
-{
-    Py_buffer view;
-    if ((PyObject *)Py_TYPE(value) != node->type)
-        return false;
-    if (PyObject_GetBuffer(value, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
-        PyErr_Clear();
-        return false;
-    }
-    bool same = (uint64_t)view.len == node->nbytes && view.format != NULL && strcmp(view.format, node->format) == 0 &&
-                view.ndim == node->ndim;
-    for (int axis = 0; same && axis < view.ndim; axis++)
-        same = view.shape[axis] == node->lengths[axis];
-    if (same && view.len != 0)
-        memcpy(base + node->offset, view.buf, (size_t)view.len);
-    PyBuffer_Release(&view);
-    return same;
-}
-
-static bool dict_write(const TreePlanObject *plan, const struct tree_node **node, PyObject *value, uint8_t *base)
-{
-    const struct tree_node *self = (*node)++;
-    PyObject *key, *member;
-    Py_ssize_t position = 0, index = 0;
-    if (!PyDict_CheckExact(value) || PyDict_Size(value) != self->count)
-        return false;
-    for (; PyDict_Next(value, &position, &key, &member); index++) {
-        PyObject *expected = PyTuple_GetItem(self->keys, index);
-        if (key != expected && (!PyUnicode_CheckExact(key) || PyUnicode_Compare(key, expected) != 0))
-            return false;
-        if (!value_write(plan, node, member, base))
-            return false;
-    }
-    return true;
-}
-
-static bool sequence_write(const TreePlanObject *plan, const struct tree_node **node, PyObject *value, uint8_t *base)
-{
-    const struct tree_node *self = (*node)++;
-    const bool is_list = self->kind == NODE_LIST;
-    if (is_list ? !PyList_CheckExact(value) : !PyTuple_CheckExact(value))
-        return false;
-    if ((is_list ? PyList_Size(value) : PyTuple_Size(value)) != self->count)
-        return false;
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (!value_write(plan, node, is_list ? PyList_GetItem(value, i) : PyTuple_GetItem(value, i), base))
-            return false;
-    return true;
-}
-
-static bool text_write(const struct tree_node *node, PyObject *value, uint8_t *base)
-{
-    Py_ssize_t nbytes = -1;
-    const char *text = NULL;
-    if (node->kind == NODE_STR && PyUnicode_CheckExact(value))
-        text = PyUnicode_AsUTF8AndSize(value, &nbytes);
-    else if (node->kind == NODE_BYTES && PyBytes_CheckExact(value) && (nbytes = PyBytes_Size(value)) >= 0)
-        text = PyBytes_AsString(value);
-    if (text == NULL)
-        PyErr_Clear(); /* a lone surrogate, for one */
-    if (text == NULL || (uint64_t)nbytes != node->nbytes)
-        return false;
-    memcpy(base + node->offset, text, (size_t)nbytes);
-    return true;
-}
-
-static bool number_write(const struct tree_node *node, PyObject *value, uint8_t *base)
-{
-    int overflow = 0;
-    if (node->kind == NODE_NONE)
-        return value == Py_None;
-    if (node->kind == NODE_BOOL) {
-        base[node->offset] = value == Py_True;
-        return value == Py_True || value == Py_False;
-    }
-    if (node->kind == NODE_FLOAT) {
-        const double number = PyFloat_CheckExact(value) ? PyFloat_AsDouble(value) : 0;
-        memcpy(base + node->offset, &number, sizeof number);
-        return PyFloat_CheckExact(value);
-    }
-    const long long number = PyLong_CheckExact(value) ? PyLong_AsLongLongAndOverflow(value, &overflow) : 0;
-    memcpy(base + node->offset, &number, sizeof number);
-    return PyLong_CheckExact(value) && overflow == 0;
-}
-
-/* Return whether the value has the structure of this node, and was written. Runs no Python code. */
-static bool value_write(const TreePlanObject *plan, const struct tree_node **node, PyObject *value, uint8_t *base)
-{
-    switch ((*node)->kind) {
-    case NODE_DICT: return dict_write(plan, node, value, base);
-    case NODE_LIST:
-    case NODE_TUPLE: return sequence_write(plan, node, value, base);
-    case NODE_STR:
-    case NODE_BYTES: return text_write((*node)++, value, base);
-    case NODE_ARRAY:
-    case NODE_SCALAR: return buffer_write((*node)++, value, base);
-    default: return number_write((*node)++, value, base);
-    }
-}
-
 uint64_t tree_plan_nbytes(PyObject *object) { return ((TreePlanObject *)object)->nbytes; }
 
 uint64_t tree_plan_schema(PyObject *object, const char **schema)
@@ -260,95 +125,42 @@ uint64_t tree_plan_schema(PyObject *object, const char **schema)
     return (uint64_t)PyBytes_Size(((TreePlanObject *)object)->schema);
 }
 
-bool tree_plan_write(PyObject *object, PyObject *value, uint8_t *base)
-{
-    const TreePlanObject *plan = (const TreePlanObject *)object;
-    const struct tree_node *node = plan->nodes;
-    return value_write(plan, &node, value, base);
-}
+#define TREE_PLAN_FIELDS(FIELD)                                        \
+    FIELD(TreePlan, nbytes, PyLong_FromUnsignedLongLong, self->nbytes) \
+    FIELD(TreePlan, edits, PyBool_FromLong, self->arrays.make != NULL)
+TREE_PLAN_FIELDS(CORE_GETTER)
 
-/* -- reading ------------------------------------------------------------------------------------------------------ */
+static PyMethodDef TreePlan_methods[] = {
+    {"read", tree_plan_read_method, METH_O,
+     "read($self, exporter, /)\n--\n\n"
+     "Return the value of a version with this structure, whose bytes the exporter has; its arrays are read-only "
+     "views. NotImplemented if there are too few bytes."},
+    {"open", tree_plan_open_method, METH_O,
+     "open($self, exporter, /)\n--\n\n"
+     "Return the same for an edit, with writable arrays, and a list of its leaves: the arrays, and None in the place "
+     "of other values."},
+    {"collect", tree_plan_collect_method, METH_VARARGS,
+     "collect($self, exporter, tree, originals, /)\n--\n\n"
+     "Write what was changed in an edited tree. Return False, with some written, if it has another structure, or "
+     "another array than its own in the place of one."},
+    {"release", tree_plan_release_method, METH_VARARGS,
+     "release($self, tree, originals, /)\n--\n\n"
+     "End an edit: make its arrays read-only; return whether something else than the tree may refer to one."},
+    {NULL, NULL, 0, NULL},
+};
 
-static PyObject *value_read(const TreePlanObject *plan, const struct tree_node **node, PyObject *item,
-                            const uint8_t *base);
-
-static PyObject *dict_read(const TreePlanObject *plan, const struct tree_node **node, PyObject *item,
-                           const uint8_t *base)
-{
-    const struct tree_node *self = (*node)++;
-    PyObject *made = PyDict_New();
-    for (Py_ssize_t i = 0; made != NULL && i < self->count; i++) {
-        PyObject *member = value_read(plan, node, item, base);
-        if (member == NULL || PyDict_SetItem(made, PyTuple_GetItem(self->keys, i), member) != 0)
-            Py_CLEAR(made);
-        Py_XDECREF(member);
-    }
-    return made;
-}
-
-static PyObject *sequence_read(const TreePlanObject *plan, const struct tree_node **node, PyObject *item,
-                               const uint8_t *base)
-{
-    const struct tree_node *self = (*node)++;
-    const bool is_list = self->kind == NODE_LIST;
-    PyObject *made = is_list ? PyList_New(self->count) : PyTuple_New(self->count);
-    for (Py_ssize_t i = 0; made != NULL && i < self->count; i++) {
-        PyObject *member = value_read(plan, node, item, base);
-        if (member == NULL || (is_list ? PyList_SetItem(made, i, member) : PyTuple_SetItem(made, i, member)) != 0)
-            Py_CLEAR(made);
-    }
-    return made;
-}
-
-static PyObject *buffer_read(const TreePlanObject *plan, const struct tree_node *node, PyObject *item)
-{
-    PyObject *array = PyObject_CallFunction(plan->array_class, "OOOK", node->shape, node->dtype, item,
-                                            (unsigned long long)node->offset);
-    if (array == NULL || node->kind == NODE_ARRAY)
-        return array;
-    PyObject *scalar = PyObject_GetItem(array, node->shape); /* the empty tuple */
-    Py_DECREF(array);
-    return scalar;
-}
-
-static PyObject *value_read(const TreePlanObject *plan, const struct tree_node **node, PyObject *item,
-                            const uint8_t *base)
-{
-    const struct tree_node *self = *node;
-    long long integer;
-    double number;
-    if (self->kind == NODE_DICT)
-        return dict_read(plan, node, item, base);
-    if (self->kind == NODE_LIST || self->kind == NODE_TUPLE)
-        return sequence_read(plan, node, item, base);
-    (*node)++;
-    switch (self->kind) {
-    case NODE_NONE: return Py_NewRef(Py_None);
-    case NODE_BOOL: return PyBool_FromLong(base[self->offset]);
-    case NODE_INT: memcpy(&integer, base + self->offset, sizeof integer); return PyLong_FromLongLong(integer);
-    case NODE_FLOAT: memcpy(&number, base + self->offset, sizeof number); return PyFloat_FromDouble(number);
-    case NODE_STR:
-        return PyUnicode_DecodeUTF8((const char *)base + self->offset, (Py_ssize_t)self->nbytes, "surrogatepass");
-    case NODE_BYTES: return PyBytes_FromStringAndSize((const char *)base + self->offset, (Py_ssize_t)self->nbytes);
-    default: return buffer_read(plan, self, item);
-    }
-}
-
-PyObject *tree_plan_read(PyObject *object, PyObject *item, const uint8_t *base)
-{
-    const TreePlanObject *plan = (const TreePlanObject *)object;
-    const struct tree_node *node = plan->nodes;
-    return value_read(plan, &node, item, base);
-}
+static PyGetSetDef TreePlan_getset[] = {TREE_PLAN_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 /* -- the type ----------------------------------------------------------------------------------------------------- */
 
 static PyType_Slot TreePlan_slots[] = {
-    {Py_tp_doc, "TreePlan(nodes, schema, nbytes, array_class)\n--\n\n"
-                "The nodes of a small tree, in depth-first order: (kind, number of children, offset, nbytes, keys, "
-                "class, dtype, shape, format of its buffer)."},
+    {Py_tp_doc, "TreePlan(nodes, schema, nbytes, array_class, array_api=None)\n--\n\n"
+                "The nodes of a tree, in depth-first order: (kind, number of children, offset, nbytes, keys, class, "
+                "dtype, shape, format of its buffer)."},
     {Py_tp_new, TreePlan_new},
     {Py_tp_dealloc, TreePlan_dealloc},
+    {Py_tp_methods, TreePlan_methods},
+    {Py_tp_getset, TreePlan_getset},
     {0, NULL},
 };
 static PyType_Spec TreePlan_spec = {"untorn._core.TreePlan", sizeof(TreePlanObject), 0, Py_TPFLAGS_DEFAULT,

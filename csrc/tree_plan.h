@@ -1,4 +1,4 @@
-/* Small trees of plain values, written and read in one call: see module_tree.c. For module_queue.c only. */
+/* Trees of plain values, written and read in one call: see module_tree.c. For module_queue.c and module_version.c. */
 #ifndef UNTORN_TREE_PLAN_H
 #define UNTORN_TREE_PLAN_H
 
@@ -6,13 +6,15 @@
 
 enum { TREE_PLAN_AXES = 8 };
 
-/* Of an item with this structure, with header and schema. */
+/* Of a version or an item with this structure, with header and schema. */
 uint64_t tree_plan_nbytes(PyObject *plan);
 /* Its schema, and the number of its bytes. */
 uint64_t tree_plan_schema(PyObject *plan, const char **schema);
-/* Write a value to an item that begins at `base`; false, with some of it written, if it has another structure. */
+/* Write a value to a version that begins at `base`; false, with some of it written, if it has another structure. The
+ * GIL is released while large arrays are copied. */
 bool tree_plan_write(PyObject *plan, PyObject *value, uint8_t *base);
-/* Return the value of an item that begins at `base`; its arrays are views of `item`. */
-PyObject *tree_plan_read(PyObject *plan, PyObject *item, const uint8_t *base);
+/* Return the value of a version that begins at `base`; its arrays are read-only views of `exporter`, which exports that
+ * memory. */
+PyObject *tree_plan_read(PyObject *plan, PyObject *exporter, uint8_t *base);
 
 #endif

@@ -129,6 +129,12 @@ class World:
         self.publisher = successor
 
 
+def _update(world):
+    """Publish another structure, and the same again, which takes another way."""
+    for more in (1, 2, 2, 2):
+        world.publisher.update(tree(next(world.numbers), more=more))
+
+
 def _edit(world):
     number = next(world.numbers)
     with world.publisher.edit() as edited:
@@ -286,7 +292,7 @@ SHARE = {
     "Publisher.readers": lambda world: world.publisher.readers(),
     "Publisher.subscriber": lambda world: number_of(world.publisher.subscriber().snapshot().value),
     "Publisher.unlink": _unlink,
-    "Publisher.update": lambda world: world.publisher.update(tree(next(world.numbers), more=1)),
+    "Publisher.update": _update,
     "Publisher.version": lambda world: world.publisher.version,
     "ReaderInfo": lambda world: [reader.pid for reader in world.publisher.readers()],
     "Subscriber": lambda world: next(iter(pickle.loads(pickle.dumps(world.reader)))),

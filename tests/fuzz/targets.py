@@ -29,8 +29,9 @@ from untorn.cli.outline import outline, walk
 from untorn.control import client, protocol
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
-from untorn.share.layout import Decoder
+from untorn.share.layout import UNREADABLE, Decoder
 from untorn.share.queue_inspect import QueueView, queue_files_of
+from untorn.share.tree_plans import tree_plan_of
 from untorn.train.checkpoints import checkpoint
 
 #: where targets write files; libFuzzer ends its process without any clean-up, so fuzzing.py removes them
@@ -59,6 +60,10 @@ def schema(data: bytes) -> None:
             decoder = Decoder(text, len(payload), payload=0)
             _look(decoder.value(payload), len(payload))
             _look(decoder.extra(payload), len(payload))
+            plan = tree_plan_of(text, 0, len(payload))
+            if plan is not None:
+                with contextlib.suppress(*UNREADABLE):
+                    _look(plan.read(payload), len(payload))
     with contextlib.suppress(FormatError):
         for node in inspect.decode_schema(text).values():
             for _ in walk(outline(node)):

@@ -330,16 +330,17 @@ def test_scalars(value):
         assert_same(publisher.subscriber().snapshot().value, value)
 
 
-@generated(trees(), trees(), st.lists(st.booleans(), max_size=5))
+@generated(trees(), trees(), st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=5))
 def test_trees(first, second, steps):
-    """Updates between two structures, any of which may be held."""
+    """Updates between two structures, several times each, any of which may be held."""
     with untorn.publish(first) as publisher:
         reader = publisher.subscriber()
         held = [(reader.snapshot().value, first)]
-        for step in steps:
+        for step, times in steps:
             value = second if step else first
-            publisher.update(value)
-            held.append((reader.snapshot().value, value))
+            for _ in range(times):
+                publisher.update(value)
+                held.append((reader.snapshot().value, value))
         for found, value in held:
             assert_same(found, value)
 

@@ -14,10 +14,11 @@ from untorn import _core
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
 from untorn.share import storage
 from untorn.share.caching import Results
-from untorn.share.layout import Decoder
+from untorn.share.layout import UNREADABLE, Decoder, unreadable
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Address
 from untorn.share.storage_errors import labelled, meaning
+from untorn.share.tree_plans import tree_plan_of
 
 __all__ = ["Attached", "attached_to", "drop_dead_attachments", "forget", "keep", "schema_of"]
 
@@ -33,6 +34,28 @@ class Attached:
         #: what this process made from versions
         self.results: Results = Results()
         self._decoders: dict[int, Decoder] = {}
+        #: by schema_id: for reading versions in one call; None for a schema that has no plan
+        self._plans: dict[int, _core.TreePlan | None] = {}
+        self._last_schema_id = 0
+
+    def value(self, hold: _core.Hold, allow_pickle: bool = False) -> Any:
+        """Return the value of a pinned version. Raises what Decoder does."""
+        schema_id = hold.schema_id
+        plan = self._plans.get(schema_id)
+        if plan is not None:
+            try:
+                value = plan.read(hold)
+            except UNREADABLE as error:
+                raise unreadable(error) from error
+            if value is not NotImplemented:
+                return value
+        repeats, self._last_schema_id = schema_id == self._last_schema_id, schema_id
+        decoder = self.decoder(hold, allow_pickle)
+        value = decoder.value(hold)
+        if repeats and schema_id not in self._plans:
+            self._plans[schema_id] = tree_plan_of(decoder.schema, decoder.payload, decoder.slot_nbytes)
+            _drop_oldest(self._plans, _MAX_DECODERS)
+        return value
 
     def decoder(self, hold: _core.Hold, allow_pickle: bool = False, *, arrays: bool = False) -> Decoder:
         """Return the decoder of a pinned version, which is kept while the schema stays the same."""

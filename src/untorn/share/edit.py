@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from untorn import _core
-from untorn.share.layout import Decoder, Layout
+from untorn.share.layout import Layout
 from untorn.share.paths import leaf_paths
 from untorn.share.specs import Deferred, flatten
 from untorn.share.views import array_over
@@ -46,8 +46,9 @@ class Edit:
         seal: lets later writes through a draft go to a private copy.
         newest: returns the newest version's slot, for ``only``; None if no version is the newest.
         layout: the layout of the newest version.
-        decoder: the decoder of the newest version.
         draft: the slot, which contains the newest version.
+        tree: the value in the slot, writable.
+        originals: its leaves, in order, if they are known: the arrays, and anything in the place of others.
         only: the leaves that may be changed; None for all.
         allow_pickle: as in publish().
 
@@ -60,8 +61,9 @@ class Edit:
         seal: Callable[[Any], None],
         newest: Callable[[], _core.Draft] | None,
         layout: Layout,
-        decoder: Decoder,
         draft: _core.Draft | _core.QueueDraft,
+        tree: Any,
+        originals: list[Any] | None = None,
         *,
         only: frozenset[int] | None,
         allow_pickle: bool,
@@ -72,8 +74,8 @@ class Edit:
         self._draft = draft
         self._only = only
         self._allow_pickle = allow_pickle
-        self.tree = decoder.value(draft)
-        self._originals = self._flatten().leaves
+        self.tree = tree
+        self._originals = self._flatten().leaves if originals is None else originals
         for index in self._fixed():
             if isinstance(self._originals[index], np.ndarray):
                 self._originals[index].flags.writeable = False

@@ -23,7 +23,7 @@ import reprlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from untorn.trees import CONTAINERS, MAX_DEPTH, Path, Spec, builder, member_name
 __all__ = [
     "FROZEN_DICT",
     "MALFORMED",
+    "UNREADABLE",
     "Decoder",
     "Layout",
     "count_of",
@@ -47,6 +48,7 @@ __all__ = [
     "payload_of",
     "read_dtype",
     "read_key",
+    "unreadable",
 ]
 
 ALIGNMENT = 64
@@ -55,6 +57,8 @@ FROZEN_DICT = "untorn.FrozenDict"
 _MAX_NBYTES = 2**63 - 1
 #: the errors of taking apart a document that does not have the expected form
 MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+#: the errors of reading a leaf: too many axes, no text; the last is NumPy's
+UNREADABLE = (ValueError, OverflowError, SystemError)
 _STRUCTS = {
     "int": struct.Struct("<q"),
     "float": struct.Struct("<d"),
@@ -83,6 +87,7 @@ class Layout:
         leaves: (spec, offset from the start of the slot) of each leaf, in order.
         has_foreign: whether there are values of other libraries among them.
         arrays: the indices of the leaves that are the user's arrays, and not part of such a value.
+        plan: for writing them in one call (tree_plans.py); False if there is none, None if nobody has asked.
     """
 
     def __init__(self, spec: Spec, extra: Spec | None = None, *, payload: int | None = None) -> None:
@@ -90,6 +95,7 @@ class Layout:
         self.extra = extra
         self.has_foreign: bool = False
         self.arrays: list[int] = []
+        self.plan: _core.TreePlan | Literal[False] | None = None
         self._decoder: Decoder | None = None
         self._end = 0
         places: list[tuple[Spec, int]] = []
@@ -295,6 +301,11 @@ def _shown(found: Any) -> str:
     return reprlib.repr(found)
 
 
+def unreadable(error: Exception) -> FormatError:
+    """Return the error for a leaf that could not be read."""
+    return FormatError(f"a leaf of this version cannot be read ({error}); the channel's file is damaged")
+
+
 class Decoder:
     """Makes values from slots that have one schema. Arrays are views into the exporting object, and so are values of
     other libraries if these allow it; everything else is copied.
@@ -319,6 +330,7 @@ class Decoder:
         allow_pickle: bool = False,
         arrays: bool = False,
     ) -> None:
+        self.schema = schema
         self.payload: int = payload_of(schema) if payload is None else payload
         self.slot_nbytes = slot_nbytes
         self.allow_pickle = allow_pickle
@@ -352,10 +364,8 @@ class Decoder:
     def _built(self, build: _Build, exporter: Any) -> Any:
         try:
             return build(exporter)
-        except (ValueError, OverflowError, SystemError) as error:  # too many axes, no text; the last is NumPy's
-            raise FormatError(
-                f"a leaf of this version cannot be read ({error}); the channel's file is damaged"
-            ) from error
+        except UNREADABLE as error:
+            raise unreadable(error) from error
         finally:
             self._private.pop(id(exporter), None)
 

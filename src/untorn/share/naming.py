@@ -63,12 +63,15 @@ class NameKeeper:
         self._unlinked = self._closed = False
         attachment.set_named(True)
 
+    def looks(self) -> bool:
+        """Return whether look() would check the names now."""
+        return not self._ended and time.monotonic() >= self._look_at
+
     def look(self) -> None:
         """Check now and then that the names still lead to the channel, and restore() them if they do not."""
-        now = time.monotonic()
-        if now < self._look_at or self._ended:
+        if not self.looks():
             return
-        self._look_at = now + LOOK_INTERVAL_S
+        self._look_at = time.monotonic() + LOOK_INTERVAL_S
         try:
             kept = self._leads_here()
         except OSError:

@@ -24,7 +24,15 @@ from untorn.share.naming import NameKeeper
 from untorn.share.storage import Address, Files
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
-from untorn.share.versions import FREE_SLOT_TIMEOUT_S, ReaderInfo, Tree, Versions, forked_error, readers_of
+from untorn.share.versions import (
+    FREE_SLOT_TIMEOUT_S,
+    Planned,
+    ReaderInfo,
+    Tree,
+    Versions,
+    forked_error,
+    readers_of,
+)
 from untorn.typevars import T
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
@@ -371,7 +379,22 @@ class Publisher(Generic[T]):
             instead = "update(value) replaces the whole value; for a part of it write patch({path: value})"
             guesses = _WRITE_GUESSES if unknown.keys() <= _WRITE_GUESSES.keys() else dict.fromkeys(unknown, instead)
             raise unknown_arguments("update", (value, *more), unknown, guesses=guesses, instead=instead)
-        return self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
+        return self._publish_planned(value) or self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
+
+    def _publish_planned(self, value: T) -> int:
+        """Publish a value that has the structure of the newest version in one call, and return the version's number.
+        Returns 0, with nothing published, in any other case: _publish() then knows what to do."""
+        versions = self._open_versions
+        if versions is None or versions.planned is None or versions.attachment.forked:
+            return 0
+        with self._lock:
+            if self._is_writing or (versions.name is not None and versions.name.looks()):
+                return 0
+            try:
+                self._is_writing = True
+                return versions.publish_planned(value)
+            finally:
+                self._is_writing = False
 
     def _publish(self, tree: Tree, timeout_s: float = FREE_SLOT_TIMEOUT_S) -> int:
         return self._write("update", lambda versions: versions.publish(tree, timeout_s))
@@ -463,6 +486,10 @@ class Publisher(Generic[T]):
                 self._is_writing = True
                 self._look_after_name()
                 versions = self._versions
+                begun = versions.begin_planned() if leaves is None else None
+                if begun is not None:
+                    yield from self._edit_planned(versions, *begun, timeout_s)
+                    return
                 layout = versions.known_layout()
                 only = None if leaves is None else versions.indices_of(leaves)
                 unwritten = [] if copy else versions.array_indices(only)
@@ -472,8 +499,8 @@ class Publisher(Generic[T]):
                     self._open().seal,
                     versions.newest_draft,
                     layout,
-                    decoder,
                     draft,
+                    decoder.value(draft),
                     only=only,
                     allow_pickle=self._allow_pickle,
                 )
@@ -494,6 +521,25 @@ class Publisher(Generic[T]):
                 raise meaning(error, self._label) from None
             finally:
                 self._is_writing = False
+
+    def _edit_planned(self, versions: Versions, planned: Planned, draft: _core.Draft, timeout_s: float) -> Iterator[T]:
+        """Run the rest of _edit() for a tree whose arrays were all changed in place, or replaced by others."""
+        plan = planned.plan
+        tree, originals = plan.open(draft)
+        restructured = None
+        try:
+            yield tree
+            if not plan.collect(draft, tree, originals):
+                seal, layout = versions.attachment.seal, planned.layout
+                edit = Edit(seal, None, layout, draft, tree, originals, only=None, allow_pickle=self._allow_pickle)
+                restructured = edit.collect()
+        finally:
+            if plan.release(tree, originals):
+                versions.attachment.seal(draft)
+        if restructured is not None:
+            self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
+        else:
+            versions.finish_planned(planned, draft)
 
     def _receive(self, nbytes: int, version: int, timeout_s: float) -> Iterator[memoryview]:
         """Run lowlevel.receive_raw() as a generator, which yields the room for the version."""

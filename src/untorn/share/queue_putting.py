@@ -47,7 +47,8 @@ class Putter:
                 layout.write_leaf(draft, index, leaf)
         spread: list[Any] = []
         decoder = layout.decoder(allow_pickle=self._allow_pickle)
-        edit = Edit(spread.append, None, layout, decoder, draft, only=None, allow_pickle=self._allow_pickle)
+        tree = decoder.value(draft)
+        edit = Edit(spread.append, None, layout, draft, tree, only=None, allow_pickle=self._allow_pickle)
         try:
             try:
                 yield edit.tree

@@ -71,7 +71,7 @@ class Snapshot(Generic[T_co]):
         """
         hold, value = self._held(), self._value
         if value is _MISSING:
-            value = self._attached.decoder(hold, self._allow_pickle).value(hold)
+            value = self._attached.value(hold, self._allow_pickle)
             if self._hold is not None:
                 self._value = value
         return value  # type: ignore[no-any-return]  # decoding cannot know the type

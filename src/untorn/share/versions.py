@@ -35,6 +35,7 @@ from untorn.share.paths import Place, find, replaced
 from untorn.share.received import Room, received_schema
 from untorn.share.specs import flatten
 from untorn.share.storage_errors import labelled, meaning, unmappable
+from untorn.share.tree_plans import tree_plan_of
 from untorn.trees import Spec
 
 __all__ = ["FREE_SLOT_TIMEOUT_S", "ReaderInfo", "Tree", "Versions", "forked_error", "readers_of"]
@@ -103,6 +104,14 @@ class _Known(NamedTuple):
     changed_at: NDArray[np.uint64]  # by leaf of `layout`: the version that changed it last
 
 
+class Planned(NamedTuple):
+    """What is needed to publish a version with the structure of the newest one in one call."""
+
+    plan: _core.TreePlan
+    layout: Layout
+    schema_id: int
+
+
 class Versions:
     """The writing side of an attachment. The caller ensures that only one thread writes at a time.
 
@@ -114,12 +123,14 @@ class Versions:
         attachment: the publisher's attachment.
         name: looks after the channel's name, if it has one.
         fixed: whether every version must have the structure of the first.
+        planned: for a version with the structure of the newest one; None if it must be made step by step.
     """
 
     def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool, fixed: bool = False) -> None:
         self.attachment = attachment
         self.fixed = fixed
         self.name: NameKeeper | None = None
+        self.planned: Planned | None = None
         self._newest_is_lost = False
         self._label = label
         self._durable = durable
@@ -150,7 +161,8 @@ class Versions:
     def publish(self, tree: Tree, timeout_s: float) -> int:
         """Publish the next version, with all of it copied. Returns its number."""
         layout = self.layout
-        if layout is None or layout.spec != tree.spec or layout.extra != tree.extra:
+        repeats = layout is not None and layout.spec == tree.spec and layout.extra == tree.extra
+        if layout is None or not repeats:
             if layout is not None and self.fixed:
                 check_structure(self._label, layout.spec, tree.spec)
             layout = Layout(tree.spec, tree.extra)
@@ -158,7 +170,63 @@ class Versions:
         for index, leaf in enumerate(tree.leaves):
             layout.write_leaf(draft, index, leaf)
         layout.write_schema(draft)
-        return self.finish(layout, slot, None)
+        version = self.finish(layout, slot, None)
+        if repeats:
+            self._plan()
+        return version
+
+    # -- versions with the structure of the newest one, in one call. The core leaves a slot without a version until it
+    # is complete, and _known() notices versions that it did not make, so an interrupt may come at any step
+
+    def _plan(self) -> Planned | None:
+        """Prepare for more versions with the structure of the newest one."""
+        known = self._known()
+        layout = known.layout
+        if layout is None or self._durable or self._newest_is_lost:
+            return None
+        if layout.plan is None:
+            layout.plan = tree_plan_of(layout.schema, layout.payload, layout.nbytes) or False
+        if layout.plan is not False:
+            self.planned = Planned(layout.plan, layout, known.schema_id)
+        return self.planned
+
+    def publish_planned(self, value: Any) -> int:
+        """Publish the next version as publish() does, and return its number; 0, with nothing published, if it must be
+        made step by step."""
+        planned = self.planned
+        if planned is None:
+            return 0
+        plan, layout, schema_id = planned
+        try:
+            latest = self.attachment.publish_tree(plan, value, schema_id)
+        except _core.StatusError as error:
+            self._lose_newest(error)
+            return 0
+        return self._keep_planned(layout, latest)
+
+    def begin_planned(self) -> tuple[Planned, _core.Draft] | None:
+        """Return a slot with the bytes of the newest version, to be changed; None if that must be done step by step."""
+        planned = self.planned or self._plan()
+        if planned is None or not planned.plan.edits:
+            return None
+        try:
+            draft = self.attachment.begin_tree(planned.plan)
+        except _core.StatusError as error:
+            self._lose_newest(error)
+            return None
+        return None if draft is None else (planned, draft)
+
+    def finish_planned(self, planned: Planned, draft: _core.Draft) -> int:
+        """Publish that slot and return the version's number."""
+        return self._keep_planned(planned.layout, self.attachment.end_tree(planned.plan, draft, planned.schema_id))
+
+    def _keep_planned(self, layout: Layout, latest: int) -> int:
+        if not latest:
+            self.planned = None
+            return 0
+        version: int = latest >> 6
+        self._contents[latest & 63] = _Content(layout, version)
+        return version
 
     # -- versions in which some leaves changed
 
@@ -316,6 +384,8 @@ class Versions:
             self._coming = self._known_or_past
             raise
         self._newest_is_lost = False
+        if self.planned is not None and self.planned.layout is not coming.layout:
+            self.planned = None
         if coming.layout is not None:
             self._contents[slot] = _Content(coming.layout, version)
         self._sync_latest()
@@ -414,7 +484,7 @@ class Versions:
                 if error.args[0] == "no_space":
                     raise self._no_space(nbytes, error.args[1]) from None
                 if error.args[0] == "truncated":
-                    self._lose_newest()
+                    self._lose_newest(error)
                     continue
                 if error.args[0] == "unlinked" and self.name is not None:
                     self.name.restore()
@@ -429,9 +499,13 @@ class Versions:
                 raise self.no_slot(timeout_s)
             time.sleep(0.0005)
 
-    def _lose_newest(self) -> None:
-        """Record that the data file was shortened. A whole version then replaces the lost one, in new space."""
+    def _lose_newest(self, error: _core.StatusError) -> None:
+        """Record that the data file was shortened. A whole version then replaces the lost one, in new space. Raises any
+        other error unchanged."""
+        if error.args[0] != "truncated":
+            raise error
         self._newest_is_lost = True
+        self.planned = None
         self._contents.clear()
 
     def _no_space(self, nbytes: int, number: int) -> CapacityError:
