@@ -5,13 +5,13 @@
 
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB6"
+#define BOARD_MAGIC "untornB7"
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
 #define SECTIONS_NBYTES \
     (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
-_Static_assert(SECTIONS_NBYTES == 15 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+_Static_assert(SECTIONS_NBYTES == 16 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
 
 static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
@@ -35,6 +35,7 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->log_at = section_place(&end, config->steps * sizeof(struct board_log));
     header->rates_at = section_place(&end, config->steps * config->groups * sizeof(struct kernel_rates));
     header->order_at = section_place(&end, config->examples * sizeof(int64_t));
+    header->leaves_at = section_place(&end, (config->leaves + 1) * sizeof(uint64_t));
     header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = nbytes_round(end, 4096);
@@ -79,12 +80,13 @@ static void board_find(struct board *board, void *memory)
         .squares = (double *)(base + header->squares_at),
         .log = (struct board_log *)(base + header->log_at),
         .rates = (struct kernel_rates *)(base + header->rates_at),
+        .leaves = (uint64_t *)(base + header->leaves_at),
         .sum = base + header->sum_at,
     };
 }
 
 void board_format(struct board *board, void *memory, const struct board_config *config,
-                  const struct board_range *ranges, const struct board_group *groups)
+                  const struct board_range *ranges, const struct board_group *groups, const uint64_t *leaves)
 {
     struct board_header *header = memory;
     sections_place(header, config);
@@ -99,6 +101,7 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->state_stride = config->state_stride;
     header->base_version = config->base_version;
     header->job = config->job;
+    header->leaves = config->leaves;
     header->clip_norm = config->clip_norm;
     header->is_async = config->is_async;
     header->exchange = config->exchange;
@@ -113,6 +116,12 @@ void board_format(struct board *board, void *memory, const struct board_config *
             kernel_state_count((enum kernel_optimizer)groups[group].optimizer, &groups[group].hyper);
         header->states = states > header->states ? states : header->states;
     }
+    if (config->leaves != 0)
+        memcpy(board->leaves, leaves, config->leaves * sizeof *leaves);
+    board->leaves[config->leaves] = UINT64_MAX;
+    for (uint32_t r = 0; r < config->ranges; r++)
+        if (range_kind(&ranges[r]) == MERGE_ABSENT || range_kind(&ranges[r]) == MERGE_SKIPPED)
+            header->absent_range = r;
     for (uint32_t shard = 0; shard < config->shards; shard++) /* batches in flight come from the server */
         shared_store_relaxed(&board->shard_tasks[shard].word,
                              task_make(0, config->is_async ? TASK_EMPTY : TASK_FREE, 0, shard));
@@ -135,12 +144,14 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
         .steps = header->steps,
         .examples = header->examples,
         .buffer_nbytes = header->buffer_nbytes,
+        .leaves = header->leaves,
         .exchange = header->exchange != 0,
     };
     if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS ||
         config.groups - 1 >= BOARD_MAX_GROUPS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
-        config.examples > nbytes / sizeof(int64_t) || config.buffer_nbytes > nbytes / (config.shards + config.workers))
+        config.examples > nbytes / sizeof(int64_t) || config.leaves > nbytes / sizeof(uint64_t) ||
+        header->absent_range >= header->ranges || config.buffer_nbytes > nbytes / (config.shards + config.workers))
         return false; /* the sums below would overflow */
     sections_place(&placed, &config);
     return placed.nbytes <= nbytes && placed.nbytes == header->nbytes &&

@@ -49,6 +49,11 @@ struct board_range {
     uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 | group << 16 */
 };
 
+/* Leaves are the arrays of the parameters, each in one group. A range may hold a part of one, or several, with the
+ * padding behind each. The board has a word per leaf, offset in a gradient's payload | group << 48. */
+static inline uint64_t leaf_start(uint64_t leaf) { return leaf & 0xffffffffffff; }
+static inline uint64_t leaf_group(uint64_t leaf) { return leaf >> 48; }
+
 static inline enum kernel_dtype range_dtype(const struct board_range *range)
 {
     return (enum kernel_dtype)(range->dtype & 0xff);
@@ -97,12 +102,14 @@ struct board_header {
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes; /* of a gradient, without its header */
     uint64_t state_stride;
+    uint64_t leaves;       /* their number; 0: every leaf has a gradient in every step */
+    uint64_t absent_range; /* the range of kind ABSENT or SKIPPED */
     uint64_t base_version; /* of the weights of step 0 */
     uint64_t job;          /* the server's number for this job */
     double clip_norm;      /* the greatest norm of a gradient; 0: no clipping */
     /* offsets of the sections */
     uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, groups_at, squares_at, log_at,
-        rates_at, order_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
+        rates_at, order_at, leaves_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
     _Alignas(64) shared_u32 bell; /* counts the changes that waiting workers should look at */
@@ -134,6 +141,7 @@ struct board {
     double *squares; /* of each range of the step; writer: the owner of its norm task */
     struct board_log *log;
     struct kernel_rates *rates; /* [steps][groups] */
+    uint64_t *leaves;           /* [leaves + 1] see leaf_start; the last is UINT64_MAX. Written once */
     uint8_t *sum; /* of all shards' gradients, laid out as a gradient without its header; only with exchange */
 };
 
@@ -142,6 +150,7 @@ struct board_config {
     bool is_async, exchange;
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     uint64_t first_step; /* the step that the board begins at */
+    uint64_t leaves;
     double clip_norm;
 };
 
@@ -151,9 +160,10 @@ uint64_t board_nbytes(const struct board_config *config);
  * the buffers of workers that may come later, and the texts of errors, which take memory only when they are written. */
 uint64_t board_nbytes_needed(const struct board_config *config);
 uint64_t board_nbytes_used(const struct board_header *header, uint32_t workers);
-/* Lay a new board out in zeroed memory of board_nbytes. */
+/* Lay a new board out in zeroed memory of board_nbytes. `leaves`: a word for each. With leaves, one of the ranges has
+ * their bytes, see merge.h; one of kind ABSENT at offset 0 of a slot is not written. */
 void board_format(struct board *board, void *memory, const struct board_config *config,
-                  const struct board_range *ranges, const struct board_group *groups);
+                  const struct board_range *ranges, const struct board_group *groups, const uint64_t *leaves);
 /* Find the parts of a board that another process laid out. */
 enum status board_attach(struct board *board, void *memory, uint64_t nbytes);
 

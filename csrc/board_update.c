@@ -149,6 +149,105 @@ static void log_write(const struct board *board, uint64_t step, const struct sha
         log->metrics[metric] = shards_mean(shards, pick_metric, metric);
 }
 
+/* -- leaves ------------------------------------------------------------------------------------------------------- */
+
+/* Return the leaf that has the byte at this place of a gradient. */
+static uint64_t leaf_at(const struct board *board, uint64_t grad_offset)
+{
+    uint64_t low = 0, high = board->header->leaves;
+    while (high - low > 1) { /* the last one that begins at or before it: an empty leaf has no bytes */
+        const uint64_t middle = low + (high - low) / 2;
+        if (leaf_start(board->leaves[middle]) <= grad_offset)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* What a step does with a leaf. */
+struct leaf_work {
+    bool skips;
+    uint64_t skipped; /* steps before this one; 0 if the optimizer does not count them */
+};
+
+/* The bytes of all leaves, and their counters. */
+struct leaf_table {
+    struct kernel_range flags;
+    const uint64_t *skipped; /* NULL: not counted */
+};
+
+static struct leaf_work leaf_look(const struct leaf_table *table, uint64_t leaf)
+{
+    return (struct leaf_work){leaf_is_skipped(&table->flags, leaf), table->skipped == NULL ? 0 : table->skipped[leaf]};
+}
+
+static bool leaf_works_agree(struct leaf_work one, struct leaf_work other)
+{
+    return one.skips == other.skips && one.skipped == other.skipped;
+}
+
+/* Count the steps that skip each leaf. A step that a leaf's group does not take is none. */
+static void leaves_count(const struct board *board, uint64_t step, const struct kernel_range *flags)
+{
+    const uint64_t *before = flags->params_in;
+    uint64_t *after = flags->params_out;
+    for (uint64_t leaf = 0; leaf < flags->count; leaf++) {
+        const bool steps = !isnan(group_rates(board, step, leaf_group(board->leaves[leaf]))->lr);
+        after[leaf] = before[leaf] + (steps && leaf_is_skipped(flags, leaf));
+    }
+}
+
+/* Take the step for a part of a range, whose leaves are alike. */
+static void part_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, struct kernel_hyper hyper,
+                      unsigned states, const struct kernel_range *range, struct leaf_work leaves)
+{
+    if (leaves.skips) {
+        const uint64_t nbytes = range->count * kernel_itemsize(dtype);
+        memcpy(range->params_out, range->params_in, nbytes);
+        for (unsigned k = 0; k < states; k++)
+            memcpy(range->state_out[k], range->state_in[k], nbytes);
+        return;
+    }
+    if (leaves.skipped != 0 && leaves.skipped < (uint64_t)hyper.rates.step)
+        hyper.rates = kernel_rates_at(optimizer, &hyper, (uint64_t)hyper.rates.step - leaves.skipped);
+    kernel_step(optimizer, dtype, &hyper, range);
+}
+
+/* Take the step for a range, in as many parts as its leaves need: the bits of an element do not depend on them. */
+static void range_step(const struct board *board, const struct board_range *range, const struct kernel_hyper *hyper,
+                       enum kernel_optimizer optimizer, unsigned states, const struct kernel_range *work,
+                       const struct leaf_table *table)
+{
+    const enum kernel_dtype dtype = range_dtype(range);
+    const size_t itemsize = kernel_itemsize(dtype);
+    const uint64_t begin = range->grad_offset, end = begin + range->count * itemsize;
+    for (uint64_t at = begin; at < end;) {
+        uint64_t leaf = leaf_at(board, at), stop = leaf_start(board->leaves[leaf + 1]);
+        const struct leaf_work leaves = leaf_look(table, leaf);
+        while (stop < end && leaf_works_agree(leaf_look(table, leaf + 1), leaves))
+            stop = leaf_start(board->leaves[++leaf + 1]);
+        stop = stop < end ? stop : end;
+        const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
+        void *state_out[KERNEL_MAX_STATES];
+        struct kernel_range part = *work;
+        for (uint32_t i = 0; i < work->shards; i++)
+            grads[i] = (const uint8_t *)work->grads[i] + (at - begin);
+        for (unsigned k = 0; k < states; k++) {
+            state_in[k] = (const uint8_t *)work->state_in[k] + (at - begin);
+            state_out[k] = (uint8_t *)work->state_out[k] + (at - begin);
+        }
+        part.count = (stop - at) / itemsize;
+        part.grads = grads;
+        part.state_in = state_in;
+        part.state_out = state_out;
+        part.params_in = (const uint8_t *)work->params_in + (at - begin);
+        part.params_out = (uint8_t *)work->params_out + (at - begin);
+        part_step(optimizer, dtype, *hyper, states, &part, leaves);
+        at = stop;
+    }
+}
+
 /* -- updates ------------------------------------------------------------------------------------------------------ */
 
 /* Write the part of a version that no range covers: header and schema. Done with range 0, so it has one writer. */
@@ -194,10 +293,21 @@ static void range_update(const struct board *board, const struct shards *shards,
     work.params_out = to + range->slot_offset;
     work.state_in = state_in;
     work.state_out = state_out;
-    if (kind == MERGE_STEP)
+    if (kind == MERGE_STEP && header->leaves == 0) {
         kernel_step((enum kernel_optimizer)group->optimizer, range_dtype(range), &hyper, &work);
-    else
+    } else if (kind == MERGE_STEP) {
+        const struct board_range *absent = &board->ranges[header->absent_range];
+        const void *flags[BOARD_MAX_SHARDS];
+        const struct leaf_table table = {
+            .flags = shards_range(board, shards, (uint32_t)header->absent_range, flags),
+            .skipped = range_kind(absent) == MERGE_SKIPPED ? (const uint64_t *)(from + absent->slot_offset) : NULL,
+        };
+        range_step(board, range, &hyper, (enum kernel_optimizer)group->optimizer, states, &work, &table);
+    } else if (kind == MERGE_SKIPPED) {
+        leaves_count(board, step, &work);
+    } else if (range->slot_offset != 0) {
         range_merge(kind, range_dtype(range), &work);
+    }
 }
 
 static bool slots_map(struct attachment *weights, unsigned slot, uint8_t **from, uint8_t **to)

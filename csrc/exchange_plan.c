@@ -10,18 +10,23 @@ static uint64_t lines_round(uint64_t nbytes) { return (nbytes + LINE - 1) / LINE
 
 /* -- the shape ---------------------------------------------------------------------------------------------------- */
 
-/* Return the bytes of an element of the range: of FIRST and KEEP it counts bytes. */
+/* Return the bytes that a shard has for an element of the range. */
 static uint64_t range_itemsize(const struct board_range *range)
 {
-    const enum merge_kind kind = range_kind(range);
-    return kind == MERGE_FIRST || kind == MERGE_KEEP ? 1 : kernel_itemsize(range_dtype(range));
+    switch (range_kind(range)) {
+    case MERGE_FIRST:
+    case MERGE_KEEP:
+    case MERGE_ABSENT:
+    case MERGE_SKIPPED: return 1;
+    default: return kernel_itemsize(range_dtype(range));
+    }
 }
 
 static bool range_travels(const struct board_range *range) { return range_kind(range) != MERGE_KEEP; }
 
 static bool range_fits(const struct board_range *range, uint64_t nbytes)
 {
-    if (range_dtype(range) > KERNEL_F64 || range_kind(range) > MERGE_SUM)
+    if (range_dtype(range) > KERNEL_F64 || (uint32_t)range_kind(range) >= MERGE_KINDS)
         return false;
     const uint64_t itemsize = range_itemsize(range);
     return !range_travels(range) ||

@@ -147,6 +147,63 @@ void kernel_step(enum kernel_optimizer optimizer, enum kernel_dtype dtype, const
     float_mode_store(mode);
 }
 
+/* A number as the sum of two: twice the digits. */
+struct pair {
+    double high, low;
+};
+
+/* Split into two halves of the digits, whose products are exact (Dekker, "A floating-point technique for extending the
+ * available precision", 1971). */
+static struct pair halves(double number)
+{
+    const double scaled = 134217729 * number, high = scaled - (scaled - number);
+    return (struct pair){high, number - high};
+}
+
+static struct pair pairs_multiply(struct pair a, struct pair b)
+{
+    const struct pair x = halves(a.high), y = halves(b.high);
+    const double product = a.high * b.high;
+    const double rest = ((x.high * y.high - product) + x.high * y.low + x.low * y.high) + x.low * y.low;
+    const double low = rest + (a.high * b.low + a.low * b.high), sum = product + low;
+    return (struct pair){sum, low - (sum - product)};
+}
+
+/* base^exponent for a base from 0 to 1, by squaring: products alone, so the bits are the same everywhere. */
+static double power(double base, uint64_t exponent)
+{
+    struct pair result = {1, 0}, square = {base, 0};
+    for (; exponent > 0; exponent >>= 1) {
+        if (exponent & 1)
+            result = pairs_multiply(result, square);
+        square = pairs_multiply(square, square);
+    }
+    return result.high;
+}
+
+__attribute__((noinline)) static struct kernel_rates rates_make(enum kernel_optimizer optimizer,
+                                                                const struct kernel_hyper *hyper, uint64_t t)
+{
+    struct kernel_rates rates = hyper->rates;
+    if (optimizer == KERNEL_ADAM) {
+        rates.lr = rates.rate / (1 - power(hyper->beta1, t));
+        rates.root_scale = 1 / sqrt(1 - power(hyper->beta2, t));
+    } else if (optimizer == KERNEL_ADAGRAD) {
+        rates.lr = rates.rate / (1 + (double)(t - 1) * hyper->beta1);
+    }
+    rates.step = (double)t;
+    return rates;
+}
+
+struct kernel_rates kernel_rates_at(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper, uint64_t t)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    const struct kernel_rates rates = rates_make(optimizer, hyper, t);
+    float_mode_store(mode);
+    return rates;
+}
+
 __attribute__((noinline)) static double scalars_sum(uint32_t count, const double *values)
 {
     double node[TREE_LEVELS + 1]; /* single leaves, not pairs: one level more than a block's tree */

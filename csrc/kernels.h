@@ -5,7 +5,8 @@
  *     So its bits do not depend on how a step is cut into ranges, on the vector width, on alignment, or on the
  *     caller's floating-point mode (a library built with -ffast-math may have set flush-to-zero in one process and
  *     not in another). Only a NaN's payload may differ. Square roots and divisions are correctly rounded on every
- *     processor; powers and logarithms are not, so they are not used: kernel_rates has the numbers that need them.
+ *     processor; powers and logarithms are not, so they are not used: kernel_rates has the numbers that need them,
+ *     and kernel_rates_at makes powers of products.
  *   - The sum of squares of a range is no element's own: it has an order that the range's length fixes.
  *   - Inputs are only read: a step that is run twice, or killed half-way and run again, gives the same result.
  *   - No allocation, no system call, no lock, no global state; it may run in any number of threads.
@@ -53,13 +54,15 @@ struct kernel_rates {
     double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
     double shrink;     /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
     double root_scale; /* Adam: 1 / sqrt(1 - beta2^t) */
+    double rate;       /* the learning rate itself, and t: only kernel_rates_at reads them */
+    double step;
 };
 
 /* One step's hyperparameters, rounded to the element type before use. An optimizer reads those that it has. */
 struct kernel_hyper {
     double momentum;
     double weight_decay; /* added to the gradient, as an L2 penalty would */
-    double beta1, beta2; /* RMSprop: beta2 is its alpha */
+    double beta1, beta2; /* RMSprop: beta2 is its alpha; Adagrad: beta1 is its lr_decay */
     double eps;
     uint32_t nesterov; /* 0 or 1; without effect if there is no momentum */
     uint32_t centered, amsgrad;
@@ -84,6 +87,9 @@ struct kernel_range {
 /* Buffers of state per parameter. SGD: m, if there is momentum. Adam: m, v, and u for AMSGrad. RMSprop: v, then b if
  * there is momentum, then a if centered. Adagrad: v. */
 unsigned kernel_state_count(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper);
+
+/* Return the rates of the same step for parameters that take their t-th step in it, since they have skipped some. */
+struct kernel_rates kernel_rates_at(enum kernel_optimizer optimizer, const struct kernel_hyper *hyper, uint64_t t);
 
 /* Return the size of one element. */
 size_t kernel_itemsize(enum kernel_dtype dtype);

@@ -60,11 +60,27 @@ static void range_mean(enum kernel_dtype dtype, const struct kernel_range *range
     }
 }
 
+bool leaf_is_skipped(const struct kernel_range *flags, uint64_t leaf)
+{
+    const uint32_t first = shard_present(flags, 0);
+    uint32_t i = first;
+    while (i < flags->shards && ((const uint8_t *)flags->grads[i])[leaf] != 0)
+        i = shard_present(flags, i + 1);
+    return i == flags->shards && first < flags->shards;
+}
+
+static void leaves_absent(const struct kernel_range *range)
+{
+    for (uint64_t leaf = 0; leaf < range->count; leaf++)
+        ((uint8_t *)range->params_out)[leaf] = leaf_is_skipped(range, leaf);
+}
+
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range)
 {
-    if (kind == MERGE_SUM) {
-        kernel_sum(dtype, range, range->params_out);
-        return;
+    switch (kind) {
+    case MERGE_SUM: kernel_sum(dtype, range, range->params_out); return;
+    case MERGE_ABSENT: leaves_absent(range); return;
+    default: break;
     }
     const uint32_t first = kind == MERGE_KEEP ? range->shards : shard_present(range, 0);
     if (first == range->shards) /* an empty batch changes nothing */

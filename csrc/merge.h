@@ -8,6 +8,12 @@
  *   KEEP   bytes: as they are in the version before.
  *   SUM    the sum in the tree of kernels.h, of gradients; zeros if no shard has examples.
  *
+ * And which leaves, the arrays of the parameters, have no gradient. A shard says so with a byte per leaf that is not 0;
+ * a step skips a leaf if every shard that has examples says so:
+ *   ABSENT   a byte per leaf: 1 if it is skipped, otherwise 0.
+ *   SKIPPED  a 64-bit counter per leaf, which grows by one if it is skipped and its group takes the step.
+ * An empty batch skips no leaf.
+ *
  * Like a step of an optimizer it is out of place, and doing it twice gives the same.
  */
 #ifndef UNTORN_MERGE_H
@@ -16,9 +22,22 @@
 #include "kernels.h"
 
 /* How an update computes a range. STEP is the optimizer's. */
-enum merge_kind { MERGE_STEP = 0, MERGE_MEAN = 1, MERGE_FIRST = 2, MERGE_KEEP = 3, MERGE_SUM = 4 };
+enum merge_kind {
+    MERGE_STEP = 0,
+    MERGE_MEAN = 1,
+    MERGE_FIRST = 2,
+    MERGE_KEEP = 3,
+    MERGE_SUM = 4,
+    MERGE_ABSENT = 5,
+    MERGE_SKIPPED = 6
+};
+enum { MERGE_KINDS = 7 };
 
-/* `kind` is not MERGE_STEP. The range's state is not used; of KEEP its gradients neither. */
+/* Return whether the step skips this leaf. The gradients of the range are the shards' bytes, one per leaf. */
+bool leaf_is_skipped(const struct kernel_range *flags, uint64_t leaf);
+
+/* `kind` is neither MERGE_STEP nor MERGE_SKIPPED, which depend on the step. The range's state is not used; of KEEP its
+ * gradients neither. */
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);
 
 #endif

@@ -465,7 +465,7 @@ static PyType_Spec Board_spec = {"untorn._core.Board", sizeof(BoardObject), 0, P
                                  Board_slots};
 
 static enum status board_create(int fd, const struct board_config *config, const struct board_range *ranges,
-                                const struct board_group *groups)
+                                const struct board_group *groups, const uint64_t *leaves)
 {
     uint64_t nbytes = board_nbytes(config);
     if (ftruncate(fd, (off_t)nbytes) != 0)
@@ -477,7 +477,7 @@ static enum status board_create(int fd, const struct board_config *config, const
     struct board board;
     int cause = errno;
     if (status == STATUS_OK)
-        board_format(&board, memory, config, ranges, groups);
+        board_format(&board, memory, config, ranges, groups, leaves);
     munmap(memory, nbytes);
     errno = cause;
     return status;
@@ -523,22 +523,24 @@ static bool ranges_have_groups(const struct board_config *config, const struct b
 
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd",      "job",       "shards",     "max_workers",     "workers",      "is_async",
-                            "steps",   "examples",  "batch_size", "gradient_nbytes", "state_stride", "first_version",
-                            "kernels", "clip_norm", "ranges",     "exchange",        "first_step",   NULL};
+    static char *names[] = {"fd",           "job",           "shards",   "max_workers", "workers",
+                            "is_async",     "steps",         "examples", "batch_size",  "gradient_nbytes",
+                            "state_stride", "first_version", "kernels",  "clip_norm",   "ranges",
+                            "exchange",     "first_step",    "leaves",   NULL};
     int fd, is_async, exchange;
     struct board_config config = {0};
     struct board_group groups[BOARD_MAX_GROUPS];
     unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, first_version, job, first_step;
     PyObject *kernels;
-    Py_buffer ranges;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*pK", names, &fd, &job, &config.shards,
+    Py_buffer ranges, leaves;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*pKy*", names, &fd, &job, &config.shards,
                                      &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
                                      &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type, &kernels,
-                                     &config.clip_norm, &ranges, &exchange, &first_step))
+                                     &config.clip_norm, &ranges, &exchange, &first_step, &leaves))
         return NULL;
     if (!groups_parse(kernels, &config, groups)) {
         PyBuffer_Release(&ranges);
+        PyBuffer_Release(&leaves);
         return NULL;
     }
     config.is_async = is_async != 0;
@@ -552,6 +554,7 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     config.base_version = first_version - first_step;
     config.job = job;
     config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
+    config.leaves = (size_t)leaves.len / sizeof(uint64_t);
     PyObject *result = NULL;
     if (config.shards == 0 || config.shards > BOARD_MAX_SHARDS || config.workers == 0 ||
         config.workers > BOARD_MAX_WORKERS || config.active > config.workers || config.ranges == 0) {
@@ -568,12 +571,13 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     } else {
         enum status status;
         do { /* signals that keep coming are handled before the next try */
-            status = board_create(fd, &config, ranges.buf, groups);
+            status = board_create(fd, &config, ranges.buf, groups, leaves.buf);
         } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
         if (status != STATUS_INTERRUPTED)
             result = status == STATUS_OK ? Py_NewRef(Py_None) : status_raise(core_of_module(module), status);
     }
     PyBuffer_Release(&ranges);
+    PyBuffer_Release(&leaves);
     return result;
 }
 
@@ -581,7 +585,7 @@ static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
      "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
      "batch_size, gradient_nbytes, state_stride, first_version, kernels, clip_norm, ranges, exchange, "
-     "first_step)\n--\n\n"
+     "first_step, leaves)\n--\n\n"
      "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
@@ -654,6 +658,8 @@ static const struct core_constant board_constants[] = {
     CORE_CONSTANT(MERGE_FIRST),
     CORE_CONSTANT(MERGE_KEEP),
     CORE_CONSTANT(MERGE_SUM),
+    CORE_CONSTANT(MERGE_ABSENT),
+    CORE_CONSTANT(MERGE_SKIPPED),
     CORE_CONSTANT(BOARD_METRICS),
     CORE_CONSTANT(BOARD_NAMES_NBYTES),
     CORE_CONSTANT(BOARD_ERROR_NBYTES),

@@ -79,21 +79,42 @@ static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject 
     return copied;
 }
 
+/* Write zeros to the place of a leaf without a gradient: the sum of the shards reads them. */
+static enum copied place_clear(const Py_buffer *target, PyObject *place)
+{
+    unsigned long long offset, nbytes;
+    const char *format;
+    if (!PyArg_ParseTuple(place, "KKs", &offset, &nbytes, &format))
+        return COPY_FAILED;
+    if (offset > (uint64_t)target->len || nbytes > (uint64_t)target->len - offset) {
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: a place lies outside the target");
+        return COPY_FAILED;
+    }
+    memset((char *)target->buf + offset, 0, nbytes);
+    return nbytes == 0 ? COPY_MISSED : COPY_DONE;
+}
+
 static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 {
     PyObject *places, *leaves, *missed = NULL;
     Py_buffer target;
-    Py_ssize_t first_gradient, bad = -1;
-    if (!PyArg_ParseTuple(args, "w*O!O!n", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient))
+    Py_ssize_t first_gradient, buffers, absent_at, bad = -1;
+    if (!PyArg_ParseTuple(args, "w*O!O!nnn", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient,
+                          &buffers, &absent_at))
         return NULL;
     Py_ssize_t count = PyTuple_Size(places);
-    if (count == PyList_Size(leaves))
-        missed = PyList_New(0);
-    else
+    if (count != PyList_Size(leaves))
         PyErr_SetString(PyExc_ValueError, "copy_leaves: as many leaves as places are needed");
+    else if (buffers < 0 || buffers > count || absent_at < 0 || count - buffers > target.len - absent_at)
+        PyErr_SetString(PyExc_ValueError, "copy_leaves: the bytes of the leaves lie outside the target");
+    else
+        missed = PyList_New(0);
     for (Py_ssize_t i = 0; missed != NULL && i < count; i++) {
+        PyObject *leaf = PyList_GetItem(leaves, i), *place = PyTuple_GetItem(places, i);
+        if (i >= buffers)
+            ((uint8_t *)target.buf)[absent_at + i - buffers] = leaf == Py_None;
         enum copied copied =
-            leaf_copy(&target, PyTuple_GetItem(places, i), PyList_GetItem(leaves, i), i >= first_gradient);
+            leaf == Py_None ? place_clear(&target, place) : leaf_copy(&target, place, leaf, i >= first_gradient);
         if (copied == COPY_NOT_FINITE && bad < 0)
             bad = i;
         if (copied == COPY_FAILED || (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
@@ -105,9 +126,10 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
 
 static PyMethodDef copy_functions[] = {
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves($module, target, places, leaves, first_gradient, /)\n--\n\n"
-     "Copy each leaf to its place, (offset, nbytes, format), in the target. Return the indices of the "
-     "leaves that are not such bytes, and the index of a gradient that is not finite, or -1."},
+     "copy_leaves($module, target, places, leaves, first_gradient, buffers, absent_at, /)\n--\n\n"
+     "Copy each leaf to its place, (offset, nbytes, format), in the target; of None write zeros there. Return the "
+     "indices of the leaves that are not such bytes, and the index of a gradient that is not finite, or -1. For each "
+     "leaf behind the first `buffers`, write to the bytes from `absent_at` on whether it is None."},
     {"copy", core_copy, METH_VARARGS,
      "copy($module, target, offset, source, /)\n--\n\n"
      "Copy the source into the target with one memcpy, without the GIL."},

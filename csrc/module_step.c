@@ -53,8 +53,9 @@ static PyObject *core_step_arrays(PyObject *module, PyObject *args)
     struct step_buffers buffers = {.count = 0};
     struct kernel_hyper hyper = {0};
     unsigned optimizer;
-    if (!PyArg_ParseTuple(args, "O!(ddd)O!O!", &PyTuple_Type, &kernel, &hyper.rates.lr, &hyper.rates.shrink,
-                          &hyper.rates.root_scale, &PyTuple_Type, &inputs, &PyTuple_Type, &outputs) ||
+    if (!PyArg_ParseTuple(args, "O!(ddddd)O!O!", &PyTuple_Type, &kernel, &hyper.rates.lr, &hyper.rates.shrink,
+                          &hyper.rates.root_scale, &hyper.rates.rate, &hyper.rates.step, &PyTuple_Type, &inputs,
+                          &PyTuple_Type, &outputs) ||
         !PyArg_ParseTuple(kernel, "IdddddIII", &optimizer, &hyper.momentum, &hyper.weight_decay, &hyper.beta1,
                           &hyper.beta2, &hyper.eps, &hyper.nesterov, &hyper.centered, &hyper.amsgrad))
         return NULL;

@@ -36,6 +36,8 @@ MERGE_MEAN: int
 MERGE_FIRST: int
 MERGE_KEEP: int
 MERGE_SUM: int
+MERGE_ABSENT: int
+MERGE_SKIPPED: int
 QUEUE_LAYOUT: int
 QUEUE_MAX_CAPACITY: int
 QUEUE_MAX_PROCESSES: int
@@ -320,6 +322,7 @@ def format_board(
     ranges: bytes,
     exchange: bool,
     first_step: int,
+    leaves: bytes,
 ) -> None: ...
 def format_queue(fd: int, id: bytes, max_processes: int, capacity: int, nbytes: int, /) -> None: ...
 def format_data(fd: int, id: bytes, /) -> None: ...
@@ -328,12 +331,18 @@ def is_overlay(fd: int, /) -> bool: ...
 def control_nbytes(max_readers: int, /) -> int: ...
 def step_arrays(
     kernel: tuple[int, float, float, float, float, float, int, int, int],
-    rates: tuple[float, float, float],
+    rates: tuple[float, float, float, float, float],
     inputs: tuple[Any, ...],
     outputs: tuple[Any, ...],
     /,
 ) -> None: ...
 def copy_leaves(
-    target: object, places: tuple[tuple[int, int, str], ...], leaves: list[object], first_gradient: int, /
+    target: object,
+    places: tuple[tuple[int, int, str], ...],
+    leaves: list[object],
+    first_gradient: int,
+    buffers: int,
+    absent_at: int,
+    /,
 ) -> tuple[list[int], int]: ...
 def copy(target: object, offset: int, source: object, /) -> None: ...

@@ -27,7 +27,16 @@ from untorn import _core
 from untorn.descriptors import keep
 from untorn.errors import FormatError, NonFiniteLossError
 
-__all__ = ["Board", "BoardSpec", "FailureReport", "GradientBuffer", "InFlight", "KernelSettings", "pack_ranges"]
+__all__ = [
+    "Board",
+    "BoardSpec",
+    "FailureReport",
+    "GradientBuffer",
+    "InFlight",
+    "KernelSettings",
+    "pack_leaves",
+    "pack_ranges",
+]
 
 _LOG = np.dtype(_core.BOARD_LOG_LAYOUT)
 _BUFFER = np.dtype(_core.BOARD_BUFFER_LAYOUT)
@@ -59,6 +68,11 @@ def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int, int]]) -> bytes:
     return np.array(packed, _RANGE).tobytes()
 
 
+def pack_leaves(leaves: Iterable[tuple[int, int]]) -> bytes:
+    """Return arrays of parameters as bytes. Each is an offset in a gradient's payload, and the index of a kernel."""
+    return np.array([offset | group << 48 for offset, group in leaves], np.uint64).tobytes()
+
+
 @dataclass(frozen=True)
 class BoardSpec:
     """The sizes and settings of a board.
@@ -80,6 +94,8 @@ class BoardSpec:
         exchange: whether the workers may compute some of the shards only, see set_own(), and a ``_core.Link`` brings
             the sum from other boards. Not with ``is_async``.
         first_step: the step that the board begins at, with the weights of ``first_version``.
+        leaves: the arrays that may be without a gradient, as pack_leaves() returns them; then one of the ranges is of
+            kind ``MERGE_ABSENT`` or ``MERGE_SKIPPED``.
     """
 
     shards: int
@@ -97,6 +113,7 @@ class BoardSpec:
     ranges: bytes = pack_ranges([(0, 0, 0, 0, 0, 0)])
     exchange: bool = False
     first_step: int = 0
+    leaves: bytes = b""
 
 
 class GradientBuffer(NamedTuple):

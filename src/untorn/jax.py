@@ -66,6 +66,8 @@ class JaxModel(Model):
     state, and the next version has the mean over the shards, weighted by their examples; an array without floats takes
     the value of the first shard.
 
+    JAX gives a parameter that the loss does not reach a gradient of zero, so decay and momentum go on for it.
+
     Args:
         loss_fn: ``loss_fn(params, batch[, key])``, a loss or (loss, metrics): means over the batch, metrics a dict of
             numbers. With state: ``loss_fn(params, state, batch[, key])``, (loss, state) or (loss, state, metrics).

@@ -151,7 +151,7 @@ static inline struct job job_open(uint64_t seed, uint32_t shards, uint32_t worke
     const uint64_t nbytes = board_nbytes(&job.config);
     job.memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     memset(job.memory, 0, nbytes);
-    board_format(&job.board, job.memory, &job.config, job.ranges, job_groups);
+    board_format(&job.board, job.memory, &job.config, job.ranges, job_groups, NULL);
     for (uint64_t step = 0; step < steps; step++)
         for (uint64_t group = 0; group < JOB_GROUPS; group++)
             job.board.rates[step * JOB_GROUPS + group] = job_rates(step, group);

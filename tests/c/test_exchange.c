@@ -100,7 +100,7 @@ static void node_make(struct cluster *cluster, uint32_t index)
         counts[i] = cluster->truth.counts[i / shards][i % shards];
     node->memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     memset(node->memory, 0, nbytes);
-    board_format(&node->board, node->memory, &cluster->config, cluster->ranges, &(struct board_group){0});
+    board_format(&node->board, node->memory, &cluster->config, cluster->ranges, &(struct board_group){0}, NULL);
     board_set_own(&node->board, cluster->cuts[index], cluster->cuts[index + 1]);
     board_set_linked(&node->board);
     board_set_limit(&node->board, STEPS);
@@ -424,7 +424,7 @@ static void test_shapes(void)
                                       {0, UINT64_MAX - 7, 1, KERNEL_F64},
                                       {0, 0, UINT64_MAX / 8, KERNEL_F64},
                                       {0, 0, 1, 2},
-                                      {0, 0, 1, 5 << 8}};
+                                      {0, 0, 1, MERGE_KINDS << 8}};
     for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {
         range = bad[i];
         CHECK(exchange_shape_error(&good) != NULL, "range %u", i);

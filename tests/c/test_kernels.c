@@ -762,9 +762,29 @@ static void test_copy_finite(enum kernel_dtype dtype)
     free(target);
 }
 
+/* The powers are those of the C library to its rounding, near 1 and where they vanish, too. */
+static void test_rates_at(void)
+{
+    static const double betas[] = {0, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999999, 1e-300};
+    static const uint64_t counts[] = {1, 2, 3, 7, 1000, 65535, 65536, 10000000, UINT32_MAX};
+    for (size_t b = 0; b < sizeof betas / sizeof *betas; b++)
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            const struct kernel_hyper hyper = {
+                .beta1 = betas[b], .beta2 = betas[b], .rates = {.lr = -1, .shrink = 0.5, .rate = 0.01, .step = 9}};
+            const double left = 1 - pow(betas[b], (double)counts[c]);
+            struct kernel_rates rates = kernel_rates_at(KERNEL_ADAM, &hyper, counts[c]);
+            CHECK(fabs(rates.lr / (0.01 / left) - 1) < 1e-15 && fabs(rates.root_scale * sqrt(left) - 1) < 1e-15);
+            CHECK(rates.shrink == 0.5 && rates.step == (double)counts[c]);
+            rates = kernel_rates_at(KERNEL_ADAGRAD, &hyper, counts[c]);
+            CHECK(rates.lr == 0.01 / (1 + (double)(counts[c] - 1) * betas[b]));
+            CHECK(kernel_rates_at(KERNEL_SGD, &hyper, counts[c]).lr == -1);
+        }
+}
+
 int main(void)
 {
     check_begin("test_kernels");
+    test_rates_at();
     CHECK(kernel_itemsize(KERNEL_F32) == 4 && kernel_itemsize(KERNEL_F64) == 8);
     for (unsigned o = 0; o < OPTIONS; o++)
         CHECK(kernel_state_count(options[o].optimizer, &options[o].hyper) == options[o].states, "option %u", o);

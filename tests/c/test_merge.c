@@ -109,6 +109,31 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
     free(out);
 }
 
+/* A leaf is skipped if every shard that has examples says so; in an empty batch none is. */
+static void check_absent(uint32_t shards)
+{
+    enum { LEAVES = 70 };
+    uint8_t flags[MAX_SHARDS][LEAVES], out[LEAVES];
+    const void *grads[MAX_SHARDS];
+    double weights[MAX_SHARDS], total = 0;
+    for (uint32_t s = 0; s < shards; s++) {
+        grads[s] = flags[s];
+        weights[s] = (double)(check_random(&seed) % 2);
+        total += weights[s];
+        for (unsigned leaf = 0; leaf < LEAVES; leaf++)
+            flags[s][leaf] = check_random(&seed) % 3 != 0;
+    }
+    struct kernel_range range = {
+        .count = LEAVES, .shards = shards, .grads = grads, .weights = weights, .params_out = out};
+    range_merge(MERGE_ABSENT, KERNEL_F32, &range);
+    for (unsigned leaf = 0; leaf < LEAVES; leaf++) {
+        bool expected = total != 0;
+        for (uint32_t s = 0; s < shards; s++)
+            expected &= weights[s] == 0 || flags[s][leaf] != 0;
+        CHECK(out[leaf] == expected && leaf_is_skipped(&range, leaf) == expected);
+    }
+}
+
 int main(void)
 {
     check_begin("test_merge");
@@ -116,5 +141,8 @@ int main(void)
     for (int round = 0; round < 60; round++)
         for (uint32_t shards = 1; shards <= MAX_SHARDS; shards++)
             check_case(shards, 1 + check_random(&seed) % (round % 6 ? 40 : MAX_COUNT), round % 2);
+    for (int round = 0; round < 60; round++)
+        for (uint32_t shards = 1; shards <= MAX_SHARDS; shards++)
+            check_absent(shards);
     return check_end();
 }

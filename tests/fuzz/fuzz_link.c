@@ -81,7 +81,7 @@ static void fixture_make(struct fixture *fixture, uint8_t way)
     fixture->memory = aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
     FUZZ_CHECK(fixture->memory != NULL);
     memset(fixture->memory, 0, nbytes);
-    board_format(&fixture->board, fixture->memory, &config, ranges, &(struct board_group){0});
+    board_format(&fixture->board, fixture->memory, &config, ranges, &(struct board_group){0}, NULL);
     board_set_own(&fixture->board, cuts[0], cuts[1]);
     board_set_linked(&fixture->board);
     board_set_limit(&fixture->board, STEPS);

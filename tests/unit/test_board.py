@@ -78,7 +78,7 @@ class Weights:
 def test_what_python_writes_moves_the_steps_on_and_what_they_log_is_what_it_reads():
     with Weights(shards=2, clip_norm=100.0, kernels=(KernelSettings(weight_decay=0.5),)) as weights:
         board = weights.board
-        board.rates[:] = [[0.1 * (1 + step), 1, 1] for step in range(4)]
+        board.rates[:] = [[0.1 * (1 + step), 1, 1, 0, 0] for step in range(4)]
         board.set_limit(2)
         metrics = np.arange(1.0, 1 + _core.BOARD_METRICS)
         assert weights.compute([1, 2, 2], examples=3, measured=[0.5, *metrics]) == (0, 0)
@@ -98,7 +98,7 @@ def test_an_in_flight_batch_says_where_its_gradient_is_and_how_stale_it_was():
     with Weights(is_async=True, shards=3) as weights:
         board, before = weights.board, weights.publisher.version
         assert board.is_async is True
-        board.rates[:] = [0.5, 1, 1]
+        board.rates[:] = [0.5, 1, 1, 0, 0]
         assert board.in_flight(1).state == _core.TASK_EMPTY
         assert board.inflight_open(1, 11)
         assert not board.inflight_open(1, 12)
@@ -121,7 +121,7 @@ class TestExchange:
             assert (board.exchange, board.own_first, board.own_end) == (True, 0, 3)
             board.set_own(1, 2)
             assert (board.own_first, board.own_end) == (1, 2)
-            board.rates[:] = [0.5, 1, 1]
+            board.rates[:] = [0.5, 1, 1, 0, 0]
             board.set_limit(1)
             assert weights.compute([1, 1, 1], examples=2, measured=[1.0]) == (0, 1)
             assert weights.next()[0] == _core.RUN_IDLE
@@ -170,10 +170,10 @@ def test_a_board_that_is_opened_is_the_one_that_was_created(create):
     assert (other.job, other.shards, other.workers, other.active) == (board.job, 3, 4, 2)
     assert (other.steps, other.examples, other.batch_size, other.is_async) == (5, 7, 2, False)
     board.order[:] = np.arange(7)[::-1]
-    board.rates[4] = [1, 2, 3]
+    board.rates[4] = [1, 2, 3, 4, 5]
     board.log["metrics"][4, -1] = 5
     assert (other.order == np.arange(7)[::-1]).all()
-    assert (other.rates[4] == [1, 2, 3]).all()
+    assert (other.rates[4] == [1, 2, 3, 4, 5]).all()
     assert other.log["metrics"][4, -1] == 5
     assert other.fd == -1
     assert os.fstat(board.fd).st_size == memoryview(board).nbytes

@@ -75,7 +75,7 @@ class Node:
             ranges=self.layout.ranges(), clip_norm=100.0, exchange=exchange,
         )  # fmt: skip
         self.board = Board.create(spec)
-        self.board.rates[:] = [[0.1 / (1 + step), 1, 1] for step in range(steps)]
+        self.board.rates[:] = [[0.1 / (1 + step), 1, 1, 0, 0] for step in range(steps)]
         self.link = None
         self.threads = []
 
@@ -364,9 +364,9 @@ GARBAGE = {
     "metrics": (frame(META, index=17, nbytes=2 * 18 * 8), "measurements of a wrong size"),
     "shard": (frame(RAW, index=0, nbytes=44), "a shard that is not the peer's"),
     "shards": (frame(RAW, index=2**31, nbytes=44), "a shard that is not the peer's"),
-    "raw place": (frame(RAW, index=2, offset=1, nbytes=44), "values at a wrong place"),
-    "raw size": (frame(RAW, index=2, nbytes=43), "values at a wrong place"),
-    "raw twice": ((frame(RAW, index=2, nbytes=44) + bytes(44)) * 2, "values for the second time"),
+    "raw place": (frame(RAW, index=2, offset=1, nbytes=46), "values at a wrong place"),
+    "raw size": (frame(RAW, index=2, nbytes=45), "values at a wrong place"),
+    "raw twice": ((frame(RAW, index=2, nbytes=46) + bytes(46)) * 2, "values for the second time"),
     "own root": (frame(ROOT, index=0, nbytes=128), "a root that is not the peer's"),
     "no root": (frame(ROOT, index=2, nbytes=128), "a root that is not the peer's"),
     "root place": (frame(ROOT, index=1, offset=4, nbytes=80), "a root at a wrong place"),

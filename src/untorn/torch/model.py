@@ -42,7 +42,8 @@ class TorchModel(Model[_ModuleT_co]):
     In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
     without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard), and the state of its
     generator in this process stays as it is. Parameters without requires_grad are not trained;
-    those that the loss does not depend on get a gradient of zero. A forward that writes to a parameter is an error.
+    those that the loss of a batch does not depend on have no gradient in its step, and are skipped as torch.optim does:
+    no weight decay, no momentum, no step counted. A forward that writes to a parameter is an error.
     BatchNorm needs at least two examples: a last batch with fewer for each shard is cut into fewer shards, and a single
     example is refused before training begins.
 

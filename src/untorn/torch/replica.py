@@ -128,7 +128,7 @@ class TorchReplica(Replica):
         if (versions, addresses) != self._traces():
             raise self._written_to()
         self._check_not_stale()
-        leaves = [buffer.taken() for buffer in self._buffers.values()]
+        leaves: list[Any] = [buffer.taken() for buffer in self._buffers.values()]
         leaves += only_trained([self._gradient_of(parameter) for parameter in self._trained], self._turn)
         return Gradient(number, leaves, metrics)
 
@@ -138,10 +138,10 @@ class TorchReplica(Replica):
             self._module.train()
             self._modes = [module.training for module in self._modules]
 
-    def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any]:
+    def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any] | None:
         gradient = parameter.grad
         if gradient is None:  # the loss of this batch does not depend on it
-            return torch.zeros_like(parameter).detach().numpy()
+            return None
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
         array: NDArray[Any] = (gradient.detach() if gradient.requires_grad else gradient).numpy()

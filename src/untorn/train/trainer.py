@@ -76,9 +76,9 @@ class Trainer(Generic[ModelT_co]):
     Args:
         model: a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])`` that returns means over
             the batch, or an object with that method (and ``predict(params, x)``). params are read-only views of shared
-            memory; grads has the same tree structure. Worker processes, and nodes, must be able to import or unpickle
-            it. A untorn.torch.TorchModel brings its own parameters. A dict of such functions by name takes turns:
-            see Turns.
+            memory; grads has the same tree structure, with None for a parameter that has no gradient and is skipped.
+            Worker processes, and nodes, must be able to import or unpickle it. A untorn.torch.TorchModel brings its
+            own parameters. A dict of such functions by name takes turns: see Turns.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.
         optimizer: SGD, Adam, AdamW, RMSprop or Adagrad, or Turns of these. Or a function that makes an optimizer of
             torch.optim from a list of parameters, such as functools.partial(torch.optim.NAdam, lr=1e-3), or an

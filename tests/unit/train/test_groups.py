@@ -86,9 +86,9 @@ def test_rates_of_groups_follow_the_optimizer_s():
     groups = [{"params": "body", "lr_scale": 0.5}, {"params": "head", "learning_rate": lambda step: 1.0 + step}]
     with Trainer(linear, PARAMS, optimizer=SGD(Linear(8.0, 8), groups=groups), engine="serial", shards=1) as trainer:
         rate = trainer._state.learning_rate
-        assert rate.rates(0, 2).reshape(2, 3, 3)[..., 0].tolist() == [[8, 4, 1], [7, 3.5, 2]]
+        assert rate.rates(0, 2).reshape(2, 3, 5)[..., 0].tolist() == [[8, 4, 1], [7, 3.5, 2]]
         trainer.learning_rate = 2.0
-        assert rate.rates(0, 2).reshape(2, 3, 3)[..., 0].tolist() == [[2, 1, 0.25], [1.75, 0.875, 0.5]]
+        assert rate.rates(0, 2).reshape(2, 3, 5)[..., 0].tolist() == [[2, 1, 0.25], [1.75, 0.875, 0.5]]
 
 
 def test_a_checkpoint_resumes_with_its_groups_alone(tmp_path):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from networks import Layer
+from untorn import _core
 from untorn.train.models.checks import check_parameters
 from untorn.train.run.parameter_layout import ParameterLayout
 
 
 def ranges_of(plan):
-    """Return (slot offset, gradient offset, count, dtype) of each update task."""
-    return list(struct.iter_unpack("<QQQQ", plan.ranges()))
+    """Return (slot offset, gradient offset, count, dtype) of each update task that makes a step."""
+    return list(struct.iter_unpack("<QQQQ", plan.ranges()))[:-1]
 
 
 def plan_of(params, state=True):
@@ -72,6 +73,18 @@ def test_state_lies_behind_the_parameters(params):
 def test_a_large_network_is_cut_and_a_small_one_is_not():
     assert 8 <= len(ranges_of(plan_of(TREES["large"]))) <= 32
     assert len(ranges_of(plan_of(TREES["nested"]))) == 1
+
+
+@pytest.mark.parametrize(("state", "kind"), [({}, _core.MERGE_ABSENT), ({"skipped": 1}, _core.MERGE_SKIPPED)])
+def test_the_last_range_is_that_of_absent_gradients(state, kind):
+    params = TREES["two dtypes"]
+    state = {"momentum": params} | {name: np.zeros(3, np.int64) for name in state}
+    plan = ParameterLayout.of(params, state)
+    *_, (slot_offset, gradient_offset, count, kinds) = struct.iter_unpack("<QQQQ", plan.ranges())
+    assert (gradient_offset, count, kinds) == (plan.absent_at, 3, kind << 8)
+    assert (slot_offset > plan.start + plan.state_stride + plan.absent_at - 64) == (kind == _core.MERGE_SKIPPED)
+    assert plan.absent_at >= 64 * 3 and plan.nbytes == plan.absent_at + 64
+    assert list(struct.unpack("<QQQ", plan.leaves())) == [offset for offset, *_ in plan.arrays]
 
 
 def test_the_number_of_parameters_is_counted():

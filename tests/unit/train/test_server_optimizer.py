@@ -123,7 +123,7 @@ def test_groups_keep_their_ratio():
     made = TorchOptimizer(make, TREE)
     session = made.session({"w": np.zeros(5), "b": np.zeros(())}, made.state_for(TREE), threads=1)
     session.step([np.ones(5), np.ones(())], 0.5)
-    w, b, steps = session.values()
+    w, b, steps, *_ = session.values()
     assert (w == -0.5).all()
     assert b == -1.0
     assert steps == 1
@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_does_not_stay():
 def test_a_plan_of_sums_has_no_step():
     plan = ParameterLayout.of({"w": np.zeros(3), "v": np.zeros(2, np.float32)}, None, sums=True)
     ranges = np.frombuffer(plan.ranges(), np.uint64).reshape(-1, 4)
-    assert {int(kind) >> 8 for kind in ranges[:, 3]} == {_core.MERGE_SUM}
+    assert {int(kind) >> 8 for kind in ranges[:, 3]} == {_core.MERGE_SUM, _core.MERGE_ABSENT}
 
 
 @pytest.mark.parametrize("norm", [0.5, 1e9])

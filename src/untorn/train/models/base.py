@@ -28,8 +28,8 @@ class Gradient:
     Attributes:
         loss: mean over the batch.
         leaves: the contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
-            buffers, if it has any, and one gradient per trained parameter; None for a parameter that the turn does not
-            train.
+            buffers, if it has any, and one gradient per trained parameter; None if the loss does not depend on it, or
+            if the turn does not train it.
         metrics: means over the batch, by name.
     """
 

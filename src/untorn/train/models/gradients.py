@@ -1,4 +1,5 @@
-"""The check of a gradient tree: the structure and the shapes of the parameters; dtypes are converted."""
+"""The check of a gradient tree: the structure and the shapes of the parameters; dtypes are converted. None is no
+gradient, in the place of an array."""
 
 from __future__ import annotations
 
@@ -40,6 +41,8 @@ def _collect_array(spec: Spec) -> Collect:
 
     def collect(grad: Any, leaves: list[Any]) -> bool:
         leaves.append(grad)
+        if grad is None:
+            return True
         if type(grad) is np.ndarray:
             return grad.shape == shape and grad.dtype.kind in "fiub"
         return shape == () and isinstance(grad, float | int | np.floating | np.integer)
@@ -50,7 +53,7 @@ def _collect_array(spec: Spec) -> Collect:
 def _tree_error(params: Spec, grads: Any) -> Exception:
     """Return the error for a gradient tree that is not like the parameters."""
     try:
-        difference = mismatch(params, flatten(grads)[0], lambda one, other: _leaf_shape(one) == _leaf_shape(other))
+        difference = mismatch(params, flatten(grads)[0], _is_gradient_of)
     except UnsupportedTypeError as error:
         return TypeError(f"the gradient tree: {error}")
     if difference is None:
@@ -60,6 +63,10 @@ def _tree_error(params: Spec, grads: Any) -> Exception:
     where = path_of(path)
     problem = f"the gradient of {where} has another shape" if are_leaves else f"{_DIFFERS} at {where}"
     return ValueError(f"{problem}: expected {_describe_spec(expected)}, found {_describe_spec(found)}")
+
+
+def _is_gradient_of(param: Spec, grad: Spec) -> bool:
+    return grad.kind == "none" or _leaf_shape(param) == _leaf_shape(grad)
 
 
 def _leaf_shape(spec: Spec) -> Any:

@@ -1,15 +1,18 @@
 """A model whose gradient is the way that a group has gone in some steps of its own: see optim/local_steps.py.
 
 The inner optimizer's state is published as buffers of the model: a shard starts with the mean of the groups' state. So
-is the number of inner steps made, which learning rates and bias corrections depend on::
+is the number of inner steps made, which learning rates and bias corrections depend on, and of those that skipped each
+parameter, since it had no gradient::
 
-    published     kept | inner steps, inner state | buffers of the model | trained parameters
+    published     kept | inner steps, skipped steps, inner state | buffers of the model | trained parameters
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +30,7 @@ _Array = NDArray[Any]
 #: the names of what is published beside the model's own values
 _PREFIX = "local steps: "
 _COUNT = f"{_PREFIX}count"
+_SKIPPED = f"{_PREFIX}skipped"
 #: the name of the parameters of a model that has them as one tree
 _TREE = "params"
 #: the epsilon of torch.nn.utils.clip_grad_norm_, against a division by a norm of 0
@@ -61,7 +65,7 @@ class LocalStepsModel(Model):
             isinstance(trained, dict) and all(isinstance(each, np.ndarray) for each in trained.values())
         )
         self._trained = len(leaves)
-        inner: dict[str, _Array] = {_COUNT: np.zeros((), np.int64)}
+        inner: dict[str, _Array] = {_COUNT: np.zeros((), np.int64), _SKIPPED: np.zeros(len(leaves))}
         for name, fill in self._optimizer.inner.initial_state.items():
             for index, leaf in enumerate(leaves):
                 inner[f"{_PREFIX}{name} {index}"] = np.full(np.size(leaf), fill, np.asarray(leaf).dtype)
@@ -152,6 +156,9 @@ class _Group:
     def __init__(self, own: Any, published: Any, optimizer: LocalSteps, trained: int) -> None:
         self._optimizer = optimizer
         self._count = int(published[_COUNT])
+        #: the mean of the groups'
+        self._skipped = np.round(published[_SKIPPED])
+        self._has_gradient = [False] * trained
         self._spec, self._leaves = flatten(own)
         self._untrained = len(self._leaves) - trained
         self._start = [np.asarray(leaf) for leaf in self._leaves[self._untrained :]]
@@ -178,24 +185,49 @@ class _Group:
     def step(self, found: list[Any]) -> None:
         """Make one step with these results of the model: new values of its buffers, and gradients."""
         count = len(found) - len(self._start)
-        gradients = [_flat_like(each, leaf) for each, leaf in zip(found[count:], self._start, strict=True)]
+        gradients = [
+            None if each is None else _flat_like(each, leaf)
+            for each, leaf in zip(found[count:], self._start, strict=True)
+        ]
         if self._optimizer.clip_norm is not None:
-            _clip(gradients, self._optimizer.clip_norm)
-        kernel, (rates,) = self._optimizer.inner.kernel, self._optimizer.inner.rates(self._count, 1).tolist()
-        for now, gradient, following in zip(self._now, gradients, self._next, strict=True):
-            _core.step_arrays(kernel, tuple(rates), (now[0], gradient, *now[1:]), following)
+            _clip([gradient for gradient in gradients if gradient is not None], self._optimizer.clip_norm)
+        kernel, rates = self._optimizer.inner.kernel, self._rates()
+        for index, gradient in enumerate(gradients):
+            now, following = self._now[index], self._next[index]
+            if gradient is None:
+                for array, copy_of in zip(now, following, strict=True):
+                    np.copyto(copy_of, array)
+                self._skipped[index] += 1
+                continue
+            self._has_gradient[index] = True
+            _core.step_arrays(kernel, rates(int(self._skipped[index])), (now[0], gradient, *now[1:]), following)
         self._now, self._next, self._spare = self._next, self._spare, self._next
         self._count += 1
         self._buffers = [np.array(each) for each in found[:count]]
         self._leaves[self._untrained - count : self._untrained] = self._buffers
         self._show()
 
+    def _rates(self) -> Callable[[int], Any]:
+        """Return the kernel's numbers for this step as a function of the number of steps that skipped a parameter."""
+        inner, row = self._optimizer.inner, self._optimizer.inner.rates(self._count, 1)[0]
+        rate = float(row[3])
+
+        @functools.cache
+        def rates(skipped: int) -> tuple[float, ...]:
+            made = self._count - skipped
+            return tuple((row if skipped == 0 else inner.rates(made, 1, lambda _: rate)[0]).tolist())
+
+        return rates
+
     def leaves(self) -> list[Any]:
         """Return the contents of a gradient buffer: the number of steps, the state, the model's buffers, and the way
-        from here to the start, which is what an optimizer subtracts."""
+        from here to the start, which is what an optimizer subtracts; None for a parameter without any gradient."""
         states = [arrays[k] for k in range(1, len(self._now[0])) for arrays in self._now]
-        way = [leaf - _shaped(arrays[0], leaf) for arrays, leaf in zip(self._now, self._start, strict=True)]
-        return [np.array(self._count, np.int64), *states, *self._buffers, *way]
+        way = [
+            leaf - _shaped(arrays[0], leaf) if has_gradient else None
+            for arrays, leaf, has_gradient in zip(self._now, self._start, self._has_gradient, strict=True)
+        ]
+        return [np.array(self._count, np.int64), self._skipped, *states, *self._buffers, *way]
 
 
 def _cut(batch: Any, part: slice) -> Any:

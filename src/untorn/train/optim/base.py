@@ -24,16 +24,20 @@ from untorn.board import NO_UPDATE, KernelSettings
 from untorn.train.models.base import Turn
 from untorn.train.optim.schedules import RateOrSchedule, rate_at
 
-__all__ = ["Optimizer", "ServerOptimizer", "Session"]
+__all__ = ["SKIPPED", "Optimizer", "ServerOptimizer", "Session"]
+
+#: the name, among what a fused optimizer publishes, of the number of steps that skipped each parameter
+SKIPPED = "skipped"
 
 
 class Session(ABC):
     """An optimizer at work, for one job: it owns a copy of the parameters, and its state. Abstract."""
 
     @abstractmethod
-    def step(self, gradients: list[NDArray[Any]], rate: float) -> None:
-        """Make one step with these gradients, one per parameter; they may be changed. ``rate`` is the learning rate of
-        all parameters, or of the first group of them; NaN leaves it to the optimizer."""
+    def step(self, gradients: list[NDArray[Any] | None], rate: float) -> None:
+        """Make one step with these gradients, one per parameter, or None for a parameter that has none; they may be
+        changed. ``rate`` is the learning rate of all parameters, or of the first group of them; NaN leaves it to the
+        optimizer."""
 
     @abstractmethod
     def values(self) -> list[NDArray[Any]]:
@@ -83,9 +87,10 @@ class Optimizer(ABC):
 
     @abstractmethod
     def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
-        """Return the kernel's numbers for these steps, as a board has them: a new array (steps, 3 * groups) of the
-        learning rate, the factor of the parameters, and the factor of the root of the second moment, for each group. A
-        learning rate of NaN says that the group takes no step. ``rate_of`` takes the place of ``learning_rate``.
+        """Return the kernel's numbers for these steps, as a board has them: a new array (steps, 5 * groups) of the
+        learning rate with its corrections, the factor of the parameters, the factor of the root of the second moment,
+        the learning rate itself, and the number of the step, from 1 on, for each group. A learning rate with
+        corrections of NaN says that the group takes no step. ``rate_of`` takes the place of ``learning_rate``.
 
         Raises TypeError or ValueError, naming the step, if a schedule gives anything but a finite number of 0 or more.
         """

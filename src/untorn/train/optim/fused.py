@@ -6,6 +6,9 @@ of numbers that the kernels need for each step, such as Adam's bias corrections:
     SGD(...) ── kernel ────────> board: once
              ── rates(steps) ──> board: a row per step of an epoch, in double precision
              ── initial_state ─> the first version of the weights
+
+A parameter that has no gradient in a step is skipped: it and its state stay as they are. Numbers that depend on how
+many steps a parameter has made are then computed by the kernels, from the number of those that it skipped.
 """
 
 from __future__ import annotations
@@ -80,23 +83,32 @@ class FusedOptimizer(Optimizer):
         return tuple(self.initial_state)
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether a step depends on how many steps the parameter has made before."""
+        return False
+
+    @property
     def settings(self) -> Any:
         """See Optimizer."""
         found = described(self)
         return found if self.groups else {name: value for name, value in found.items() if name != "groups"}
 
     def state_for(self, trained: Any) -> dict[str, Any] | None:
-        """See Optimizer. Each buffer is a tree like the parameters."""
+        """See Optimizer. Each buffer is a tree like the parameters; "skipped", if the optimizer counts steps, is the
+        number of steps that skipped each parameter."""
         return state_of([self], (), trained)
 
     def rates(self, first_step: int, steps: int, rate_of: Callable[[int], float] | None = None) -> NDArray[np.float64]:
         """See Optimizer. The numbers are computed one by one, in double precision."""
         name, schedule = type(self).__name__, self.learning_rate if rate_of is None else rate_of
-        rows = [self._row(rate_at(name, schedule, step), step) for step in range(first_step, first_step + steps)]
+        rows = []
+        for step in range(first_step, first_step + steps):
+            rate = rate_at(name, schedule, step)
+            rows.append((*self._row(rate, step), rate, step + 1))
         return np.array(rows, np.float64).reshape(steps, _core.KERNEL_RATES)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
-        """Return the kernel's numbers for a step with this learning rate."""
+        """Return the first three of the kernel's numbers for a step with this learning rate."""
         return rate, 1.0, 1.0
 
     def _check(self, names: str, *, below: float = math.inf) -> None:
@@ -210,6 +222,11 @@ class Adam(FusedOptimizer):
             _check_number(name, f"betas[{index}]", beta, 1)
         object.__setattr__(self, "betas", tuple(self.betas))
         self._check("eps weight_decay")
+
+    @property
+    def counts_steps(self) -> bool:
+        """See FusedOptimizer. The corrections depend on the number."""
+        return True
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -350,6 +367,11 @@ class Adagrad(FusedOptimizer):
         self._check("lr_decay weight_decay initial_accumulator_value eps")
 
     @property
+    def counts_steps(self) -> bool:
+        """See FusedOptimizer. The decay of the rate depends on the number."""
+        return self.lr_decay != 0
+
+    @property
     def initial_state(self) -> dict[str, float]:
         """The sum of the squares."""
         return {"sum": float(self.initial_accumulator_value)}
@@ -357,7 +379,7 @@ class Adagrad(FusedOptimizer):
     @property
     def kernel(self) -> KernelSettings:
         """See FusedOptimizer."""
-        return KernelSettings(_core.KERNEL_ADAGRAD, weight_decay=self.weight_decay, eps=self.eps)
+        return KernelSettings(_core.KERNEL_ADAGRAD, 0.0, self.weight_decay, self.lr_decay, eps=self.eps)
 
     def _row(self, rate: float, step: int) -> tuple[float, float, float]:
         return rate / (1 + step * self.lr_decay), 1.0, 1.0

@@ -73,6 +73,7 @@ class _OptaxSession(Session):
         at = {id(leaf): index for index, leaf in enumerate(leaves)}
         #: the index among JAX's leaves of each parameter, in the order of the channel: JAX sorts the keys of a dict
         self._order = [at[id(leaf)] for leaf in flatten(trained)[1]]
+        self._like = flatten(trained)[1]
         with owner.computing():
             self._params = jax.tree.map(jax.numpy.array, trained)
             arrays = [jax.numpy.array(state[name]) for name in state]
@@ -86,11 +87,11 @@ class _OptaxSession(Session):
         new = self._jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
         return self._apply(params, updates), new
 
-    def step(self, gradients: list[_Array], rate: float) -> None:
-        """See Session."""
+    def step(self, gradients: list[_Array | None], rate: float) -> None:
+        """See Session. optax knows no parameters without a gradient: they get one of zero."""
         leaves: list[Any] = [None] * len(gradients)
-        for index, gradient in zip(self._order, gradients, strict=True):
-            leaves[index] = gradient
+        for index, gradient, like in zip(self._order, gradients, self._like, strict=True):
+            leaves[index] = np.zeros_like(like) if gradient is None else gradient
         tree = self._jax.tree_util.tree_unflatten(self._structure, leaves)
         with self._owner.computing():
             made = self._step(tree, self._params, self._state)

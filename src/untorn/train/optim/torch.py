@@ -39,12 +39,20 @@ class _Place:
         """Return the dict that holds the value."""
         return optimizer.param_groups[self.index] if self.of_group else optimizer.state[parameters[self.index]]
 
+    def is_there(self, optimizer: Any, parameters: list[Any]) -> bool:
+        """Return whether the optimizer has made the value yet: it may do so with the first gradient."""
+        holder = (
+            optimizer.param_groups[self.index] if self.of_group else optimizer.state.get(parameters[self.index], {})
+        )
+        return holder.get(self.key) is not None
+
 
 class TorchOptimizer(ServerOptimizer):
     """An optimizer of torch.optim, or of another library with the same interface.
 
     Its state is found by a step on parameters and gradients of zero: tensors and numbers in its state, and numbers of
-    the parameter groups that a step changes.
+    the parameter groups that a step changes. An optimizer makes the state of a parameter with its first gradient, so
+    beside the state is published which parts of it there are.
 
     Args:
         make: makes the optimizer from a list of parameters. In a functools.partial, ``lr`` may be a function of the
@@ -94,7 +102,7 @@ class TorchOptimizer(ServerOptimizer):
             if key not in ("params", "lr") and isinstance(value, int | float) and value != groups[index].get(key)
         ]
         #: the number of steps made: before the first one the state is what the optimizer itself makes
-        state = {"steps": np.zeros((), np.int64)} | {
+        state = {"steps": np.zeros((), np.int64), "begun": np.zeros(len(self.places), np.bool_)} | {
             place.name: np.zeros_like(_kept(place, optimizer, parameters)) for place in self.places
         }
         super().__init__(schedule or float(groups[0].get("lr", math.nan)), state, settings)
@@ -157,19 +165,22 @@ class _TorchSession(Session):
         self._rates = [float(group.get("lr", math.nan)) for group in self._optimizer.param_groups]
         self._rate = self._rates[0]
         self._places, self._steps = owner.places, state["steps"]
+        self._zeros = {place.name: np.zeros_like(state[place.name]) for place in self._places}
         if self._steps == 0:
             return
-        for place in self._places:  # load_state_dict would convert to the parameters' dtype, and so round
-            array = state[place.name]
+        for place, begun in zip(self._places, state["begun"].tolist(), strict=True):
+            if not begun:
+                continue
+            array = state[place.name]  # load_state_dict would convert to the parameters' dtype, and so round
             value = array.item() if place.is_number else torch.from_numpy(array)
             place.holder(self._optimizer, self._parameters)[place.key] = value
 
-    def step(self, gradients: list[_Array], rate: float) -> None:
+    def step(self, gradients: list[_Array | None], rate: float) -> None:
         """See Session."""
         if rate != self._rate and not math.isnan(rate):
             self._set_rate(rate)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = self._torch.from_numpy(gradient)
+            parameter.grad = None if gradient is None else self._torch.from_numpy(gradient)
         with threads_limited(self._threads):
             self._optimizer.step()
         self._steps[...] += 1
@@ -187,5 +198,9 @@ class _TorchSession(Session):
 
     def values(self) -> list[_Array]:
         """See Session."""
-        kept = [_kept(place, self._optimizer, self._parameters) for place in self._places]
-        return [*self._arrays, self._steps, *kept]
+        begun = [place.is_there(self._optimizer, self._parameters) for place in self._places]
+        kept = [
+            _kept(place, self._optimizer, self._parameters) if there else self._zeros[place.name]
+            for place, there in zip(self._places, begun, strict=True)
+        ]
+        return [*self._arrays, self._steps, np.array(begun, np.bool_), *kept]

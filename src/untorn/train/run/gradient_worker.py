@@ -69,14 +69,16 @@ class GradientJob:
 
 
 class _Buffer(NamedTuple):
-    """A gradient buffer: writable views of the number of examples, of loss and metrics, of the version of the weights
-    and of the gradients, and the places of the gradients for copy_leaves."""
+    """A gradient buffer: writable views of the number of examples, of loss and metrics, of the version of the weights,
+    of the gradients and of the bytes that tell which are absent; and the places of both for copy_leaves."""
 
     count: Any
     measured: Any
     version: Any
     places: tuple[tuple[int, int, str], ...]
     views: list[Any]
+    absent: Any
+    absent_at: int
 
 
 class _CannotMapError(Exception):
@@ -183,10 +185,17 @@ class GradientWorker:
         self._reporter.name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
-        missed, bad = _core.copy_leaves(self.board, buffer.places, gradient.leaves, self._first_checked)
-        missed = [index for index in missed if gradient.leaves[index] is not None]
+        missed, bad = _core.copy_leaves(
+            self.board,
+            buffer.places,
+            gradient.leaves,
+            self._first_checked,
+            self.job.layout.buffers,
+            buffer.absent_at,
+        )
         for index in missed:  # these need a conversion
-            np.copyto(buffer.views[index], gradient.leaves[index], casting="same_kind")
+            leaf = gradient.leaves[index]
+            np.copyto(buffer.views[index], 0 if leaf is None else leaf, casting="same_kind")
         self._check_finite(buffer, missed if bad < 0 else [bad])
 
     def _check_finite(self, buffer: _Buffer, indices: Iterable[int]) -> None:
@@ -205,19 +214,22 @@ class GradientWorker:
         self._reporter.name_metrics(tuple(gradient.metrics))
         measured = np.array([gradient.loss, *gradient.metrics.values()])
         buffer.measured[: len(measured)] = share * measured + (0 if begin else buffer.measured[: len(measured)])
+        buffers = self.job.layout.buffers
+        if begin:
+            buffer.absent[...] = 1
         for index, (view, leaf) in enumerate(zip(buffer.views, gradient.leaves, strict=True)):
-            if index < self.job.layout.buffers:
+            if index < buffers:
                 np.copyto(view, leaf)
-                continue
-            if leaf is None:
+            elif leaf is None:  # the sum of the shards reads zeros
                 if begin:
                     view[...] = 0
-                continue
-            part = np.multiply(leaf, view.dtype.type(share))
-            if begin:
-                np.copyto(view, part, casting="same_kind")
             else:
-                np.add(view, part, out=view, casting="same_kind")
+                part = np.multiply(leaf, view.dtype.type(share))
+                if buffer.absent[index - buffers]:  # the first part that has one
+                    np.copyto(view, part, casting="same_kind")
+                else:
+                    np.add(view, part, out=view, casting="same_kind")
+                buffer.absent[index - buffers] = 0
 
     def _buffer(self, buffer_at: int) -> _Buffer:
         """Return the views of a buffer, which are created once."""
@@ -226,6 +238,7 @@ class GradientWorker:
             layout = self.job.layout
             count, measured, version, payload_at = self.board.buffer(buffer_at)
             places, gradients = layout.gradient_places(payload_at), layout.gradient_views(self.board, buffer_at)
-            views = _Buffer(count, measured, version, places, gradients)
+            absent = layout.absent_view(self.board, buffer_at)
+            views = _Buffer(count, measured, version, places, gradients, absent, payload_at + layout.absent_at)
             self._buffers[buffer_at] = views
         return views

@@ -2,12 +2,13 @@
 
 A version of the weights is one slot of the channel. First come the parameters that are not trained ("kept"), then the
 model's buffers, such as BatchNorm's means, then the trained parameters. The optimizer's state follows, as trees with
-the structure of the trained parameters, so each state buffer lies at a fixed distance from them. A gradient buffer
-holds the results of a shard: new values of the model's buffers, and gradients::
+the structure of the trained parameters, so each state buffer lies at a fixed distance from them. Behind it lie
+the numbers of steps that skipped each parameter, if the optimizer counts them. A gradient buffer holds the results of a
+shard: new values of the model's buffers, gradients, and a byte per parameter, which is 1 if it has no gradient::
 
-    slot      header, schema | kept: e0 | buffers: m0 v0 | trained: w0 b0 w1 b1 | momentum: w0 b0 w1 b1
+    slot      header, schema | kept: e0 | buffers: m0 v0 | trained: w0 b0 w1 b1 | momentum: w0 b0 w1 b1 | skipped
                                         ^ start          |<--- state_stride --->|
-    gradient                     header | m0 v0          | w0 b0 w1 b1
+    gradient                     header | m0 v0          | w0 b0 w1 b1 | absent
 
 Most models have no kept parameters and no buffers.
 """
@@ -21,11 +22,15 @@ from typing import Any
 import numpy as np
 
 from untorn import _core
-from untorn.board import Board, pack_ranges
+from untorn.board import Board, pack_leaves, pack_ranges
 from untorn.share.lowlevel import Layout, flatten
+from untorn.train.optim.base import SKIPPED
 from untorn.trees import path_of, paths
 
-__all__ = ["ParameterLayout"]
+__all__ = ["ABSENT", "ParameterLayout"]
+
+#: the name of what is published beside sums: 1 for each parameter that has no gradient
+ABSENT = "absent"
 
 _DTYPES = {np.dtype(np.float32): _core.KERNEL_F32, np.dtype(np.float64): _core.KERNEL_F64}
 _LINE = 64
@@ -49,6 +54,9 @@ class ParameterLayout:
         parameters: the number of trained numbers.
         groups: the group of each trained array; empty if all are in the first.
         sums: whether an update writes the mean of the gradients in place of the parameters, for the server's step.
+        absent_at: the offset in a gradient buffer's payload of the bytes that tell which parameters have no gradient.
+        absent_slot: the offset in a slot at which an update counts the steps that skipped each parameter, or, of sums,
+            writes which have no gradient; 0 for nowhere.
     """
 
     start: int
@@ -61,6 +69,8 @@ class ParameterLayout:
     kept: tuple[tuple[int, int], ...] = ()
     groups: tuple[int, ...] = ()
     sums: bool = False
+    absent_at: int = 0
+    absent_slot: int = 0
 
     @classmethod
     def of(
@@ -75,14 +85,16 @@ class ParameterLayout:
     ) -> ParameterLayout:
         """Return the layout of these parameters, with this optimizer state if any. The first ``kept`` leaves are not
         trained, and the next ``buffers`` leaves are buffers of the model. ``groups`` has the group of each of the
-        rest, if there are several."""
+        rest, if there are several. What ``extra`` has under the name "skipped", or of sums under "absent", comes last.
+        """
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
         places = layout.leaves[kept : len(leaves)]
         start = places[0][1]
         arrays = tuple((offset - start, *leaf.detail) for leaf, offset in places)
         _, end = layout.leaf_range(len(leaves) - 1)
-        nbytes = -(-(end - start) // _LINE) * _LINE
+        absent_at = -(-(end - start) // _LINE) * _LINE
+        nbytes = absent_at + -(-(len(leaves) - kept - buffers) // _LINE) * _LINE
         stride = layout.leaves[len(leaves)][1] - places[buffers][1] if extra is not None else 0
         ends = (layout.leaf_range(index) for index in range(kept))
         return cls(
@@ -96,6 +108,8 @@ class ParameterLayout:
             kept=tuple((first, last - first) for first, last in ends if last > first),
             groups=groups,
             sums=sums,
+            absent_at=absent_at,
+            absent_slot=layout.leaves[-1][1] if extra and (ABSENT if sums else SKIPPED) in extra else 0,
         )
 
     def ranges(self) -> bytes:
@@ -108,7 +122,15 @@ class ParameterLayout:
                 nbytes = min(target, end - at)
                 grad = 0 if kind == _core.MERGE_KEEP else at - self.start
                 tasks.append((at, grad, nbytes // dtype.itemsize, _DTYPES.get(dtype, 0), kind, group))
+        kind = _core.MERGE_SKIPPED if self.absent_slot and not self.sums else _core.MERGE_ABSENT
+        tasks.append((self.absent_slot, self.absent_at, len(self.arrays) - self.buffers, 0, kind, 0))
         return pack_ranges(tasks)
+
+    def leaves(self) -> bytes:
+        """Return each parameter's place in a gradient buffer, and its group, in the form of BoardSpec."""
+        arrays = self.arrays[self.buffers :]
+        groups = self.groups or [0] * len(arrays)
+        return pack_leaves((offset, group) for (offset, *_), group in zip(arrays, groups, strict=True))
 
     def _runs(self) -> list[tuple[int, int, Any, int, int]]:
         """Join adjacent arrays of one dtype, kind and group, with the padding between them, into runs."""
@@ -141,6 +163,10 @@ class ParameterLayout:
             (at + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
             for offset, dtype, shape, strides in self.arrays
         )
+
+    def absent_view(self, board: Board, buffer_at: int) -> Any:
+        """Return a writable view of the bytes of a gradient buffer that tell which parameters have no gradient."""
+        return board.payload_array(buffer_at, np.uint8, (len(self.arrays) - self.buffers,), self.absent_at)
 
     def gradient_views(self, board: Board, buffer_at: int) -> list[Any]:
         """Return writable views of one gradient buffer, one per parameter."""

@@ -73,6 +73,7 @@ class Plan:
             kernels=self.kernels,
             clip_norm=0.0 if self.server_steps else settings.clip_norm or 0.0,
             ranges=weights.layout.ranges(),
+            leaves=weights.layout.leaves(),
         )
 
     def gradient_job(self, weights: Weights, data: SharedData) -> GradientJob:

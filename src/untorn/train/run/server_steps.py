@@ -8,7 +8,8 @@
 
 The board's update tasks write the weighted mean of the shards into a version of the sums' channel, where a fused
 optimizer would write new weights (parameter_layout.py). The server lets the board advance one step at a time, so
-version t is the newest one when a worker computes a gradient of step t. The optimizer's state is published beside the
+version t is the newest one when a worker computes a gradient of step t. Beside the sums they write which parameters
+have no gradient; the optimizer gets None for these. The optimizer's state is published beside the
 weights, as for the fused optimizers, so a training can continue from a single version, and checkpoints are the same.
 """
 
@@ -24,6 +25,7 @@ from untorn.board import Board
 from untorn.share import lowlevel
 from untorn.share.lowlevel import flatten
 from untorn.train.optim.base import Optimizer
+from untorn.train.run.parameter_layout import ABSENT
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 
@@ -74,18 +76,22 @@ class ServerStepper:
 
     def make(self, board: Board) -> None:
         """Make this step of the board, from the newest sum. Raises CapacityError if readers hold every slot."""
-        self._read()
-        norm = 0.0 if self._clip_norm is None else _clip(self._gradients, self._clip_norm)
+        gradients = self._read()
+        present = [gradient for gradient in gradients if gradient is not None]
+        norm = 0.0 if self._clip_norm is None else _clip(present, self._clip_norm)
         row = self.steps % board.steps
         if self._clip_norm is not None:
             board.log["grad_norm"][row] = norm
-        self._session.step(self._gradients, float(board.rates[row, 0]))
+        self._session.step(gradients, float(board.rates[row, 0]))
         self._publish()
 
-    def _read(self) -> None:
+    def _read(self) -> list[_Array | None]:
+        """Read the newest sum; return the gradients, None for a parameter that has none."""
         with self._reader.snapshot() as newest:
             for target, leaf in zip(self._buffers + self._gradients, flatten(newest.value)[1], strict=True):
                 np.copyto(target, leaf)
+            absent = lowlevel.extra(newest)[ABSENT].tolist()
+        return [None if none else each for each, none in zip(self._gradients, absent, strict=True)]
 
     def _publish(self) -> None:
         values = self._session.values()

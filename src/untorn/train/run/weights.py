@@ -22,11 +22,11 @@ from untorn import _core
 from untorn.board import Board
 from untorn.errors import CapacityError
 from untorn.share import Publisher, Snapshot, Subscriber, lowlevel
-from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, meaning, shortage
+from untorn.share.lowlevel import FREE_SLOT_TIMEOUT_S, flatten, meaning, shortage
 from untorn.train.checkpoints import checkpoint
 from untorn.train.models.base import Parts
 from untorn.train.optim.base import Optimizer
-from untorn.train.run.parameter_layout import ParameterLayout
+from untorn.train.run.parameter_layout import ABSENT, ParameterLayout
 
 __all__ = ["Weights", "WeightsForm", "copy_weights"]
 
@@ -93,13 +93,14 @@ class Weights:
         """
         kept, buffers = len(parts.kept), len(parts.buffers)
         state = optimizer.state_for(parts.trained)
+        sums = {ABSENT: np.zeros(len(flatten(parts.trained)[1]), np.uint8)}
         if optimizer.server_steps:
-            layout = ParameterLayout.of(parts.summed, None, buffers=buffers, sums=True)
+            layout = ParameterLayout.of(parts.summed, sums, buffers=buffers, sums=True)
         else:
             layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers, groups=optimizer.assignment)
         sizes = _CHANNEL_SIZES
         channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
-        target = lowlevel.publish_with_extra(parts.summed, sizes=sizes) if optimizer.server_steps else None
+        target = lowlevel.publish_with_extra(parts.summed, sums, sizes=sizes) if optimizer.server_steps else None
         return cls(WeightsForm(layout, (kept, buffers)), channel, target, parts.shown)
 
     @classmethod
