@@ -29,7 +29,7 @@ def check_mean(loss: Any) -> None:
         raise ValueError(
             f"loss: {name} has reduction='sum'; expected the mean over the batch, since it is cut into shards whose "
             "gradients are averaged. Write reduction='mean', and for the same steps multiply the learning rate by the "
-            "batch size"
+            "batch size; or TorchModel(..., reduction_scale=batch_size)"
         )
 
 
@@ -47,11 +47,13 @@ class Loss:
         forward: Callable[..., Any] | None,
         *,
         sample_weight: bool,
+        reduction_scale: float | None = None,
     ) -> None:
         self._loss = loss
         self._metrics = metrics
         self._forward = forward
         self._sample_weight = sample_weight
+        self._reduction_scale = reduction_scale
         function = loss if forward is None else forward
         self.takes_rng = function is not None and takes_rng(function)
 
@@ -80,6 +82,8 @@ class Loss:
                 f"{name}: expected a tensor with one number, the mean over the batch, found {what}; "
                 "losses of torch.nn give it with reduction='mean'"
             )
+        if self._reduction_scale is not None:
+            loss = loss * (self._reduction_scale / _examples_of(tensors))
         return loss, outputs, tensors
 
     def metrics_of(self, outputs: Any, tensors: Any) -> dict[str, float]:
@@ -91,6 +95,17 @@ class Loss:
         target = _split(tensors)[2]
         with torch.no_grad():
             return checked_metrics({name: metric(outputs, target) for name, metric in self._metrics.items()})
+
+
+def _examples_of(batch: Any) -> int:
+    """Return the number of examples of a batch: the rows of its first tensor."""
+    for leaf in trees.flatten(batch, kinds=trees.BATCH)[1]:
+        if isinstance(leaf, torch.Tensor) and leaf.ndim:
+            return len(leaf)
+    raise TypeError(
+        "reduction_scale: expected a batch with a tensor that has a row per example, by which the sum is divided; "
+        f"found a {type(batch).__name__} without one. Divide in forward, and leave reduction_scale out"
+    )
 
 
 def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, overload
 
@@ -65,6 +66,10 @@ class TorchModel(Model[_ModuleT_co]):
             "sample_weight" of a dict. ``loss`` then gives a number per example (reduction="none"), and trained is
             ``(sample_weight * losses).mean()``: divided by the number of examples, as Keras does. Metrics are not
             weighted.
+        reduction_scale: the loss is a sum over the examples (reduction="sum"), and this number times the mean is
+            trained and reported: the sum is divided by the rows of the batch's first tensor. With ``batch_size``, steps
+            are those of a plain loop with the sum, to rounding, except in a last batch with fewer examples; 1.0 gives
+            the mean.
 
     Raises:
         TypeError: the module is not a torch.nn.Module, or one of the others is not a function.
@@ -92,6 +97,7 @@ class TorchModel(Model[_ModuleT_co]):
         forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
+        reduction_scale: float | None = None,
     ) -> None: ...
 
     @overload
@@ -104,6 +110,7 @@ class TorchModel(Model[_ModuleT_co]):
         forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
+        reduction_scale: float | None = None,
     ) -> None: ...
 
     def __init__(
@@ -115,6 +122,7 @@ class TorchModel(Model[_ModuleT_co]):
         forward: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
+        reduction_scale: float | None = None,
     ) -> None:
         self._make: Callable[[], _ModuleT_co] | None = None
         if not isinstance(module, nn.Module) and callable(module):
@@ -152,7 +160,12 @@ class TorchModel(Model[_ModuleT_co]):
             raise TypeError(f"forward: expected a function (module, batch) -> loss, found {type(forward).__name__}")
         if predict is not None and not callable(predict):
             raise TypeError(f"predict: expected a function (module, x) -> outputs, found {type(predict).__name__}")
-        check_mean(loss)
+        if reduction_scale is None:
+            check_mean(loss)
+        else:
+            reduction_scale = _checked_scale(reduction_scale)
+            if sample_weight:
+                raise TypeError("reduction_scale: with sample_weight the loss is no sum; leave one of them out")
         if forward is not None and sample_weight:
             raise TypeError(
                 "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
@@ -169,6 +182,7 @@ class TorchModel(Model[_ModuleT_co]):
         self.forward = forward
         self.predict = predict
         self.sample_weight = sample_weight
+        self.reduction_scale = reduction_scale
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
 
@@ -243,7 +257,13 @@ class TorchModel(Model[_ModuleT_co]):
         model: TorchModel = self.for_workers()
         named = model.forward if isinstance(model.forward, dict) else {"": model.forward}
         losses = {
-            name: Loss(model.loss, model.metrics, forward, sample_weight=model.sample_weight)
+            name: Loss(
+                model.loss,
+                model.metrics,
+                forward,
+                sample_weight=model.sample_weight,
+                reduction_scale=model.reduction_scale,
+            )
             for name, forward in named.items()
         }
         module = model._module if self._make is None else _made(self._make, self._shapes)
@@ -262,6 +282,15 @@ class TorchModel(Model[_ModuleT_co]):
         move(made.aliases, tensors)
         recompute(module)
         return module
+
+
+def _checked_scale(given: Any) -> float:
+    """Return a reduction_scale. Raises TypeError or ValueError."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"reduction_scale: expected a number, such as the batch size, found {type(given).__name__}")
+    if not 0 < given < math.inf:
+        raise ValueError(f"reduction_scale: expected a finite number greater than 0, found {given}")
+    return float(given)
 
 
 #: in a model for workers: each makes its module

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from untorn import SGD, Trainer
 from untorn.torch import TorchModel
+from untorn.train.data.sampler import epoch_order
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 Y = (X.sum(1) > 0).astype(np.int64)
@@ -72,9 +73,63 @@ def test_predict_must_be_a_function():
 )
 def test_a_sum_is_seen(summed):
     with pytest.raises(
-        ValueError, match=r"(?i)cross_?entropy.* has reduction='sum'; expected the mean.*learning rate by the"
+        ValueError,
+        match=r"(?i)cross_?entropy.* has reduction='sum'; expected the mean.*learning rate.*reduction_scale=batch_size",
     ):
         TorchModel(nn.Linear(4, 2), summed)
+
+
+def summed_loop(batch_size):
+    module, rate = made_linear(), 0.01
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    for indices in torch.from_numpy(epoch_order(0, 0, len(X))).split(batch_size):
+        module.zero_grad()
+        functional.cross_entropy(module(x[indices]), y[indices], reduction="sum").backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.sub_(rate * parameter.grad)
+    return module.state_dict()
+
+
+def made_linear():
+    torch.manual_seed(3)
+    return nn.Linear(4, 2)
+
+
+def forward(module, batch):
+    x, y = batch
+    return functional.cross_entropy(module(x), y, reduction="sum")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("how", ["loss", "forward"])
+def test_a_sum_is_scaled(how, shards):
+    given = {"loss": nn.CrossEntropyLoss(reduction="sum")} if how == "loss" else {"loss": None, "forward": forward}
+    model = TorchModel(made_linear(), reduction_scale=16, **given)
+    with Trainer(model, optimizer=SGD(0.01), engine="serial", shards=shards) as trainer:
+        trainer.fit((X, Y), epochs=1, batch_size=16)
+        for name, expected in summed_loop(16).items():
+            np.testing.assert_allclose(trainer.params[name], expected.numpy(), rtol=1e-4, atol=1e-6)
+        mean = functional.cross_entropy(trainer.module()(torch.from_numpy(X)), torch.from_numpy(Y)).item()
+        assert trainer.evaluate((X, Y))["loss"] == pytest.approx(16 * mean, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (0, ValueError, "reduction_scale: expected a finite number greater than 0, found 0"),
+        (True, TypeError, "reduction_scale: expected a number, such as the batch size, found bool"),
+        ("16", TypeError, "found str"),
+    ],
+)
+def test_a_scale_is_a_number(scale, error, message):
+    with pytest.raises(error, match=message):
+        TorchModel(nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="sum"), reduction_scale=scale)
+
+
+def test_a_scale_and_weights_exclude_each_other():
+    with pytest.raises(TypeError, match="reduction_scale: with sample_weight the loss is no sum"):
+        TorchModel(nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none"), sample_weight=True, reduction_scale=2)
 
 
 def test_other_reductions_are_taken():
