@@ -51,13 +51,14 @@ demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo-installed)
 	@echo 'A network learns handwritten digits: two worker processes read whole versions of its weights.'
 	@$(BIN)/untorn train digits --workers 2
 
-# Tests often wait for other processes. Each file runs in one process, and in order: see testpaths in pyproject.toml.
-TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests wait for other processes half of the time, so two processes for each core, at most eight. Each file runs in one
+# of them, and in order: see testpaths in pyproject.toml. At the end come the tests that took longest.
+PARALLEL := -n $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8))) --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=5
 
 # Makes the same random choices in every run; `make soak` and pytest itself make new ones and print their seed.
 test: export UNTORN_SEED ?= 883257245
 test: test-c $(VENV)/.installed
-	$(BIN)/python -m pytest $(TWO_PROCESSES)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-c:
 	$(MAKE) -j2 -C tests/c
@@ -67,8 +68,9 @@ test-c:
 proof: export UNTORN_SEED ?= 883257245
 proof: test-c $(VENV)/.bench-installed
 	$(MAKE) -C tests/c aarch64
-	$(BIN)/python -m pytest $(TWO_PROCESSES) --figures tests/property tests/model tests/faults tests/conformance tests/fuzz \
+	$(BIN)/python -m pytest $(PARALLEL) --figures tests/property tests/faults tests/conformance tests/fuzz \
 	    tests/unit/share
+	$(BIN)/python -m pytest $(PARALLEL) --figures -m "soak or not soak" tests/model
 	$(MAKE) fuzz FUZZ_SECONDS=10
 	$(BIN)/python -m benchmarks.survival
 

@@ -17,7 +17,7 @@ from helpers import WATCHDOG_S, start
 
 SIZE = 20_000  # elements: most of a publisher's time goes into copying them
 SLOT = SIZE * 8 + 8192
-KILLS = 100
+KILLS = 40
 SOAK_KILLS = 1_000
 
 

@@ -19,7 +19,7 @@ import untorn
 from helpers import descriptors, start, untorn_mappings
 
 PRODUCERS, CONSUMERS = 2, 2
-KILLS = 200
+KILLS = 80
 SOAK_KILLS = int(os.environ.get("UNTORN_QUEUE_KILLS", "10_000"))  # 20 minutes on a busy machine
 LIFE = 1 << 15  # items of one life of a producer, at most
 SIZES = (1, 20, 200, 2_000, 20_000)  # numbers in an item: small places, windows, and changes between the two

@@ -176,7 +176,7 @@ def _keep(pipe, reader, size):
     pipe.put(checks)
 
 
-@pytest.mark.parametrize(("size", "versions"), [(1, 20_000), (4096, 5_000), (65_536, 2_000)])
+@pytest.mark.parametrize(("size", "versions"), [(1, 5_000), (4096, 5_000), (65_536, 2_000)])
 def test_a_view_that_is_kept_does_not_change(size, versions, rng):
     with untorn.publish(payload(size, 1)) as publisher:
         children, kept = [], []

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {"shards": 1, "ranges": 1}
         pytest.param({"ranges": 1, "rounds": 1, "kills": 2}, id="two kills in one step"),
         pytest.param({"ranges": 1, "stops": 1}, id="a stop"),
         pytest.param({**SMALL, "stops": 1, "stops_anywhere": True}, id="a stop anywhere"),
-        pytest.param({**SMALL, "kills": 1, "stops": 1}, id="a kill and a stop"),
+        pytest.param({**SMALL, "kills": 1, "stops": 1}, id="a kill and a stop", marks=pytest.mark.soak),
         pytest.param({"ranges": 1, "rounds": 1, "kills": 1, "looks_around": True}, id="idle workers look at any time"),
         pytest.param({"shards": 1, "clips": True, "rounds": 1, "kills": 1}, id="clipping, a kill"),
         pytest.param({**SMALL, "clips": True, "rounds": 1, "stops": 1}, id="clipping, a stop"),

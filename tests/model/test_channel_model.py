@@ -40,7 +40,7 @@ OLDER: dict[str, Any] = {"readers": 1, "held": 2, "slots": 4, "never_waits": Fal
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"never_waits": False}, id="two readers"),
+        pytest.param({"never_waits": False}, id="two readers", marks=pytest.mark.soak),
         pytest.param({"never_waits": False, "tries": 0, "memory": "pso"}, id="two readers, fallback, pso"),
         pytest.param(OLDER, id="an older snapshot held while a newer one is pinned"),
         pytest.param(OLDER | {"memory": "pso", "tries": 2}, id="the same, pso, two tries"),

@@ -37,7 +37,8 @@ def test_every_attached_pair_is_one_channel_and_the_name_can_be_published_again(
     assert result.counterexample is None, f"\n{result.counterexample}"
 
 
-@pytest.mark.parametrize("cleanings", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("cleanings", [1, 2])
 def test_whatever_a_cleaner_does_every_attached_pair_is_one_channel(cleanings: int) -> None:
     result = check(Names(cleanings=cleanings, strict=False))
     assert result.counterexample is None, f"\n{result.counterexample}"

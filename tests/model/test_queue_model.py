@@ -42,8 +42,8 @@ TWO: dict[str, Any] = {"items": (1,), "consumers": 2, "slots": 1}
         pytest.param(KILL | {"gives": 1}, id="a kill, and an item that is given back"),
         pytest.param({"items": (1,), "consumers": 2}, id="two consumers"),
         pytest.param({"items": (1, 1), "slots": 1}, id="two producers"),
-        pytest.param(TWO | {"gives": 1}, id="two consumers, and an item that is given back"),
-        pytest.param({"items": (2,), "kills_of": "nobody"}, id="closed at any time"),
+        pytest.param(TWO | {"gives": 1}, id="two consumers, one gives back", marks=pytest.mark.soak),
+        pytest.param({"items": (2,), "kills_of": "nobody"}, id="closed at any time", marks=pytest.mark.soak),
     ],
 )
 def test_every_item_is_finished_once(options: dict[str, Any]) -> None:
