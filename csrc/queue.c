@@ -46,6 +46,15 @@
  * -------
  * The cell at the tail gets QUEUE_NO_SLOT instead of a slot. It is the same compare-and-swap as I2, so an item is
  * either before the end, and will be taken, or its producer is told.
+ *
+ * Waking producers
+ * ----------------
+ * A waiting producer costs its consumer a system call, and often the processor, so one place in the ring is not worth a
+ * wake. A take is announced once ROOM_BATCH places are free. All processes that wait look again ten times a second
+ * anyway, for the dead; so a producer is late by at most that where consumers are slow, and then it has no effect on
+ * how fast items come, since many wait. A slot or pages that become free are announced if somebody wants them: who
+ * lacks them sets `eager`, fences and looks once more; who frees a slot fences and looks at `eager`. One of the two
+ * fences is first (Dekker).
  */
 #include "queue.h"
 
@@ -68,10 +77,38 @@ static bool cell_is_of(const struct queue *queue, uint64_t cell, uint64_t positi
     return cell >> QUEUE_SLOT_BITS == position / queue->cells;
 }
 
+static const uint64_t ROOM_BATCH = 32;
+
 void gate_announce(struct queue_gate *gate)
 {
     shared_add(&gate->events, 1); /* pairs with the waiters' shared_load_acquire */
     futex_wake(&gate->sleepers);
+}
+
+/* `waiting` items are left after one was taken. */
+static void room_tell(const struct queue *queue, uint64_t waiting)
+{
+    const uint64_t capacity = queue->capacity;
+    const uint64_t batch = capacity < ROOM_BATCH / 2 ? 1 : capacity / 2 < ROOM_BATCH ? capacity / 2 : ROOM_BATCH;
+    if (waiting + batch <= capacity)
+        gate_announce(&queue->head->room);
+}
+
+void queue_want_slot(const struct queue *queue)
+{
+    shared_store_relaxed(&queue->head->room.eager, 1);
+    fence_full(); /* pairs with slot_tell's */
+}
+
+/* A slot has become free. */
+static void slot_tell(const struct queue *queue)
+{
+    struct queue_gate *room = &queue->head->room;
+    fence_full(); /* pairs with queue_want_slot's */
+    if (shared_load_relaxed(&room->eager) == 0)
+        return;
+    shared_store_relaxed(&room->eager, 0); /* all are woken, and those that still lack something set it again */
+    gate_announce(room);
 }
 
 /* -- free slots -------------------------------------------------------------------------------------------------- */
@@ -314,8 +351,8 @@ enum status queue_take(const struct queue *queue, uint32_t row, uint32_t *slot)
         return STATUS_OK;
     for (;;) {
         const uint64_t h = shared_load_acquire(&queue->head->head);
-        if (h >= shared_load_acquire(&queue->head->tail)) {
-            uint64_t tail;
+        uint64_t tail = shared_load_acquire(&queue->head->tail);
+        if (h >= tail) {
             bool ended;
             enum status status = tail_settle(queue, &tail, &ended);
             if (status != STATUS_OK)
@@ -336,7 +373,7 @@ enum status queue_take(const struct queue *queue, uint32_t row, uint32_t *slot)
         shared_swap_if(&queue->head->head, h, h + 1);                                                        /* T3 */
         if (!taken)
             continue;
-        gate_announce(&queue->head->room);
+        room_tell(queue, tail - h - 1);
         return STATUS_OK;
     }
 }
@@ -384,10 +421,18 @@ enum status queue_release(const struct queue *queue, uint32_t row, uint32_t slot
     if (status != STATUS_OK)
         return status;
     map_set(queue, slot);
-    gate_announce(&queue->head->room);
+    slot_tell(queue);
     if (is_closed(queue))
         gate_announce(&queue->head->items);
     return STATUS_OK;
+}
+
+enum status queue_unclaim(const struct queue *queue, uint32_t row, uint32_t slot)
+{
+    enum status status = slot_change(queue, row, slot, 1u << QUEUE_WRITING, QUEUE_FREE);
+    if (status == STATUS_OK)
+        map_set(queue, slot);
+    return status;
 }
 
 /* The dead do nothing more. So after the tail is settled, an OFFERED slot of theirs is in no cell, and never will be.

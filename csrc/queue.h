@@ -69,7 +69,7 @@ static inline uint32_t word_row(uint64_t word) { return (uint32_t)(word & QUEUE_
 struct queue_gate {
     shared_u64 events; /* grows with every change that a waiting process may want to see */
     shared_u32 sleepers;
-    uint32_t pad;
+    shared_u32 eager; /* of `room`; 1: one that waits needs a slot or pages, and not only a place in the ring */
 };
 
 struct queue_head {
@@ -157,6 +157,11 @@ enum status queue_finish(const struct queue *queue, uint32_t row, uint32_t slot)
 enum status queue_give_back(const struct queue *queue, uint32_t row, uint32_t slot);
 /* The slot, in any of its owner's states, becomes free. */
 enum status queue_release(const struct queue *queue, uint32_t row, uint32_t slot);
+/* A slot that was claimed, and not used, becomes free again: nobody waits for that. */
+enum status queue_unclaim(const struct queue *queue, uint32_t row, uint32_t slot);
+/* The caller lacks a slot or pages, and will look once more before it waits: let the next slot that becomes free be
+ * announced. */
+void queue_want_slot(const struct queue *queue);
 /* No item comes behind those that are in the queue. Idempotent. */
 enum status queue_close(const struct queue *queue);
 /* Undo or finish what a dead process left. The caller has the lock of its row. */

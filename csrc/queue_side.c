@@ -148,6 +148,20 @@ static enum status side_ready(struct queue_side *side)
     return queue_row_take(&side->queue, side->fd, &side->row);
 }
 
+static enum status slot_claim(struct queue_side *side, uint64_t pages, uint32_t *slot)
+{
+    enum status status = queue_claim(&side->queue, side->row, pages, slot);
+    if (status != STATUS_OK)
+        return status;
+    status = queue_window_fit(side, *slot, pages);
+    if (status != STATUS_OK) {
+        int cause = errno;
+        (void)queue_unclaim(&side->queue, side->row, *slot);
+        errno = cause;
+    }
+    return status;
+}
+
 static enum status begin_locked(struct queue_side *side, uint64_t nbytes, bool windowed, struct queue_place *place)
 {
     const struct queue *queue = &side->queue;
@@ -162,16 +176,13 @@ static enum status begin_locked(struct queue_side *side, uint64_t nbytes, bool w
         errno = EBADF;
         return STATUS_OS;
     }
-    status = queue_claim(queue, side->row, pages, &place->slot);
+    status = slot_claim(side, pages, &place->slot);
+    if (status == STATUS_NO_SLOT || status == STATUS_NO_ROOM) {
+        queue_want_slot(queue);
+        status = slot_claim(side, pages, &place->slot);
+    }
     if (status != STATUS_OK)
         return status;
-    status = queue_window_fit(side, place->slot, pages);
-    if (status != STATUS_OK) {
-        int cause = errno;
-        (void)queue_release(queue, side->row, place->slot);
-        errno = cause;
-        return status;
-    }
     place->generation = side->generation;
     place->orphaned = false;
     place->address =

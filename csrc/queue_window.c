@@ -75,7 +75,7 @@ static bool space_reclaim(struct queue_side *side)
         window_trim(side, slot, 0);
         (void)space_change(queue, slot, 0);
     }
-    (void)queue_release(queue, side->row, slot);
+    (void)queue_unclaim(queue, side->row, slot);
     return some;
 }
 

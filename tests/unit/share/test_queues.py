@@ -423,6 +423,56 @@ def _hold_and_wait(pipe, queue):
 # -- the end
 
 
+def room_events(queue) -> int:
+    return queue._side.events(True)
+
+
+def test_takers_wake_producers_for_several_places_at_once():
+    with untorn.queue(64) as queue:
+        for _ in range(64):
+            queue.put(1)
+        before = room_events(queue)
+        for _ in range(31):
+            queue.get()
+        assert room_events(queue) == before
+        queue.get()
+        assert room_events(queue) > before
+
+
+def test_takers_wake_producers_for_each_place_of_a_short_queue(queue):
+    for count in range(4):
+        queue.put(count)
+    before = room_events(queue)
+    queue.get()
+    assert room_events(queue) > before
+
+
+def test_who_lacks_pages_is_told_when_a_view_ends_and_is_not_told_of_its_own_tries(queue):
+    queue.put(np.zeros(100_000))
+    held = queue.get()
+    with pytest.raises(untorn.FullError, match="needs 800"):
+        queue.put(np.zeros(100_000), timeout_s=0)
+    before = room_events(queue)
+    with pytest.raises(untorn.FullError, match="needs 800"):
+        queue.put(np.zeros(100_000), timeout_s=0)
+    assert room_events(queue) == before  # or it would never sleep
+    del held
+    assert room_events(queue) > before
+    queue.put(np.zeros(100_000), timeout_s=0)
+
+
+def test_who_lacks_a_slot_is_told_when_a_view_ends(queue):
+    held = []
+    with pytest.raises(untorn.FullError, match="every slot has an item"):
+        while True:
+            queue.put(np.zeros(10), timeout_s=0)
+            held.append(queue.get())
+    before = room_events(queue)
+    held.pop()
+    assert room_events(queue) > before
+    queue.put(1, timeout_s=0)
+
+
 def test_closing_ends_producers_at_once_and_consumers_when_it_is_empty(queue):
     queue.put_many([1, 2, 3])
     queue.close()
