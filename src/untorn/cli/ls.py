@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from untorn.cli.errors import reported
 from untorn.cli.listing import UNUSED, Found, find_channel, list_channels
-from untorn.cli.queues import find_queue, is_queue, list_queues, queue_table
+from untorn.cli.queues import FoundQueue, find_queue, list_queues, means_queue, queue_table
 from untorn.cli.tables import age, count, grid, json_line, plain, say, size
 from untorn.share.lowlevel import ChannelState, default_path
 
@@ -34,7 +35,7 @@ def ls(*, where: str | None, as_json: bool, debug: bool) -> None:
     with reported(debug=debug):
         one = where is not None and not os.path.isdir(where)
         directory = None if one else where
-        named = where if one and where is not None and is_queue(where) else None
+        named = where if one and where is not None and means_queue(where) else None
         queues = [find_queue(named)] if named is not None else [] if one else list_queues(directory)
         found = (
             [] if one and queues else [find_channel(where)] if one and where is not None else list_channels(directory)
@@ -50,25 +51,37 @@ def ls(*, where: str | None, as_json: bool, debug: bool) -> None:
             return
         if queues:
             say(queue_table(queues), *([""] if found else []))
-        if not found:
-            if not queues:
-                say(f"no channels in {plain(place)}")
-            return
-        say(grid(_COLUMNS, map(_row, found), right=_NUMBERS, optional=_OPTIONAL))
-        for entry in found:
-            if entry.status == "unreadable":
-                say(Text(f"{plain(entry.name)}: {plain(entry.problem)}"))
-        unused = [entry for entry in found if entry.status in UNUSED]
-        if unused:
-            freed = size(sum(entry.file_nbytes for entry in unused))
-            command = (
-                f"untorn rm {plain(where)}"
-                if one
-                else "untorn gc"
-                if directory is None
-                else f"untorn gc {plain(directory)} --yes"
-            )
-            say("", Text(f"{count(len(unused), 'unused channel')}, {freed}; to remove: {command}"))
+        if not found and not queues:
+            say(f"no channels in {plain(place)}")
+        if found:
+            _print_channels(found)
+        _print_unused(found, queues, where if one else None, directory)
+
+
+def _print_channels(found: Sequence[Found]) -> None:
+    say(grid(_COLUMNS, map(_row, found), right=_NUMBERS, optional=_OPTIONAL))
+    for entry in found:
+        if entry.status == "unreadable":
+            say(Text(f"{plain(entry.name)}: {plain(entry.problem)}"))
+
+
+def _print_unused(found: Sequence[Found], queues: Sequence[FoundQueue], one: str | None, directory: str | None) -> None:
+    """Say how much could be removed, and how."""
+    unused = [entry for entry in found if entry.status in UNUSED]
+    idle = [queue for queue in queues if queue.status == "unused"]
+    if not unused and not idle:
+        return
+    parts = [count(len(unused), "unused channel")] if unused else []
+    parts += [count(len(idle), "unused queue")] if idle else []
+    freed = size(sum(entry.file_nbytes for entry in unused) + sum(queue.file_nbytes for queue in idle))
+    command = (
+        f"untorn rm {plain(one)}"
+        if one is not None
+        else "untorn gc"
+        if directory is None
+        else f"untorn gc {plain(directory)} --yes"
+    )
+    say("", Text(f"{' and '.join(parts)}, {freed}; to remove: {command}"))
 
 
 def _row(entry: Found) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ __all__ = [
     "is_queue",
     "list_queues",
     "means_queue",
+    "process_table",
     "queue_document",
     "queue_rates",
     "queue_table",
@@ -134,9 +135,15 @@ def show_queue(name: str) -> Sequence[RenderableType]:
         state = view.state()
     parts: list[RenderableType] = [facts(_facts(state))]
     if state.processes:
-        columns = ("PROCESS", "WAITS FOR", "TAKEN", "HELD", "WRITING", "MEMORY", "ATTACHED")
-        parts += ["", grid(columns, _process_rows(state), right=columns[2:])]
+        parts += ["", process_table(state)]
     return parts
+
+
+def process_table(state: QueueState, width: int | None = None) -> RenderableType:
+    """Return the table of a queue's processes, for a terminal of this width."""
+    columns = ("PID", "WAITS FOR", "TAKEN", "HELD", "WRITING", "MEMORY", "ATTACHED")
+    optional = ("ATTACHED", "MEMORY", "WRITING")
+    return grid(columns, _process_rows(state), right=("PID", *columns[2:]), optional=optional, width=width)
 
 
 def queue_document(name: str) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def _process_rows(state: QueueState) -> list[tuple[str, ...]]:
     now = time.time()
     return [
         (
-            f"pid {process.pid}",
+            str(process.pid),
             process.waits_for or "-",
             str(process.taken),
             str(process.held),
@@ -243,7 +250,7 @@ def remove_named_queue(name: str) -> tuple[FoundQueue, int]:
     with QueueView.open(files) as view:
         state = view.state()
     found = FoundQueue(files.label, files, state, "", blocks(files.control))
-    reason = f"pid {', '.join(str(each.pid) for each in state.processes)} has it open" if state.used else ""
+    reason = f"open in pid {', '.join(str(each.pid) for each in state.processes)}" if state.used else ""
     if reason := reason or remove_queue(files):
         raise BusyError(
             f"queue {files.label!r} is not removed: {reason}; end these processes, or call Queue.unlink() in one"

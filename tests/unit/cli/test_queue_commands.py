@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import untorn
 from helpers import start
 from untorn.cli.group import group
+from untorn.cli.queues import find_queue, process_table
 
 
 def run(*arguments: str) -> str:
@@ -58,6 +61,26 @@ def test_ls_and_show_say_what_waits_and_who_has_what(folder):
     assert (state["closed"], state["processes"]) == (True, [])
 
 
+def test_ls_says_which_are_unused_and_how_to_remove_them(folder):
+    untorn.queue(5, name="old", directory=folder).leave()
+    gc.collect()
+    shown = run("ls", folder)
+    assert "1 unused queue" in shown
+    assert f"to remove: untorn gc {folder} --yes" in " ".join(shown.split())
+    assert f"to remove: untorn rm {folder}/old" in " ".join(run("ls", f"{folder}/old").split())
+
+
+def test_show_fits_a_narrow_terminal(folder):
+    with untorn.queue(5, name="tasks", directory=folder):
+        state = find_queue(f"{folder}/tasks").state
+        for width in (50, 40):
+            console = Console(width=width, file=io.StringIO())
+            console.print(process_table(state, width=width))
+            head, row = console.file.getvalue().splitlines()  # no line is wrapped
+            assert head.split()[:5] == ["PID", "WAITS", "FOR", "TAKEN", "HELD"]
+            assert row.split()[:4] == [str(os.getpid()), "-", "0", "0"]
+
+
 def test_top_shows_rates(folder):
     with untorn.queue(5, name="tasks", directory=folder) as queue:
         queue.put(1)
@@ -87,7 +110,7 @@ def test_rm_removes_a_queue_that_nobody_has_with_its_items(folder):
         child.get()
         refused = CliRunner().invoke(group, ["rm", f"{folder}/left"])
         assert refused.exit_code == 1
-        assert f"is not removed: pid {child.pid} has it open; end these processes" in refused.output
+        assert f"is not removed: open in pid {child.pid}; end these processes" in refused.output
         child.kill()
     document = json.loads(run("rm", f"{folder}/left", "--json"))
     (removed,) = document["removed"]
