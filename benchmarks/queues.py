@@ -7,8 +7,9 @@
     N to M          producers and consumers in processes of their own: seconds per item, with the consumers' last item
 
 The peers do the same in turns. multiprocessing's queues, faster-fifo, ZeroMQ and iceoryx2 carry the pickle of a value,
-as their users do; torch.multiprocessing sends tensors as handles of shared memory; Ray's queue is an actor, whose
-users are tasks of its cluster, so only its round trip is measured. A peer that is not installed is left out.
+as their users do; torch.multiprocessing sends tensors as handles of shared memory. Of Ray's queue, which is an actor
+for the tasks of its cluster, and of iceoryx2, whose receivers look again and again, only the round trip is measured. A
+peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -123,24 +124,30 @@ class _Iceoryx2:
         self._folder = tempfile.TemporaryDirectory(prefix="untorn-benchmark-")
         self._ends: dict[str, Any] = {}
 
+    def _service(self) -> tuple[Any, Any]:
+        import iceoryx2 as iox2
+
+        iox2.set_log_level(iox2.LogLevel.Error)
+        config = iox2.config.default()
+        config.global_cfg.root_path = iox2.Path.new(self._folder.name)
+        config.global_cfg.prefix = iox2.FileName.new(self._name)
+        node = iox2.NodeBuilder.new().config(config).create(iox2.ServiceType.Ipc)
+        service = (
+            node.service_builder(iox2.ServiceName.new(self._name))
+            .publish_subscribe(iox2.Slice[ctypes.c_uint8])
+            .subscriber_max_buffer_size(64)
+            .max_publishers(8)
+            .max_subscribers(8)
+            .enable_safe_overflow(False)
+            .open_or_create()
+        )
+        return service, node
+
     def _end(self, side: str) -> Any:
         if side not in self._ends:
             import iceoryx2 as iox2
 
-            iox2.set_log_level(iox2.LogLevel.Error)
-            config = iox2.config.default()
-            config.global_cfg.root_path = iox2.Path.new(self._folder.name)
-            config.global_cfg.prefix = iox2.FileName.new(self._name)
-            node = iox2.NodeBuilder.new().config(config).create(iox2.ServiceType.Ipc)
-            service = (
-                node.service_builder(iox2.ServiceName.new(self._name))
-                .publish_subscribe(iox2.Slice[ctypes.c_uint8])
-                .subscriber_max_buffer_size(64)
-                .max_publishers(8)
-                .max_subscribers(8)
-                .enable_safe_overflow(False)
-                .open_or_create()
-            )
+            service, node = self._service()
             if side == "PUSH":
                 port = (
                     service.publisher_builder()
@@ -308,7 +315,7 @@ def large() -> Iterator[Row]:
 
 
 def _produce(each: Peer, value: Any, shape: tuple[int, int], ready: Any, go: Any) -> None:
-    if isinstance(each, _Zmq | _Iceoryx2):
+    if isinstance(each, _Zmq):
         each.join("PUSH", *shape)
     ready.release()
     go.wait()
@@ -322,7 +329,7 @@ def _produce(each: Peer, value: Any, shape: tuple[int, int], ready: Any, go: Any
 
 
 def _consume(each: Peer, shape: tuple[int, int], ready: Any, go: Any, done: Any) -> None:
-    if isinstance(each, _Zmq | _Iceoryx2):
+    if isinstance(each, _Zmq):
         each.join("PULL", *shape)
     ready.release()
     go.wait()
@@ -334,7 +341,8 @@ def _consume(each: Peer, shape: tuple[int, int], ready: Any, go: Any, done: Any)
 def throughput(make: Callable[[], Peer], value: Any, producers: int, consumers: int) -> float:
     """Return the seconds per item."""
     each, shape = make(), (producers, consumers)
-    ready, done, go = multiprocessing.Semaphore(0), multiprocessing.Semaphore(0), multiprocessing.Event()
+    ready, done = multiprocessing.Semaphore(0), multiprocessing.Semaphore(0)
+    go = multiprocessing.Event()
     processes = [
         multiprocessing.Process(target=_produce, args=(each, value, shape, ready, go), daemon=True)
         for _ in range(producers)
@@ -363,8 +371,7 @@ def between_processes() -> Iterator[Row]:
         kept: list[float] = []
         for shape, (producers, consumers) in SHAPES.items():
             names = peers()
-            if consumers > 1:
-                names.pop("iceoryx2", None)  # each consumer would get every item
+            names.pop("iceoryx2", None)
             times = interleaved(
                 {name: partial(throughput, make, ITEMS[size], producers, consumers) for name, make in names.items()},
                 turns=7,
