@@ -4,6 +4,7 @@
  *                             FrozenIterator   keys, values or items, in the order of insertion
  *     module_frozen_read.c    objects as keys to look up; keys and values as objects
  *     module_frozen_build.c   frozen_build     a dict, or pairs, as new parts
+ *                             plain_pack       a container of plain values as one node, which plain_unpack reads
  *                             FrozenMemory     one such part; exports its bytes, read-only
  */
 #ifndef UNTORN_MODULE_FROZEN_H
@@ -43,7 +44,8 @@ bool key_is_numpy_bool(PyObject *object);
 
 static inline void key_close(struct key_hold *hold) { Py_XDECREF(hold->owner); }
 
-/* Return new objects, or NULL with an exception: FormatError if the bytes are not valid. */
+/* Return new objects, or NULL with an exception: FormatError if the bytes are not valid. Without a table (NULL), there
+ * must be plain values only. */
 PyObject *key_make(const struct frozen_key *key);
 PyObject *value_make(FrozenTableObject *self, const struct frozen_record *record, unsigned depth);
 

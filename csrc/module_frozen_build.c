@@ -46,8 +46,8 @@ static PyType_Spec FrozenMemory_spec = {"untorn._core.FrozenMemory", sizeof(Froz
 
 struct build {
     struct frozen_builder builder;
-    PyObject *pack;   /* (value) -> (kind, description, alignment, payload, shape) */
-    PyObject *refuse; /* (path, problem) raises; problem: text, or what pack() raised */
+    PyObject *pack;   /* (value) -> (kind, description, alignment, payload, shape); NULL: take plain values only */
+    PyObject *refuse; /* (path, problem) raises; problem: text, or what pack() raised; NULL: refuse without an error */
 };
 
 /* The place of a value in the tree: a key, or else an index. */
@@ -73,6 +73,10 @@ static PyObject *path_make(const struct step *step)
 /* Raise UnsupportedTypeError with the path in front; always false. */
 static bool value_refuse(struct build *build, const struct step *step, PyObject *problem)
 {
+    if (build->refuse == NULL) {
+        Py_XDECREF(problem);
+        return false;
+    }
     PyObject *path = problem == NULL ? NULL : path_make(step);
     PyObject *returned = path == NULL ? NULL : PyObject_CallFunctionObjArgs(build->refuse, path, problem, NULL);
     if (returned != NULL)
@@ -265,6 +269,8 @@ static bool value_put(struct build *build, PyObject *value, uint64_t place, cons
         return complex_put(build, value, place);
     if (PyList_CheckExact(value) || PyTuple_CheckExact(value) || PyDict_CheckExact(value))
         return container_put(build, value, place, step, depth);
+    if (build->pack == NULL)
+        return false;
     PyObject *packed = PyObject_CallFunctionObjArgs(build->pack, value, NULL);
     if (packed == NULL)
         return value_refuse_packed(build, step);
@@ -354,6 +360,43 @@ static bool entries_of_pairs(struct build *build, PyObject *pairs)
     return put && !PyErr_Occurred();
 }
 
+/* Without pack(), no code of others runs, so the containers do not change meanwhile. */
+static PyObject *core_plain_pack(PyObject *module, PyObject *value)
+{
+    struct build build = {0};
+    struct frozen_builder *builder = &build.builder;
+    PyObject *packed = NULL;
+    if (!frozen_builder_begin(builder, 0, 0)) {
+        PyErr_NoMemory();
+    } else if (node_put(&build, value, NULL, 0)) {
+        packed = memory_make(core_of_module(module), &builder->entries);
+    } else if (!PyErr_Occurred()) {
+        packed = Py_NewRef(Py_None);
+    }
+    frozen_builder_free(builder);
+    return packed;
+}
+
+static PyObject *core_plain_unpack(PyObject *module, PyObject *args)
+{
+    unsigned long long offset, nbytes;
+    PyObject *exporter, *value = NULL;
+    Py_buffer view;
+    struct frozen_record record;
+    if (!PyArg_ParseTuple(args, "OKK", &exporter, &offset, &nbytes) ||
+        PyObject_GetBuffer(exporter, &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    uint64_t at = 0;
+    if (offset > (uint64_t)view.len || nbytes > (uint64_t)view.len - offset)
+        PyErr_SetString(PyExc_ValueError, "plain_unpack: the place lies outside the memory");
+    else if (!frozen_read((const uint8_t *)view.buf + offset, nbytes, &at, &record))
+        frozen_damaged("a value that ends outside its place");
+    else
+        value = value_make(NULL, &record, 0);
+    PyBuffer_Release(&view);
+    return value;
+}
+
 static PyObject *core_frozen_build(PyObject *module, PyObject *args)
 {
     PyObject *data, *index = NULL, *entries = NULL, *blob = NULL, *result = NULL;
@@ -388,6 +431,14 @@ static PyMethodDef build_functions[] = {
     {"frozen_build", core_frozen_build, METH_VARARGS,
      "frozen_build($module, data, spare_seed, pack, refuse, /)\n--\n\n"
      "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py."},
+    {"plain_pack", core_plain_pack, METH_O,
+     "plain_pack($module, value, /)\n--\n\n"
+     "Return the bytes of a FrozenDict's node with this value; None if it contains other than plain values, or is "
+     "nested "
+     "too deep."},
+    {"plain_unpack", core_plain_unpack, METH_VARARGS,
+     "plain_unpack($module, exporter, offset, nbytes, /)\n--\n\n"
+     "Return the value of such a node."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,7 +9,7 @@ PyObject *frozen_damaged(const char *found)
     PyObject *errors = PyImport_ImportModule("untorn.errors");
     PyObject *type = errors == NULL ? NULL : PyObject_GetAttrString(errors, "FormatError");
     if (type != NULL)
-        PyErr_Format(type, "a FrozenDict is damaged (%s); build it again, or publish it again", found);
+        PyErr_Format(type, "a FrozenDict, or a container of plain values, is damaged (%s); publish it again", found);
     Py_XDECREF(type);
     Py_XDECREF(errors);
     return NULL;
@@ -288,6 +288,8 @@ static PyObject *array_make(FrozenTableObject *self, const struct frozen_record 
 static PyObject *blob_make(FrozenTableObject *self, const struct frozen_record *record)
 {
     uint64_t words[3];
+    if (self == NULL)
+        return frozen_damaged("an array among plain values");
     const uint64_t size = record->content_nbytes, blob = (uint64_t)self->buffers[PART_BLOB].len;
     if (size < sizeof words || size % 8 != 0 || (record->kind != FROZEN_ARRAY && size != sizeof words))
         return frozen_damaged("a reference to the blob of a wrong size");

@@ -88,7 +88,7 @@ PyObject *version_publish_tree(PyObject *self, PyObject *args)
     DraftObject *draft = draft_begin(self, tree_plan_nbytes(plan));
     if (draft != NULL && tree_plan_write(plan, value, draft->address))
         (void)draft_publish(draft, plan, schema_id, &latest);
-    Py_XDECREF(draft);
+    Py_XDECREF((PyObject *)draft);
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(latest);
 }
 

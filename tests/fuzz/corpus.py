@@ -40,6 +40,7 @@ def values() -> dict[str, Any]:
         "dates": np.array(["2026-01-01"], "M8[ms]"),
         "masked": np.ma.masked_array([1.0, 2.0], [True, False]),
         "frozen": FrozenDict({"a": 1, "b": np.arange(3)}),
+        "packed": [{i: [str(i), float(i), (None, 2**70)] for i in range(64)}, *range(256)],
         "classes": [Parts(1, {"a": 2}), targets.Pair(1, [2.0])],  # that the targets have imported
     }
 
@@ -167,7 +168,7 @@ def made() -> dict[str, dict[str, bytes]]:
     """The whole corpus: target -> name -> bytes."""
     found: dict[str, dict[str, bytes]] = {"schema": {}, "frozendict": {}, "frozen": {}}
     for name, value in values().items():
-        schema, payload = pack(value)
+        schema, payload = pack(value, plain=True)
         found["schema"][name] = schema + b"\n" + bytes(payload)
     for name, schema in foreign().items():
         found["schema"][f"foreign-{name.replace(' ', '-')}"] = schema.encode() + b"\n" + bytes(256)

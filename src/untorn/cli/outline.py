@@ -72,6 +72,8 @@ def _outline(node: Any, path: str) -> Node:
     nbytes = _leaf_nbytes(node)
     if nbytes is None:
         return Node(path, kind, _opaque_type(kind, node[1:]), None, None, _parts_nbytes(node[1:]))
+    if kind == "packed":
+        return Node(path, kind, f"{node[3]} of {node[4]:,} plain values", None, None, nbytes)
     dtype = _dtype_name(node[2]) if kind in ("array", "numpy") else None
     shape = tuple(node[3]) if kind == "array" else None
     return Node(path, kind, dtype or _TYPES.get(kind, kind), shape, dtype, nbytes)
@@ -120,6 +122,8 @@ def _leaf_nbytes(node: Any) -> int | None:
         case [str(kind), int()] if kind in _FIXED:
             return _FIXED[kind]
         case [str(kind), int(), int(nbytes)] if kind in _SIZED:
+            return nbytes
+        case ["packed", int(), int(nbytes), str(), int()]:
             return nbytes
     return None
 

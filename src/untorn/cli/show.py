@@ -20,6 +20,13 @@ from untorn.share.lowlevel import ChannelState, ChannelView, files_of
 
 __all__ = ["show"]
 
+#: of a plain container that each reader builds again
+_LARGE_NBYTES = 1 << 20
+_LARGE_ADVICE = (
+    "every reader builds this container again from each version; a dict that is only looked up is read in place, "
+    "without that, as an untorn.FrozenDict"
+)
+
 
 @click.command(short_help="Show one channel: structure, slots, readers.")
 @click.argument("channel")
@@ -92,7 +99,10 @@ def _print(state: ChannelState, trees: dict[str, Node], problem: str | None) -> 
     if problem is not None:
         say("", Text(f"structure: {plain(problem)}", style="red"))
     for name, tree in trees.items():
+        large = [node for node in walk(tree) if node.kind == "packed" and node.nbytes >= _LARGE_NBYTES]
         say("", grid((name.upper(), "TYPE", "SHAPE", "SIZE"), map(_node_row, walk(tree)), right=("SIZE",)))
+        for node in large:
+            say(Text(f"{plain(node.path) or 'the value'}: {_LARGE_ADVICE}", style="yellow"))
     say("", grid(("SLOT", "VERSION", "CAPACITY", "HELD BY"), _slot_rows(state), right=("SLOT", "VERSION", "CAPACITY")))
     if state.readers:
         columns = ("READER", "HOLDS", "BEHIND", "OLDEST", "ATTACHED")

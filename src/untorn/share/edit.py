@@ -51,6 +51,7 @@ class Edit:
         originals: its leaves, in order, if they are known: the arrays, and anything in the place of others.
         only: the leaves that may be changed; None for all.
         allow_pickle: as in publish().
+        pack: whether the tree is flattened with packed containers (specs.py).
 
     Attributes:
         tree: the writable tree.
@@ -59,7 +60,7 @@ class Edit:
     def __init__(
         self,
         seal: Callable[[Any], None],
-        newest: Callable[[], _core.Draft] | None,
+        newest: Callable[[], _core.Draft | bytearray] | None,
         layout: Layout,
         draft: _core.Draft | _core.QueueDraft,
         tree: Any,
@@ -67,6 +68,7 @@ class Edit:
         *,
         only: frozenset[int] | None,
         allow_pickle: bool,
+        pack: bool = False,
     ) -> None:
         self._seal = seal
         self._newest = newest
@@ -74,6 +76,7 @@ class Edit:
         self._draft = draft
         self._only = only
         self._allow_pickle = allow_pickle
+        self._pack = pack
         self.tree = tree
         self._originals = self._flatten().leaves if originals is None else originals
         for index in self._fixed():
@@ -81,7 +84,7 @@ class Edit:
                 self._originals[index].flags.writeable = False
 
     def _flatten(self) -> Collected:
-        return Collected(*flatten(self.tree, allow_pickle=self._allow_pickle))
+        return Collected(*flatten(self.tree, allow_pickle=self._allow_pickle, pack=self._pack))
 
     def _fixed(self) -> Iterator[int]:
         """The leaves that may not be changed."""
@@ -141,6 +144,8 @@ class Edit:
             newest = self._newest_slot()
             start, end = self._layout.leaf_range(index)
             return bool(leaf.tobytes() != memoryview(newest)[start:end])
+        if isinstance(leaf, _core.FrozenMemory):  # a packed container
+            return memoryview(leaf) != memoryview(self._originals[index])
         if not isinstance(leaf, np.ndarray):
             return leaf is not self._originals[index] and bool(leaf != self._originals[index])
         if not self._layout.has_foreign:
@@ -153,7 +158,7 @@ class Edit:
         is_pickled_anew = isinstance(before, np.ndarray) and not self._is_in_place(index, leaf)
         return not (is_pickled_anew and leaf.tobytes() == before.tobytes())
 
-    def _newest_slot(self) -> _core.Draft:
+    def _newest_slot(self) -> _core.Draft | bytearray:
         assert self._newest is not None
         return self._newest()
 

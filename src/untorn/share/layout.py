@@ -86,6 +86,7 @@ class Layout:
         nbytes: the size of the whole slot.
         leaves: (spec, offset from the start of the slot) of each leaf, in order.
         has_foreign: whether there are values of other libraries among them.
+        has_packed: whether there are packed containers among them.
         arrays: the indices of the leaves that are the user's arrays, and not part of such a value.
         plan: for writing them in one call (tree_plans.py); False if there is none, None if nobody has asked.
     """
@@ -94,6 +95,7 @@ class Layout:
         self.spec = spec
         self.extra = extra
         self.has_foreign: bool = False
+        self.has_packed: bool = False
         self.arrays: list[int] = []
         self.plan: _core.TreePlan | Literal[False] | None = None
         self._decoder: Decoder | None = None
@@ -119,6 +121,7 @@ class Layout:
             return [*_describe_node(spec), [self._describe(child, places, foreign) for child in spec.children]]
         if spec.kind == "array" and not foreign:
             self.arrays.append(len(places))
+        self.has_packed |= spec.kind == "packed"
         nbytes, alignment = _leaf_size(spec)
         offset = self._place(nbytes, alignment)
         places.append((spec, offset))
@@ -172,9 +175,10 @@ class Layout:
         return array_over(draft, dtype, shape, offset, strides)
 
 
-def pack(value: Any, *, allow_pickle: bool = False) -> tuple[bytes, bytearray]:
-    """A value in private memory: its schema and its payload. ``Decoder(schema, len(payload), payload=0)`` reads it."""
-    spec, leaves = flatten(value, allow_pickle=allow_pickle)
+def pack(value: Any, *, allow_pickle: bool = False, plain: bool = False) -> tuple[bytes, bytearray]:
+    """A value in private memory: its schema and its payload. ``Decoder(schema, len(payload), payload=0)`` reads it.
+    With ``plain``, large plain containers are packed (specs.py)."""
+    spec, leaves = flatten(value, allow_pickle=allow_pickle, pack=plain)
     layout = Layout(spec, payload=0)
     payload = bytearray(layout.nbytes)
     for index, leaf in enumerate(leaves):
@@ -191,6 +195,8 @@ def _leaf_size(spec: Spec) -> tuple[int, int]:
         return spec.detail.itemsize, 16
     if spec.kind in _STRUCTS:
         return _STRUCTS[spec.kind].size, 8
+    if spec.kind == "packed":
+        return spec.detail[0], 8
     return spec.detail or 0, 8
 
 
@@ -215,6 +221,8 @@ def _describe_leaf(spec: Spec) -> tuple[Any, ...]:
         return np.lib.format.dtype_to_descr(dtype), list(shape), strides and list(strides)
     if spec.kind == "numpy":
         return (np.lib.format.dtype_to_descr(spec.detail),)
+    if spec.kind == "packed":
+        return tuple(spec.detail)
     return () if spec.detail is None else (spec.detail,)
 
 
@@ -460,6 +468,8 @@ class Decoder:
             if kind == "complex":
                 return lambda exporter: complex(*unpack(exporter, offset))
             return lambda exporter: unpack(exporter, offset)[0]
+        if kind == "packed":
+            return self._compile_packed(offset, *rest)
         if kind not in ("str", "bytes", "bigint"):
             raise FormatError(
                 f"{path_of(self._at)}: a leaf of unknown kind {_shown(kind)}; a newer untorn may have written this "
@@ -473,6 +483,19 @@ class Decoder:
         if kind == "bytes":
             return lambda exporter: bytes(memoryview(exporter)[offset:end])
         return lambda exporter: int.from_bytes(memoryview(exporter)[offset:end], "little", signed=True)
+
+    def _compile_packed(self, offset: int, nbytes: Any, type_name: Any, length: Any) -> _Build:
+        size, place = count_of(nbytes), path_of(self._at)
+        self._take(offset, size)
+        what = f"a {name_of(type_name)} of {count_of(length):,} plain values"
+
+        def build(exporter: Any) -> Any:
+            try:
+                return _core.plain_unpack(exporter, offset, size)
+            except FormatError as error:
+                raise FormatError(f"{place}: {what}: {error}") from None
+
+        return build
 
     def _compile_scalar(self, offset: int, dtype: np.dtype[Any]) -> _Build:
         self._take(offset, dtype.itemsize)

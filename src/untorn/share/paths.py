@@ -6,12 +6,23 @@ A part is the str() of a dict's key, an index, or a field's name. Keys that cont
 from __future__ import annotations
 
 import difflib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from untorn.share.specs import OPAQUE
 from untorn.trees import CONTAINERS, Path, Spec, leaf_specs, names_of, path_of
 
-__all__ = ["Place", "find", "leaf_paths", "replaced"]
+__all__ = ["InsidePacked", "New", "Place", "expanded", "find", "leaf_paths", "replaced"]
+
+
+class InsidePacked(Exception):
+    """A path leads into a packed container, which is one leaf: expanded() gives its parts places of their own."""
+
+
+class New(NamedTuple):
+    """A leaf of a new value, where a leaf of the newest version is its index."""
+
+    leaf: Any
 
 
 class Place(NamedTuple):
@@ -44,13 +55,15 @@ def leaf_count(spec: Spec) -> int:
 
 
 def find(root: Spec, path: str) -> Place:
-    """Return the node at ``path``. Raises KeyError, which names similar paths, if there is none."""
+    """Return the node at ``path``. Raises KeyError, which names similar paths, if there is none; InsidePacked."""
     if not isinstance(path, str):
         raise TypeError(f"path: expected a str such as 'head/w', found {type(path).__name__}")
     trail: list[int] = []
     spec, first, rest = root, 0, path.strip("/")
     done: Path = ()
     while rest:
+        if spec.kind == "packed":
+            raise InsidePacked
         names = list(names_of(spec)) if spec.kind in CONTAINERS else []
         index = _longest_match(names, rest)
         if index < 0:
@@ -70,6 +83,28 @@ def replaced(root: Spec, trail: tuple[int, ...], node: Spec) -> Spec:
     children = list(root.children)
     children[trail[0]] = replaced(children[trail[0]], trail[1:], node)
     return root._replace(children=tuple(children))
+
+
+def expanded(root: Spec, unpack: Callable[[int], tuple[Spec, list[Any]]], first: int = 0) -> tuple[Spec, list[Any]]:
+    """Return the same tree without packed containers, and for each of its leaves the index that it had, or a New one.
+
+    Args:
+        root: the tree.
+        unpack: (index of a packed leaf) -> its spec and its leaves.
+        first: the index of the tree's first leaf.
+    """
+    if root.kind == "packed":
+        spec, leaves = unpack(first)
+        return spec, [New(leaf) for leaf in leaves]
+    if root.kind not in CONTAINERS:
+        return root, list(range(first, first + leaf_count(root)))
+    children, sources = [], []
+    for child in root.children:
+        spec, found = expanded(child, unpack, first)
+        children.append(spec)
+        sources += found
+        first += leaf_count(child)
+    return root._replace(children=tuple(children)), sources
 
 
 def leaf_paths(root: Spec) -> list[str]:

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 
 from untorn import _core
@@ -21,6 +22,7 @@ from untorn.share import notes, storage
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.naming import NameKeeper
+from untorn.share.paths import InsidePacked
 from untorn.share.storage import Address, Files
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
@@ -133,7 +135,7 @@ def publish(
     if durable and not keep:
         raise ValueError("durable=True keeps each version on the disk, and keep=False removes the channel: use one")
     return publish_tree(
-        Tree.of(value, allow_pickle=allow_pickle),
+        Tree.of(value, allow_pickle=allow_pickle, pack=not fixed),
         name=name,
         directory=directory,
         sizes=(max_readers, max_slots, slots),
@@ -379,7 +381,13 @@ class Publisher(Generic[T]):
             instead = "update(value) replaces the whole value; for a part of it write patch({path: value})"
             guesses = _WRITE_GUESSES if unknown.keys() <= _WRITE_GUESSES.keys() else dict.fromkeys(unknown, instead)
             raise unknown_arguments("update", (value, *more), unknown, guesses=guesses, instead=instead)
-        return self._publish_planned(value) or self._publish(Tree.of(value, allow_pickle=self._allow_pickle), timeout_s)
+        return self._publish_planned(value) or self._publish(self._tree(value), timeout_s)
+
+    def _tree(self, value: Any, at: str = "") -> Tree:
+        """Take a value apart."""
+        versions = self._open_versions
+        packs = versions is not None and versions.packs
+        return Tree.of(value, allow_pickle=self._allow_pickle, at=at, pack=packs)
 
     def _publish_planned(self, value: T) -> int:
         """Publish a value that has the structure of the newest version in one call, and return the version's number.
@@ -434,10 +442,7 @@ class Publisher(Generic[T]):
             raise unknown_arguments("patch", (changes, *more), unknown, guesses=guesses, instead=instead)
         if not isinstance(changes, Mapping):
             raise TypeError(f"changes: expected a dict of path to value, found {type(changes).__name__}")
-        trees = {
-            path: Tree.of(value, allow_pickle=self._allow_pickle, at=str(path).strip("/"))
-            for path, value in changes.items()
-        }
+        trees = {path: self._tree(value, str(path).strip("/")) for path, value in changes.items()}
         return self._write("patch", lambda versions: versions.patch(trees, timeout_s))
 
     @only_known_arguments
@@ -490,19 +495,26 @@ class Publisher(Generic[T]):
                 if begun is not None:
                     yield from self._edit_planned(versions, *begun, timeout_s)
                     return
-                layout = versions.known_layout()
-                only = None if leaves is None else versions.indices_of(leaves)
-                unwritten = [] if copy else versions.array_indices(only)
-                slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
+                layout, moved = versions.known_layout(), None
+                named = leaves if leaves is None or isinstance(leaves, str) else list(leaves)
+                try:
+                    only = None if named is None else versions.indices_of(named)
+                    unwritten = [] if copy else versions.array_indices(only)
+                    slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
+                except InsidePacked:
+                    layout, slot, draft = versions.begin_expanded(timeout_s)
+                    only = versions.indices_of(named or (), layout.spec)
+                    moved = bytearray(memoryview(draft)[: layout.nbytes])
                 decoder = layout.decoder(allow_pickle=self._allow_pickle)
                 edit = Edit(
                     self._open().seal,
-                    versions.newest_draft,
+                    versions.newest_draft if moved is None else partial(bytearray, moved),
                     layout,
                     draft,
                     decoder.value(draft),
                     only=only,
                     allow_pickle=self._allow_pickle,
+                    pack=versions.packs if only is None else layout.has_packed,
                 )
                 try:
                     yield edit.tree
@@ -511,6 +523,7 @@ class Publisher(Generic[T]):
                     edit.end()
                 if restructured is None:
                     self._versions.finish(layout, slot, only)
+                    versions.packs = versions.packs and moved is None
                 else:
                     self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
             except ClosedError:
@@ -531,7 +544,17 @@ class Publisher(Generic[T]):
             yield tree
             if not plan.collect(draft, tree, originals):
                 seal, layout = versions.attachment.seal, planned.layout
-                edit = Edit(seal, None, layout, draft, tree, originals, only=None, allow_pickle=self._allow_pickle)
+                edit = Edit(
+                    seal,
+                    None,
+                    layout,
+                    draft,
+                    tree,
+                    originals,
+                    only=None,
+                    allow_pickle=self._allow_pickle,
+                    pack=versions.packs,
+                )
                 restructured = edit.collect()
         finally:
             if plan.release(tree, originals):

@@ -153,7 +153,7 @@ class Queue(Generic[T]):
         plan = self._put_plan
         if plan is not None and self._side.put_tree(plan, value) == 1:
             return
-        spec, leaves = flatten(value, allow_pickle=self._allow_pickle)
+        spec, leaves = flatten(value, allow_pickle=self._allow_pickle, pack=True)
         self._put_plan = self._plans.of(self._putter.put(self._side, spec, leaves, deadline))
 
     def put_nowait(self, value: T) -> None:

@@ -9,6 +9,9 @@ These can be shared natively: trees (untorn/trees.py) of NumPy arrays of every d
 float, complex, bool, str, bytes and None. Values of other libraries, and FrozenDict, go through adapters
 (untorn/adapter_registry.py), which make them a node with native children. Anything else is pickled, if that is
 allowed.
+
+A list, tuple or dict of many plain values can be *packed*: then it is one leaf, whose bytes the core writes and reads
+in one pass, instead of a node and a place for each of its values.
 """
 
 from __future__ import annotations
@@ -25,15 +28,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import trees
+from untorn import _core, trees
 from untorn.adapter_registry import Adapter, adapter_for
 from untorn.errors import UnsupportedTypeError
 from untorn.trees import Node, Path, Spec, path_of
 
-__all__ = ["OPAQUE", "Deferred", "array_spec", "class_at", "flatten", "is_plain"]
+__all__ = ["OPAQUE", "PACKED_LENGTH", "Deferred", "array_spec", "class_at", "flatten", "is_plain"]
 
 #: nodes whose children only their reader knows
 OPAQUE = frozenset({"adapter", "pickle"})
+
+#: a container with fewer members is not packed, so that its parts keep their own places
+PACKED_LENGTH = 256
+_PACKABLE = frozenset({dict, list, tuple})
 
 _INT64 = range(-(2**63), 2**63)
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
@@ -58,14 +65,26 @@ class Deferred:
         return made
 
 
-def flatten(value: Any, *, allow_pickle: bool = False, at: str = "") -> tuple[Spec, list[Any]]:
+def flatten(value: Any, *, allow_pickle: bool = False, at: str = "", pack: bool = False) -> tuple[Spec, list[Any]]:
     """Take a value apart. Returns its spec, and its leaves (arrays and scalars unchanged) in depth-first order.
 
     Nothing is copied except by adapters that need to, and by pickling. Raises UnsupportedTypeError, which names the
     place, for a type that cannot be shared, a key that is not a plain value, a tree that contains itself, or one that
-    is nested more than 200 deep. ``at`` is the path of the value in a larger one.
+    is nested more than 200 deep. ``at`` is the path of the value in a larger one. With ``pack``, containers of at least
+    PACKED_LENGTH members are packed, if there are only plain values in them: str, bytes, numbers of Python, None, and
+    dicts, lists and tuples of these.
     """
-    return trees.flatten(value, partial(_take, allow_pickle), at=(at,) if at else ())
+    take = partial(_take_packed if pack else _take, allow_pickle)
+    return trees.flatten(value, take, at=(at,) if at else ())
+
+
+def _take_packed(allow_pickle: bool, value: Any, path: Path, leaves: list[Any]) -> Spec | Node:
+    cls = type(value)
+    packed = _core.plain_pack(value) if cls in _PACKABLE and len(value) >= PACKED_LENGTH else None
+    if packed is None:
+        return _take(allow_pickle, value, path, leaves)
+    leaves.append(packed)
+    return Spec("packed", (memoryview(packed).nbytes, cls.__name__, len(value)))
 
 
 def _take(allow_pickle: bool, value: Any, path: Path, leaves: list[Any]) -> Spec | Node:

@@ -31,7 +31,7 @@ from untorn.share import storage
 from untorn.share.fixed import check_structure
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
-from untorn.share.paths import Place, find, replaced
+from untorn.share.paths import InsidePacked, New, Place, expanded, find, leaf_count, replaced
 from untorn.share.received import Room, received_schema
 from untorn.share.specs import flatten
 from untorn.share.storage_errors import labelled, meaning, unmappable
@@ -70,20 +70,24 @@ class Tree(NamedTuple):
     leaves: list[Any]
 
     @classmethod
-    def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False, at: str = "") -> Tree:
-        """Take the value apart without a copy. Raises UnsupportedTypeError, whose text begins with the path; ``at`` is
-        the path of the value itself."""
-        spec, leaves = flatten(value, allow_pickle=allow_pickle, at=at)
+    def of(cls, value: Any, extra: Any = None, *, allow_pickle: bool = False, at: str = "", pack: bool = False) -> Tree:
+        """Take the value apart without a copy, except for what is packed (specs.py). Raises UnsupportedTypeError, whose
+        text begins with the path; ``at`` is the path of the value itself."""
+        spec, leaves = flatten(value, allow_pickle=allow_pickle, at=at, pack=pack)
         if extra is None:
             return cls(spec, None, leaves)
         beside, more = flatten(extra, allow_pickle=allow_pickle)
         return cls(spec, beside, leaves + more)
 
+    def expanded(self) -> Tree:
+        """Return the same without packed containers."""
+        leaves = self.leaves
 
-class _New(NamedTuple):
-    """A leaf of a new value, where a leaf of the newest version is its index."""
+        def unpack(index: int) -> tuple[Spec, list[Any]]:
+            return flatten(_core.plain_unpack(leaves[index], 0, memoryview(leaves[index]).nbytes))
 
-    leaf: Any
+        spec, sources = expanded(self.spec, unpack)
+        return Tree(spec, None, [source.leaf if isinstance(source, New) else leaves[source] for source in sources])
 
 
 class _Content(NamedTuple):
@@ -123,12 +127,15 @@ class Versions:
         attachment: the publisher's attachment.
         name: looks after the channel's name, if it has one.
         fixed: whether every version must have the structure of the first.
+        packs: whether large plain containers are packed: unless the channel is fixed, or parts of one were changed by
+            their paths, which costs less if they have their own places.
         planned: for a version with the structure of the newest one; None if it must be made step by step.
     """
 
     def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool, fixed: bool = False) -> None:
         self.attachment = attachment
         self.fixed = fixed
+        self.packs = not fixed
         self.name: NameKeeper | None = None
         self.planned: Planned | None = None
         self._newest_is_lost = False
@@ -233,13 +240,22 @@ class Versions:
     def patch(self, trees: Mapping[str, Tree], timeout_s: float) -> int:
         """Publish the next version, in which the parts at these paths have other values."""
         layout = self.known_layout()
-        places = {path: find(layout.spec, path) for path in trees}
+        try:
+            places = {path: find(layout.spec, path) for path in trees}
+        except InsidePacked:
+            spec, sources = self._expanded()
+            places = {path: find(spec, path) for path in trees}
+            _check_apart(list(places.values()))
+            trees = {path: tree.expanded() for path, tree in trees.items()}
+            version = self._restructure(spec, sources, places, trees, timeout_s)
+            self.packs = False  # so that only the first change of a part costs this
+            return version
         _check_apart(list(places.values()))
         if any(places[path].spec != tree.spec for path, tree in trees.items()):
             for path, tree in trees.items() if self.fixed else ():
                 at = tuple(filter(None, path.strip("/").split("/")))
                 check_structure(self._label, places[path].spec, tree.spec, at)
-            return self._restructure(places, trees, timeout_s)
+            return self._restructure(layout.spec, list(range(leaf_count(layout.spec))), places, trees, timeout_s)
         leaves = {
             index: leaf
             for path, tree in trees.items()
@@ -255,32 +271,68 @@ class Versions:
             layout.write_leaf(draft, index, leaf)
         return self.finish(layout, slot, leaves)
 
-    def _restructure(self, places: dict[str, Place], trees: Mapping[str, Tree], timeout_s: float) -> int:
-        """Publish a patch that moves leaves, so that all of them are copied to a new layout."""
-        old, spec = self.known_layout(), self.known_layout().spec
-        sources: list[int | _New] = list(range(len(old.leaves)))
+    def _expanded(self) -> tuple[Spec, list[int | New]]:
+        """Return the structure of the newest version without packed containers, and where its leaves come from."""
+        layout, newest = self.known_layout(), self._newest_bytes()
+
+        def unpack(index: int) -> tuple[Spec, list[Any]]:
+            start, end = layout.leaf_range(index)
+            return flatten(_core.plain_unpack(newest, start, end - start))
+
+        return expanded(layout.spec, unpack)
+
+    def _restructure(
+        self,
+        spec: Spec,
+        sources: list[int | New],
+        places: dict[str, Place],
+        trees: Mapping[str, Tree],
+        timeout_s: float,
+    ) -> int:
+        """Publish a patch that moves leaves, so that all of them are copied to a new layout.
+
+        Args:
+            spec: the structure before the patch.
+            sources: for each of its leaves, the index of the leaf in the newest version, or a new leaf.
+            places: the places in ``spec`` that change.
+            trees: the new values.
+            timeout_s: how long to wait for a slot, in seconds.
+        """
         # from the back, so that earlier indices stay valid; an empty container begins where its neighbour does
         for path in sorted(trees, key=lambda path: (places[path].first, places[path].trail), reverse=True):
             place = places[path]
             spec = replaced(spec, place.trail, trees[path].spec)
-            sources[place.first : place.first + place.size] = map(_New, trees[path].leaves)
+            sources[place.first : place.first + place.size] = map(New, trees[path].leaves)
+        layout, slot, _ = self._moved(spec, sources, timeout_s)
+        return self.finish(layout, slot, None)
+
+    def _moved(self, spec: Spec, sources: list[int | New], timeout_s: float) -> tuple[Layout, int, _core.Draft]:
+        """Return a slot with these leaves in a layout of their own."""
+        old = self.known_layout()
+        if old.extra is not None:
+            sources = [*sources, *range(leaf_count(old.spec), len(old.leaves))]
         layout = Layout(spec, old.extra)
         slot, draft = self.begin(layout.nbytes, timeout_s)
         newest = self._newest_bytes()
         for index, source in enumerate(sources):
-            if isinstance(source, _New):
+            if isinstance(source, New):
                 layout.write_leaf(draft, index, source.leaf)
             else:
                 start, end = old.leaf_range(source)
                 _core.copy(draft, layout.leaf_range(index)[0], newest[start:end])
         layout.write_schema(draft)
-        return self.finish(layout, slot, None)
+        return layout, slot, draft
 
-    def indices_of(self, paths: Iterable[str]) -> frozenset[int]:
-        """Return the indices of the leaves at these paths."""
+    def begin_expanded(self, timeout_s: float) -> tuple[Layout, int, _core.Draft]:
+        """Return a slot with the newest version, without packed containers, in a layout of its own."""
+        return self._moved(*self._expanded(), timeout_s)
+
+    def indices_of(self, paths: Iterable[str], spec: Spec | None = None) -> frozenset[int]:
+        """Return the indices of the leaves at these paths, in the newest version or in a tree of this spec. Raises
+        InsidePacked."""
         if isinstance(paths, str):
             raise TypeError(f"leaves: expected a list of paths, found the str {paths!r}; write [{paths!r}]")
-        spec = self.known_layout().spec
+        spec = spec or self.known_layout().spec
         return frozenset(index for path in paths for index in find(spec, path).leaves)
 
     def array_indices(self, among: frozenset[int] | None) -> list[int]:

@@ -88,6 +88,20 @@ def test_the_structure_as_json(channel):
 CONTAINERS = ("dict", "odict", "list", "tuple", "namedtuple", "dataclass")
 
 
+def test_a_large_plain_container_is_one_line_with_advice(tmp_path):
+    table = {f"key {i}": i for i in range(30_000)}
+    value = {"table": table, "small": list(range(300))}
+    with untorn.publish(value, name="c", directory=tmp_path, keep=False):
+        shown = " ".join(run(f"{tmp_path}/c").stdout.split())
+        as_json = json.loads(run(f"{tmp_path}/c", "--json").stdout)
+        one = run(f"{tmp_path}/c", "--value", "table/key 7").stdout
+    assert "table dict of 30,000 plain values" in shown
+    assert "small list of 300 plain values" in shown
+    assert shown.count("as an untorn.FrozenDict") == 1
+    assert [node["kind"] for node in as_json["value"]] == ["dict", "packed", "packed"]
+    assert one.split()[-1] == "7"
+
+
 def hold(pipe, channel) -> None:
     snapshot = untorn.subscribe(channel).snapshot()
     pipe.put(snapshot.version)
