@@ -371,7 +371,7 @@ enum status attachment_wait(struct attachment *a, uint64_t seen, int64_t timeout
     if (latest_version(latest) > seen)
         return STATUS_OK;
     int64_t spin_ns = timeout_ns < WAIT_SPIN_NS ? timeout_ns : WAIT_SPIN_NS;
-    if (!futex_spin(word, (uint32_t)latest, spin_ns) &&
+    if (!futex_spin_politely(&a->manner, word, (uint32_t)latest, spin_ns) &&
         futex_sleep(word, (uint32_t)latest, &a->channel.shared->sleepers, timeout_ns) == FUTEX_INTERRUPTED)
         return STATUS_INTERRUPTED;
     return latest_version(channel_latest(&a->channel)) > seen ? STATUS_OK : STATUS_TIMEOUT;

@@ -19,6 +19,7 @@
 
 #include "channel.h"
 #include "descriptors.h"
+#include "futex.h"
 #include "status.h"
 
 enum attachment_role { ROLE_READER = 0, ROLE_WRITER = 1, ROLE_PUBLISHER = 2 };
@@ -54,7 +55,8 @@ struct attachment {
     uint64_t inherited;
     /* publisher: the data file has at least this size, unless another process shortens it */
     uint64_t reserved_nbytes;
-    bool named; /* publisher: its files should have names, see attachment_pick */
+    struct futex_manner manner; /* of attachment_wait */
+    bool named;                 /* publisher: its files should have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;
     uint32_t fork_row;

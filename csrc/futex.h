@@ -70,6 +70,54 @@ static inline bool futex_spin(const shared_u32 *word, uint32_t seen, int64_t spi
     return false;
 }
 
+/* How a process waits at one word, from one wait to the next. Its threads write it, in any order: a lost update changes
+ * only how long the next waits spin. */
+struct futex_manner {
+    shared_u32 skips;   /* waits that are still to come and go to sleep at once */
+    shared_u32 penalty; /* how many the next crowded wait adds */
+};
+
+enum { SPIN_ALONE_NS = 2000, YIELD_SHORT_NS = 4000, SPIN_PENALTY_MIN = 32, SPIN_PENALTY_MAX = 4096 };
+
+/* Learn from a wait whether others compete for the processors. A yield to one of them costs milliseconds, a thousand
+ * times what a yield to the right process saves: so each time more waits go to sleep at once, and it takes many waits
+ * without competition to forget that. */
+static inline void futex_learn(struct futex_manner *manner, bool crowded)
+{
+    const uint32_t known = shared_load_relaxed(&manner->penalty);
+    const uint32_t penalty = known < SPIN_PENALTY_MIN ? SPIN_PENALTY_MIN : known;
+    if (crowded)
+        shared_store_relaxed(&manner->skips, penalty);
+    const uint32_t next = crowded ? penalty * 2 : penalty - penalty / 16;
+    shared_store_relaxed(&manner->penalty, next < SPIN_PENALTY_MAX ? next : SPIN_PENALTY_MAX);
+}
+
+/* Spin as futex_spin does, but only if that helps. If the process that will change the word shares this processor, it
+ * cannot run while this one spins. So after a moment this yields the processor once. If nobody else wants it, the spin
+ * goes on. If somebody ran who did not change the word, or for long, others compete for the processors: spinning would
+ * only delay them, and a process that sleeps is preferred when it is woken. Then the next waits sleep at once. */
+static inline bool futex_spin_politely(struct futex_manner *manner, const shared_u32 *word, uint32_t seen,
+                                       int64_t spin_ns)
+{
+    const uint32_t skips = shared_load_relaxed(&manner->skips);
+    if (skips != 0) {
+        shared_store_relaxed(&manner->skips, skips - 1);
+        return shared_load_acquire(word) != seen;
+    }
+    if (futex_spin(word, seen, spin_ns < SPIN_ALONE_NS ? spin_ns : SPIN_ALONE_NS))
+        return true;
+    if (spin_ns <= SPIN_ALONE_NS)
+        return false;
+    const int64_t before = clock_monotonic_ns();
+    sched_yield();
+    const int64_t away_ns = clock_monotonic_ns() - before;
+    const bool changed = shared_load_acquire(word) != seen;
+    const bool alone = away_ns <= YIELD_SHORT_NS;
+    if (alone || !changed || away_ns > spin_ns * 4)
+        futex_learn(manner, !alone);
+    return changed || (alone && futex_spin(word, seen, spin_ns - SPIN_ALONE_NS));
+}
+
 /* Announce a sleeper; return the value to sleep on. The fence pairs with futex_wake's: look at the word after it. */
 static inline uint32_t futex_announce(shared_u32 *sleepers)
 {

@@ -308,6 +308,34 @@ static void test_every_bell_is_heard(size_t count)
     bench_free(bench);
 }
 
+/* In this thread alone, whose word nobody changes. */
+static void test_waits_that_learn(void)
+{
+    struct futex_manner manner = {0};
+    shared_u32 word;
+    shared_store_relaxed(&word, 7);
+    for (uint32_t expected = SPIN_PENALTY_MIN; expected < 4 * SPIN_PENALTY_MAX; expected *= 2) {
+        uint32_t skips = expected < SPIN_PENALTY_MAX ? expected : SPIN_PENALTY_MAX;
+        futex_learn(&manner, true);
+        CHECK(shared_load_relaxed(&manner.skips) == skips);
+        for (; skips != 0; skips--) {
+            const int64_t hour_ns = 60 * MINUTE_NS; /* a wait that is skipped does not take it */
+            CHECK(!futex_spin_politely(&manner, &word, 7, hour_ns));
+            CHECK(shared_load_relaxed(&manner.skips) == skips - 1);
+        }
+    }
+    futex_learn(&manner, true);
+    CHECK(futex_spin_politely(&manner, &word, 8, MINUTE_NS)); /* it looks all the same */
+    for (int i = 0; i < 1000; i++)
+        futex_learn(&manner, false);
+    futex_learn(&manner, true);
+    CHECK(shared_load_relaxed(&manner.skips) == SPIN_PENALTY_MIN);
+    manner = (struct futex_manner){0};
+    CHECK(futex_spin_politely(&manner, &word, 8, MINUTE_NS));
+    CHECK(!futex_spin_politely(&manner, &word, 7, 1000));
+    CHECK(shared_load_relaxed(&manner.skips) == 0);
+}
+
 int main(void)
 {
     check_begin("test_waiting");
@@ -320,6 +348,7 @@ int main(void)
         }
     }
     test_nothing_but_the_bell();
+    test_waits_that_learn();
     if (kernel_sleeps_on_several())
         test_a_wake_without_a_change();
     test_a_kernel_that_refuses(ENOSYS);

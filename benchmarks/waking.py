@@ -1,0 +1,142 @@
+"""Compare waking a process that waits for a version with a pipe.
+
+::
+
+    this process: update()  ──>  other process: snapshot(newer_than=...), update()  ──>  this process: snapshot(...)
+
+A hop is half of that. The pipe is multiprocessing's, with a byte. Back to back: the next hop follows at once; rested:
+after a millisecond of sleep; busy: back to back beside one process that computes on every processor but one.
+
+Then ``update()`` of 1 KB with 1, 8, 64 and 200 attached readers that do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from functools import partial
+
+import numpy as np
+
+import untorn
+from benchmarks.measure import Row, interleaved, row, seconds
+
+NAME = "waking"
+QUESTION = "How long does a waiting process take to wake for a new version, compared with a pipe?"
+
+TURNS, HOPS, WARM_UP = 40, 25, 2
+READERS, UPDATES = (1, 8, 64, 200), 200
+
+
+def answer(there, pipe) -> None:
+    """Run the other process of the hops."""
+    with untorn.publish(0) as back:
+        pipe.send(back.subscriber())
+        for snapshot in there:
+            if snapshot.value < 0:
+                return
+            if snapshot.version > 1:
+                back.update(snapshot.value)
+
+
+def echo(pipe) -> None:
+    """Run the other end of the pipe."""
+    while (message := pipe.recv_bytes()) != b"end":
+        pipe.send_bytes(message)
+
+
+def compute() -> None:
+    """Keep a processor busy."""
+    while True:
+        sum(range(1000))
+
+
+def attach(subscriber, pipe) -> None:
+    """Attach, and do nothing."""
+    held = subscriber.snapshot().version
+    pipe.send(held)
+    pipe.recv()
+
+
+def run() -> list[Row]:
+    context = multiprocessing.get_context("fork")
+    with contextlib.ExitStack() as stack:
+        hops = _contestants(context, stack)
+        times = interleaved(
+            {
+                f"{name}, {how}": partial(_hop_s, hop, rest_s)
+                for how, rest_s in (("back to back", 0.0), ("rested", 0.001))
+                for name, hop in hops.items()
+            },
+            turns=TURNS,
+            warm_up=WARM_UP,
+        )
+        for _ in range(len(os.sched_getaffinity(0)) - 1):
+            _start(context, stack, compute)
+        times |= interleaved(
+            {f"{name}, busy": partial(_hop_s, hop, 0.0) for name, hop in hops.items()}, turns=TURNS, warm_up=WARM_UP
+        )
+    rows = []
+    for how in ("back to back", "rested", "busy"):
+        pipe = times[f"pipe, {how}"]
+        rows.append(row(f"untorn, {how}", times[f"untorn, {how}"], to=pipe, ratio_to="a pipe", ratio_at_most=1.2))
+        rows.append(row(f"pipe, {how}", pipe))
+    return rows + _with_readers(context)
+
+
+def _start(context, stack, target, *args):
+    process = context.Process(target=target, args=args, daemon=True)
+    process.start()
+    stack.callback(process.join)
+    stack.callback(process.kill)
+    return process
+
+
+def _contestants(context, stack):
+    """Return a function for each that makes one round trip."""
+    there = stack.enter_context(untorn.publish(0))
+    mine, theirs = context.Pipe()
+    _start(context, stack, answer, there.subscriber(), theirs)
+    back = mine.recv()
+    pipe, other = context.Pipe()
+    _start(context, stack, echo, other)
+    seen = [1]
+
+    def by_untorn() -> None:
+        there.update(seen[0])
+        snapshot = back.snapshot(newer_than=seen[0], timeout_s=60)
+        assert snapshot.value is not None
+        seen[0] = snapshot.version
+
+    def by_pipe() -> None:
+        pipe.send_bytes(b"x")
+        pipe.recv_bytes()
+
+    return {"untorn": by_untorn, "pipe": by_pipe}
+
+
+def _hop_s(hop, rest_s: float) -> float:
+    took = 0.0
+    for _ in range(HOPS):
+        if rest_s:
+            time.sleep(rest_s)
+        took += seconds(hop)
+    return took / HOPS / 2
+
+
+def _with_readers(context) -> list[Row]:
+    value = np.zeros(1000, np.uint8)
+    with contextlib.ExitStack() as stack:
+        calls = {}
+        for count in READERS:
+            publisher = stack.enter_context(untorn.publish(value))
+            mine, theirs = context.Pipe()
+            for _ in range(count):
+                _start(context, stack, attach, publisher.subscriber(), theirs)
+            for _ in range(count):
+                mine.recv()
+            calls[f"update(), {count} readers"] = partial(seconds, lambda it=publisher: it.update(value), UPDATES)
+        times = interleaved(calls, turns=TURNS, warm_up=WARM_UP)
+    return [row(what, each) for what, each in times.items()]
