@@ -111,6 +111,8 @@ class Replica:
 
     def _release(self) -> None:
         self._held = None
+        if self._pool is not None:
+            self._pool.steppers.close()
         if self._weights is not None:
             self._weights.close()
             self._weights = None
@@ -155,6 +157,8 @@ class Replica:
         places = available_cpus() // given.threads_per_worker // self._node.neighbours
         settings = dataclasses.replace(given, engine="processes", workers=self._workers, places=places)
         self._optimizer = pickle.loads(optimizer) if optimizer else None
+        if optimizer:
+            pickle.loads(model)  # imports the classes of the parameters' tree, which the optimizer's steps need
         # the link to the peers takes a processor, too
         self._pool = WorkerPool(settings, PickledModel(bytes(model)), server_works=True)
         self._take_weights(message, raw, target)

@@ -29,7 +29,6 @@ from untorn.train.data import SharedData, sampler
 from untorn.train.optim.base import Optimizer
 from untorn.train.run.plan import Plan
 from untorn.train.run.pool import WorkerPool
-from untorn.train.run.server_steps import ServerStepper
 from untorn.train.run.steps import strategy_of
 from untorn.train.run.tasks import GradientTasks
 from untorn.train.run.weights import Weights
@@ -94,7 +93,7 @@ class NodeRun:
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(sock) if sock is not None else None for sock in links]
             exchange = len(links) > 1
-            stepper = None if optimizer is None else ServerStepper(optimizer, weights, plan.settings, step)
+            stepper = None if optimizer is None else pool.steppers.get(optimizer, weights, plan.settings, step)
             spec = plan.board_spec(weights, pool.count, step=step, exchange=exchange)
             self._board = board = stack.enter_context(pool.make_board(spec, advice="use fewer shards or workers"))
             stack.enter_context(pool.count.job(board))

@@ -31,7 +31,7 @@ SKIPPED = "skipped"
 
 
 class Session(ABC):
-    """An optimizer at work, for one job: it owns a copy of the parameters, and its state. Abstract."""
+    """An optimizer at work, from its first job on: it owns a copy of the parameters, and its state. Abstract."""
 
     @abstractmethod
     def step(self, gradients: list[NDArray[Any] | None], rate: float) -> None:
@@ -54,6 +54,9 @@ class Optimizer(ABC):
 
     #: whether the server makes the steps, in a session; else the workers do, with the kernel
     server_steps: ClassVar[bool]
+    #: what the optimizer keeps where no version can have it, such as "it keeps its attribute number ..."; "" for
+    #: nothing. If there is something, a session cannot begin from a version
+    outside: str = ""
     learning_rate: RateOrSchedule
 
     @property

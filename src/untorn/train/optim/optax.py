@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from untorn.share.lowlevel import flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import ServerOptimizer, Session
+from untorn.train.optim.outside import changes, record
 
 __all__ = ["OptaxOptimizer"]
 
@@ -50,6 +52,43 @@ class OptaxOptimizer(ServerOptimizer):
         self.structure = found[1]
         state = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in found[0]}
         super().__init__(math.nan, state, {"name": "optax", "init": described(transformation.init)})
+        self._compiled: Any = None
+        self._check_pure(jax, trained, [leaf for _, leaf in found[0]])
+
+    def _check_pure(self, jax: Any, trained: Any, state: list[Any]) -> None:
+        """Raise TypeError if each trace of the step changes something. JAX traces it once for all steps."""
+        records = []
+        with self.computing():
+            params = jax.tree.map(jax.numpy.array, trained)
+            leaves = jax.tree_util.tree_unflatten(self.structure, state)
+            for _ in range(2):  # the first trace may convert constants
+                jax.eval_shape(partial(self._stepped), params, params, leaves)  # a new function is traced again
+                records.append(record(self.transformation.update, []))
+        changed = changes(*records)
+        if changed:
+            raise TypeError(
+                f"optimizer: its update changes {', '.join(changed[:4])}, beside the state that it returns; JAX traces "
+                "it once for all steps, so keep this in the state"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a node gets: it compiles the step itself."""
+        return vars(self) | {"_compiled": None}
+
+    @property
+    def compiled_step(self) -> Any:
+        """The step, a function of gradients, parameters and state, which is compiled once."""
+        if self._compiled is None:
+            self._compiled = import_module("jax").jit(self._stepped)
+        return self._compiled
+
+    def _stepped(self, gradients: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        jax: Any = import_module("jax")
+        updates, new = self.transformation.update(gradients, state, params)
+        # convert to the same dtypes, so that resuming from a checkpoint is exactly the same computation
+        convert = jax.lax.convert_element_type
+        new = jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
+        return import_module("optax").apply_updates(params, updates), new
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -67,7 +106,7 @@ class OptaxOptimizer(ServerOptimizer):
 class _OptaxSession(Session):
     def __init__(self, owner: OptaxOptimizer, trained: Any, state: dict[str, _Array]) -> None:
         jax: Any = import_module("jax")
-        self._jax, self._apply = jax, import_module("optax").apply_updates
+        self._jax = jax
         self._owner = owner
         leaves, self._structure = jax.tree_util.tree_flatten(trained)
         at = {id(leaf): index for index, leaf in enumerate(leaves)}
@@ -78,14 +117,7 @@ class _OptaxSession(Session):
             self._params = jax.tree.map(jax.numpy.array, trained)
             arrays = [jax.numpy.array(state[name]) for name in state]
         self._state = jax.tree_util.tree_unflatten(owner.structure, arrays)
-        self._step = jax.jit(self._stepped)
-
-    def _stepped(self, gradients: Any, params: Any, state: Any) -> tuple[Any, Any]:
-        updates, new = self._owner.transformation.update(gradients, state, params)
-        # convert to the same dtypes, so that resuming from a checkpoint is exactly the same computation
-        convert = self._jax.lax.convert_element_type
-        new = self._jax.tree.map(lambda after, before: convert(after, before.dtype), new, state)
-        return self._apply(params, updates), new
+        self._step = owner.compiled_step
 
     def step(self, gradients: list[_Array | None], rate: float) -> None:
         """See Session. optax knows no parameters without a gradient: they get one of zero."""

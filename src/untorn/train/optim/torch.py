@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,43 +15,21 @@ from untorn.share.lowlevel import flatten
 from untorn.train.checkpoints.resuming import described
 from untorn.train.optim.base import ServerOptimizer, Session
 from untorn.train.optim.schedules import rate_at
+from untorn.train.optim.torch_state import Form, Places, StateDict
+from untorn.train.optim.torch_trial import STEPS, differences, left_alone
 
 __all__ = ["TorchOptimizer"]
 
 _Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The place of a tensor or a number in an optimizer of torch."""
-
-    of_group: bool
-    index: int
-    key: str
-    is_number: bool
-
-    @property
-    def name(self) -> str:
-        return f"{'group.' if self.of_group else ''}{self.index}.{self.key}"
-
-    def holder(self, optimizer: Any, parameters: list[Any]) -> Any:
-        """Return the dict that holds the value."""
-        return optimizer.param_groups[self.index] if self.of_group else optimizer.state[parameters[self.index]]
-
-    def is_there(self, optimizer: Any, parameters: list[Any]) -> bool:
-        """Return whether the optimizer has made the value yet: it may do so with the first gradient."""
-        holder = (
-            optimizer.param_groups[self.index] if self.of_group else optimizer.state.get(parameters[self.index], {})
-        )
-        return holder.get(self.key) is not None
-
-
 class TorchOptimizer(ServerOptimizer):
     """An optimizer of torch.optim, or of another library with the same interface.
 
-    Its state is found by a step on parameters and gradients of zero: tensors and numbers in its state, and numbers of
-    the parameter groups that a step changes. An optimizer makes the state of a parameter with its first gradient, so
-    beside the state is published which parts of it there are.
+    Its state is found by steps on parameters of zero: tensors and numbers in its state, and numbers of the parameter
+    groups that a step changes; or what its state_dict() returns, if it keeps more. A trial finds out (torch_trial.py).
+    An optimizer makes the state of a parameter with its first gradient, so beside the state is published which parts of
+    it there are.
 
     Args:
         make: makes the optimizer from a list of parameters. In a functools.partial, ``lr`` may be a function of the
@@ -80,32 +57,53 @@ class TorchOptimizer(ServerOptimizer):
         }
         if schedule is not None:
             settings["lr"] = described(schedule)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        try:
-            optimizer.step()
-        except Exception as error:
-            raise TypeError(
-                f"optimizer: expected one that needs only a gradient for its step; {type(optimizer).__name__} made "
-                f"none with a gradient of zero ({error})"
-            ) from error
-        #: the places of its state, in the order in which they are published
-        self.places = [
-            _Place(False, index, key, isinstance(value, int | float))
-            for index, parameter in enumerate(parameters)
-            for key, value in optimizer.state.get(parameter, {}).items()
-            if value is not None
-        ] + [
-            _Place(True, index, key, True)
-            for index, group in enumerate(optimizer.param_groups)
-            for key, value in group.items()
-            if key not in ("params", "lr") and isinstance(value, int | float) and value != groups[index].get(key)
-        ]
+        self.form, arrays, self.outside = self._formed(optimizer, parameters)
         #: the number of steps made: before the first one the state is what the optimizer itself makes
-        state = {"steps": np.zeros((), np.int64), "begun": np.zeros(len(self.places), np.bool_)} | {
-            place.name: np.zeros_like(_kept(place, optimizer, parameters)) for place in self.places
-        }
+        state = {"steps": np.zeros((), np.int64), "begun": np.zeros(len(arrays), np.bool_)}
+        state |= {name: np.zeros_like(array) for name, array in zip(self.form.names, arrays, strict=True)}
         super().__init__(schedule or float(groups[0].get("lr", math.nan)), state, settings)
+
+    def _formed(self, optimizer: Any, parameters: list[Any]) -> tuple[Form, list[_Array], str]:
+        """Return the form of the optimizer's state, its arrays, and a sentence about what it keeps elsewhere."""
+        import torch
+
+        name, groups = type(optimizer).__name__, [dict(group) for group in optimizer.param_groups]
+
+        def step(gradient: float) -> None:
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+
+        with left_alone():
+            try:
+                step(0.0)
+            except Exception as error:
+                raise TypeError(
+                    f"optimizer: expected one that needs only a gradient for its step; {name} made none with a "
+                    f"gradient of zero ({error})"
+                ) from error
+            early = Places.of(optimizer, parameters, groups)
+            shapes = [None if each is None else np.zeros_like(each) for each in early.arrays(optimizer, parameters)]
+            step(0.01)
+            form: Form = Places.of(optimizer, parameters, groups)
+            first = dict(zip(early.names, shapes, strict=True))  # those of the first step: a later one is an error then
+            arrays = [
+                first.get(place, each)
+                for place, each in zip(form.names, form.arrays(optimizer, parameters), strict=True)
+            ]
+            found = differences(self.made, parameters, form.names)
+            if found and not all(hasattr(optimizer, method) for method in ("state_dict", "load_state_dict")):
+                return Places(()), [], f"{name} keeps {'; '.join(found)}, and has no state_dict() and load_state_dict()"
+            if found:
+                found = differences(self.made, parameters, None)
+                if found:
+                    outside = f"{name} keeps {'; '.join(found)}, and its state_dict() does not return all of it"
+                    return Places(()), [], outside
+                for _ in range(STEPS):
+                    step(0.01)
+                form = StateDict.of(optimizer)
+                arrays = form.arrays(optimizer, parameters)
+            return form, [each for each in arrays if each is not None], ""
 
     def made(self, parameters: list[Any]) -> Any:
         """Return a new optimizer of these. Raises TypeError if what was made is no optimizer."""
@@ -137,22 +135,6 @@ def _without_schedule(make: Callable[[list[Any]], Any]) -> tuple[Callable[[list[
     return partial(make.func, *make.args, **(make.keywords | first)), schedule
 
 
-def _kept(place: _Place, optimizer: Any, parameters: list[Any]) -> _Array:
-    """Return the value in this place, as an array over its memory. Raises TypeError for other types than numbers and
-    tensors."""
-    value = place.holder(optimizer, parameters)[place.key]
-    if isinstance(value, int | float):
-        return np.asarray(value)
-    try:
-        array: _Array = value.detach().numpy()
-    except (AttributeError, TypeError, RuntimeError):
-        raise TypeError(
-            f"optimizer: {place.key!r} in the state of {type(optimizer).__name__}: expected a number or a tensor of a "
-            f"dtype that NumPy has, found {getattr(value, 'dtype', type(value).__name__)}"
-        ) from None
-    return array
-
-
 class _TorchSession(Session):
     def __init__(self, owner: TorchOptimizer, trained: list[_Array], state: dict[str, _Array], threads: int) -> None:
         import torch
@@ -164,16 +146,13 @@ class _TorchSession(Session):
         self._optimizer = owner.made(self._parameters)
         self._rates = [float(group.get("lr", math.nan)) for group in self._optimizer.param_groups]
         self._rate = self._rates[0]
-        self._places, self._steps = owner.places, state["steps"]
-        self._zeros = {place.name: np.zeros_like(state[place.name]) for place in self._places}
-        if self._steps == 0:
-            return
-        for place, begun in zip(self._places, state["begun"].tolist(), strict=True):
-            if not begun:
-                continue
-            array = state[place.name]  # load_state_dict would convert to the parameters' dtype, and so round
-            value = array.item() if place.is_number else torch.from_numpy(array)
-            place.holder(self._optimizer, self._parameters)[place.key] = value
+        self._form, self._steps = owner.form, state["steps"]
+        self._zeros = [np.zeros_like(state[name]) for name in self._form.names]
+        if self._steps != 0:
+            begun = zip(self._form.names, state["begun"].tolist(), strict=True)
+            self._form.restore(
+                self._optimizer, self._parameters, {name: state[name] for name, is_there in begun if is_there}
+            )
 
     def step(self, gradients: list[_Array | None], rate: float) -> None:
         """See Session."""
@@ -189,7 +168,7 @@ class _TorchSession(Session):
         """Set the rate of the first group; the rates of the others keep their ratio to it."""
         first = self._rates[0]
         for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
-            new = rate if first in (own, 0) else rate * (own / first)
+            new = own if rate == first else rate if first in (own, 0) else rate * (own / first)
             if isinstance(group["lr"], self._torch.Tensor):
                 group["lr"].fill_(new)
             else:
@@ -198,9 +177,8 @@ class _TorchSession(Session):
 
     def values(self) -> list[_Array]:
         """See Session."""
-        begun = [place.is_there(self._optimizer, self._parameters) for place in self._places]
-        kept = [
-            _kept(place, self._optimizer, self._parameters) if there else self._zeros[place.name]
-            for place, there in zip(self._places, begun, strict=True)
-        ]
-        return [*self._arrays, self._steps, np.array(begun, np.bool_), *kept]
+        trained = [parameter.detach().numpy() for parameter in self._parameters]  # it may have given them other memory
+        state = self._form.arrays(self._optimizer, self._parameters)
+        begun = np.array([each is not None for each in state], np.bool_)
+        whole = [zeros if each is None else each for each, zeros in zip(state, self._zeros, strict=True)]
+        return [*trained, self._steps, begun, *whole]

@@ -33,7 +33,7 @@ from untorn.train.run.chunks import Answer, Evaluation
 from untorn.train.run.evaluation_worker import EvaluationJob
 from untorn.train.run.job import Assignment, Job, PickledModel
 from untorn.train.run.plan import Plan
-from untorn.train.run.server_steps import ServerStepper
+from untorn.train.run.server_steps import Steppers
 from untorn.train.run.steps import StepStrategy, strategy_of
 from untorn.train.run.supervisor import Supervisor, Tasks
 from untorn.train.run.tasks import GradientTasks
@@ -179,11 +179,13 @@ class WorkerPool(Pool):
 
     Attributes:
         supervisor: counts the deaths of workers.
+        steppers: keeps the optimizer at work from job to job, if this process makes the steps.
     """
 
     def __init__(self, settings: Settings, model: Model | PickledModel, *, server_works: bool) -> None:
         super().__init__(settings, server_works=server_works)
         self.supervisor = Supervisor(settings.max_restarts)
+        self.steppers = Steppers()
         self._interrupted = False
         self._board: Board | None = None
         self._settings = settings
@@ -224,7 +226,7 @@ class WorkerPool(Pool):
     @contextmanager
     def train(self, plan: Plan, source: Source, weights: Weights, optimizer: Optimizer) -> Iterator[StepStrategy]:
         """See Pool."""
-        stepper = ServerStepper.of(optimizer, weights, plan.settings)
+        stepper = self.steppers.get(optimizer, weights, plan.settings)
         advice = f"use fewer {'workers' if plan.settings.is_async else 'shards or workers'}"
         with self.make_board(plan.board_spec(weights, self.count), advice=advice) as board, self.count.job(board):
             tasks = GradientTasks(board, plan.min_examples)
@@ -349,6 +351,7 @@ class WorkerPool(Pool):
     def close(self) -> None:
         """See Pool."""
         self._engine.close()
+        self.steppers.close()
 
 
 def _answer(board: Board, buffer_at: int, evaluation: Evaluation) -> Answer:

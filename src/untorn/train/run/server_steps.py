@@ -11,6 +11,10 @@ optimizer would write new weights (parameter_layout.py). The server lets the boa
 version t is the newest one when a worker computes a gradient of step t. Beside the sums they write which parameters
 have no gradient; the optimizer gets None for these. The optimizer's state is published beside the
 weights, as for the fused optimizers, so a training can continue from a single version, and checkpoints are the same.
+
+The optimizer at work lives as long as the trainer: from job to job it goes on where it was (Steppers). Another one
+begins from the newest version only if somebody else has published it: a checkpoint was loaded, or another node was
+ahead.
 """
 
 from __future__ import annotations
@@ -29,25 +33,60 @@ from untorn.train.run.parameter_layout import ABSENT
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 
-__all__ = ["ServerStepper"]
+__all__ = ["ServerStepper", "Steppers"]
 
 _Array = NDArray[Any]
 #: the epsilon of torch.nn.utils.clip_grad_norm_, against a division by a norm of 0
 _CLIP_EPSILON = 1e-6
 
 
+class Steppers:
+    """Keeps the stepper of the last job for the next one."""
+
+    def __init__(self) -> None:
+        self._kept: ServerStepper | None = None
+
+    def get(self, optimizer: Optimizer, weights: Weights, settings: Settings, step: int = 0) -> ServerStepper | None:
+        """Return the stepper for a job that begins now; None if the workers make the steps.
+
+        Args:
+            optimizer, weights, settings: as for ServerStepper.
+            step: the board's step that the newest weights are those of.
+
+        Raises RuntimeError if another stepper would have to begin, and the optimizer cannot begin from a version.
+        """
+        if not optimizer.server_steps:
+            return None
+        kept = self._kept
+        if kept is None or not kept.is_at(weights):
+            if kept is not None and optimizer.outside:
+                raise RuntimeError(
+                    f"optimizer: it cannot go on: {optimizer.outside}, and a step of it was interrupted, or the "
+                    "weights were replaced; make another Trainer"
+                )
+            self._kept = None  # its memory is free before the next one takes some
+            kept = self._kept = ServerStepper(optimizer, weights, settings)
+        kept.begin(step)
+        return kept
+
+    def close(self) -> None:
+        """Forget the stepper."""
+        self._kept = None
+
+
 class ServerStepper:
-    """Makes the steps of one job. Each step reads the sum of the workers, and publishes the next weights.
+    """Makes the steps of one job after another. Each step reads the sum of the workers, and publishes the next weights.
 
     Args:
         optimizer: the optimizer, which begins with the newest weights and state.
         weights: the weights to read and publish.
         settings: the settings of the trainer.
-        step: the board's step that the newest weights are those of.
     """
 
-    def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings, step: int = 0) -> None:
+    def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings) -> None:
         self._weights = weights
+        #: the version that the session has the values of; None during a step
+        self._version: int | None = weights.version
         self._reader = weights.target.subscriber()
         self._clip_norm = settings.clip_norm
         with weights.snapshot() as newest:
@@ -60,14 +99,16 @@ class ServerStepper:
         self._gradients = [np.empty_like(leaf) for leaf in leaves[untrained:]]
         self._names = [*(f"parameter {index}" for index in range(len(self._gradients))), *state]
         self._kinds = [(leaf.shape, leaf.dtype) for leaf in [*leaves[untrained:], *state.values()]]
-        self._base_version = weights.version - step
         trained = dict(list(params.items())[untrained:]) if untrained else params
         self._session = optimizer.session(trained, state, threads=settings.threads_per_worker)
 
-    @classmethod
-    def of(cls, optimizer: Optimizer, weights: Weights, settings: Settings) -> ServerStepper | None:
-        """Return a stepper for a job that begins now; None if the workers make the steps."""
-        return cls(optimizer, weights, settings) if optimizer.server_steps else None
+    def is_at(self, weights: Weights) -> bool:
+        """Return whether the session has the values of the newest version of these weights."""
+        return self._weights is weights and self._version == weights.version
+
+    def begin(self, step: int) -> None:
+        """Begin a job at this step of its board."""
+        self._base_version = self._weights.version - step
 
     @property
     def steps(self) -> int:
@@ -82,8 +123,10 @@ class ServerStepper:
         row = self.steps % board.steps
         if self._clip_norm is not None:
             board.log["grad_norm"][row] = norm
+        self._version = None
         self._session.step(gradients, float(board.rates[row, 0]))
         self._publish()
+        self._version = self._weights.version
 
     def _read(self) -> list[_Array | None]:
         """Read the newest sum; return the gradients, None for a parameter that has none."""
