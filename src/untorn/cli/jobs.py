@@ -258,7 +258,7 @@ def _head(status: dict[str, Any], width: int) -> Iterator[Text]:
     else:
         yield from (name, *_flowing(facts, width))
     done, steps = status.get("step_in_epoch") or 0, status.get("steps_per_epoch") or 0
-    where = f"{_epoch(status)}  {done:,}/{steps:,}"
+    where = f"{_epoch(status)}  {done:,}/{steps:,}" if steps else f"{_epoch(status)}  {done:,}"
     counts = [f"step {status.get('step', 0):,}", f"version {status.get('version', 0):,}"]
     numbers = "  ".join(counts)
     if len(where) + 2 + len(numbers) > width:
@@ -331,6 +331,8 @@ def _measured(status: dict[str, Any]) -> list[str]:
 
 
 def _epoch(status: dict[str, Any]) -> str:
+    if status.get("epochs") is None:
+        return "single steps"
     epochs = status.get("epochs") or 0
     return f"epoch {min((status.get('epoch') or 0) + 1, max(epochs, 1))}/{epochs}"
 

@@ -87,7 +87,7 @@ class ProcessEngine(Engine):
         self._boards: list[Board] = []
         self._payload: dict[str, Any] | None = None
         self._bell = 0
-        self._looked_at_s = 0.0
+        self._looked_at_s = self._looked_after_s = 0.0
         self._step_then = -1
         _engines_here.add(self)
 
@@ -183,6 +183,10 @@ class ProcessEngine(Engine):
             return []
         board = self._boards[-1]
         self._bell = board.wait_server(self._bell, _POLL_INTERVAL_S)
+        now = time.monotonic()
+        if board.step >= until_step and now - self._looked_after_s < _POLL_INTERVAL_S:
+            return []  # the next steps wait: look after the workers when they run
+        self._looked_after_s = now
         self._handle_logs()
         self._pass_over_stopped(board)
         deaths = self._reap(board)

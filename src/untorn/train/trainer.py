@@ -192,6 +192,10 @@ class Trainer(Generic[ModelT_co]):
         self._initial: Parts | None = initial
         self._optimizer = as_optimizer(optimizer, initial.trained)
         check_losses(self._model, self._optimizer.turns, is_async=settings.is_async)
+        if cluster is not None:
+            self._check_inside(
+                "engine", "nodes are lost and replaced, and a new one begins with a version of the weights"
+            )
         self._local = LocalModel(self._model)
         turns = tuple(turn.name for turn in self._optimizer.turns)
         self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings, turns)
@@ -269,6 +273,8 @@ class Trainer(Generic[ModelT_co]):
         """Publish other weights with the same structure; copied. The optimizer's state stays. Raises RuntimeError while
         the workers train: set them in on_train_end, or between two calls of fit."""
         self._end_steps()
+        if self._state.step:
+            self._check_inside("params", "with other weights it begins anew")
         if self._pool.at_work:
             raise RuntimeError("params: training runs; set them in on_train_end, or between two calls of fit")
         self._weights().replace(lambda params, _: copy_weights(self._model.visible(params), self._model.arrays(value)))
@@ -357,6 +363,7 @@ class Trainer(Generic[ModelT_co]):
         epochs: int,
         batch_size: int | None = None,
         steps_per_epoch: int | None = None,
+        prefetch: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         validation_data: Any = None,
@@ -382,6 +389,9 @@ class Trainer(Generic[ModelT_co]):
                 iterable of batches leave it out: each batch has its own size.
             steps_per_epoch: for an iterable of batches, the number of batches per epoch; by default all. An iterator
                 that cannot restart, such as a generator, continues in each epoch where the last one ended.
+            prefetch: for an iterable of batches, the number of batches that are read ahead of the step that runs, in a
+                thread; by default up to 64 MB and 256 batches. With 0 the next batch is asked for in this thread when
+                the weights of the step before are published, as learning on-policy needs it.
             shuffle: use a new order in each epoch, from the seed and the epoch's number. Otherwise the data's own.
             drop_last: leave out a last, smaller batch; with shuffle, other examples in each epoch.
             validation_data: data to evaluate after each epoch, as evaluate() does, for the metrics ``val_...``.
@@ -424,10 +434,11 @@ class Trainer(Generic[ModelT_co]):
             batch_size = checked_count("batch_size", batch_size, 1, 2**31) * self._optimizer.batches
         training = training_data(
             data, self._model.arrays, seed=self.seed, batch_size=batch_size, steps_per_epoch=steps_per_epoch,
-            shuffle=shuffle, drop_last=drop_last, replay=resume,
+            shuffle=shuffle, drop_last=drop_last, replay=resume, prefetch=prefetch,
         )  # fmt: skip
         if checkpoint_dir is not None:
             checkpoint_dir = checked_path("checkpoint_dir", checkpoint_dir)
+            self._check_inside("checkpoint_dir", "a training that resumes would go on differently")
         saver = make_saver(checkpoint_dir, resume=resume, every_s=checkpoint_every_s, keep=keep)
         callbacks = with_progress(checked_callbacks(callbacks), verbose)
         resources = self._open()
@@ -459,7 +470,7 @@ class Trainer(Generic[ModelT_co]):
             if resources.stepping is None:
                 resources.stepping = Stepping(
                     settings=self._settings, state=self._state, weights=resources.weights, pool=self._pool,
-                    jobs=self._jobs(), lifetime=self._lifetime,
+                    jobs=self._jobs(), lifetime=self._lifetime, control=resources.control,
                 )  # fmt: skip
             try:
                 self._in_step = self._lifetime.fitting = True
@@ -478,6 +489,15 @@ class Trainer(Generic[ModelT_co]):
             )
         if self._in_step:
             raise RuntimeError(f"{what}: a step runs, and this is a signal handler inside it; call it after the step")
+
+    def _check_inside(self, what: str, why: str) -> None:
+        """Raise ValueError if the optimizer keeps something that no version of the weights has."""
+        if self._optimizer.outside:
+            raise ValueError(
+                f"{what}: this optimizer cannot begin from a version of the weights: {self._optimizer.outside}; {why}. "
+                "Give it a state_dict() and a load_state_dict() that have everything; a learning rate by the step is "
+                "functools.partial(torch.optim.NAME, lr=schedule)"
+            )
 
     def _end_steps(self) -> None:
         """End the job of single steps, which keeps the workers waiting for the next one."""
@@ -502,6 +522,7 @@ class Trainer(Generic[ModelT_co]):
         """
         path = checked_path("path", path)
         check_installed()
+        self._check_inside("save", "a training that loads the file would go on differently")
         if self._loop is not None and self._loop.inside_epoch:
             raise RuntimeError("save: inside an epoch; call it from on_epoch_end, or give fit checkpoint_every_s=")
         with self.snapshot() as snapshot:
@@ -521,6 +542,7 @@ class Trainer(Generic[ModelT_co]):
         """
         path = checked_path("path", path)
         check_installed()
+        self._check_inside("load", "training would not continue where the checkpoint was made")
         if self._loop is not None or self._in_step:
             raise RuntimeError("load: training runs; call it between two calls of fit")
         found = newest(path) if path.is_dir() else read(path)

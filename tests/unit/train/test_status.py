@@ -149,3 +149,22 @@ def test_nodes_answer_and_another_one_joins(name):
     with Trainer(*made, engine="serial", **given) as trainer:
         trainer.fit(DATA, epochs=epochs, batch_size=8)
         assert weights_sha256(trainer.params) == digest
+
+
+def test_single_steps_answer_too(name):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        Trainer(networks.mlp, networks.mlp_params((4, 8, 3)), optimizer=SGD(0.1), name=name, workers=1) as trainer,
+    ):
+        trainer.step(DATA)
+        asked = pool.submit(ask, name, {"do": "status"}, timeout_s=60)
+        while not asked.done():
+            trainer.step(DATA)
+        answer = asked.result()
+        assert (answer["epochs"], answer["steps_per_epoch"], answer["epoch"]) == (None, None, 0)
+        assert 1 <= answer["step"] <= trainer.step
+        assert [step for step, _ in answer["losses"]][-1] == answer["step"] - 1
+        resized = pool.submit(ask, name, {"do": "resize", "workers": 2}, timeout_s=60)
+        while not resized.done():
+            trainer.step(DATA)
+        assert trainer.workers == 2

@@ -3,6 +3,7 @@
 import itertools
 import threading
 
+import numpy as np
 import pytest
 
 import networks
@@ -174,3 +175,38 @@ def test_it_is_for_training_alone():
         pytest.raises(TypeError, match=r"data: a .*Batches can only be read from its beginning"),
     ):
         trainer.evaluate(Batches())
+
+
+def test_plain_batches_are_found_fast_and_alike(monkeypatch):
+    """What most batches are takes another way through the checks, with the same result."""
+    torch = pytest.importorskip("torch")
+    rows = np.arange(6.0).reshape(3, 2)
+    batches = [
+        (rows, rows[:, 0]),
+        [rows],
+        {"b": rows, "a": torch.ones(3, 1)},
+        (rows, torch.zeros(3, requires_grad=True)),
+    ]
+    plain = [streams.checked_batch("batch", batch) for batch in batches]
+    assert all(streams._plain_batch(batch) is not None for batch in batches)
+    others = [
+        rows,
+        (),
+        (rows, 1.0),
+        (rows, rows[:2]),
+        (rows[:0],),
+        (np.array(1.0),),
+        ((rows, rows),),
+        (np.array([None]),),
+    ]
+    assert all(streams._plain_batch(batch) is None for batch in others)
+    monkeypatch.setattr(streams, "_plain_batch", lambda tree: None)
+    for batch, found in zip(batches, plain, strict=True):
+        expected = streams.checked_batch("batch", batch)
+        assert (found.spec, found.examples, len(found.leaves)) == (
+            expected.spec,
+            expected.examples,
+            len(expected.leaves),
+        )
+        for one, other in zip(found.leaves, expected.leaves, strict=True):
+            assert (one == other).all()

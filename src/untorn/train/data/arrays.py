@@ -21,6 +21,8 @@ __all__ = ["ArraySource", "ReadArrays", "as_array", "is_array", "take_examples",
 
 def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
     """Return copies of the examples with these indices, from every array of a tree."""
+    if type(data) is tuple and all(type(part) is np.ndarray for part in data):  # most data; ten times as fast
+        return tuple([part.take(indices, axis=0) for part in data])
     return trees.map(lambda array: array.take(indices, axis=0), data)
 
 
@@ -71,6 +73,8 @@ class ReadArrays:
 
     def __call__(self, snapshot: Snapshot) -> Reader:
         """Return a reader of this version."""
+        if not self.files:
+            return _ArrayReader(snapshot.value)
         files = iter(self.files)
         return _ArrayReader(trees.map(lambda leaf: next(files).open() if leaf is None else leaf, snapshot.value))
 
@@ -84,7 +88,10 @@ class _ArrayReader(Reader):
     @property
     def examples(self) -> int:  # type: ignore[override] # only a job of single batches asks for it
         """See Reader."""
-        return len(trees.flatten(self._tree)[1][0])
+        first = self._tree
+        while type(first) in (tuple, list, dict) and first:
+            first = next(iter(first.values() if type(first) is dict else first))
+        return len(first if isinstance(first, np.ndarray) else trees.flatten(self._tree)[1][0])
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""

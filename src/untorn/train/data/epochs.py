@@ -78,6 +78,7 @@ def training_data(
     shuffle: bool,
     drop_last: bool,
     replay: bool,
+    prefetch: int | None = None,
 ) -> TrainingData:
     """Check the arguments of fit about its data. Raises TypeError or ValueError, naming the argument.
 
@@ -86,15 +87,21 @@ def training_data(
         arrays: a function that converts it to NumPy arrays.
         seed: the trainer's seed.
         batch_size, steps_per_epoch, shuffle, drop_last: the arguments of fit.
+        prefetch: the argument of fit, for batches of an iterable.
         replay: have a sampler of the data repeat the earlier epochs.
     """
     batches = batches_of(data)
     if batches is not None:
         check_no_cut(batch_size=batch_size, drop_last=drop_last)
+        prefetch = None if prefetch is None else checked_count("prefetch", prefetch, 0, 2**31)
         steps = None if steps_per_epoch is None else checked_count("steps_per_epoch", steps_per_epoch, 1, 2**31)
         if isinstance(batches, SampledBatches):
             batches.begin(seed, limit=steps, replay=replay)
-        return TrainingData(data, DataRef(data), None, Stream("data", batches, steps))
+        return TrainingData(data, DataRef(data), None, Stream("data", batches, steps, prefetch))
+    if prefetch is not None:
+        raise ValueError(
+            "prefetch: the workers read this data themselves; it is for iterables of batches, such as a generator"
+        )
     if steps_per_epoch is not None:
         raise ValueError("steps_per_epoch: an epoch of this data is all of it; only iterables of batches have one")
     source = source_of("data", arrays(data), in_epochs=True)

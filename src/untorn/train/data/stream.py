@@ -2,10 +2,11 @@
 
 ::
 
-    iterable ── a thread reads ahead, a bounded number of bytes ──> batches ── take(): all that are ready ──> window
+    iterable ── a thread reads ahead, within a limit ──> batches ──┬── sync mode: one by one, each a step
+                                                                   └── async mode: all that are ready ──> window
 
 A window is a run of batches of the same size (the last may be smaller), combined into arrays: a source like any other,
-with one step per batch. How batches are grouped into windows depends on timing; the result does not.
+with one step per batch. How batches are grouped into windows depends on timing, as does all of async mode.
 """
 
 from __future__ import annotations
@@ -66,28 +67,50 @@ class Stream:
         batches: the iterable. Each epoch calls iter(batches) and uses all of it, or the first ``steps_per_epoch``
             batches; an iterator, such as a generator, continues where the last epoch left it.
         steps_per_epoch: the number of batches in an epoch; None for all.
+        prefetch: the number of batches to read ahead; None for the default limits.
     """
 
-    def __init__(self, what: str, batches: Iterable[Any], steps_per_epoch: int | None) -> None:
+    def __init__(
+        self, what: str, batches: Iterable[Any], steps_per_epoch: int | None, prefetch: int | None = None
+    ) -> None:
         self.what = what
         self.steps_per_epoch = steps_per_epoch
         self._batches = batches
+        self._prefetch = prefetch
+        self._epoch: Iterator[Batch] = iter(())
 
     @property
     def goes_on(self) -> bool:
         """Whether it is an iterator, which cannot start again."""
         return isinstance(self._batches, Iterator)
 
-    def windows(self, epoch: int, *, skip: int, late: Collection[int] = (), behind: int = 0) -> Iterator[Window]:
-        """Yield the windows of an epoch after its first batches, of which ``skip`` are done and the ``late`` ones are
-        not. The iterable's first ``behind`` batches, which come before the epoch, are skipped as well. Raises
-        ValueError or TypeError for batches that do not fit, and the errors of the iterable."""
+    def begin(self, epoch: int, *, skip: int, late: Collection[int] = (), behind: int = 0) -> None:
+        """Begin an epoch after its first batches, of which ``skip`` are done and the ``late`` ones are not. The
+        iterable's first ``behind`` batches, which come before the epoch, are skipped as well."""
         set_epoch = getattr(self._batches, "set_epoch", None)
         if callable(set_epoch):  # as in samplers and datasets of PyTorch and Hugging Face
             set_epoch(epoch)
-        with _ReadAhead(self._read(skip, late, behind)) as ahead:
-            while batches := ahead.take():
-                yield self._window(batches)
+        self._epoch = self._read(skip, late, behind)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch. Raises ValueError or TypeError for those that do not fit, and the errors of
+        the iterable."""
+        for batches in self._runs(at_most=1):
+            yield from batches
+
+    def windows(self) -> Iterator[Window]:
+        """Yield the batches of the epoch in runs of those that are ready and fit together. Raises as batches()."""
+        for batches in self._runs(at_most=_AHEAD_BATCHES):
+            yield self._window(batches)
+
+    def _runs(self, *, at_most: int) -> Iterator[list[Batch]]:
+        if self._prefetch == 0:
+            for batch in self._epoch:
+                yield [batch]
+            return
+        with _ReadAhead(self._epoch, self._prefetch) as ahead:
+            while batches := ahead.take(at_most):
+                yield batches
 
     def _read(self, skip: int, late: Collection[int], behind: int) -> Iterator[Batch]:
         number = 0
@@ -121,6 +144,9 @@ class Stream:
 
 def checked_batch(where: str, tree: Any) -> Batch:
     """Return what the user gave as a batch. Raises TypeError or ValueError, which begin with ``where``."""
+    plain = _plain_batch(tree)
+    if plain is not None:
+        return plain
     given = dict(tree) if isinstance(tree, Mapping) else tree
     spec, leaves = flatten(as_batch(where, given), kinds=BATCH)
     if _is_object(given, leaves):
@@ -131,6 +157,41 @@ def checked_batch(where: str, tree: Any) -> Batch:
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"{where}: expected arrays with one example per row, found {sorted(counts)} rows")
     return Batch(spec, leaves, counts.pop())
+
+
+#: the structure of plain batches, by their type and keys: finding it takes as long as a small step
+_PLAIN_SPECS: dict[Any, Spec] = {}
+_PLAIN_SPECS_MAX = 64
+
+
+def _plain_batch(tree: Any) -> Batch | None:
+    """Return the batch that checked_batch() would return, in a fraction of its time, for what most batches are: a
+    tuple, list or dict of arrays or tensors with equally many rows. None for anything else."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        leaves, key = list(tree), (kind, len(tree))
+    elif kind is dict:
+        leaves, key = list(tree.values()), (kind, *tree)
+    else:
+        return None
+    for index, leaf in enumerate(leaves):
+        if type(leaf) is not np.ndarray:
+            if type(leaf).__module__ != "torch" or type(leaf).__name__ != "Tensor":
+                return None
+            try:
+                leaves[index] = leaf.detach().numpy()
+            except (RuntimeError, TypeError):
+                return None
+    if not leaves or not all(leaf.ndim and len(leaf) == len(leaves[0]) for leaf in leaves) or not len(leaves[0]):
+        return None
+    if any(leaf.dtype.hasobject for leaf in leaves):
+        return None
+    spec = _PLAIN_SPECS.get(key)
+    if spec is None:
+        spec = flatten(kind(leaves) if kind is not dict else dict(zip(tree, leaves, strict=True)), kinds=BATCH)[0]
+        if len(_PLAIN_SPECS) < _PLAIN_SPECS_MAX:
+            _PLAIN_SPECS[key] = spec
+    return Batch(spec, leaves, len(leaves[0]))
 
 
 def items_of(objects: list[Any], what: str) -> ItemSource:
@@ -163,8 +224,9 @@ def _only(batches: list[Any]) -> Any:
 class _ReadAhead:
     """Reads batches in a separate thread, and keeps them until they are taken. A context manager."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[Batch], limit: int | None) -> None:
         self._batches = batches
+        self._limit = limit
         self._ready: list[Batch] = []
         self._lock = threading.RLock()  # not taken through Condition, in whose code Ctrl-C could leave it taken
         self._changed = threading.Condition(self._lock)
@@ -184,11 +246,15 @@ class _ReadAhead:
 
     def _run(self) -> None:
         try:
-            for batch in self._batches:
+            while True:
                 with self._lock:
                     self._changed.wait_for(lambda: self._closed or not self._is_full())
                     if self._closed:
                         return
+                batch = next(self._batches, None)
+                if batch is None:
+                    return
+                with self._lock:
                     self._ready.append(batch)
                     self._changed.notify_all()
         except BaseException as error:
@@ -199,17 +265,20 @@ class _ReadAhead:
                 self._changed.notify_all()
 
     def _is_full(self) -> bool:
+        if self._limit is not None:
+            return len(self._ready) >= self._limit
         nbytes = sum(batch.nbytes for batch in self._ready)
         return len(self._ready) >= _AHEAD_BATCHES or nbytes >= _AHEAD_NBYTES
 
-    def take(self) -> list[Batch]:
-        """Wait for a batch, and return all that are ready and fit together; an empty list at the end. An error while
+    def take(self, at_most: int) -> list[Batch]:
+        """Wait for a batch, and return all that are ready and fit together, or the first of these; an empty list at the
+        end. An error while
         reading is raised after the batches read before it."""
         with self._lock:
             self._changed.wait_for(lambda: self._ready or self._over)
             if not self._ready and self._error is not None:
                 raise self._error
-            count = _fitting(self._ready)
+            count = _fitting(self._ready[:at_most])
             taken, self._ready = self._ready[:count], self._ready[count:]
             self._changed.notify_all()
             return taken

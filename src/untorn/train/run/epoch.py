@@ -60,6 +60,8 @@ class Epoch:
     late: list[int]
     segment: Segment | None = None
     learning_rate: float = math.nan
+    #: the memory of the rows, with room for more
+    _memory: NDArray[np.float64] | None = None
 
     @classmethod
     def begin(cls, partial: PartialEpoch | None) -> Epoch:
@@ -69,6 +71,20 @@ class Epoch:
         progress = partial.progress
         started = time.perf_counter() - progress.seconds
         return cls(started, partial.records, progress.metrics, progress.step_in_epoch, progress.late)
+
+    def end_segment(self, steps: int) -> None:
+        """End the segment, of which this number of steps is made: its rows are now those of an earlier one."""
+        assert self.segment is not None
+        log = self.segment.log
+        self.names = log.names
+        if self._memory is None or steps > 1:
+            self.rows = self._memory = log.until(steps)
+            return
+        new, count = log.rows(steps), len(self.rows)
+        if count == len(self._memory):
+            self._memory = np.concatenate([self._memory, np.zeros_like(self._memory)])
+        self._memory[count] = new[0]
+        self.rows = self._memory[: count + 1]
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,7 @@ from untorn.train.checkpoints.saver import Saver, newest
 from untorn.train.data import SharedData, Source, Stream
 from untorn.train.data.epochs import TrainingData
 from untorn.train.history import History
+from untorn.train.run.batch_jobs import BatchJob, BatchJobs
 from untorn.train.run.epoch import Epoch, Segment
 from untorn.train.run.evaluation import Evaluator
 from untorn.train.run.lifetime import Lifetime
@@ -217,13 +218,30 @@ class FitLoop:
         self._begin_epoch(steps=stream.steps_per_epoch or 0)
         self._examples = int(self._epoch.rows[:, 0].sum())
         behind, self._behind = self._behind, 0
-        windows = stream.windows(self._state.epoch, skip=self._skipped, late=self._epoch.late, behind=behind)
-        for source, batch_size in windows:
-            with self._job(source, source.examples, batch_size) as strategy:
-                self._run_segment(strategy, np.arange(source.examples))
-            self._skipped += strategy.board.steps
-            self._examples += source.examples
+        stream.begin(self._state.epoch, skip=self._skipped, late=self._epoch.late, behind=behind)
+        if self._settings.is_async:  # several batches are in flight, so they must be there
+            for source, batch_size in stream.windows():
+                with self._job(source, source.examples, batch_size) as strategy:
+                    self._run_segment(strategy, np.arange(source.examples))
+                self._skipped += strategy.board.steps
+                self._examples += source.examples
+        else:
+            self._run_batches(stream)
         self._end_epoch()
+
+    def _run_batches(self, stream: Stream) -> None:
+        """Run the batches of an epoch one by one. The next one is asked for when the step before is made."""
+        with contextlib.closing(
+            BatchJobs(settings=self._settings, pool=self._pool, jobs=self._jobs, single=False)
+        ) as jobs:
+            for batch in stream.batches():
+                if self._saver.due() and self._epoch.segment is not None:
+                    progress = self._progress_inside(self._skipped, self._epoch.names)
+                    self._saver.save(self._weights.snapshot(), progress, self._epoch.rows)
+                job = jobs.opened(batch)
+                self._run_segment(job.strategy, None, job)
+                self._skipped += 1
+                self._examples += batch.examples
 
     def _begin_epoch(self, *, steps: int) -> None:
         state, partial = self._state, self._partial
@@ -306,25 +324,36 @@ class FitLoop:
         least = self._jobs.min_examples(source, examples, batch_size, cut=self._data.stream is None)
         return self._jobs.run(source, examples, batch_size, least)
 
-    def _run_segment(self, strategy: StepStrategy, order: NDArray[np.int64]) -> None:
-        """Write the order and the learning rates of a segment to its board, and run its steps."""
+    def _run_segment(
+        self, strategy: StepStrategy, order: NDArray[np.int64] | None, job: BatchJob | None = None
+    ) -> None:
+        """Write the order and the learning rates of a segment to its board, and run its steps. A step that has a batch
+        of its own is a segment, too: of this job, and without an order."""
         board, state = strategy.board, self._state
-        board.order[:] = order
+        if order is not None:
+            board.order[:] = order
         with state.learning_rate.as_it_was(self._override):
             board.rates[:] = state.learning_rate.rates(state.step, board.steps)
             steps = range(state.step, state.step + board.steps)
             shown = [state.learning_rate.at(step) for step in steps] if self._listeners else []
             self._epoch.learning_rate = state.learning_rate.at(steps[-1])
-        log = StepLog(board, self._epoch.rows, clips=self._settings.clip_norm is not None)
+        if job is None:
+            log, examples = StepLog(board, self._epoch.rows, clips=self._settings.clip_norm is not None), None
+        else:
+            log, examples = job.log, job.feed.examples
+            log.continue_after(self._epoch.rows)
         self._epoch.segment = Segment(self._weights.version, self._skipped, strategy, log)
-        strategy.tasks.set_epoch(state.epoch, self._skipped)
-        self._status.begin_segment(board, log, self._skipped)
+        strategy.tasks.set_epoch(state.epoch, self._skipped, examples)
+        if job is None or self._control is not None:
+            stream = self._data.stream
+            in_epoch = self._skipped + board.steps if stream is None else stream.steps_per_epoch
+            self._status.begin_segment(board, log, self._skipped, in_epoch)
         self._pool.stepping = True
         try:
             self._run_steps(self._epoch.segment, shown)
         finally:
             self._pool.stepping = False
-        self._epoch.names, self._epoch.rows = log.names, log.until(board.steps)
+        self._epoch.end_segment(board.steps)
 
     def _run_steps(self, segment: Segment, rates: list[float]) -> None:
         strategy, log, state = segment.strategy, segment.log, self._state

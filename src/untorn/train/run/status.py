@@ -69,13 +69,15 @@ class JobStatus:
         state: the state of the training.
         pool: the workers.
         weights: the channel of the weights, which has the name of the job.
-        epochs: the number of epochs of this call of fit.
+        epochs: the number of epochs of this call of fit; None for single steps.
 
     Attributes:
         epochs: the number of epochs since training began when this call of fit ends.
     """
 
-    def __init__(self, settings: Settings, state: TrainingState, pool: Pool, weights: Weights, epochs: int) -> None:
+    def __init__(
+        self, settings: Settings, state: TrainingState, pool: Pool, weights: Weights, epochs: int | None
+    ) -> None:
         self._settings = settings
         self._state = state
         self._pool = pool
@@ -90,6 +92,7 @@ class JobStatus:
         self._done = self._in_curve = 0
         #: the steps since training began, and the steps of the epoch, before those of this board
         self._first_step = self._skipped = 0
+        self._steps: int | None = 0
         self._validated: dict[str, float] = {}
 
     @property
@@ -97,8 +100,11 @@ class JobStatus:
         """Whether there has been a segment: on_epoch_begin, which may evaluate, comes before the first."""
         return self._board is not None
 
-    def begin_segment(self, board: Board, log: StepLog, skipped: int) -> None:
-        """Begin the segment of an epoch after its first ``skipped`` steps."""
+    def begin_segment(self, board: Board, log: StepLog, skipped: int, steps: int | None) -> None:
+        """Begin the segment of an epoch after its first ``skipped`` steps. The epoch has ``steps`` of them; None if
+        that is not known."""
+        self._catch_up()
+        self._steps = steps
         self._board, self._log, self._skipped = board, log, skipped
         self._begun_s = time.monotonic()
         self._done = self._in_curve = 0
@@ -157,7 +163,7 @@ class JobStatus:
             "epoch": state.epoch,
             "epochs": self.epochs,
             "step_in_epoch": self._skipped + self._done,
-            "steps_per_epoch": self._skipped + board.steps,
+            "steps_per_epoch": self._steps,
             "version": self._weights.version,
             "workers": self._pool.members(),
             "nodes": self._pool.nodes(),

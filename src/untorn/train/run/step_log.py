@@ -30,6 +30,10 @@ class StepLog:
         self._own = [*(["staleness"] if board.is_async else []), *(["grad_norm"] if clips else [])]
         self._known: tuple[list[str], list[NDArray[np.float64]]] | None = None
 
+    def continue_after(self, earlier: NDArray[np.float64]) -> None:
+        """Set the rows of the earlier steps."""
+        self._earlier = earlier
+
     @property
     def names(self) -> list[str]:
         """The names of the metrics; complete once a step is done."""
@@ -52,11 +56,15 @@ class StepLog:
 
     def until(self, step: int) -> NDArray[np.float64]:
         """Return a copy of the examples, loss and metrics of each step of the epoch before this step of the board."""
-        measured = np.stack([column[:step] for column in self._columns()[1]], axis=1)
+        measured = self.rows(step)
         earlier = np.zeros((len(self._earlier), measured.shape[1]))
         width = min(earlier.shape[1], self._earlier.shape[1])  # the clipping of a checkpoint may differ
         earlier[:, :width] = self._earlier[:, :width]
         return np.concatenate([earlier, measured])
+
+    def rows(self, step: int) -> NDArray[np.float64]:
+        """Return a copy of the examples, loss and metrics of the board's steps before this one."""
+        return np.stack([column[:step] for column in self._columns()[1]], axis=1)
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
         """Return a copy of the losses of this board's steps from ``first`` to ``last``, the latter excluded."""

@@ -33,9 +33,10 @@ class GradientTasks:
         self.skipped = 0
         self._examples: int | None = None
 
-    def set_epoch(self, epoch: int, skipped: int) -> None:
-        """Set the epoch of the board's steps, and the number of steps of that epoch before them."""
-        self.epoch, self.skipped = epoch, skipped
+    def set_epoch(self, epoch: int, skipped: int, examples: int | None = None) -> None:
+        """Set the epoch of the board's steps, and the number of steps of that epoch before them. ``examples`` is the
+        size of the next batch, if batches come one by one."""
+        self.epoch, self.skipped, self._examples = epoch, skipped, examples
 
     def set_step(self, step: int, examples: int) -> None:
         """Describe the board's next step as a single one: the number of its step since training began, and the number

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from untorn.train.data import Source
 from untorn.train.optim.base import Optimizer
@@ -54,34 +55,51 @@ class TrainingJobs:
             self._local, self._weights, source, self._settings, examples=examples, batch_size=batch_size, cut=cut
         )
 
-    @contextmanager
     def run(
-        self, source: Source, examples: int, batch_size: int, min_examples: int, *, one_by_one: bool = False
-    ) -> Iterator[StepStrategy]:
+        self, source: Source, examples: int, batch_size: int, min_examples: int
+    ) -> AbstractContextManager[StepStrategy]:
         """Run a job inside the block, which gets the strategy of its steps.
 
         Args:
             source: the data.
             examples, batch_size: the number of examples of the board's epochs, and of a step.
             min_examples: the minimum number of examples of a shard.
-            one_by_one: see Plan.
         """
-        version, first_step = self._weights.version, self._state.step
-        plan = Plan(
+        return self._run(source, self._plan(examples, batch_size, min_examples), single=False)
+
+    def run_batches(
+        self, source: Source, examples: int, min_examples: int, *, single: bool
+    ) -> AbstractContextManager[StepStrategy]:
+        """Run a job of steps that have a batch of their own each, see Plan.one_by_one.
+
+        Args:
+            source: the data, the batch of the current step.
+            examples: the number of examples of the largest batch.
+            min_examples: the minimum number of examples of a shard.
+            single: whether the steps belong to no epoch.
+        """
+        plan = dataclasses.replace(self._plan(examples, examples, min_examples), one_by_one=True)
+        return self._run(source, plan, single=single)
+
+    def _plan(self, examples: int, batch_size: int, min_examples: int) -> Plan:
+        return Plan(
             settings=self._settings,
             kernels=self._optimizer.kernels,
             server_steps=self._optimizer.server_steps,
             examples=examples,
             batch_size=batch_size,
             min_examples=min_examples,
-            first_step=first_step,
-            one_by_one=one_by_one,
+            first_step=self._state.step,
             turns=self._optimizer.turns,
         )
+
+    @contextmanager
+    def _run(self, source: Source, plan: Plan, *, single: bool) -> Iterator[StepStrategy]:
+        version = self._weights.version
         try:
             with self._pool.train(plan, source, self._weights, self._optimizer) as strategy:
                 yield strategy
         finally:
             # after a failure, some steps are not counted yet
-            step = first_step + self._weights.version - version
-            self._state.count(step - self._state.step, single=one_by_one)
+            step = plan.first_step + self._weights.version - version
+            self._state.count(step - self._state.step, single=single)
