@@ -153,8 +153,15 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize("optimizer", [AdamW(0.01, weight_decay=0.1), TORCH["adamw"]], ids=["fused", "torch"])
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [
+        pytest.param(ENGINES["killed workers"], AdamW(0.01, weight_decay=0.1), id="fused, killed workers"),
+        pytest.param(ENGINES["2 nodes"], AdamW(0.01, weight_decay=0.1), id="fused, 2 nodes"),
+        pytest.param(ENGINES["killed workers"], TORCH["adamw"], id="torch, killed workers", marks=pytest.mark.soak),
+        pytest.param(ENGINES["2 nodes"], TORCH["adamw"], id="torch, 2 nodes", marks=pytest.mark.soak),
+    ],
+)
 def test_every_engine_gives_the_same_bits(engine, optimizer):
     options = {"shards": 5, "clip_norm": 0.5, "accumulate": 2 if "nodes" in engine else 1}
     expected = trained(optimizer, **options, epochs=engine.get("epochs", 2))
