@@ -194,7 +194,8 @@ static int core_exec(PyObject *module)
     const bool done = error_add(module, core_of_module(module)) && module_add_channel(module) &&
                       module_add_queue(module) && module_add_tree(module) && module_add_board(module) &&
                       module_add_link(module) && module_add_waiting(module) && module_add_frozen(module) &&
-                      module_add_block(module) && module_add_copy(module) && module_add_step(module);
+                      module_add_block(module) && module_add_copy(module) && module_add_step(module) &&
+                      module_add_sibling(module);
     return done ? 0 : -1;
 }
 

@@ -27,6 +27,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import helpers
 import virtual_nodes
 from helpers import descriptors, untorn_mappings
+from untorn.engines.fork_servers import fork_server_resources
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.queue_files import drop_lonely
 
@@ -179,9 +180,10 @@ class _Traces:
 
 
 def _helpers_descriptors() -> set[int]:
-    """multiprocessing keeps its resource tracker and its fork server for the life of the process."""
+    """multiprocessing keeps its resource tracker and its fork server for the life of the process, and untorn its fork
+    servers for the next trainer."""
     tracker, server = resource_tracker._resource_tracker, forkserver._forkserver
-    return {fd for fd in (tracker._fd, server._forkserver_alive_fd) if fd is not None}
+    return {fd for fd in (tracker._fd, server._forkserver_alive_fd) if fd is not None} | fork_server_resources()[1]
 
 
 #: processes that are not children of this one; a number of them is not given again between two looks
@@ -191,6 +193,7 @@ _strangers: set[int] = set()
 def _children() -> dict[int, str]:
     """Processes that have this one as their parent, zombies too."""
     spared = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
+    spared |= fork_server_resources()[0]
     found = {}
     there = set(map(int, filter(str.isdigit, os.listdir("/proc"))))
     _strangers.intersection_update(there)

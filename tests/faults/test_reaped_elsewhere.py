@@ -17,6 +17,7 @@ import pytest
 import helpers
 from untorn import SGD, Trainer, WorkerError
 from untorn.engines.child import ChildProcess
+from untorn.engines.fork_servers import end_fork_servers
 from untorn.train import weights_sha256
 
 X = np.random.default_rng(0).normal(size=(240, 4))
@@ -91,6 +92,7 @@ def fit(pipe, reaped, folder, arguments) -> None:
         history = trainer.fit(DATA, epochs=2, batch_size=24)
         pipe.put((trainer.restarts, len(history), weights_sha256(trainer.params)))
         trainer.resize(1)
+    end_fork_servers()
     pipe.put(len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 

@@ -12,19 +12,71 @@ import errno
 import os
 import select
 import signal
-import subprocess
 import time
 from pathlib import Path
+from typing import Protocol
 
 from untorn.descriptors import keep
 
-__all__ = ["ChildProcess", "is_stopped"]
+__all__ = ["ChildProcess", "Started", "WorkerHandle", "is_stopped"]
 
 _NONE = -1
 _RETRY_S = 0.01
 _LONG_S = 60.0
 #: given to subprocess, which needs a number
 _UNKNOWN_EXITCODE = 255
+
+
+class Started(Protocol):
+    """A child process that was just started, such as a subprocess.Popen."""
+
+    returncode: int | None
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
+
+
+class WorkerHandle(Protocol):
+    """A worker process as an engine sees it: a ChildProcess, or one that a fork server is asked for. ChildProcess
+    describes the methods."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, for display only."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit code."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+
+    def kill(self) -> None:
+        """Send SIGKILL unless it has ended."""
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until it has ended."""
+
+    def end(self) -> None:
+        """Kill it, wait until it has ended, and close its descriptor."""
+
+    def close(self) -> None:
+        """Close the descriptor of a process that has ended."""
+
+    def forget(self) -> None:
+        """Close the descriptor and leave the process alone."""
 
 
 class ChildProcess:
@@ -34,7 +86,7 @@ class ChildProcess:
         pid: its number, for display only.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
+    def __init__(self, process: Started, fd: int) -> None:
         self.pid = process.pid
         self._process = process
         #: _NONE if the kernel has no such descriptors (before Linux 5.3), or a filter refuses them
@@ -43,7 +95,7 @@ class ChildProcess:
         self._exitcode: int | None = None
 
     @classmethod
-    def of(cls, process: subprocess.Popen[bytes]) -> ChildProcess:
+    def of(cls, process: Started) -> ChildProcess:
         """Open the descriptor of a process that was just started. Raises OSError if this process has no free one."""
         fd = _NONE
         try:
@@ -56,6 +108,11 @@ class ChildProcess:
                 process.wait()
                 raise
         return cls(process, fd)
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor, or -1."""
+        return self._fd
 
     @property
     def ended(self) -> bool:

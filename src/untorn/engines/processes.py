@@ -26,9 +26,10 @@ from typing import Any
 
 from untorn.board import Board
 from untorn.engines.base import Death, Engine, EngineJob
-from untorn.engines.child import ChildProcess
-from untorn.engines.launching import launch
+from untorn.engines.child import WorkerHandle
+from untorn.engines.fork_servers import StartMethod, hold_fork_servers, launch_worker, release_fork_servers
 from untorn.engines.memory import OutOfMemory
+from untorn.engines.module_names import modules_named
 from untorn.engines.worker_logs import LogReceiver
 from untorn.errors import ChannelNotFoundError
 from untorn.share import Publisher, Subscriber, publish
@@ -66,19 +67,32 @@ class ProcessEngine(Engine):
 
     Args:
         max_workers: the largest number that resize() may ask for.
+        start_method: how worker processes are started. With more than one thread per worker they are spawned, since
+            BLAS libraries start their threads when they are loaded.
     """
 
     is_local = False
 
-    def __init__(self, workers: int, max_workers: int, threads_per_worker: int, main: WorkerMain) -> None:
+    def __init__(
+        self,
+        workers: int,
+        max_workers: int,
+        threads_per_worker: int,
+        main: WorkerMain,
+        start_method: StartMethod = "forkserver",
+    ) -> None:
         self.workers = workers
         self.restarts = 0
         self.max_workers = max_workers
         self._threads = threads_per_worker
         self._main = main
+        self._start_method: StartMethod = "spawn" if threads_per_worker > 1 else start_method
+        self._holds_servers = False
+        #: the modules that workers need for the model of the newest job
+        self._modules: list[str] = []
         self._jobs: Publisher | None = None
         self._logs: LogReceiver | None = None
-        self._processes: dict[int, ChildProcess] = {}
+        self._processes: dict[int, WorkerHandle] = {}
         self._leaving: set[int] = set()
         #: by worker, the number of gradients committed in its row when it was started
         self._commits_before: dict[int, int] = {}
@@ -109,6 +123,8 @@ class ProcessEngine(Engine):
 
     def _assign(self, payload: dict[str, Any] | None) -> None:
         """Tell the workers what to do next."""
+        if payload is not None:
+            self._modules = list(dict.fromkeys([self._main.__module__, *modules_named(payload["model"])]))
         self._bell = 0
         self._commits_before.clear()
         if self._jobs is None:
@@ -158,7 +174,7 @@ class ProcessEngine(Engine):
             for index, process in sorted(self._processes.items())
         ]
 
-    def _state(self, index: int, process: ChildProcess, commits: list[int]) -> str:
+    def _state(self, index: int, process: WorkerHandle, commits: list[int]) -> str:
         if process.ended:
             return "dead"
         if index in self._leaving:
@@ -168,14 +184,24 @@ class ProcessEngine(Engine):
         starting = index < len(commits) and commits[index] <= self._commits_before.get(index, -1)
         return "starting" if starting else "running"
 
-    def _start(self, index: int) -> ChildProcess:
+    def _start(self, index: int) -> WorkerHandle:
         assert self._jobs is not None
         if self._logs is None:
             self._logs = LogReceiver()
         if self._boards:
             self._commits_before[index] = self._boards[-1].commits[index]
         call = _worker, (self._main, index, self._jobs.subscriber().address)
-        return launch(f"untorn-worker-{index}", call, environment=worker_variables(self._threads), logs=self._logs.fd)
+        if not self._holds_servers and self._start_method == "forkserver":
+            self._holds_servers = True
+            hold_fork_servers()
+        return launch_worker(
+            f"untorn-worker-{index}",
+            call,
+            environment=worker_variables(self._threads),
+            logs=self._logs.fd,
+            modules=self._modules,
+            start_method=self._start_method,
+        )
 
     def advance(self, until_step: int) -> list[Death]:
         """See Engine."""
@@ -265,6 +291,9 @@ class ProcessEngine(Engine):
         for process in self._processes.values():
             process.join(0 if process.stopped else _JOIN_S)
         self._end_all()
+        if self._holds_servers:
+            self._holds_servers = False
+            release_fork_servers()
         if self._logs is not None:
             logs, self._logs = self._logs, None
             logs.close()
@@ -283,6 +312,7 @@ class ProcessEngine(Engine):
         for process in processes.values():
             process.forget()
         self._leaving.clear()
+        self._holds_servers = False
         if self._logs is not None:
             self._logs.forget()
             self._logs = None

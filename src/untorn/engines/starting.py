@@ -3,6 +3,8 @@
 It makes the process look like the server's: the same arguments, and the server's main program, run again as the module
 ``__mp_main__`` without the part under ``if __name__ == "__main__":``. (multiprocessing does the same for its processes
 and chose the name.) An error there is reported when the first job comes, as an error of that job.
+
+A fork server (fork_serving.py) starts in the same way, and each of its forks becomes a worker with ``be_fork()``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 from untorn.engines.worker_logs import send_logs_to
 
-__all__ = ["MainProgramError", "is_worker", "run", "runs_main"]
+__all__ = ["MainProgramError", "be_fork", "be_worker", "begin", "is_worker", "run", "run_main", "runs_main"]
 
 _is_worker, _runs_main = threading.Event(), threading.Event()
 
@@ -38,14 +40,30 @@ def runs_main() -> bool:
 
 def run(start: dict[str, Any]) -> None:
     """Run the worker that ``start`` describes; launch() made it."""
+    begin(start)
+    be_worker(start, run_main(start["main"]))
+
+
+def begin(start: dict[str, Any]) -> None:
+    """Set what the main program may look at when it is run again."""
     _is_worker.set()
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C goes to all processes of a terminal
     sys.argv[:] = start["argv"] or [""]  # runpy replaces the first one
     _be_a_process_of(start)
     send_logs_to(start["logs"])
-    problem = _run_main(start["main"])
+
+
+def be_worker(start: dict[str, Any], problem: Exception | None) -> None:
+    """Call what the worker is for, with the error of the main program, if any."""
     main, arguments = pickle.loads(start["call"])
     main(*arguments, problem)
+
+
+def be_fork(start: dict[str, Any], problem: Exception | None) -> None:
+    """Run the worker that ``start`` describes in a fork of a process that has run the main program."""
+    _be_a_process_of(start)
+    send_logs_to(start["logs"])
+    be_worker(start, problem)
 
 
 def _be_a_process_of(start: dict[str, Any]) -> None:
@@ -61,7 +79,7 @@ def _be_a_process_of(start: dict[str, Any]) -> None:
         tracker_of_this._fd = start["tracker"]  # noqa: SLF001 (likewise)
 
 
-def _run_main(program: tuple[str, str] | None) -> MainProgramError | None:
+def run_main(program: tuple[str, str] | None) -> MainProgramError | None:
     """Run the server's main program as multiprocessing would. Returns the error if it failed."""
     if program is None:
         return None

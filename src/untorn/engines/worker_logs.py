@@ -121,9 +121,15 @@ def set_levels(levels: dict[str, Any]) -> None:
 
 
 def send_logs_to(fd: int) -> None:
-    """Send this worker's log records to the server through this descriptor."""
+    """Send this worker's log records to the server through this descriptor, which is taken over. A second call, in a
+    forked copy of the process, replaces the descriptor."""
     os.set_inheritable(fd, False)
-    logging.root.addHandler(_Sender(socket.socket(fileno=fd)))
+    server = socket.socket(fileno=fd)
+    if _senders:
+        _senders[0].send_to(server)
+    else:
+        _senders.append(_Sender(server))
+        logging.root.addHandler(_senders[0])
 
 
 class _Sender(logging.Handler):
@@ -131,6 +137,11 @@ class _Sender(logging.Handler):
         super().__init__()
         self._server = server
         self._lost = 0
+
+    def send_to(self, server: socket.socket) -> None:
+        """Send the records there from now on."""
+        self._server.close()
+        self._server, self._lost = server, 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record, or count it as lost."""
@@ -175,6 +186,10 @@ class _Sender(logging.Handler):
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ... ({len(text)} characters)"
+
+
+#: the handler of this process, if it is a worker
+_senders: list[_Sender] = []
 
 
 def _handled_here(name: str) -> bool:

@@ -7,8 +7,9 @@ training may keep it: the pool, the loop, the evaluator and the training state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Self, overload
+from typing import Any, Generic, Self, get_args, overload
 
+from untorn.engines import StartMethod
 from untorn.engines.nodes import Cluster
 from untorn.train.arguments import check_busy, checked_count, checked_shards, checked_staleness
 from untorn.train.interfaces import Mode
@@ -41,6 +42,7 @@ class Settings:
     accumulate: int
     threads_per_worker: int
     max_restarts: int
+    start_method: StartMethod
     workers: int
     tuned: bool
     places: int
@@ -110,12 +112,15 @@ def checked_settings(
     accumulate: int,
     threads_per_worker: int,
     max_restarts: int,
+    start_method: Any,
     cluster: Cluster | None,
 ) -> Settings:
     """Check the arguments of a Trainer and fill in the defaults. ``cluster`` has the nodes, if there are any. Raises
     TypeError or ValueError."""
     if cluster is None and engine not in ("processes", "serial"):
         raise ValueError(f"engine: expected 'processes', 'serial', 'ray' or 'loopback', found {engine!r}")
+    if start_method not in get_args(StartMethod):
+        raise ValueError(f"start_method: expected 'forkserver' or 'spawn', found {start_method!r}")
     seed = checked_count("seed", seed, 0, 2**63 - 1)
     accumulate = checked_count("accumulate", accumulate, 1, 1_000_000)
     threads_per_worker = checked_count("threads_per_worker", threads_per_worker, 1, 1024)
@@ -142,6 +147,7 @@ def checked_settings(
         accumulate=accumulate,
         threads_per_worker=threads_per_worker,
         max_restarts=checked_count("max_restarts", max_restarts, 0, 1_000_000),
+        start_method=start_method,
         workers=1 if engine == "serial" else count,
         tuned=workers == "auto",
         places=cpus // threads_per_worker,

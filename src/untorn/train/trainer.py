@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 
+from untorn.engines import StartMethod
 from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
 from untorn.first_guesses import only_known_arguments, unknown_attribute
@@ -108,6 +109,9 @@ class Trainer(Generic[ModelT_co]):
         threads_per_worker: the number of BLAS threads of each worker.
         max_restarts: how often one shard's gradient may kill its worker before WorkerError is raised; on nodes also how
             many more nodes than take part may be lost without a step in between.
+        start_method: "spawn": each worker process is a new Python interpreter, which imports the main program and the
+            modules of the model. "forkserver": worker processes are forks of a process that has imported them, where
+            that process can be forked; they begin within milliseconds, and share its memory.
         name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
             the job of that name while it trains, and `untorn join` and `untorn leave` change its workers and nodes. On
             nodes, the channel is that of this machine: see subscriber().
@@ -149,6 +153,7 @@ class Trainer(Generic[ModelT_co]):
     accumulate: Setting[int] = Setting()
     threads_per_worker: Setting[int] = Setting()
     max_restarts: Setting[int] = Setting()
+    start_method: Setting[StartMethod] = Setting()
     tuner: Tuner | None
 
     @only_known_arguments
@@ -169,6 +174,7 @@ class Trainer(Generic[ModelT_co]):
         accumulate: int = 1,
         threads_per_worker: int = 1,
         max_restarts: int = 3,
+        start_method: StartMethod = "spawn",
         name: str | None = None,
         ray_options: Mapping[str, Any] | None = None,
         **unknown: Never,
@@ -181,7 +187,7 @@ class Trainer(Generic[ModelT_co]):
         settings = self._settings = checked_settings(
             workers=workers, engine=engine, shards=shards, mode=mode, max_staleness=max_staleness, seed=seed,
             clip_norm=clip_norm, accumulate=accumulate, threads_per_worker=threads_per_worker,
-            max_restarts=max_restarts, cluster=cluster,
+            max_restarts=max_restarts, start_method=start_method, cluster=cluster,
         )  # fmt: skip
         self.model = model
         self.optimizer = optimizer

@@ -177,7 +177,7 @@ def fit(folder: Path, engine: dict[str, Any], arguments: dict[str, Any]) -> str:
 
 def _serve(training: Training, folder: Path, turnstile: Turnstile, plan: Plan) -> Outcome:
     """The victim's work: one fit."""
-    processes.launch = _launch
+    processes.launch_worker = _launch
     if plan.marked:
         mark_extension(tracer.marked)
     Turnstile.here = turnstile

@@ -194,7 +194,13 @@ class WorkerPool(Pool):
         if settings.is_serial:
             self._engine = SerialEngine(settings.threads_per_worker)
         else:
-            self._engine = ProcessEngine(settings.workers, self.count.max, settings.threads_per_worker, worker_main)
+            self._engine = ProcessEngine(
+                settings.workers,
+                self.count.max,
+                settings.threads_per_worker,
+                worker_main,
+                start_method=settings.start_method,
+            )
 
     @property
     def is_local(self) -> bool:
