@@ -46,7 +46,7 @@ struct board_range {
     uint64_t slot_offset; /* from the start of a slot; state buffer k lies (k + 1) * state_stride further */
     uint64_t grad_offset; /* from the start of a buffer's payload */
     uint64_t count;       /* elements */
-    uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 | group << 16 */
+    uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 | group << 16; of SHARD the shard */
 };
 
 /* Leaves are the arrays of the parameters, each in one group. A range may hold a part of one, or several, with the

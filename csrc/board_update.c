@@ -268,9 +268,10 @@ static void range_update(const struct board *board, const struct shards *shards,
     const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
     void *state_out[KERNEL_MAX_STATES];
     const enum merge_kind kind = range_kind(range);
-    const struct board_group *group = &board->groups[range_group(range)];
+    const uint64_t index_of_group = kind == MERGE_STEP ? range_group(range) : 0;
+    const struct board_group *group = &board->groups[index_of_group];
     struct kernel_hyper hyper = group->hyper;
-    hyper.rates = *group_rates(board, step, range_group(range));
+    hyper.rates = *group_rates(board, step, index_of_group);
     const bool rests = kind == MERGE_STEP && isnan(hyper.rates.lr);
     const unsigned states = kernel_state_count((enum kernel_optimizer)group->optimizer, &hyper);
     const uint64_t nbytes = range->count * kernel_itemsize(range_dtype(range));
@@ -305,6 +306,8 @@ static void range_update(const struct board *board, const struct shards *shards,
         range_step(board, range, &hyper, (enum kernel_optimizer)group->optimizer, states, &work, &table);
     } else if (kind == MERGE_SKIPPED) {
         leaves_count(board, step, &work);
+    } else if (kind == MERGE_SHARD) {
+        range_take(&work, range_group(range));
     } else if (range->slot_offset != 0) {
         range_merge(kind, range_dtype(range), &work);
     }

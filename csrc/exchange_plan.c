@@ -17,7 +17,8 @@ static uint64_t range_itemsize(const struct board_range *range)
     case MERGE_FIRST:
     case MERGE_KEEP:
     case MERGE_ABSENT:
-    case MERGE_SKIPPED: return 1;
+    case MERGE_SKIPPED:
+    case MERGE_SHARD: return 1;
     default: return kernel_itemsize(range_dtype(range));
     }
 }

@@ -90,3 +90,9 @@ void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct ker
     else
         range_mean(dtype, range, first);
 }
+
+void range_take(const struct kernel_range *range, uint64_t shard)
+{
+    const bool present = shard < range->shards && range->weights[shard] != 0;
+    memcpy(range->params_out, present ? range->grads[shard] : range->params_in, range->count);
+}

@@ -7,6 +7,7 @@
  *   FIRST  bytes: those of the first shard that has examples. For values without a mean, such as a counter.
  *   KEEP   bytes: as they are in the version before.
  *   SUM    the sum in the tree of kernels.h, of gradients; zeros if no shard has examples.
+ *   SHARD  bytes: those of the one shard that owns them, or as they are in the version before if it has no examples.
  *
  * And which leaves, the arrays of the parameters, have no gradient. A shard says so with a byte per leaf that is not 0;
  * a step skips a leaf if every shard that has examples says so:
@@ -29,15 +30,18 @@ enum merge_kind {
     MERGE_KEEP = 3,
     MERGE_SUM = 4,
     MERGE_ABSENT = 5,
-    MERGE_SKIPPED = 6
+    MERGE_SKIPPED = 6,
+    MERGE_SHARD = 7
 };
-enum { MERGE_KINDS = 7 };
+enum { MERGE_KINDS = 8 };
 
 /* Return whether the step skips this leaf. The gradients of the range are the shards' bytes, one per leaf. */
 bool leaf_is_skipped(const struct kernel_range *flags, uint64_t leaf);
 
-/* `kind` is neither MERGE_STEP nor MERGE_SKIPPED, which depend on the step. The range's state is not used; of KEEP its
- * gradients neither. */
+/* `kind` is none of MERGE_STEP and MERGE_SKIPPED, which depend on the step, and MERGE_SHARD. The range's state is not
+ * used; of KEEP its gradients neither. */
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);
+/* Merge a range of MERGE_SHARD, which this shard owns. */
+void range_take(const struct kernel_range *range, uint64_t shard);
 
 #endif

@@ -512,11 +512,11 @@ static bool groups_parse(PyObject *kernels, struct board_config *config, struct 
     return true;
 }
 
-/* Return whether every range has a group. */
+/* Return whether every range has a group, or a shard. */
 static bool ranges_have_groups(const struct board_config *config, const struct board_range *ranges)
 {
     for (uint32_t i = 0; i < config->ranges; i++)
-        if (range_group(&ranges[i]) >= config->groups)
+        if (range_group(&ranges[i]) >= (range_kind(&ranges[i]) == MERGE_SHARD ? config->shards : config->groups))
             return false;
     return true;
 }
@@ -639,31 +639,19 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    CORE_CONSTANT(RUN_GRADIENT),
-    CORE_CONSTANT(RUN_IDLE),
-    CORE_CONSTANT(RUN_STOP),
-    CORE_CONSTANT(RUN_NEED_SLOT),
-    CORE_CONSTANT(RUN_LEAVE),
-    CORE_CONSTANT(TASK_DONE),
-    CORE_CONSTANT(TASK_EMPTY),
-    {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
-    CORE_CONSTANT(KERNEL_SGD),
-    CORE_CONSTANT(KERNEL_ADAM),
-    CORE_CONSTANT(KERNEL_RMSPROP),
-    CORE_CONSTANT(KERNEL_ADAGRAD),
-    CORE_CONSTANT(KERNEL_F32),
-    CORE_CONSTANT(KERNEL_F64),
-    CORE_CONSTANT(MERGE_STEP),
-    CORE_CONSTANT(MERGE_MEAN),
-    CORE_CONSTANT(MERGE_FIRST),
-    CORE_CONSTANT(MERGE_KEEP),
-    CORE_CONSTANT(MERGE_SUM),
-    CORE_CONSTANT(MERGE_ABSENT),
-    CORE_CONSTANT(MERGE_SKIPPED),
-    CORE_CONSTANT(BOARD_METRICS),
-    CORE_CONSTANT(BOARD_NAMES_NBYTES),
-    CORE_CONSTANT(BOARD_ERROR_NBYTES),
-    {NULL, 0},
+    CORE_CONSTANT(RUN_GRADIENT),       CORE_CONSTANT(RUN_IDLE),
+    CORE_CONSTANT(RUN_STOP),           CORE_CONSTANT(RUN_NEED_SLOT),
+    CORE_CONSTANT(RUN_LEAVE),          CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(TASK_EMPTY),         {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
+    CORE_CONSTANT(KERNEL_SGD),         CORE_CONSTANT(KERNEL_ADAM),
+    CORE_CONSTANT(KERNEL_RMSPROP),     CORE_CONSTANT(KERNEL_ADAGRAD),
+    CORE_CONSTANT(KERNEL_F32),         CORE_CONSTANT(KERNEL_F64),
+    CORE_CONSTANT(MERGE_STEP),         CORE_CONSTANT(MERGE_MEAN),
+    CORE_CONSTANT(MERGE_FIRST),        CORE_CONSTANT(MERGE_KEEP),
+    CORE_CONSTANT(MERGE_SUM),          CORE_CONSTANT(MERGE_ABSENT),
+    CORE_CONSTANT(MERGE_SKIPPED),      CORE_CONSTANT(MERGE_SHARD),
+    CORE_CONSTANT(BOARD_METRICS),      CORE_CONSTANT(BOARD_NAMES_NBYTES),
+    CORE_CONSTANT(BOARD_ERROR_NBYTES), {NULL, 0},
 };
 
 bool module_add_board(PyObject *module)

@@ -95,6 +95,12 @@ static void check_case(uint32_t shards, uint64_t count, bool is_double)
     CHECK(memcmp(out, first == shards ? in : values[first], nbytes) == 0);
     range_merge(MERGE_KEEP, KERNEL_F32, &range);
     CHECK(memcmp(out, in, nbytes) == 0);
+    for (uint32_t s = 0; s < shards; s++) {
+        range_take(&range, s);
+        CHECK(memcmp(out, weights[s] == 0 ? in : values[s], nbytes) == 0);
+    }
+    range_take(&range, shards); /* no shard: nothing is read */
+    CHECK(memcmp(out, in, nbytes) == 0);
     range.count = count;
     range_merge(MERGE_SUM, is_double ? KERNEL_F64 : KERNEL_F32, &range);
     for (uint64_t i = 0; i < count; i++) {

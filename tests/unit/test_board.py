@@ -240,6 +240,7 @@ def test_the_memory_goes_with_the_last_view(create):
         ({"kernels": ()}, ValueError),
         ({"kernels": (KernelSettings(),) * 257}, ValueError),
         ({"ranges": pack_ranges([(0, 0, 0, 0, 0, 1)])}, ValueError),
+        ({"ranges": pack_ranges([(0, 0, 0, 0, _core.MERGE_SHARD, 3)])}, ValueError),
         ({"gradient_nbytes": 2**60}, (OSError, _core.StatusError)),
     ],
 )

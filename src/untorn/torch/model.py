@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, overload
 
 import numpy as np
@@ -18,6 +18,7 @@ from untorn.torch.loss import Loss, check_mean
 from untorn.torch.replica import TorchReplica
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
+from untorn.train.models.carried import check_buffers, checked_names
 from untorn.train.models.turns import checked_functions
 from untorn.typevars import TypeVar
 
@@ -70,6 +71,9 @@ class TorchModel(Model[_ModuleT_co]):
             trained and reported: the sum is divided by the rows of the batch's first tensor. With ``batch_size``, steps
             are those of a plain loop with the sum, to rounding, except in a last batch with fewer examples; 1.0 gives
             the mean.
+        carried: the names of buffers whose state goes on from step to step, such as that of an LSTM: of shape (batch,
+            ...), with a row for each example. A module sees the rows of its shard, and leaves new ones, with the same
+            shape. See docs/guide/carried.md.
 
     Raises:
         TypeError: the module is not a torch.nn.Module, or one of the others is not a function.
@@ -98,6 +102,7 @@ class TorchModel(Model[_ModuleT_co]):
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
         reduction_scale: float | None = None,
+        carried: Iterable[str] = (),
     ) -> None: ...
 
     @overload
@@ -111,6 +116,7 @@ class TorchModel(Model[_ModuleT_co]):
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
         reduction_scale: float | None = None,
+        carried: Iterable[str] = (),
     ) -> None: ...
 
     def __init__(
@@ -123,6 +129,7 @@ class TorchModel(Model[_ModuleT_co]):
         predict: Callable[[Any, Any], Any] | None = None,
         sample_weight: bool = False,
         reduction_scale: float | None = None,
+        carried: Iterable[str] = (),
     ) -> None:
         self._make: Callable[[], _ModuleT_co] | None = None
         if not isinstance(module, nn.Module) and callable(module):
@@ -183,6 +190,7 @@ class TorchModel(Model[_ModuleT_co]):
         self.predict = predict
         self.sample_weight = sample_weight
         self.reduction_scale = reduction_scale
+        self.carried = checked_names(carried)
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
 
@@ -222,7 +230,8 @@ class TorchModel(Model[_ModuleT_co]):
             name: np.from_dlpack(b.detach().resolve_conj().resolve_neg()) for name, b in self._module.named_buffers()
         }
         check_apart(trained, kept | views)
-        return Parts(kept, buffers, trained, _tensors_over)
+        check_buffers(self.carried, buffers)
+        return Parts(kept, buffers, trained, _tensors_over, self.carried)
 
     def arrays(self, data: Any) -> Any:
         """See Model."""
@@ -267,7 +276,7 @@ class TorchModel(Model[_ModuleT_co]):
             for name, forward in named.items()
         }
         module = model._module if self._make is None else _made(self._make, self._shapes)
-        return TorchReplica(losses, module, model._stale, model._aliases, model.predict)
+        return TorchReplica(losses, module, model._stale, model._aliases, model.predict, frozenset(self.carried))
 
     def module(self, params: Any) -> _ModuleT_co:
         """See Model."""

@@ -43,10 +43,13 @@ class TorchReplica(Replica):
         stale: list[Stale],
         aliases: list[Alias],
         predict: Callable[[Any, Any], Any] | None = None,
+        carried: frozenset[str] = frozenset(),
     ) -> None:
         self._losses = losses
         self._loss = next(iter(losses.values()))
         self._turn: Turn | None = None
+        self._carried = carried
+        self._rows = slice(0, 0)
         self._predict = predict
         self._module = module
         self._stale = stale
@@ -82,6 +85,10 @@ class TorchReplica(Replica):
     def free(self) -> None:
         """Let any thread compute with the module, which has one version's values at a time."""
         self._in_use = threading.RLock()
+
+    def take_rows(self, start: int, stop: int) -> None:
+        """See Replica."""
+        self._rows = slice(start, stop)
 
     def take_turn(self, turn: Turn) -> None:
         """See Replica."""
@@ -184,11 +191,16 @@ class TorchReplica(Replica):
                     "forward pre-hook"
                 )
 
-    def _move_to(self, params: Any) -> None:
+    def _move_to(self, params: Any, *, batch: Any = None) -> None:
+        """Move the module to these values. State that is carried is that of the shard's rows, or, for a batch that no
+        step is made of, zeros for each example."""
         for name, parameter in self._parameters.items():
             parameter.data = torch.from_numpy(params[name])
         for name, buffer in self._buffers.items():
-            buffer.start_from(params[name])
+            value = params[name]
+            if name in self._carried:
+                value = value[self._rows] if batch is None else _zeros(value, batch)
+            buffer.start_from(value)
         if self._aliases:
             move(self._aliases, self._parameters | dict(self._module.named_buffers()))
 
@@ -206,7 +218,7 @@ class TorchReplica(Replica):
 
         def compute() -> None:
             with torch.no_grad(), _unoptimized():
-                self._move_to(params)
+                self._move_to(params, batch=batch)
                 self._train()
                 self._loss(self._module, batch, rng)
 
@@ -223,7 +235,7 @@ class TorchReplica(Replica):
         """See Replica."""
 
         def compute() -> Gradient:
-            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+            with torch.no_grad(), _unoptimized(), self._evaluating(params, batch):
                 if "" not in self._losses:
                     found = {name: each(self._module, batch, rng)[0] for name, each in self._losses.items()}
                     return of_all({name: checked_loss(loss.item()) for name, loss in found.items()})
@@ -238,7 +250,7 @@ class TorchReplica(Replica):
         inputs = trees.map(tensor_of, x)
 
         def compute() -> Any:
-            with torch.no_grad(), _unoptimized(), self._evaluating(params):
+            with torch.no_grad(), _unoptimized(), self._evaluating(params, x):
                 seed_generators(self._generators, 0)
                 return predicted(self._outputs(inputs), "")
 
@@ -253,13 +265,19 @@ class TorchReplica(Replica):
         return self._module(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
     @contextmanager
-    def _evaluating(self, params: Any) -> Iterator[None]:
+    def _evaluating(self, params: Any, batch: Any) -> Iterator[None]:
         try:
-            self._move_to(params)
+            self._move_to(params, batch=batch)
             self._module.eval()
             yield
         finally:
             self._move_away()
+
+
+def _zeros(value: NDArray[Any], batch: Any) -> NDArray[Any]:
+    """Return state like this, of zeros, with a row for each example of the batch."""
+    leaves = trees.flatten(batch, kinds=trees.BATCH)[1]
+    return np.zeros((len(leaves[0]), *value.shape[1:]), value.dtype)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

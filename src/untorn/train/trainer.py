@@ -40,6 +40,7 @@ from untorn.train.guesses import ATTRIBUTE_GUESSES, unknown_to_evaluate, unknown
 from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
 from untorn.train.models.base import Model, Parts
+from untorn.train.models.carried import check_carried, check_order
 from untorn.train.models.function import as_model
 from untorn.train.models.local_steps import LocalStepsModel
 from untorn.train.models.turns import check_losses
@@ -202,6 +203,11 @@ class Trainer(Generic[ModelT_co]):
             self._check_inside(
                 "engine", "nodes are lost and replaced, and a new one begins with a version of the weights"
             )
+        check_carried(
+            initial, shards=settings.shards, is_async=settings.is_async, accumulate=settings.accumulate,
+            local_steps=isinstance(optimizer, LocalSteps),
+        )  # fmt: skip
+        self._carried = initial.carried
         self._local = LocalModel(self._model)
         turns = tuple(turn.name for turn in self._optimizer.turns)
         self._state = TrainingState(settings, LearningRate(self._optimizer), self._optimizer.settings, turns)
@@ -442,6 +448,7 @@ class Trainer(Generic[ModelT_co]):
             data, self._model.arrays, seed=self.seed, batch_size=batch_size, steps_per_epoch=steps_per_epoch,
             shuffle=shuffle, drop_last=drop_last, replay=resume, prefetch=prefetch,
         )  # fmt: skip
+        check_order(self._carried, shuffle=shuffle and training.source is not None)
         if checkpoint_dir is not None:
             checkpoint_dir = checked_path("checkpoint_dir", checkpoint_dir)
             self._check_inside("checkpoint_dir", "a training that resumes would go on differently")

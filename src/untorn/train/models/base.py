@@ -71,6 +71,10 @@ class Replica(ABC):
     def measure(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Return loss and metrics of one batch, for Trainer.evaluate; the leaves are not used."""
 
+    def take_rows(self, start: int, stop: int) -> None:
+        """Compute with these examples of a step from now on. Only called for a model that carries state."""
+        raise NotImplementedError
+
     def take_turn(self, turn: Turn) -> None:
         """Compute the loss of this turn, and its gradient for the parameters that it trains, until the next turn. Only
         called for a model with several losses."""
@@ -100,6 +104,8 @@ class Parts(NamedTuple):
     """parameters that the optimizer changes: float32 and float64"""
     shown: Callable[[Any], Any] | None = None
     """makes of the arrays, without a copy, what others see in their place: the library's own kind"""
+    carried: tuple[str, ...] = ()
+    """the names of buffers whose rows belong to the examples of a step: each shard has its own rows"""
 
     @property
     def published(self) -> Any:

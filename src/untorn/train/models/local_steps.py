@@ -58,7 +58,7 @@ class LocalStepsModel(Model):
 
     def parts(self, params: Any = None) -> Parts:
         """See Model."""
-        kept, buffers, trained, shown = self._model.parts(params)
+        kept, buffers, trained, shown, carried = self._model.parts(params)
         leaves = flatten(trained)[1]
         # a dict of arrays by name is published as it is
         self._is_tree = not (
@@ -69,7 +69,7 @@ class LocalStepsModel(Model):
         for name, fill in self._optimizer.inner.initial_state.items():
             for index, leaf in enumerate(leaves):
                 inner[f"{_PREFIX}{name} {index}"] = np.full(np.size(leaf), fill, np.asarray(leaf).dtype)
-        return Parts(kept, inner | buffers, {_TREE: trained} if self._is_tree else trained, shown)
+        return Parts(kept, inner | buffers, {_TREE: trained} if self._is_tree else trained, shown, carried)
 
     def visible(self, params: Any) -> Any:
         """See Model."""

@@ -154,7 +154,7 @@ class NodePool(Pool):
 
     def first_weights(self, parts: Parts, optimizer: Optimizer, name: str | None) -> DriverWeights:
         """See Pool."""
-        weights = DriverWeights.begin(parts, optimizer, name)
+        weights = DriverWeights.begin(parts, optimizer, name, shards=self.shards)
         weights.token = os.urandom(16)
         return weights
 

@@ -116,6 +116,8 @@ class GradientWorker:
         self._random = sampler.ShardRandom(job.seed, self._sharding["shards"])
         self._reporter = Reporter(board, index)
         self._spin = True
+        #: the rows of the state that is carried, of the current shard
+        self._rows = slice(0, 0)
 
     def run_once(self, wait_s: float = _WAIT_S) -> int:
         """Take the next task and finish it, and any update that is due. Return the kind of task, ``_core.RUN_...``."""
@@ -157,6 +159,9 @@ class GradientWorker:
         rng = None
         if self.model.takes_rng:
             rng = self._random.rng(self.job.first_step + step, shard)
+        if self.job.layout.carried:
+            first = sampler.shard_bounds(step % self.steps, 0, **sharding)[0]
+            self._take_rows(start - first, stop - first, sharding)
         if self.job.turns:
             self.model.take_turn(self.job.turns[(self.job.first_step + step) % len(self.job.turns)])
         params = self._decoder.value(pinned)
@@ -180,11 +185,26 @@ class GradientWorker:
                     params = params | dict(zip(names[: self.job.layout.buffers], buffer.views, strict=False))
         self._check_finite(buffer, range(len(buffer.views)))
 
+    def _take_rows(self, start: int, stop: int, sharding: dict[str, Any]) -> None:
+        """Compute with these examples of a step, and the state that is carried from the step before."""
+        rows = self.job.layout.arrays[self.job.layout.carried[0]][2][0]
+        if not self._is_async and (sharding["batch_size"] != rows or sharding["examples"] % rows):
+            raise ValueError(
+                f"the state that is carried has {rows} rows; expected batches of as many examples, found "
+                f"{sharding['examples']} examples in batches of {sharding['batch_size']}"
+            )
+        self.model.take_rows(start, stop)
+        self._rows = slice(start, stop)
+
     def _write(self, gradient: Gradient, buffer: _Buffer) -> None:
         buffer.measured[0] = gradient.loss
         self._reporter.name_metrics(tuple(gradient.metrics))
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
+        carried = self.job.layout.carried
+        for index in carried:
+            buffer.views[index][self._rows] = gradient.leaves[index]
+            gradient.leaves[index] = None
         missed, bad = _core.copy_leaves(
             self.board,
             buffer.places,
@@ -193,6 +213,7 @@ class GradientWorker:
             self.job.layout.buffers,
             buffer.absent_at,
         )
+        missed = [index for index in missed if index not in carried]
         for index in missed:  # these need a conversion
             leaf = gradient.leaves[index]
             np.copyto(buffer.views[index], 0 if leaf is None else leaf, casting="same_kind")

@@ -24,6 +24,7 @@ import numpy as np
 from untorn import _core
 from untorn.board import Board, pack_leaves, pack_ranges
 from untorn.share.lowlevel import Layout, flatten
+from untorn.train.data import sampler
 from untorn.train.optim.base import SKIPPED
 from untorn.trees import path_of, paths
 
@@ -53,6 +54,8 @@ class ParameterLayout:
         kept: (offset in a slot, bytes) of each array that is not trained.
         parameters: the number of trained numbers.
         groups: the group of each trained array; empty if all are in the first.
+        carried: the indices of the arrays whose rows belong to the examples of a step: each shard has its own.
+        shards: the number of shards, if there are such arrays.
         sums: whether an update writes the mean of the gradients in place of the parameters, for the server's step.
         absent_at: the offset in a gradient buffer's payload of the bytes that tell which parameters have no gradient.
         absent_slot: the offset in a slot at which an update counts the steps that skipped each parameter, or, of sums,
@@ -68,6 +71,8 @@ class ParameterLayout:
     buffers: int = 0
     kept: tuple[tuple[int, int], ...] = ()
     groups: tuple[int, ...] = ()
+    carried: tuple[int, ...] = ()
+    shards: int = 1
     sums: bool = False
     absent_at: int = 0
     absent_slot: int = 0
@@ -81,11 +86,14 @@ class ParameterLayout:
         kept: int = 0,
         buffers: int = 0,
         groups: tuple[int, ...] = (),
+        carried: tuple[str, ...] = (),
+        shards: int = 1,
         sums: bool = False,
     ) -> ParameterLayout:
         """Return the layout of these parameters, with this optimizer state if any. The first ``kept`` leaves are not
         trained, and the next ``buffers`` leaves are buffers of the model. ``groups`` has the group of each of the
-        rest, if there are several. What ``extra`` has under the name "skipped", or of sums under "absent", comes last.
+        rest, if there are several; ``carried`` are the paths of the buffers that are cut by shards, of this number.
+        What ``extra`` has under the name "skipped", or of sums under "absent", comes last.
         """
         spec, leaves = flatten(params)
         layout = Layout(spec, None if extra is None else flatten(extra)[0])
@@ -97,16 +105,19 @@ class ParameterLayout:
         nbytes = absent_at + -(-(len(leaves) - kept - buffers) // _LINE) * _LINE
         stride = layout.leaves[len(leaves)][1] - places[buffers][1] if extra is not None else 0
         ends = (layout.leaf_range(index) for index in range(kept))
+        names = tuple(path_of(path) for path in paths(spec))[kept:]
         return cls(
             start=start,
             nbytes=nbytes,
             state_stride=stride,
             arrays=arrays,
-            names=tuple(path_of(path) for path in paths(spec))[kept:],
+            names=names,
             parameters=sum(leaf.size for leaf in leaves[kept + buffers :]),
             buffers=buffers,
             kept=tuple((first, last - first) for first, last in ends if last > first),
             groups=groups,
+            carried=tuple(names.index(name) for name in carried),
+            shards=shards,
             sums=sums,
             absent_at=absent_at,
             absent_slot=layout.leaves[-1][1] if extra and (ABSENT if sums else SKIPPED) in extra else 0,
@@ -148,6 +159,13 @@ class ParameterLayout:
             yield offset, offset + nbytes, _BYTE, _core.MERGE_KEEP, 0
         for index, (offset, dtype, shape, _) in enumerate(self.arrays):
             end, group = offset + dtype.itemsize * int(np.prod(shape, dtype=object)), 0
+            if index in self.carried:
+                row = (end - offset) // shape[0]
+                for shard in range(self.shards):
+                    rows = sampler.shard_bounds(0, shard, shards=self.shards, examples=shape[0], batch_size=shape[0])
+                    first, last = (self.start + offset + row * each for each in rows)
+                    yield first, last, _BYTE, _core.MERGE_SHARD, shard
+                continue
             if index >= self.buffers:
                 element, kind = dtype, _core.MERGE_SUM if self.sums else _core.MERGE_STEP
                 group = self.groups[index - self.buffers] if self.groups else 0
@@ -160,8 +178,11 @@ class ParameterLayout:
         """Return (offset, bytes, buffer format) of each gradient in a payload at this offset, for copy_leaves. A
         parameter that is not in C order has 0 bytes there, and is copied otherwise."""
         return tuple(
-            (at + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if strides is None else 0, dtype.char)
-            for offset, dtype, shape, strides in self.arrays
+            (at + offset, dtype.itemsize * int(np.prod(shape, dtype=object)) if is_whole else 0, dtype.char)
+            for offset, dtype, shape, is_whole in (
+                (offset, dtype, shape, strides is None and index not in self.carried)
+                for index, (offset, dtype, shape, strides) in enumerate(self.arrays)
+            )
         )
 
     def absent_view(self, board: Board, buffer_at: int) -> Any:

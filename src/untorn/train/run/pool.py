@@ -58,6 +58,7 @@ class Pool(ABC):
     Attributes:
         count: the target number of workers; on nodes, of each of them.
         tuner: measures which number is fastest; None if the number was given.
+        shards: the number of shards.
         lock: held by the thread that uses the workers.
         at_work: whether the workers have a job of training.
         stepping: whether they make steps now.
@@ -68,6 +69,7 @@ class Pool(ABC):
             settings.workers, places=settings.places, server_works=server_works, fixed=settings.is_serial
         )
         self.tuner = Tuner(settings.workers) if settings.tuned else None
+        self.shards = settings.shards
         self.lock = threading.RLock()
         self.at_work = False
         self.stepping = False
@@ -114,7 +116,7 @@ class Pool(ABC):
 
     def first_weights(self, parts: Parts, optimizer: Optimizer, name: str | None) -> Weights:
         """Publish the first version of the weights, under this name. See Weights.begin."""
-        return Weights.begin(parts, optimizer, name)
+        return Weights.begin(parts, optimizer, name, shards=self.shards)
 
     @abstractmethod
     def train(

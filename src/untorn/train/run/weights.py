@@ -83,21 +83,23 @@ class Weights:
         self._reader = channel.subscriber()
 
     @classmethod
-    def begin(cls, parts: Parts, optimizer: Optimizer, name: str | None) -> Self:
+    def begin(cls, parts: Parts, optimizer: Optimizer, name: str | None, *, shards: int) -> Self:
         """Publish the first version.
 
         Args:
             parts: the initial values.
             optimizer: provides the initial state, and determines whether workers write weights or sums.
             name: publish the weights under this name.
+            shards: the number of shards, which arrays that are carried are cut into.
         """
         kept, buffers = len(parts.kept), len(parts.buffers)
         state = optimizer.state_for(parts.trained)
         sums = {ABSENT: np.zeros(len(flatten(parts.trained)[1]), np.uint8)}
+        cut: dict[str, Any] = {"buffers": buffers, "carried": parts.carried, "shards": shards}
         if optimizer.server_steps:
-            layout = ParameterLayout.of(parts.summed, sums, buffers=buffers, sums=True)
+            layout = ParameterLayout.of(parts.summed, sums, sums=True, **cut)
         else:
-            layout = ParameterLayout.of(parts.published, state, kept=kept, buffers=buffers, groups=optimizer.assignment)
+            layout = ParameterLayout.of(parts.published, state, kept=kept, groups=optimizer.assignment, **cut)
         sizes = _CHANNEL_SIZES
         channel = lowlevel.publish_with_extra(parts.published, state, name=name, sizes=sizes, tolerant=True)
         target = lowlevel.publish_with_extra(parts.summed, sums, sizes=sizes) if optimizer.server_steps else None
