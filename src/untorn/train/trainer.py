@@ -26,7 +26,7 @@ from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
 from untorn.first_guesses import only_known_arguments, unknown_attribute
 from untorn.share import Snapshot, Subscriber
-from untorn.share.lowlevel import extra, read_value
+from untorn.share.lowlevel import extra, flatten, read_value
 from untorn.train.arguments import checked_callbacks, checked_count, checked_path
 from untorn.train.callbacks import Callback
 from untorn.train.callbacks.progress import with_progress
@@ -48,6 +48,7 @@ from untorn.train.nodes.clusters import checked_cluster, pool_of_nodes
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
 from untorn.train.optim.local_steps import LocalSteps
+from untorn.train.run.check import Check, check, data_to_check
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from untorn.train.run.lifetime import Lifetime
 from untorn.train.run.local_model import LocalModel
@@ -598,6 +599,51 @@ class Trainer(Generic[ModelT_co]):
         batch_size = checked_count("batch_size", batch_size, 1, 2**31)
         source = source_of("x", self._model.arrays(x))
         return self._evaluator().predict(source, batch_size)
+
+    def check(self, data: Any, *, batch_size: int | None = None) -> Check:
+        """Check the model on some of the data, before it is trained; blocks for some seconds. Nothing is changed.
+
+        It finds losses and gradients that are sums over the batch instead of means; gradients of a plain function that
+        differ from numerical ones; and whether the result depends on ``shards``. It measures a gradient, and estimates
+        what a step costs with one worker and with more. All of it is computed in this process.
+
+        Args:
+            data: as for fit(); of an iterable of batches the first one, and no iterator, which would lose it.
+            batch_size: examples per step, as for fit().
+
+        Returns:
+            Check: ``ok``, ``problems``, ``workers`` and more; print it.
+
+        Example:
+            >>> import numpy as np
+            >>> from untorn import SGD, Trainer
+            >>> def loss_and_grad(params, batch):
+            ...     x, y = batch
+            ...     error = x @ params["w"] - y
+            ...     return (error**2).mean(), {"w": 2 * x.T @ error}              # a sum: / len(x) is missing
+            >>> x = np.random.default_rng(0).normal(size=(256, 2))
+            >>> with Trainer(loss_and_grad, {"w": np.zeros(2)}, optimizer=SGD(0.1), engine="serial") as trainer:
+            ...     found = trainer.check((x, x @ [1.0, -2.0]), batch_size=32)
+            >>> found.ok, found.problems[0].partition(":")[0]
+            (False, 'the gradient is a sum over the batch, and the loss is a mean')
+
+        Raises TypeError or ValueError for data that does not fit, and for a model whose losses take turns; and what the
+        model raises.
+        """
+        self._lifetime.check_owner()
+        model = as_model(self.model)
+        if model.losses:
+            raise TypeError(
+                f"check: the model has several losses, {', '.join(model.losses)}, which take turns; check a Trainer "
+                "with one of them at a time"
+            )
+        source, size = data_to_check(data, model.arrays, batch_size)
+        published = self._weights().copy()
+        untrained = sum(self._weights().untrained)
+        return check(
+            source, size, replica=model.replica(self.threads_per_worker), params=self._model.visible(published),
+            trained=len(flatten(published)[1]) - untrained, settings=self._settings, exact=not model.private_params,
+        )  # fmt: skip
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(self._settings, self._weights(), self._pool, self._local, self._while_waiting)

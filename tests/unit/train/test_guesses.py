@@ -41,7 +41,8 @@ def test_optimizers(use, text):
 
 
 def test_optimizers_stay_what_they_are():
-    assert list(inspect.signature(SGD).parameters) == ["learning_rate", "momentum", "nesterov", "weight_decay"]
+    names = ["learning_rate", "momentum", "nesterov", "weight_decay", "groups"]
+    assert list(inspect.signature(SGD).parameters) == names
     assert pickle.loads(pickle.dumps(AdamW(0.1, eps=1e-6))) == AdamW(0.1, eps=1e-6)
     assert repr(SGD(0.1)) == "SGD(learning_rate=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)"
 
