@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,16 @@ def take_examples(data: Any, indices: NDArray[np.int64]) -> Any:
 
 
 class ArraySource(Source):
-    """A tree of arrays. Raises TypeError or ValueError, which name the part that does not fit."""
+    """A tree of arrays. Raises TypeError or ValueError, which name the part that does not fit.
 
-    def __init__(self, what: str, data: Any) -> None:
+    Args:
+        what: its name in errors.
+        data: the tree.
+        make: makes a batch of the tree with the examples of a batch; by default it is one. It is pickled.
+    """
+
+    def __init__(self, what: str, data: Any, make: Callable[[Any], Any] | None = None) -> None:
+        self._make = make
         arrays: list[tuple[str, NDArray[Any]]] = []
 
         def check(path: str, leaf: Any) -> NDArray[Any]:
@@ -49,7 +56,8 @@ class ArraySource(Source):
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
-        return take_examples(self._tree, indices)
+        taken = take_examples(self._tree, indices)
+        return taken if self._make is None else self._make(taken)
 
     @contextmanager
     def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
@@ -62,28 +70,31 @@ class ArraySource(Source):
 
         tree = trees.map(unmapped, self._tree)
         with publish(tree, max_slots=2, slots=1, max_readers=max_readers) as publisher:
-            yield SharedData(publisher.subscriber(), ReadArrays(tuple(file for file in files if file)))
+            yield SharedData(publisher.subscriber(), ReadArrays(tuple(file for file in files if file), self._make))
 
 
 @dataclass(frozen=True)
 class ReadArrays:
     """Reads a tree in which None stands for each array that is mapped from a file."""
 
-    files: tuple[MappedFile, ...]
+    files: tuple[MappedFile, ...] = ()
+    make: Callable[[Any], Any] | None = None
 
     def __call__(self, snapshot: Snapshot) -> Reader:
         """Return a reader of this version."""
         if not self.files:
-            return _ArrayReader(snapshot.value)
+            return _ArrayReader(snapshot.value, self.make)
         files = iter(self.files)
-        return _ArrayReader(trees.map(lambda leaf: next(files).open() if leaf is None else leaf, snapshot.value))
+        tree = trees.map(lambda leaf: next(files).open() if leaf is None else leaf, snapshot.value)
+        return _ArrayReader(tree, self.make)
 
 
 class _ArrayReader(Reader):
     """A tree of shared arrays."""
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, make: Callable[[Any], Any] | None) -> None:
         self._tree = tree
+        self._make = make
 
     @property
     def examples(self) -> int:  # type: ignore[override] # only a job of single batches asks for it
@@ -95,7 +106,8 @@ class _ArrayReader(Reader):
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
-        return take_examples(self._tree, indices)
+        taken = take_examples(self._tree, indices)
+        return taken if self._make is None else self._make(taken)
 
 
 def is_array(value: Any) -> bool:

@@ -11,7 +11,7 @@ claim on a gradient of step t finds batch t in the newest version.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,12 +38,16 @@ class Feed(Source):
     """
 
     def __init__(self, batch: Batch) -> None:
-        self.are_objects = batch.spec is None
+        self.are_objects, self._form = batch.spec is None, batch.form
         self.examples = batch.examples
         self._batch = batch
         self._publisher: Publisher | None = None
         #: the kind of the batch that was published last
         self._kind: Any = None
+
+    def reads(self, batch: Batch) -> bool:
+        """Return whether the workers can read this batch as they read the first one."""
+        return (batch.spec is None) == self.are_objects and batch.form == self._form
 
     def put(self, batch: Batch) -> None:
         """Have the next step use this batch. It is copied, unless the workers are in this process. Raises TypeError if
@@ -63,7 +67,8 @@ class Feed(Source):
         batch = self._batch
         if batch.spec is None:
             return items_of(batch.leaves, "batch").take(indices)
-        return unflatten(batch.spec, [leaf.take(indices, axis=0) for leaf in batch.leaves])
+        leaves = [leaf.take(indices, axis=0) for leaf in batch.leaves]
+        return unflatten(batch.spec, leaves) if batch.form is None else batch.form.make(leaves)
 
     @contextmanager
     def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
@@ -75,23 +80,28 @@ class Feed(Source):
         with publish(self._sent(), max_readers=max_readers) as publisher:
             self._publisher, self._kind = publisher, _kind_of(self._batch)
             try:
-                yield SharedData(publisher.subscriber(), _read_objects if self.are_objects else ReadArrays(()))
+                yield SharedData(publisher.subscriber(), self._read)
             finally:
                 self._publisher = None
 
+    @property
+    def _read(self) -> Callable[[Snapshot], Reader]:
+        if self.are_objects:
+            return _read_objects
+        return ReadArrays(make=self._form.make if self._form else None)
+
     def _sent(self) -> Any:
         batch = self._batch
-        return sendable("batch", items_of(batch.leaves, "batch")) if batch.spec is None else _tree_of(batch)
-
-
-def _tree_of(batch: Batch) -> Any:
-    assert batch.spec is not None
-    return unflatten(batch.spec, batch.leaves)
+        if batch.spec is None:
+            return sendable("batch", items_of(batch.leaves, "batch"))
+        return unflatten(batch.spec, batch.leaves) if batch.form is None else batch.leaves
 
 
 def _kind_of(batch: Batch) -> Any:
     """Return what must be equal for a version to have only other values; None for an object."""
-    return None if batch.spec is None else (batch.spec, [(leaf.dtype, leaf.shape) for leaf in batch.leaves])
+    if batch.spec is None:
+        return None
+    return batch.form or batch.spec, [(leaf.dtype, leaf.shape) for leaf in batch.leaves]
 
 
 def _read_objects(snapshot: Snapshot) -> Reader:

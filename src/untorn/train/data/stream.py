@@ -23,9 +23,10 @@ from untorn.train.data.arrays import ArraySource, type_name
 from untorn.train.data.base import Source
 from untorn.train.data.collate import as_batch
 from untorn.train.data.items import ItemSource
+from untorn.train.data.records import Form, record_of
 from untorn.trees import BATCH, Spec, flatten, opened, unflatten
 
-__all__ = ["Batch", "Stream", "Window", "checked_batch", "items_of"]
+__all__ = ["Batch", "Stream", "Window", "array_source", "checked_batch", "items_of"]
 
 #: the limits for reading ahead, beyond one batch
 _AHEAD_NBYTES = 64 << 20
@@ -42,11 +43,13 @@ class Window(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch of arrays; or, with no spec, an object that is not cut into shards, which counts as one example."""
+    """A batch of arrays; or, with no spec, an object that is not cut into shards, which counts as one example. The form
+    makes a batch with dataclasses of its arrays."""
 
     spec: Spec | None
     leaves: list[Any]
     examples: int
+    form: Form | None = None
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +58,9 @@ class Batch(NamedTuple):
 
     def kind(self) -> Any:
         """Return the structure, and the dtypes and shapes of the rows."""
-        return None if self.spec is None else (self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves])
+        if self.spec is None:
+            return None
+        return self.form or self.spec, [(leaf.dtype, leaf.shape[1:]) for leaf in self.leaves]
 
 
 class Stream:
@@ -139,7 +144,7 @@ class Stream:
             return Window(items_of([batch.leaves[0] for batch in batches], self.what), 1)
         parts = zip(*(batch.leaves for batch in batches), strict=True)
         leaves = [np.concatenate(part) for part in parts] if others else first.leaves
-        return Window(ArraySource(self.what, unflatten(first.spec, leaves)), first.examples)
+        return Window(array_source(self.what, first._replace(leaves=leaves)), first.examples)
 
 
 def checked_batch(where: str, tree: Any) -> Batch:
@@ -147,6 +152,10 @@ def checked_batch(where: str, tree: Any) -> Batch:
     plain = _plain_batch(tree)
     if plain is not None:
         return plain
+    record = record_of(tree)
+    if record is not None:
+        form, arrays = record
+        return Batch(form.spec, arrays, len(arrays[0]), form)
     given = dict(tree) if isinstance(tree, Mapping) else tree
     spec, leaves = flatten(as_batch(where, given), kinds=BATCH)
     if _is_object(given, leaves):
@@ -192,6 +201,14 @@ def _plain_batch(tree: Any) -> Batch | None:
         if len(_PLAIN_SPECS) < _PLAIN_SPECS_MAX:
             _PLAIN_SPECS[key] = spec
     return Batch(spec, leaves, len(leaves[0]))
+
+
+def array_source(what: str, batch: Batch) -> ArraySource:
+    """Return the source of the examples of a batch that can be cut."""
+    if batch.form is not None:
+        return ArraySource(what, batch.leaves, batch.form.make)
+    assert batch.spec is not None
+    return ArraySource(what, unflatten(batch.spec, batch.leaves))
 
 
 def items_of(objects: list[Any], what: str) -> ItemSource:
@@ -272,8 +289,7 @@ class _ReadAhead:
 
     def take(self, at_most: int) -> list[Batch]:
         """Wait for a batch, and return all that are ready and fit together, or the first of these; an empty list at the
-        end. An error while
-        reading is raised after the batches read before it."""
+        end. An error while reading is raised after the batches read before it."""
         with self._lock:
             self._changed.wait_for(lambda: self._ready or self._over)
             if not self._ready and self._error is not None:

@@ -71,7 +71,7 @@ class BatchJobs:
         return self._open(batch)
 
     def _fits(self, batch: Batch, job: BatchJob) -> bool:
-        if batch.examples > job.strategy.board.examples or (batch.spec is None) != job.feed.are_objects:
+        if batch.examples > job.strategy.board.examples or not job.feed.reads(batch):
             return False
         if self._pool.needs_equal_batches and batch.examples != job.feed.examples:
             return False
