@@ -27,7 +27,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import helpers
 import virtual_nodes
 from helpers import descriptors, untorn_mappings
-from untorn.engines.fork_servers import fork_server_resources
+from untorn.engines.fork_servers import end_fork_servers, fork_server_resources
+from untorn.engines.worker_logs import LogReceiver
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.queue_files import drop_lonely
 
@@ -221,3 +222,18 @@ def _is_in_use(file: Path) -> bool:
             return struct.unpack("hhqqi4x", fcntl.fcntl(opened, fcntl.F_OFD_GETLK, lock))[0] != fcntl.F_UNLCK
     except OSError:
         return not file.exists()
+
+
+@pytest.fixture
+def logs():
+    """Where workers send their log records to."""
+    with contextlib.closing(LogReceiver()) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def no_fork_servers():
+    """No fork server of another test is used, and none is left to other tests."""
+    end_fork_servers()
+    yield
+    end_fork_servers()

@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,7 @@ from untorn.train import weights_sha256
 
 DATA = networks.data_of(240, 3)
 
-
-@pytest.fixture
-def logs() -> Iterator[LogReceiver]:
-    receiver = LogReceiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture(autouse=True)
-def no_servers_before_and_after() -> Iterator[None]:
-    end_fork_servers()
-    yield
-    end_fork_servers()
+pytestmark = pytest.mark.usefixtures("no_fork_servers")
 
 
 def launched(logs: LogReceiver, function, *arguments, modules=()) -> WorkerHandle:

@@ -11,7 +11,6 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,13 @@ import helpers
 from untorn import SGD, Trainer
 from untorn.engines import fork_servers, forked_worker
 from untorn.engines.child import WorkerHandle
-from untorn.engines.fork_servers import end_fork_servers, fork_server_resources, launch_worker
+from untorn.engines.fork_servers import fork_server_resources, launch_worker
 from untorn.engines.processes import worker_variables
 from untorn.engines.worker_logs import LogReceiver
 
 METHODS = ("forkserver", "spawn")
 
-
-@pytest.fixture
-def logs() -> Iterator[LogReceiver]:
-    receiver = LogReceiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture(autouse=True)
-def no_servers_before_and_after() -> Iterator[None]:
-    end_fork_servers()
-    yield
-    end_fork_servers()
+pytestmark = pytest.mark.usefixtures("no_fork_servers")
 
 
 def launched(logs: LogReceiver, function, *arguments, modules=(), method="forkserver") -> WorkerHandle:
