@@ -129,6 +129,7 @@ def by_torch(case):
     torch = pytest.importorskip("torch")
     optimizer, clip_norm = OPTIMIZERS[case]
     options = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
+    del options["groups"]  # tests/unit/train/test_groups.py
     schedule = options.pop("learning_rate")
     params = [networks.Layer(*(leaf.copy() for leaf in layer)) for layer in PARAMS]
     leaves = [torch.from_numpy(leaf) for layer in params for leaf in layer]  # shares the memory

@@ -154,6 +154,7 @@ TRAIN = {
     ),
     "History": _history,
     "Trainer": lambda world: make_trainer().close(),
+    "Trainer.check": lambda world: world.trainer.check((X, Y), batch_size=4),
     "Trainer.close": lambda world: make_trainer().close(),
     "Trainer.epoch": lambda world: world.trainer.epoch,
     "Trainer.evaluate": lambda world: world.trainer.evaluate((X, Y)),

@@ -32,7 +32,7 @@ SUITE = (
 )
 
 
-@pytest.mark.parametrize("level", ["1", "2"])
+@pytest.mark.parametrize("level", [pytest.param("1", marks=pytest.mark.soak), "2"])
 def test_a_part_of_the_suite_passes(level):
     # pytest rewrites the tests' own asserts, and warns that it cannot do so for the modules that they import
     ignored = "ignore:assertions not in test modules:pytest.PytestConfigWarning"

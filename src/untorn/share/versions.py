@@ -135,7 +135,7 @@ class Versions:
     def __init__(self, attachment: _core.Attachment, label: str, *, durable: bool, fixed: bool = False) -> None:
         self.attachment = attachment
         self.fixed = fixed
-        self.packs = not fixed
+        self.packs: bool = not fixed
         self.name: NameKeeper | None = None
         self.planned: Planned | None = None
         self._newest_is_lost = False

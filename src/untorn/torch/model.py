@@ -190,7 +190,7 @@ class TorchModel(Model[_ModuleT_co]):
         self.predict = predict
         self.sample_weight = sample_weight
         self.reduction_scale = reduction_scale
-        self.carried = checked_names(carried)
+        self.carried: tuple[str, ...] = checked_names(carried)
         self._stale: list[Stale] = []
         self._aliases: list[Alias] = []
 

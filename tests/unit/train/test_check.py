@@ -180,17 +180,6 @@ def test_modules():
     assert "detach" in found.notes[0]
 
 
-def test_jax():
-    jnp = pytest.importorskip("jax.numpy")
-    from untorn.jax import JaxModel
-
-    def loss_fn(params, batch):
-        return ((batch[0] @ params["w"] - batch[1]) ** 2).mean()
-
-    model = JaxModel(loss_fn, {"w": jnp.ones(4)})
-    assert checked(model, data=(X.astype(np.float32), Y.astype(np.float32)), values=False).ok
-
-
 def test_reports_say_every_problem():
     found = Check(
         problems=["a", "b"], notes=["c"], loss=0.0, loss_scale="unknown", gradient_scale="unknown", shards_matter=None,

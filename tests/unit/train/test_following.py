@@ -1,4 +1,4 @@
-"""Following the training of a TorchModel or a JaxModel through its channel."""
+"""Following the training of a TorchModel through its channel."""
 
 import gc
 import subprocess
@@ -181,23 +181,3 @@ def test_arrays_in_place_of_tensors():
             assert type(read(snapshot)["w"]) is torch.Tensor
         with pytest.raises(ValueError, match="read-only"):
             read_value(snapshot, arrays=True)["w"][0] = 2
-
-
-def test_a_JaxModel_is_followed_by_its_module():
-    jax = pytest.importorskip("jax")
-    from untorn.jax import JaxModel
-
-    def loss_fn(params, batch):
-        return ((batch @ params["layer"]["w"]) ** 2).mean()
-
-    model = JaxModel(loss_fn, {"layer": {"w": jax.numpy.ones((4, 2))}})
-    with Trainer(model, optimizer=SGD(0.1), engine="serial", shards=1) as trainer:
-        trainer.fit(X, epochs=1, batch_size=16)
-        snapshot = trainer.subscriber().snapshot()
-        assert not snapshot.value["layer.w"].flags.writeable
-        params = model.module(snapshot.value)
-        assert isinstance(params["layer"]["w"], jax.Array)
-        donated = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-        assert np.array_equal(donated(snapshot.value)["layer.w"], trainer.params["layer.w"] + 1)
-        assert np.array_equal(donated(params)["layer"]["w"], trainer.params["layer.w"] + 1)
-        assert np.array_equal(snapshot.value["layer.w"], trainer.params["layer.w"])

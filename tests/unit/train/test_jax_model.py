@@ -451,6 +451,28 @@ def jax_predictions_without_a_function():
         trainer.predict(x)
 
 
+def jax_a_training_is_followed_by_the_module():
+    def squares(params, batch):
+        return ((batch @ params["layer"]["w"]) ** 2).mean()
+
+    model = JaxModel(squares, {"layer": {"w": jnp.ones((3, 2))}})
+    with Trainer(model, optimizer=SGD(0.1), engine="serial", shards=1) as trainer:
+        trainer.fit(x, epochs=1, batch_size=16)
+        snapshot = trainer.subscriber().snapshot()
+        assert not snapshot.value["layer.w"].flags.writeable
+        params = model.module(snapshot.value)
+        assert isinstance(params["layer"]["w"], jax.Array)
+        donated = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+        assert np.array_equal(donated(snapshot.value)["layer.w"], trainer.params["layer.w"] + 1)
+        assert np.array_equal(donated(params)["layer"]["w"], trainer.params["layer.w"] + 1)
+        assert np.array_equal(snapshot.value["layer.w"], trainer.params["layer.w"])
+
+
+def jax_a_right_model_is_found_right():
+    with Trainer(JaxModel(loss_fn, start()), optimizer=SGD(0.1), engine="serial", shards=2) as trainer:
+        assert trainer.check((x, y), batch_size=16).ok
+
+
 def jax_the_example_runs(capsys):
     text = inspect.getdoc(JaxModel)
     exec(textwrap.dedent(text[text.index("Example::") + len("Example::") :]), {})  # the class's own documentation

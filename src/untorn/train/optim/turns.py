@@ -86,7 +86,9 @@ class Turns:
             )
         if len(parts) > _core.BOARD_METRICS:
             raise ValueError(f"Turns: expected at most {_core.BOARD_METRICS} parts, found {len(parts)}")
-        self.parts = {name: _checked_part(name, part) for name, part in parts.items()}
+        self.parts: dict[str, tuple[tuple[Pattern, ...], FusedOptimizer]] = {
+            name: _checked_part(name, part) for name, part in parts.items()
+        }
         names = list(parts) if order is None else order
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise TypeError(f"Turns: order: expected a list of names of parts, found {type(order).__name__}")
@@ -98,7 +100,7 @@ class Turns:
                 raise ValueError(f"Turns: order: the part {name} has no turn; expected each part at least once")
         if len(names) > _MAX_TURNS:
             raise ValueError(f"Turns: order: expected at most {_MAX_TURNS:,} turns, found {len(names):,}")
-        self.order = tuple(names)
+        self.order: tuple[str, ...] = tuple(names)
 
     def __repr__(self) -> str:
         parts = (f"{name}={part}" for name, part in self.parts.items())

@@ -78,7 +78,8 @@ def fits(x: Array, y: Array) -> History:
         assert_type(trainer.subscriber(), Subscriber[Any])
         assert_type(trainer.snapshot(), Snapshot[Any])
         assert_type(trainer.workers, int)
-        assert_type(trainer.step, int)
+        assert_type(trainer.step + 1, int)
+        assert_type(trainer.step((x, y)), dict[str, float])
         trainer.learning_rate = 0.01
         trainer.learning_rate = "small"  # refused
         trainer.fit((x, y), epochs=1, callbacks=[StopAtZero])  # refused
