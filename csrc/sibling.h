@@ -12,7 +12,7 @@
 
 /* As fork(): the id of the copy, 0 in the copy, -1 with errno set. ENOTSUP: this C library or kernel does not say where
  * it keeps the thread's id, which has to change in the copy. The kernel writes the id to `*pid` before the copy runs,
- * so whoever shares that memory learns of the copy even if this process is killed before the call returns. */
+ * so a process that shares that memory learns of the copy even if this process is killed before the call returns. */
 pid_t sibling_fork(pid_t *pid);
 
 #endif

@@ -1,4 +1,4 @@
-"""Single steps, trainer.step(batch), have the bits of fit over the same batches, on every engine and whoever dies."""
+"""Single steps, trainer.step(batch), have the bits of fit over the same batches, on every engine, also after kills."""
 
 from __future__ import annotations
 

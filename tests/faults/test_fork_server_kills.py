@@ -187,8 +187,8 @@ def test_a_training_whose_servers_and_workers_are_killed_has_the_same_bits():
     with Trainer(slow_line, networks.line_params(3), workers=2, start_method="forkserver", **given) as trainer:
         trainer.fit(DATA, epochs=4, batch_size=24, callbacks=[KillBetweenEpochs(trainer)])
         assert weights_sha256(trainer.params) == expected
-        assert trainer.restarts >= 1  # one death may come too late to be noticed
-        assert trainer.workers == 3
+        assert trainer.restarts >= 2
+        assert len(trainer.pids) == 3
 
 
 # -- the end of the program

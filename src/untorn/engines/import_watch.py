@@ -34,7 +34,7 @@ import numpy as np
 
 __all__ = ["ImportWatch"]
 
-#: a generator that has moved on by more than so many times 624 numbers counts as seeded by a module
+#: a generator that has moved on by more than this number of blocks, of 624 numbers each, counts as seeded by a module
 _MAX_TWISTS = 200
 #: modules whose generators are not drawn from unless they are asked for by name, or that make another one in a fork
 _HARMLESS = ("scipy.", "tempfile")

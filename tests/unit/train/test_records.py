@@ -100,7 +100,7 @@ def test_forms_may_change_from_step_to_step():
 
 @dataclasses.dataclass
 class Extra(Pair):
-    """Has more than its fields."""
+    """An object of this class has an attribute that is no field."""
 
     def __post_init__(self):
         self.more = 1

@@ -5,8 +5,8 @@
     batch ── put() ──> channel, one version per step ──> workers: the newest version, when they compute a gradient
                   └──> the worker of the serial engine, in this process
 
-Batch t is put when step t - 1 is made, and the workers take gradients of step t after that. So whoever still has a
-claim on a gradient of step t finds batch t in the newest version.
+Batch t is put when step t - 1 is made, and the workers take gradients of step t after that. So a worker that still has
+a claim on a gradient of step t finds batch t in the newest version.
 """
 
 from __future__ import annotations
