@@ -56,7 +56,7 @@ PyObject *draft_make(AttachmentObject *attachment, unsigned slot);
 
 /* Methods of Attachment that do several steps in one call: see module_version.c. */
 PyObject *version_publish_tree(PyObject *attachment, PyObject *args);
-PyObject *version_begin_tree(PyObject *attachment, PyObject *plan);
+PyObject *version_begin_tree(PyObject *attachment, PyObject *args);
 PyObject *version_end_tree(PyObject *attachment, PyObject *args);
 
 struct board;

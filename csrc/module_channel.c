@@ -472,9 +472,10 @@ static PyMethodDef Attachment_methods[] = {
      "publish_tree($self, plan, value, schema_id, /)\n--\n\n"
      "Publish a value of the plan's structure as the next version; return `latest`. Return 0, with nothing "
      "published, if it has another structure, or for any trouble: publishing it step by step says which."},
-    {"begin_tree", version_begin_tree, METH_O,
-     "begin_tree($self, plan, /)\n--\n\n"
-     "Return a slot with the bytes of the newest version, which has the plan's structure; None for any trouble."},
+    {"begin_tree", version_begin_tree, METH_VARARGS,
+     "begin_tree($self, plan, copy, /)\n--\n\n"
+     "Return a slot with the bytes of the newest version, which has the plan's structure, without the elements of its "
+     "arrays if these are not to be copied; None for any trouble."},
     {"end_tree", version_end_tree, METH_VARARGS,
      "end_tree($self, plan, draft, schema_id, /)\n--\n\n"
      "Publish a slot that begin_tree() returned as the next version; return `latest`."},

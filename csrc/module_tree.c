@@ -143,8 +143,8 @@ static PyMethodDef TreePlan_methods[] = {
      "collect($self, exporter, tree, originals, /)\n--\n\n"
      "Write what was changed in an edited tree. Return False, with some written, if it has another structure, or "
      "another array than its own in the place of one."},
-    {"release", tree_plan_release_method, METH_VARARGS,
-     "release($self, tree, originals, /)\n--\n\n"
+    {"release", tree_plan_release_method, METH_O,
+     "release($self, originals, /)\n--\n\n"
      "End an edit: make its arrays read-only; return whether something else than the tree may refer to one."},
     {NULL, NULL, 0, NULL},
 };

@@ -58,6 +58,6 @@ static inline bool exporter_look(const TreePlanObject *plan, PyObject *exporter,
 PyObject *tree_plan_read_method(PyObject *plan, PyObject *exporter);
 PyObject *tree_plan_open_method(PyObject *plan, PyObject *exporter);
 PyObject *tree_plan_collect_method(PyObject *plan, PyObject *args);
-PyObject *tree_plan_release_method(PyObject *plan, PyObject *args);
+PyObject *tree_plan_release_method(PyObject *plan, PyObject *originals);
 
 #endif

@@ -109,6 +109,17 @@ PyObject *tree_plan_read_method(PyObject *object, PyObject *exporter)
     return tree_plan_read(object, exporter, view.buf);
 }
 
+/* In the place of an array that is the whole tree, return a view of it, to which alone the array belongs: then anything
+ * else that refers to the array is a slice of the view. */
+static PyObject *root_view(PyObject *array, PyObject *originals)
+{
+    PyObject *view = PyObject_CallMethod(array, "view", NULL);
+    Py_DECREF(array);
+    if (view != NULL && PyList_SetItem(originals, 0, Py_NewRef(view)) != 0)
+        Py_CLEAR(view);
+    return view;
+}
+
 PyObject *tree_plan_open_method(PyObject *object, PyObject *exporter)
 {
     const TreePlanObject *plan = (const TreePlanObject *)object;
@@ -120,6 +131,8 @@ PyObject *tree_plan_open_method(PyObject *object, PyObject *exporter)
     }
     struct tree_reading reading = {plan, plan->nodes, exporter, view.buf, true, PyList_New(0)};
     PyObject *value = reading.originals == NULL ? NULL : value_read(&reading);
+    if (value != NULL && plan->nodes->kind == NODE_ARRAY)
+        value = root_view(value, reading.originals);
     PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, value, reading.originals);
     Py_XDECREF(value);
     Py_XDECREF(reading.originals);
@@ -127,20 +140,23 @@ PyObject *tree_plan_open_method(PyObject *object, PyObject *exporter)
 }
 
 /* Make the arrays of an edit read-only; return whether something else than the tree may refer to one of them. */
-PyObject *tree_plan_release_method(PyObject *object, PyObject *args)
+PyObject *tree_plan_release_method(PyObject *object, PyObject *originals)
 {
     const TreePlanObject *plan = (const TreePlanObject *)object;
-    PyObject *tree, *originals;
+    const bool is_root = plan->nodes->kind == NODE_ARRAY;
     bool spread = false;
-    if (!PyArg_ParseTuple(args, "OO!", &tree, &PyList_Type, &originals))
+    if (!PyList_Check(originals)) {
+        PyErr_SetString(PyExc_TypeError, "release: expected the list that open() returned");
         return NULL;
+    }
     for (Py_ssize_t i = 0; i < PyList_Size(originals); i++) {
         PyObject *leaf = PyList_GetItem(originals, i);
         if ((PyObject *)Py_TYPE(leaf) != plan->array_class)
             continue;
-        ((struct array_fields *)leaf)->flags &= ~ARRAY_WRITEABLE;
-        /* the list and the container; if the tree is the array, the caller's name for it is one more */
-        spread |= Py_REFCNT(leaf) > 2 + (leaf == tree);
+        struct array_fields *array = (struct array_fields *)leaf;
+        array->flags &= ~ARRAY_WRITEABLE;
+        /* the list and the container; for an array that is the tree, two names: the caller's, and that in the block */
+        spread |= Py_REFCNT(leaf) > 2 + is_root || (is_root && Py_REFCNT(array->base) > 1);
     }
     return PyBool_FromLong(spread);
 }

@@ -196,6 +196,25 @@ bool tree_plan_write(PyObject *object, PyObject *value, uint8_t *base)
     return written;
 }
 
+void tree_plan_copy(PyObject *object, uint8_t *to, const uint8_t *from, bool with_arrays)
+{
+    const TreePlanObject *plan = (const TreePlanObject *)object;
+    const size_t header = sizeof(struct slot_header), nbytes = plan->nbytes - header;
+    if (!with_arrays) {
+        for (Py_ssize_t i = 0; i < plan->count; i++) {
+            const struct tree_node *node = &plan->nodes[i];
+            if (node->kind > NODE_TUPLE && node->kind != NODE_ARRAY)
+                memcpy(to + node->offset, from + node->offset, node->nbytes);
+        }
+    } else if (nbytes < TREE_LARGE_NBYTES) {
+        memcpy(to + header, from + header, nbytes);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(to + header, from + header, nbytes);
+        Py_END_ALLOW_THREADS
+    }
+}
+
 PyObject *tree_plan_collect_method(PyObject *object, PyObject *args)
 {
     const TreePlanObject *plan = (const TreePlanObject *)object;

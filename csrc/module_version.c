@@ -92,25 +92,28 @@ PyObject *version_publish_tree(PyObject *self, PyObject *args)
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(latest);
 }
 
-PyObject *version_begin_tree(PyObject *self, PyObject *plan)
+PyObject *version_begin_tree(PyObject *self, PyObject *args)
 {
     struct attachment *a = ((AttachmentObject *)self)->attachment;
-    if (!plan_check(core_of(self), plan))
+    PyObject *plan;
+    int with_arrays;
+    if (!PyArg_ParseTuple(args, "Op", &plan, &with_arrays) || !plan_check(core_of(self), plan))
         return NULL;
     const uint64_t nbytes = tree_plan_nbytes(plan);
     DraftObject *draft = draft_begin(self, nbytes);
-    uint8_t *newest;
-    uint64_t newest_nbytes;
     if (draft == NULL)
         return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    if (attachment_map(a, latest_slot(channel_latest(&a->channel)), &newest, &newest_nbytes) != STATUS_OK ||
-        newest_nbytes < nbytes) {
-        Py_DECREF(draft);
-        Py_RETURN_NONE;
-    }
-    const size_t header = sizeof(struct slot_header);
-    memcpy(draft->address + header, newest + header, nbytes - header);
-    return (PyObject *)draft;
+    DraftObject *newest = (DraftObject *)draft_make((AttachmentObject *)self, latest_slot(channel_latest(&a->channel)));
+    const bool fits = newest != NULL && newest->nbytes >= nbytes;
+    if (fits)
+        tree_plan_copy(plan, draft->address, newest->address, with_arrays);
+    else
+        PyErr_Clear();
+    Py_XDECREF((PyObject *)newest);
+    if (fits)
+        return (PyObject *)draft;
+    Py_DECREF((PyObject *)draft);
+    Py_RETURN_NONE;
 }
 
 PyObject *version_end_tree(PyObject *self, PyObject *args)

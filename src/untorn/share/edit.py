@@ -30,6 +30,9 @@ def _reference_counts(leaves: list[Any]) -> list[int]:
 
 #: that number for an array to which only the list and its container refer; it depends on the version of Python
 _OWN_REFERENCES = _reference_counts([np.empty(0)])[0] + 1
+#: that number for the base of an array to which only the array refers
+_VIEW = np.empty(0).view()
+_BASE_REFERENCES = sys.getrefcount(_VIEW.base)
 
 
 class Collected(NamedTuple):
@@ -77,7 +80,8 @@ class Edit:
         self._only = only
         self._allow_pickle = allow_pickle
         self._pack = pack
-        self.tree = tree
+        # an array that is the whole tree belongs to its view alone: what else refers to it is a slice of the view
+        self.tree: Any = tree.view() if originals is None and isinstance(tree, np.ndarray) else tree
         self._originals = self._flatten().leaves if originals is None else originals
         for index in self._fixed():
             if isinstance(self._originals[index], np.ndarray):
@@ -168,7 +172,8 @@ class Edit:
         for leaf, count in zip(self._originals, _reference_counts(self._originals), strict=True):
             if isinstance(leaf, np.ndarray):
                 leaf.flags.writeable = False
-                # if the tree is a single array, the variable in `as params` is one more reference
-                spread = spread or count > _OWN_REFERENCES + (leaf is self.tree)
+                is_root = leaf is self.tree  # then the variable in `as params` is one more reference
+                spread = spread or count > _OWN_REFERENCES + is_root
+                spread = spread or (is_root and sys.getrefcount(leaf.base) > _BASE_REFERENCES)
         if spread or self._layout.has_foreign:
             self._seal(self._draft)

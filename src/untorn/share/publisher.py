@@ -491,7 +491,7 @@ class Publisher(Generic[T]):
                 self._is_writing = True
                 self._look_after_name()
                 versions = self._versions
-                begun = versions.begin_planned() if leaves is None else None
+                begun = versions.begin_planned(copy) if leaves is None else None
                 if begun is not None:
                     yield from self._edit_planned(versions, *begun, timeout_s)
                     return
@@ -557,7 +557,7 @@ class Publisher(Generic[T]):
                 )
                 restructured = edit.collect()
         finally:
-            if plan.release(tree, originals):
+            if plan.release(originals):
                 versions.attachment.seal(draft)
         if restructured is not None:
             self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)

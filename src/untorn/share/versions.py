@@ -211,13 +211,14 @@ class Versions:
             return 0
         return self._keep_planned(layout, latest)
 
-    def begin_planned(self) -> tuple[Planned, _core.Draft] | None:
-        """Return a slot with the bytes of the newest version, to be changed; None if that must be done step by step."""
+    def begin_planned(self, copy: bool) -> tuple[Planned, _core.Draft] | None:
+        """Return a slot with the bytes of the newest version, to be changed, in which arrays have any bytes if they are
+        not to be copied; None if that must be done step by step."""
         planned = self.planned or self._plan()
         if planned is None or not planned.plan.edits:
             return None
         try:
-            draft = self.attachment.begin_tree(planned.plan)
+            draft = self.attachment.begin_tree(planned.plan, copy)
         except _core.StatusError as error:
             self._lose_newest(error)
             return None

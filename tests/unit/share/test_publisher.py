@@ -449,3 +449,43 @@ def test_a_slice_kept_from_an_edit_of_a_single_array():
             array[:] += 1
         kept[:] = 99
         assert (read(publisher) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "values", [np.arange(1000.0), np.arange(1000).astype("M8[s]")], ids=["planned", "step by step"]
+)
+def test_a_slice_kept_from_an_edit_of_a_single_array_whose_name_is_gone(values):
+    with untorn.publish(values) as publisher:
+        with publisher.edit() as array:
+            kept = array[5:]
+            array[:] = values[::-1]
+            del array
+        kept[:] = kept[::-1].copy()
+        assert (read(publisher) == values[::-1]).all()
+
+
+@pytest.mark.parametrize("value", [np.zeros(1000), {"w": np.zeros(1000)}], ids=["one array", "a dict"])
+def test_an_edit_of_which_nothing_is_kept_replaces_no_memory(value):
+    def private():
+        with open("/proc/self/maps") as maps:
+            return sum("memfd:untorn" in line and line.split()[1][3] == "p" for line in maps)
+
+    before = private()
+    with untorn.publish(value) as publisher:
+        with publisher.edit() as tree:
+            kept = tree["w"][1:] if isinstance(tree, dict) else tree[1:]
+        assert private() == before + 1  # so it can be seen
+        del kept, tree
+        for copy in (True, False) * 3:
+            with publisher.edit(copy=copy) as tree:
+                (tree["w"] if isinstance(tree, dict) else tree)[:] = 1
+            assert private() == before
+            del tree
+
+
+def test_edit_without_copy_copies_no_array():
+    with untorn.publish({"w": np.ones(1000), "step": 3}) as publisher:
+        with publisher.edit(copy=False) as tree:
+            assert not tree["w"].any() and tree["step"] == 3  # the memory of a new slot
+            tree["w"][:] = 2
+        assert read(publisher)["w"].tolist() == [2] * 1000
