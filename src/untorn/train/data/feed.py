@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untorn.share import Publisher, Snapshot, publish
-from untorn.share.lowlevel import update_leaves
 from untorn.train.data.arrays import ReadArrays
 from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.items import ItemSource
@@ -42,8 +41,6 @@ class Feed(Source):
         self.examples = batch.examples
         self._batch = batch
         self._publisher: Publisher | None = None
-        #: the kind of the batch that was published last
-        self._kind: Any = None
 
     def reads(self, batch: Batch) -> bool:
         """Return whether the workers can read this batch as they read the first one."""
@@ -53,14 +50,8 @@ class Feed(Source):
         """Have the next step use this batch. It is copied, unless the workers are in this process. Raises TypeError if
         it cannot be sent, CapacityError if there is no memory for it."""
         self._batch, self.examples = batch, batch.examples
-        if self._publisher is None:
-            return
-        kind = _kind_of(batch)
-        if kind is not None and kind == self._kind:
-            update_leaves(self._publisher, dict(enumerate(batch.leaves)))
-        else:
+        if self._publisher is not None:
             self._publisher.update(self._sent())
-        self._kind = kind
 
     def take(self, indices: NDArray[np.int64]) -> Any:
         """See Reader."""
@@ -78,7 +69,7 @@ class Feed(Source):
                 yield SharedData(publisher.subscriber(), lambda _: self)
             return
         with publish(self._sent(), max_readers=max_readers) as publisher:
-            self._publisher, self._kind = publisher, _kind_of(self._batch)
+            self._publisher = publisher
             try:
                 yield SharedData(publisher.subscriber(), self._read)
             finally:
@@ -95,13 +86,6 @@ class Feed(Source):
         if batch.spec is None:
             return sendable("batch", items_of(batch.leaves, "batch"))
         return unflatten(batch.spec, batch.leaves) if batch.form is None else batch.leaves
-
-
-def _kind_of(batch: Batch) -> Any:
-    """Return what must be equal for a version to have only other values; None for an object."""
-    if batch.spec is None:
-        return None
-    return batch.form or batch.spec, [(leaf.dtype, leaf.shape) for leaf in batch.leaves]
 
 
 def _read_objects(snapshot: Snapshot) -> Reader:

@@ -14,6 +14,7 @@ import contextlib
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from untorn.train.data.feed import Feed
 from untorn.train.data.stream import Batch
@@ -33,11 +34,13 @@ class BatchJob(NamedTuple):
         feed: its data, the batch of the current step.
         strategy: makes its steps.
         log: the step log of its board, which has one row.
+        rates: the board's rates, which have one row.
     """
 
     feed: Feed
     strategy: StepStrategy
     log: StepLog
+    rates: NDArray[np.float64]
 
 
 class BatchJobs:
@@ -90,7 +93,7 @@ class BatchJobs:
         strategy = self._stack.enter_context(job)
         strategy.board.order[:] = np.arange(batch.examples)
         log = StepLog(strategy.board, clips=self._settings.clip_norm is not None)
-        self._job = BatchJob(feed, strategy, log)
+        self._job = BatchJob(feed, strategy, log, strategy.board.rates)
         return self._job
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class Stepping:
     def _run(self, job: BatchJob) -> None:
         strategy, state, pool = job.strategy, self._state, self._pool
         board = strategy.board
-        board.rates[:] = state.learning_rate.rates(state.step, 1)
+        job.rates[:] = state.learning_rate.rates(state.step, 1)
         strategy.tasks.set_step(state.step, job.feed.examples)
         if self._control is not None:
             self._status.begin_segment(board, job.log, state.single_steps, None)
@@ -88,6 +88,7 @@ class Stepping:
         try:
             strategy.begin(1)
             pool.begin_epoch(state.step)
+            self._weights.look_after_name()  # while the workers compute
             while not strategy.advance():
                 pool.advance(board, strategy.tasks, strategy.until, self._lifetime.check)
                 if board.need_slot:
@@ -101,7 +102,6 @@ class Stepping:
         self._status.update(1)
         self._answer_requests()
         pool.follow(board, state.step)
-        self._weights.look_after_name()
 
     def _answer_requests(self) -> None:
         if self._control is not None:
