@@ -17,6 +17,10 @@
  *
  * A sleeper that is killed leaves an odd number: one useless wake. The number comes round after 2^31 wakes, and a
  * sleeper would have to stay between its look and its sleep for all of them.
+ *
+ * Where one sleeper is enough for what was stored, futex_wake_one wakes one, and leaves the number odd for the others. If
+ * nobody is asleep, one may be about to sleep. So it adds 1, which sends that one back, and wakes all, who fell asleep
+ * before; the next waker makes no system call. tests/model/queue_waking_model.py checks it.
  */
 #ifndef UNTORN_FUTEX_H
 #define UNTORN_FUTEX_H
@@ -149,6 +153,17 @@ static inline void futex_wake(shared_u32 *sleepers)
     while (ticket % 2 == 1 && !shared_swap_if_u32(sleepers, ticket, ticket + 1))
         ticket = shared_load_relaxed(sleepers);
     if (ticket % 2 == 1)
+        syscall(SYS_futex, sleepers, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* After the word was stored: wake the sleeper that has slept longest, without a system call when there is none. */
+static inline void futex_wake_one(shared_u32 *sleepers)
+{
+    fence_full(); /* pairs with futex_announce's */
+    uint32_t ticket = shared_load_relaxed(sleepers);
+    if (ticket % 2 == 0 || syscall(SYS_futex, sleepers, FUTEX_WAKE, 1, NULL, NULL, 0) != 0)
+        return;
+    if (shared_swap_if_u32(sleepers, ticket, ticket + 1)) /* otherwise another waker did, and wakes all */
         syscall(SYS_futex, sleepers, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 

@@ -130,6 +130,16 @@ static PyObject *Queue_events(PyObject *self, PyObject *argument)
     return PyLong_FromUnsignedLongLong(shared_load_acquire(&gate->events));
 }
 
+static PyObject *Queue_pass_on(PyObject *self, PyObject *argument)
+{
+    const int for_room = PyObject_IsTrue(argument);
+    const struct queue *queue = for_room < 0 ? NULL : queue_of(self);
+    if (queue == NULL)
+        return NULL;
+    gate_pass_on(for_room ? &queue->head->room : &queue->head->items);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Queue_close(PyObject *self, PyObject *unused)
 {
     const struct queue *queue = queue_of(self);
@@ -250,6 +260,9 @@ static PyMethodDef Queue_methods[] = {
     {"events", Queue_events, METH_O,
      "events($self, for_room, /)\n--\n\n"
      "Return the number of events: of items that came, or of room that came."},
+    {"pass_on", Queue_pass_on, METH_O,
+     "pass_on($self, for_room, /)\n--\n\n"
+     "Wake another process that waits: this one was woken, and does not use what came."},
     {"close", Queue_close, METH_NOARGS,
      "close($self, /)\n--\n\n"
      "Let no item come behind those in the queue."},
@@ -319,6 +332,21 @@ static PyObject *events_make(const QueueGateObject *self)
     return PyLong_FromUnsignedLongLong(gate == NULL ? 0 : shared_load_acquire(&gate->events));
 }
 
+static PyObject *QueueGate_pass_on(PyObject *self, PyObject *unused)
+{
+    struct queue_gate *gate = gate_of(self);
+    if (gate != NULL)
+        gate_pass_on(gate);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef QueueGate_methods[] = {
+    {"pass_on", QueueGate_pass_on, METH_NOARGS,
+     "pass_on($self, /)\n--\n\n"
+     "Wake another process that waits at this gate."},
+    {NULL, NULL, 0, NULL},
+};
+
 #define QUEUE_GATE_FIELDS(FIELD) FIELD(QueueGate, version, events_make, self)
 QUEUE_GATE_FIELDS(CORE_GETTER)
 
@@ -328,6 +356,7 @@ static PyType_Slot QueueGate_slots[] = {
     {Py_tp_doc, "QueueGate(queue, for_room)\n--\n\nWhat a Watch waits for at a queue: items, or room."},
     {Py_tp_new, QueueGate_new},
     {Py_tp_dealloc, QueueGate_dealloc},
+    {Py_tp_methods, QueueGate_methods},
     {Py_tp_getset, QueueGate_getset},
     {0, NULL},
 };

@@ -47,14 +47,27 @@
  * The cell at the tail gets QUEUE_NO_SLOT instead of a slot. It is the same compare-and-swap as I2, so an item is
  * either before the end, and will be taken, or its producer is told.
  *
- * Waking producers
- * ----------------
+ * Waking
+ * ------
+ * One item is for one consumer, and one place in the ring for one producer: so one is woken (futex_wake_one). What all
+ * must know, wakes all: the end, items that several dead had, and slots or pages, which are too few for one that waits
+ * and enough for another.
+ *
+ * Nobody sleeps for longer than a moment while there is an item. A waiting process loads `events`, looks for an item,
+ * and sleeps only if `events` did not change. So each event finds it awake, and about to look, or asleep. Each wakes the
+ * process that has slept longest; it has not seen that event, or it looked behind it, and the item was gone already. A
+ * process that is woken looks, and takes the item, if no other one was faster. Two kinds do not: one that a signal
+ * handler ends, or that sleeps for coroutines, which may be cancelled or busy, passes the wake on (gate_pass_on); one
+ * that is killed or stopped cannot. Therefore, all processes that wait look again ten times a second. They do anyway,
+ * for the dead. tests/model/queue_waking_model.py has all of this.
+ *
  * A waiting producer costs its consumer a system call, and often the processor, so one place in the ring is not worth a
- * wake. A take is announced once ROOM_BATCH places are free. All processes that wait look again ten times a second
- * anyway, for the dead; so a producer is late by at most that where consumers are slow, and then it has no effect on
- * how fast items come, since many wait. A slot or pages that become free are announced if somebody wants them: who
- * lacks them sets `eager`, fences and looks once more; who frees a slot fences and looks at `eager`. One of the two
- * fences is first (Dekker).
+ * wake. A take is announced once ROOM_BATCH places are free. As all look again ten times a second, a producer is
+ * late by at most that where consumers are slow, and then it has no effect on how fast items come, since many wait. A
+ * slot or pages that become free are announced if somebody wants them: who lacks them sets `eager`, fences and looks
+ * once more; who frees a slot fences and looks at `eager`. One of the two fences is first (Dekker). They wait at the
+ * same gate, and a wake for a place is of no use to them. So a take looks at `eager` behind its wake: if the wake went
+ * to one that wants a slot, that one set `eager` before it slept, and then all are woken.
  */
 #include "queue.h"
 
@@ -85,13 +98,26 @@ void gate_announce(struct queue_gate *gate)
     futex_wake(&gate->sleepers);
 }
 
+void gate_announce_one(struct queue_gate *gate)
+{
+    shared_add(&gate->events, 1); /* pairs with the waiters' shared_load_acquire */
+    futex_wake_one(&gate->sleepers);
+}
+
+void gate_pass_on(struct queue_gate *gate) { futex_wake_one(&gate->sleepers); }
+
 /* `waiting` items are left after one was taken. */
 static void room_tell(const struct queue *queue, uint64_t waiting)
 {
     const uint64_t capacity = queue->capacity;
     const uint64_t batch = capacity < ROOM_BATCH / 2 ? 1 : capacity / 2 < ROOM_BATCH ? capacity / 2 : ROOM_BATCH;
-    if (waiting + batch <= capacity)
-        gate_announce(&queue->head->room);
+    struct queue_gate *room = &queue->head->room;
+    if (waiting + batch > capacity)
+        return;
+    if (shared_load_relaxed(&room->eager) == 0)
+        gate_announce_one(room);
+    if (shared_load_relaxed(&room->eager) != 0) /* perhaps since the wake */
+        gate_announce(room);
 }
 
 void queue_want_slot(const struct queue *queue)
@@ -272,7 +298,7 @@ enum status queue_insert(const struct queue *queue, uint32_t row, uint32_t slot)
             return status;
     }
     enum status status = tail_settle(queue, &tail, &ended);
-    gate_announce(&queue->head->items);
+    gate_announce_one(&queue->head->items);
     return status;
 }
 
@@ -326,7 +352,6 @@ static void returned_tell(const struct queue *queue)
     uint64_t found = shared_load_acquire(returned);
     while (!shared_swap_if(returned, found, (found | 1) + 2)) /* pairs with returned_take */
         found = shared_load_acquire(returned);
-    gate_announce(&queue->head->items);
 }
 
 /* At the end nothing becomes READY any more. Each item that is not finished is RETURNED or TAKEN whenever its slot is
@@ -409,8 +434,10 @@ enum status queue_finish(const struct queue *queue, uint32_t row, uint32_t slot)
 enum status queue_give_back(const struct queue *queue, uint32_t row, uint32_t slot)
 {
     enum status status = slot_change(queue, row, slot, 1u << QUEUE_TAKEN, QUEUE_RETURNED);
-    if (status == STATUS_OK)
+    if (status == STATUS_OK) {
         returned_tell(queue);
+        gate_announce_one(&queue->head->items);
+    }
     return status;
 }
 
@@ -454,6 +481,7 @@ enum status queue_reap(const struct queue *queue, uint32_t row)
     }
     (void)map_repair(queue);
     returned_tell(queue);
+    gate_announce(&queue->head->items);
     gate_announce(&queue->head->room);
     shared_store_relaxed(&queue->rows[row].pid, 0);
     shared_store_release(&queue->rows[row].attached, 0);

@@ -170,8 +170,12 @@ enum status queue_reap(const struct queue *queue, uint32_t row);
 /* The number of items that wait, and whether the queue is closed; a moment's answer. */
 enum status queue_look(const struct queue *queue, uint64_t *waiting, bool *closed);
 
-/* Wake those that wait at a gate. */
+/* Something happened that all who wait at a gate must know. */
 void gate_announce(struct queue_gate *gate);
+/* Something came that one process can use: wake one. */
+void gate_announce_one(struct queue_gate *gate);
+/* The caller was woken, and does not use what came: wake another one. */
+void gate_pass_on(struct queue_gate *gate);
 
 /* Change the number of pages that a slot, which the caller owns, has of the limit. False: they are more than are left
  * now. */

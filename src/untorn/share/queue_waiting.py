@@ -29,8 +29,12 @@ def wait(core: _core.Queue, for_room: bool, seen: int, deadline: float | None) -
     left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
     if left <= 0:
         return False
-    if not core.wait(for_room, seen, min(left, LIVENESS_INTERVAL_S)) and left > LIVENESS_INTERVAL_S:
-        core.reap(True)
+    try:
+        if not core.wait(for_room, seen, min(left, LIVENESS_INTERVAL_S)) and left > LIVENESS_INTERVAL_S:
+            core.reap(True)
+    except BaseException:  # of a signal handler: what this process may have been woken for is there for another one
+        core.pass_on(for_room)
+        raise
     return True
 
 

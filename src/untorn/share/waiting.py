@@ -261,6 +261,8 @@ class _Watcher:
             ready = list(self._waiters)
         for attachment in ready:
             lost, version = _is_lost(attachment), attachment.version
+            if isinstance(attachment, _core.QueueGate) and version > self._versions[attachment]:
+                attachment.pass_on()  # it wakes one process, and the coroutines here may be busy or cancelled
             for waiter in self._waiters[attachment]:
                 if version > waiter.newer_than or (lost and waiter.or_lost):
                     waiter.nudge()
