@@ -23,6 +23,7 @@ SMALL_SETTINGS = {
     "large_array.py": ["--megabytes", "8", "--readers", "2", "--versions", "6"],
     "live_model.py": ["--workers", "2", "--requests", "100"],
     "mnist_like.py": [],
+    "own_loop.py": ["--workers", "2", "--epochs", "2"],
     "plain_loop.py": ["--workers", "2", "--epochs", "2"],
     "pool.py": ["--megabytes", "8", "--tasks", "4"],
     "actor_learner.py": ["--actors", "2", "--updates", "4", "--kills", "1"],
@@ -172,6 +173,14 @@ def test_the_networks_of_a_gan_take_turns():
     of_discriminator, of_generator = map(float, re.findall(r"net[DG] (\d\.\d+)", losses))
     assert of_discriminator < 1.3 < of_generator + 1
     assert re.fullmatch(r"share of bright pixels: drawn 0\.141, made 0\.\d+", bright)
+
+
+def test_own_loop_learns_and_marks_what_changed():
+    *epochs, weights = run_small("own_loop.py").splitlines()
+    losses = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in epochs]
+    assert losses[1] < losses[0] / 2
+    assert re.fullmatch(r"weights \w{16}", weights)
+    assert (EXAMPLES / "own_loop.py").read_text().count("# [untorn]") == 4
 
 
 def test_plain_loop_and_any_number_of_workers_agree():

@@ -19,7 +19,8 @@ shard: a counter counts up once per step.
 over that buffer, autograd would add to it in place, which has to zero, read and write it.
 """
 
+from untorn.torch.accelerated import Accelerated
 from untorn.torch.loading import loader
 from untorn.torch.model import TorchModel
 
-__all__ = ["TorchModel", "loader"]
+__all__ = ["Accelerated", "TorchModel", "loader"]

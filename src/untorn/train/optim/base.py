@@ -11,6 +11,7 @@ steps (``server_steps``), the workers sum the gradients, and run/server_steps.py
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from untorn.board import NO_UPDATE, KernelSettings
 from untorn.train.models.base import Turn
 from untorn.train.optim.schedules import RateOrSchedule, rate_at
 
-__all__ = ["SKIPPED", "Optimizer", "ServerOptimizer", "Session"]
+__all__ = ["SKIPPED", "LoopOptimizer", "Optimizer", "ServerOptimizer", "Session"]
 
 #: the name, among what a fused optimizer publishes, of the number of steps that skipped each parameter
 SKIPPED = "skipped"
@@ -147,3 +148,28 @@ class ServerOptimizer(Optimizer):
     @abstractmethod
     def session(self, trained: Any, state: dict[str, NDArray[Any]], *, threads: int) -> Session:
         """See Optimizer."""
+
+
+class LoopOptimizer(ServerOptimizer):
+    """The optimizer of a loop outside the trainer, which makes each step itself once it has the gradient. Abstract.
+
+    Args:
+        name: the name of the loop's interface, for errors.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(math.nan, {}, {"name": name})
+        self._name = name
+
+    @abstractmethod
+    def values(self) -> list[NDArray[Any]]:
+        """Return the loop's newest values, views or copies: all leaves of a version, in its order."""
+
+    @abstractmethod
+    def take(self, buffers: list[NDArray[Any]], gradients: list[NDArray[Any] | None]) -> None:
+        """Take the model's new buffers, and the gradient of each parameter that is trained, or None for one that has
+        none: read-only views, valid during the call."""
+
+    def session(self, trained: Any, state: dict[str, NDArray[Any]], *, threads: int) -> Session:
+        """See Optimizer. Raises TypeError: the loop makes the steps."""
+        raise TypeError(f"{self._name}: the loop makes the steps")

@@ -15,11 +15,15 @@ weights, as for the fused optimizers, so a training can continue from a single v
 The optimizer at work lives as long as the trainer: from job to job it goes on where it was (Steppers). Another one
 begins from the newest version only if somebody else has published it: a checkpoint was loaded, or another node was
 ahead.
+
+A loop outside may make the steps with an optimizer of its own (LoopStepper): it gets the mean gradient, and the weights
+that it has made are published before the next gradient.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -28,12 +32,12 @@ from numpy.typing import NDArray
 from untorn.board import Board
 from untorn.share import lowlevel
 from untorn.share.lowlevel import flatten
-from untorn.train.optim.base import Optimizer
+from untorn.train.optim.base import LoopOptimizer, Optimizer
 from untorn.train.run.parameter_layout import ABSENT
 from untorn.train.run.weights import Weights
 from untorn.train.settings import Settings
 
-__all__ = ["ServerStepper", "Steppers"]
+__all__ = ["ServerStepper", "Stepper", "Steppers"]
 
 _Array = NDArray[Any]
 #: the epsilon of torch.nn.utils.clip_grad_norm_, against a division by a norm of 0
@@ -44,9 +48,9 @@ class Steppers:
     """Keeps the stepper of the last job for the next one."""
 
     def __init__(self) -> None:
-        self._kept: ServerStepper | None = None
+        self._kept: Stepper | None = None
 
-    def get(self, optimizer: Optimizer, weights: Weights, settings: Settings, step: int = 0) -> ServerStepper | None:
+    def get(self, optimizer: Optimizer, weights: Weights, settings: Settings, step: int = 0) -> Stepper | None:
         """Return the stepper for a job that begins now; None if the workers make the steps.
 
         Args:
@@ -65,7 +69,11 @@ class Steppers:
                     "weights were replaced; make another Trainer"
                 )
             self._kept = None  # its memory is free before the next one takes some
-            kept = self._kept = ServerStepper(optimizer, weights, settings)
+            if isinstance(optimizer, LoopOptimizer):
+                kept = LoopStepper(optimizer, weights)
+            else:
+                kept = ServerStepper(optimizer, weights, settings)
+            self._kept = kept
         kept.begin(step)
         return kept
 
@@ -74,8 +82,42 @@ class Steppers:
         self._kept = None
 
 
-class ServerStepper:
-    """Makes the steps of one job after another. Each step reads the sum of the workers, and publishes the next weights.
+class Stepper(ABC):
+    """Makes the steps of one job after another in this process, from the sums of the workers. Abstract.
+
+    Args:
+        weights: the weights to read and publish.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        #: the version whose values the optimizer has; None during a step
+        self._version: int | None = weights.version
+        self._reader = weights.target.subscriber()
+
+    def is_at(self, weights: Weights) -> bool:
+        """Return whether the optimizer has the values of the newest version of these weights."""
+        return self._weights is weights and self._version == weights.version
+
+    @abstractmethod
+    def begin(self, step: int) -> None:
+        """Begin a job at this step of its board."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """The number of steps made, since the board's step 0."""
+
+    def prepare(self) -> None:  # noqa: B027 - the weights of a ServerStepper are published already
+        """Publish the weights for the gradient of the next step, unless they are published."""
+
+    @abstractmethod
+    def make(self, board: Board) -> None:
+        """Make this step of the board, from the newest sum. Raises CapacityError if readers hold every slot."""
+
+
+class ServerStepper(Stepper):
+    """Reads in each step the sum of the workers, and publishes the next weights. See Stepper.
 
     Args:
         optimizer: the optimizer, which begins with the newest weights and state.
@@ -84,10 +126,7 @@ class ServerStepper:
     """
 
     def __init__(self, optimizer: Optimizer, weights: Weights, settings: Settings) -> None:
-        self._weights = weights
-        #: the version that the session has the values of; None during a step
-        self._version: int | None = weights.version
-        self._reader = weights.target.subscriber()
+        super().__init__(weights)
         self._clip_norm = settings.clip_norm
         with weights.snapshot() as newest:
             params, state = lowlevel.copy_with_extra(newest, arrays=True)
@@ -102,21 +141,17 @@ class ServerStepper:
         trained = dict(list(params.items())[untrained:]) if untrained else params
         self._session = optimizer.session(trained, state, threads=settings.threads_per_worker)
 
-    def is_at(self, weights: Weights) -> bool:
-        """Return whether the session has the values of the newest version of these weights."""
-        return self._weights is weights and self._version == weights.version
-
     def begin(self, step: int) -> None:
-        """Begin a job at this step of its board."""
+        """See Stepper."""
         self._base_version = self._weights.version - step
 
     @property
     def steps(self) -> int:
-        """The number of steps made, since the board's step 0."""
+        """See Stepper."""
         return self._weights.version - self._base_version
 
     def make(self, board: Board) -> None:
-        """Make this step of the board, from the newest sum. Raises CapacityError if readers hold every slot."""
+        """See Stepper."""
         gradients = self._read()
         present = [gradient for gradient in gradients if gradient is not None]
         norm = 0.0 if self._clip_norm is None else _clip(present, self._clip_norm)
@@ -145,6 +180,44 @@ class ServerStepper:
                     f"{value.dtype} of shape {value.shape}; only state that stays as large as it is can be published"
                 )
         lowlevel.update_leaves(self._weights.channel, dict(zip(self._changed, self._buffers + values, strict=True)))
+
+
+class LoopStepper(Stepper):
+    """Publishes before each gradient the weights that a loop outside has, and hands the gradient to it. See Stepper.
+
+    Args:
+        optimizer: the loop's optimizer, which makes the steps.
+        weights: the weights to publish.
+    """
+
+    def __init__(self, optimizer: LoopOptimizer, weights: Weights) -> None:
+        super().__init__(weights)
+        self._optimizer = optimizer
+        self._steps = 0
+
+    def begin(self, step: int) -> None:
+        """See Stepper."""
+        self._steps = step
+
+    @property
+    def steps(self) -> int:
+        """See Stepper."""
+        return self._steps
+
+    def prepare(self) -> None:
+        """See Stepper. Raises CapacityError if readers hold every slot."""
+        lowlevel.update_leaves(self._weights.channel, dict(enumerate(self._optimizer.values())))
+        self._version = self._weights.version
+
+    def make(self, board: Board) -> None:
+        """See Stepper."""
+        buffers = self._weights.untrained[1]
+        with self._reader.snapshot() as newest:
+            leaves = flatten(newest.value)[1]
+            absent = lowlevel.extra(newest)[ABSENT].tolist()
+            gradients = [None if none else each for each, none in zip(leaves[buffers:], absent, strict=True)]
+            self._optimizer.take(leaves[:buffers], gradients)
+        self._steps += 1
 
 
 def _clip(gradients: list[_Array], clip_norm: float) -> float:

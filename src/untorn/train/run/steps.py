@@ -15,7 +15,7 @@ from untorn import _core
 from untorn.board import Board
 from untorn.share.lowlevel import attachment_of, meaning
 from untorn.train.run.async_schedule import AsyncSchedule
-from untorn.train.run.server_steps import ServerStepper
+from untorn.train.run.server_steps import Stepper
 from untorn.train.run.tasks import GradientTasks
 from untorn.train.run.weights import Weights
 
@@ -96,7 +96,7 @@ class WorkerSteps(StepStrategy):
 class ServerSteps(StepStrategy):
     """The workers stop after the sum of each step, and the server makes the step."""
 
-    def __init__(self, board: Board, tasks: GradientTasks, stepper: ServerStepper) -> None:
+    def __init__(self, board: Board, tasks: GradientTasks, stepper: Stepper) -> None:
         super().__init__(board, tasks)
         self._stepper = stepper
 
@@ -111,6 +111,7 @@ class ServerSteps(StepStrategy):
         return min(self._stepper.steps + 1, self.first + self.steps)
 
     def _go(self) -> None:
+        self._stepper.prepare()
         self.board.set_limit(self.until)
 
     def advance(self) -> int:
@@ -133,7 +134,7 @@ class AsyncSteps(StepStrategy):
     """
 
     def __init__(
-        self, board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: ServerStepper | None
+        self, board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: Stepper | None
     ) -> None:
         super().__init__(board, tasks)
         self._weights = weights
@@ -212,7 +213,7 @@ class AsyncSteps(StepStrategy):
 
 
 def strategy_of(
-    board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: ServerStepper | None
+    board: Board, tasks: GradientTasks, weights: Weights, max_staleness: int, stepper: Stepper | None
 ) -> StepStrategy:
     """Return the step strategy for this board."""
     if board.is_async:

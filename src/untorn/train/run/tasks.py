@@ -68,7 +68,7 @@ class GradientTasks:
         task = self._describe(report.step, report.shard)
         if report.non_finite:
             return NonFiniteLossError(
-                f"{report.summary.split(': ', 1)[-1]} in {task}; the weights of the step before are kept in "
-                "trainer.params. Lower the learning rate, or look at these examples for bad values"
+                f"{report.summary.split(': ', 1)[-1]} in {task}; the weights are those of the step before. "
+                "Lower the learning rate, or look at these examples for bad values"
             )
         return WorkerError(f"failed in worker {report.worker}, {task}: {report.summary}", report.traceback)

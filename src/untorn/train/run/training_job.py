@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from untorn.train.data import Source
-from untorn.train.optim.base import Optimizer
+from untorn.train.optim.base import LoopOptimizer, Optimizer
 from untorn.train.run.local_model import LocalModel
 from untorn.train.run.plan import Plan
 from untorn.train.run.pool import Pool
@@ -100,6 +100,7 @@ class TrainingJobs:
             with self._pool.train(plan, source, self._weights, self._optimizer) as strategy:
                 yield strategy
         finally:
-            # after a failure, some steps are not counted yet
-            step = plan.first_step + self._weights.version - version
-            self._state.count(step - self._state.step, single=single)
+            if not isinstance(self._optimizer, LoopOptimizer):  # whose weights are published before each step
+                # after a failure, some steps are not counted yet
+                step = plan.first_step + self._weights.version - version
+                self._state.count(step - self._state.step, single=single)
