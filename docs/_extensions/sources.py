@@ -30,6 +30,8 @@ DOCUMENTS = {
 }
 #: the files of a folder that its page lists
 _SHOWN = {".py", ".pyi", ".c", ".h", ".md", ".txt", ".toml"}
+#: the languages of the files in examples/, by suffix
+_LANGUAGES = {".py": "python", ".service": "ini", ".yaml": "yaml", "": "docker"}
 _PLAIN_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -135,7 +137,8 @@ def program_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     for place in all_needed(app.env):
         if place.startswith("examples/"):
             text = (ROOT / place).read_text()
-            body = app.builder.highlighter.highlight_block(text, "python")  # type: ignore[attr-defined]
+            language = _LANGUAGES[Path(place).suffix]
+            body = app.builder.highlighter.highlight_block(text, language)  # type: ignore[attr-defined]
             yield page_of(place), {"title": place, "body": f"<h1>{escape(place)}</h1>{body}"}, "page.html"
 
 
