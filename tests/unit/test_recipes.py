@@ -120,3 +120,49 @@ def test_the_fixtures_of_pytest_work_and_leave_nothing():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
+
+
+MIGRATIONS = EXAMPLES / "migrations"
+#: the halves that are run, and the packages that they need; a Ray cluster, and processes that import torch, take longer
+QUICK = {
+    "from_array": ("both", []),
+    "from_manager": ("both", []),
+    "from_shared_memory": ("both", []),
+    "from_joblib_memmap": ("both", ["joblib"]),
+    "from_lmdb": ("both", ["lmdb"]),
+    "from_keras": ("after", ["torch"]),
+    "from_torchrl": ("after", ["torch"]),
+}
+SLOW = {"from_ddp": ("both", ["torch"]), "from_ray": ("both", ["ray"])}
+
+
+def test_each_program_of_migrations_is_run_here():
+    assert {path.stem for path in MIGRATIONS.glob("*.py")} == QUICK.keys() | SLOW.keys()
+
+
+@pytest.mark.parametrize("program", [*QUICK, *(pytest.param(program, marks=pytest.mark.soak) for program in SLOW)])
+def test_both_halves_of_a_migration_print_the_same(program):
+    half, packages = (QUICK | SLOW)[program]
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'untorn[test]'")
+    command = [sys.executable, MIGRATIONS / f"{program}.py", *([] if half == "both" else [half])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * WATCHDOG_S, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.startswith(("before", "after")))
+    assert found.keys() == ({"before", "after"} if half == "both" else {half}), done.stdout
+    assert len(set(found.values())) == 1
+    assert found["after"] == RESULTS[program]
+
+
+#: what both halves compute
+RESULTS = {
+    "from_array": "[100.0, 200.0, 300.0]",
+    "from_manager": "([0, 1, 2, 3], [5, 15, 25, 35])",
+    "from_shared_memory": "100000.0",
+    "from_joblib_memmap": "([499500.0, 1499500.0, 2499500.0, 3499500.0], [1000.0, 1000.0, 1000.0, 1000.0])",
+    "from_lmdb": "[49, 998001, None]",
+    "from_ray": "[[6.0, 6.0], [12.0, 12.0]]",
+    "from_ddp": "[[0.9900000095367432, -1.9800000190734863, 2.990000009536743]]",
+    "from_keras": "([0.9700000286102295, -1.9700000286102295, 2.950000047683716], 0.004)",
+    "from_torchrl": "[3.0, 6.0]",
+}
