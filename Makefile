@@ -16,6 +16,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Half of the time of the tests goes into interpreters that start: let them keep what they compile, whatever the
+# environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
+# uv downloads many packages at a time, and compiles none. It does not read pip's settings, so pip is there for what it
+# cannot find.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) \
+    $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+install = { $(PIP) uv && $(UV) -c constraints.txt -e '.[$(EXTRAS)]'; } || $(PIP) -c constraints.txt -e '.[$(EXTRAS)]'
+
 .PHONY: help demo test test-c proof check docs dist test-versions bench soak fuzz sanitize sanitize-address sanitize-thread clean venv
 .DEFAULT_GOAL := help
 
@@ -29,19 +40,22 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "untorn needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/.installed: EXTRAS := test,check,docs
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,docs]'
+	$(install)
 	@touch $@
 
+$(VENV)/.bench-installed: EXTRAS := bench
 $(VENV)/.bench-installed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(install)
 	@touch $@
 
 venv: $(VENV)/.installed
 
 # Only what the demo uses: not PyTorch, JAX, Ray and the tools of the tests. Where those are there already, they stay.
+$(VENV)/.demo-installed: EXTRAS := cli,train,digits
 $(VENV)/.demo-installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,train,digits]'
+	$(install)
 	@touch $@
 
 demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo-installed)
@@ -88,8 +102,9 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs build/docs
 	@echo "open $(CURDIR)/build/docs/index.html"
 
+$(VENV)/.dist-installed: EXTRAS := dist
 $(VENV)/.dist-installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	$(install)
 	@touch $@
 
 dist: $(VENV)/.dist-installed
