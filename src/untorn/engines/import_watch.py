@@ -5,6 +5,8 @@ that can be seen, the server is not forked:
 
 =============================== ====================================================================================
 a generator seeded from entropy all forks would draw the same numbers from it, spawned workers each other ones
+a random identifier, the        all forks would have the same one, as the name of a file, say
+process id
 a function to call at exit      each fork would call it, for instance to remove the one temporary directory of all
 a temporary file or folder      all forks would have the same one
 a timer                         forks do not have it
@@ -38,6 +40,8 @@ __all__ = ["ImportWatch"]
 _MAX_TWISTS = 200
 #: modules whose generators are not drawn from unless they are asked for by name, or that make another one in a fork
 _HARMLESS = ("scipy.", "tempfile")
+#: modules that ask for the id of the process each time they need it
+_ASK_ANEW = ("logging", "tempfile")
 _NOT_ON_DISK = ("/proc/", "/sys/", "/dev/")
 #: PyTorch begins with a seed of 64 random bits
 _LARGEST_CHOSEN_SEED = 1 << 32
@@ -69,6 +73,9 @@ class ImportWatch:
         self._replace(np.random.bit_generator, "randbits", self._drawing)
         self._replace(random.Random, "seed", self._seeding)
         self._replace(atexit, "register", self._registering)
+        self._replace(os, "getpid", lambda found: self._telling(found, "asked for the id of its process"))
+        for holder, name in ((os, "urandom"), (random, "_urandom")):  # the second is that of secrets
+            self._replace(holder, name, lambda found: self._telling(found, "made a random identifier"))
         self._active = True
         sys.addaudithook(self._see)  # it stays for the life of the process, and does nothing after the block
         return self
@@ -158,6 +165,28 @@ class ImportWatch:
             return register(function, *arguments, **more)
 
         return noted
+
+    def _telling(self, function: Any, what: str) -> Any:
+        def told(*arguments: Any) -> Any:
+            if self._active and (module := self._user_above()) is not None:
+                self.reasons.append(f"the module {module} has {what}")
+            return function(*arguments)
+
+        return told
+
+    def _user_above(self) -> str | None:
+        """Return the name of the module of the user that is being imported and has called the caller's caller, by the
+        standard library or by itself; None if it is that of a library."""
+        frame = sys._getframe(2)  # noqa: SLF001 (as logging does)
+        name = str(frame.f_globals.get("__name__"))
+        if name in _ASK_ANEW:
+            return None
+        while frame.f_back is not None and not name.startswith("importlib."):
+            if self._is_of_the_user(name):
+                return name
+            frame = frame.f_back
+            name = str(frame.f_globals.get("__name__"))
+        return None
 
     def _note_entropy(self) -> None:
         if self._active and not (caller := _caller()).startswith(_HARMLESS):
