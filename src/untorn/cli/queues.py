@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from untorn.cli.listing import blocks
 from untorn.cli.tables import age, facts, grid, plain, size
@@ -39,13 +38,15 @@ __all__ = [
     "queue_document",
     "queue_rates",
     "queue_table",
-    "rate_table",
+    "rate_tables",
     "remove_named_queue",
     "show_queue",
 ]
 
 _COLUMNS = ("QUEUE", "ITEMS", "CAPACITY", "MEMORY", "PROCESSES", "NOTE")
 _RATE_COLUMNS = ("QUEUE", "ITEMS", "PUT/S", "TAKEN/S", "MEMORY", "PROCESSES")
+_BUSY_COLUMNS = ("PID", "QUEUE", "WAITS FOR", "TAKEN", "HELD", "WRITING")
+_BUSY_NUMBERS = frozenset({"PID", "TAKEN", "HELD", "WRITING"})
 
 
 @dataclass(frozen=True)
@@ -214,30 +215,35 @@ def queue_rates(before: Mapping[str, QueueState], now: Mapping[str, QueueState],
     return lines
 
 
-def rate_table(lines: Iterable[QueueLine]) -> RenderableType:
-    """Return the table of ``untorn top``: a line for each queue, and below it its processes that wait or have items."""
-    rows: list[list[str | Text]] = []
-    for line in lines:
-        state = line.state
-        rows.append(
-            [
-                plain(line.name),
-                f"{state.waiting}/{state.capacity}" + " closed" * state.closed,
-                "-" if line.put_per_s is None else f"{line.put_per_s:,.1f}",
-                "-" if line.taken_per_s is None else f"{line.taken_per_s:,.1f}",
-                size(state.nbytes),
-                str(len(state.processes)),
-            ]
-        )
-        for process in state.processes:
-            doing = ", ".join(
-                f"{name} {number}" for name in ("taken", "held", "writing") if (number := getattr(process, name))
-            )
-            waits = f"waits for {process.waits_for}" if process.waits_for else ""
-            if doing or waits:
-                text = f"  pid {process.pid}  {', '.join(filter(None, (doing, waits)))}"
-                rows.append([Text(text, style="dim"), *("" for _ in _RATE_COLUMNS[1:])])
-    return grid(_RATE_COLUMNS, rows, right=_RATE_COLUMNS[1:], optional=("MEMORY", "PROCESSES"))
+def rate_tables(lines: Sequence[QueueLine], width: int | None = None) -> list[RenderableType]:
+    """Return the tables of ``untorn top``, for a terminal of this width: queues, and their busy processes."""
+    right, optional = _RATE_COLUMNS[1:], ("MEMORY", "PROCESSES")
+    tables: list[RenderableType] = [
+        grid(_RATE_COLUMNS, map(_rate_row, lines), right=right, optional=optional, width=width)
+    ]
+    busy = [row for line in lines for row in _busy_rows(line)]
+    if busy:
+        tables += ["", grid(_BUSY_COLUMNS, busy, right=_BUSY_NUMBERS, optional=("WRITING", "HELD"), width=width)]
+    return tables
+
+
+def _rate_row(line: QueueLine) -> tuple[str, ...]:
+    state = line.state
+    return (
+        plain(line.name),
+        f"{state.waiting}/{state.capacity}" + " closed" * state.closed,
+        "-" if line.put_per_s is None else f"{line.put_per_s:,.1f}",
+        "-" if line.taken_per_s is None else f"{line.taken_per_s:,.1f}",
+        size(state.nbytes),
+        str(len(state.processes)),
+    )
+
+
+def _busy_rows(line: QueueLine) -> Iterator[tuple[str, ...]]:
+    for process in line.state.processes:
+        counts = process.taken, process.held, process.writing
+        if process.waits_for or any(counts):
+            yield str(process.pid), plain(line.name), process.waits_for or "-", *map(str, counts)
 
 
 # -- rm and gc

@@ -27,7 +27,7 @@ from untorn.cli.jobs import job_views
 from untorn.cli.keys import keys
 from untorn.cli.listing import list_channels
 from untorn.cli.ls import publisher_of
-from untorn.cli.queues import QueueLine, list_queues, means_queue, queue_rates, rate_table
+from untorn.cli.queues import QueueLine, list_queues, means_queue, queue_rates, rate_tables
 from untorn.cli.tables import age, grid, json_line, plain, say, size
 from untorn.control import is_running, running_jobs
 from untorn.errors import ChannelNotFoundError, UntornError
@@ -138,8 +138,8 @@ def top(
 
     For channels, BYTES/S is VERSIONS/S times the size of the newest version. Below each channel are its readers, those
     furthest behind first, with the number of versions between the one they hold and the newest. Watching takes no
-    reader row and disturbs no process. A queue's line has the items that wait, and below it the processes that wait,
-    or have items.
+    reader row and disturbs no process. A queue's line has the items that wait. Below are the processes that wait
+    for one, or have some.
     """
     with reported(debug=debug):
         views = _views_of_one(channels[0]) if len(channels) == 1 else _channel_views(channels)
@@ -265,7 +265,7 @@ def _parts(lines: Sequence[Line], queues: Sequence[QueueLine], sample: Sample) -
         rows = [row for line in lines for row in _rows(line)]
         parts.append(grid(_COLUMNS, rows, right=_NUMBERS, optional=_OPTIONAL))
     if queues:
-        parts += [*([Text()] if lines else []), rate_table(queues)]
+        parts += [*([Text()] if lines else []), *rate_tables(queues)]
     elif not lines and not sample.problems:
         parts.append(Text("no channels; they appear here once they are published"))
     return parts + [Text(f"{plain(name)}: {plain(problem)}") for name, problem in sample.problems.items()]

@@ -15,7 +15,7 @@ from rich.console import Console
 import untorn
 from helpers import start
 from untorn.cli.group import group
-from untorn.cli.queues import find_queue, process_table
+from untorn.cli.queues import find_queue, process_table, queue_rates, rate_tables
 
 
 def run(*arguments: str) -> str:
@@ -89,8 +89,26 @@ def test_top_shows_rates(folder):
         (line,) = document["queues"]
         assert (line["waiting"], line["put_per_s"], line["taken_per_s"]) == (0, 0, 0)
         text = run("top", f"{folder}/tasks", "--count", "1", "--interval", "0.01")
-        assert "taken 1" in text
+        head, row = text.splitlines()[-2:]
+        assert head.split() == ["PID", "QUEUE", "WAITS", "FOR", "TAKEN", "HELD", "WRITING"]
+        assert row.split() == [str(os.getpid()), f"{folder}/tasks", "-", "1", "0", "0"]
         held.finish()
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120])
+def test_top_fits_the_terminal(folder, width):
+    with untorn.queue(5, name="tasks", directory=folder) as queue:
+        queue.put(1)
+        held = queue.take()
+        lines = queue_rates({}, {"tasks": find_queue(f"{folder}/tasks").state}, 1.0)
+        console = Console(width=width, file=io.StringIO())
+        console.print(*rate_tables(lines, width), sep="\n")
+        head, row, empty, busy_head, busy = console.file.getvalue().splitlines()  # no line is wrapped
+        assert head.split()[:4] == ["QUEUE", "ITEMS", "PUT/S", "TAKEN/S"]
+        assert row.split()[:2] == ["tasks", "0/5"]
+        assert (empty, busy_head.split()[:2]) == ("", ["PID", "QUEUE"])
+        assert busy.split()[:2] == [str(os.getpid()), "tasks"]
+        del held
 
 
 def test_gc_removes_what_no_living_process_has(folder):
