@@ -105,6 +105,11 @@ enum status queue_file_format(int fd, const uint8_t id[QUEUE_ID_NBYTES], const s
     if (ftruncate(fd, (off_t)(head.windows_offset + head.window_nbytes * head.slots)) != 0)
         return errno == EFBIG || errno == EINVAL ? STATUS_TOO_LARGE : STATUS_OS;
     status = space_reserve(fd, 0, head.windows_offset);
+    if (status != STATUS_OK) { /* the file's length says how much was needed */
+        const int cause = errno;
+        (void)!ftruncate(fd, (off_t)head.windows_offset);
+        errno = cause;
+    }
     if (status == STATUS_OK)
         status = map_begin(fd, &head);
     if (status != STATUS_OK)

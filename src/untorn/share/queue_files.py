@@ -173,7 +173,7 @@ def _unmade(fd: int, sizes: QueueSizes, error: BaseException) -> BaseException:
                 "file can have here, since each item has some of its own; use a smaller capacity or nbytes"
             )
     if number in FULL:
-        return no_space(fd, 64 * sizes.capacity, what, number=number or 0)
+        return no_space(fd, os.fstat(fd).st_size, what, number=number or 0)
     return error
 
 
