@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Never
 
 from untorn import _core
+from untorn.first_guesses import only_known_arguments, unknown_arguments, words
 from untorn.share import queue_files as files_of
 from untorn.share.queue_files import QueueAddress, QueueSizes, check_range
 from untorn.share.queues import Queue
 
 __all__ = ["queue"]
 
+_GUESSES = words(
+    ("maxsize max_size size maxlen length", "write capacity=, or the number alone: queue(100)"),
+    ("max_size_bytes max_nbytes max_bytes nbytes_max", "write nbytes="),
+    ("path dir folder dirname", "write directory=, and name="),
+    ("pickle pickled use_pickle", "write allow_pickle=True, on both sides"),
+    ("ctx context", "leave it out: the queue goes to processes of every start method"),
+    ("max_workers workers consumers producers", "write max_processes=, of both kinds together"),
+)
 
+
+@only_known_arguments
 def queue(
     capacity: int = 1000,
     *,
@@ -21,6 +32,7 @@ def queue(
     directory: str | os.PathLike[str] | None = None,
     max_processes: int = 256,
     allow_pickle: bool = False,
+    **unknown: Never,
 ) -> Queue[Any]:
     """Make a queue, or open the queue of that name.
 
@@ -51,6 +63,8 @@ def queue(
         ...     batches.get()
         {'x': array([1., 1., 1.])}
     """
+    if unknown:
+        raise unknown_arguments("queue", keywords=unknown, guesses=_GUESSES)
     check_range("capacity", capacity, 1, _core.QUEUE_MAX_CAPACITY)
     check_range("nbytes", nbytes, 1, 2**62)
     check_range("max_processes", max_processes, 1, _core.QUEUE_MAX_PROCESSES)

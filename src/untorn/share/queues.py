@@ -15,10 +15,11 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, Literal, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self
 
 from untorn import _core
 from untorn.errors import ClosedError, EmptyError, FullError
+from untorn.first_guesses import unknown_attribute, words
 from untorn.share import queue_files as files_of
 from untorn.share.queue_files import QueueAddress, check_range, meaning
 from untorn.share.queue_items import Item, OnError
@@ -32,6 +33,18 @@ from untorn.share.tree_plans import Plans
 from untorn.typevars import T
 
 __all__ = ["Queue"]
+
+_GUESSES = words(
+    (
+        "task_done join",
+        "take() says when an item is done: work in the block of `with queue.take() as item`; to wait until all are "
+        "done, close() the queue and join the processes that take",
+    ),
+    ("maxsize max_size _maxsize", "write capacity"),
+    ("pop popleft receive recv", "write get()"),
+    ("push append send extend", "write put(), or put_many()"),
+    ("size length", "write qsize()"),
+)
 
 
 class Queue(Generic[T]):
@@ -346,6 +359,13 @@ class Queue(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate as __iter__ does, with ``async for``."""
         return _Items(self)
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+        __contains__ = None  # searching would take every item, and then wait
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            raise unknown_attribute(self, name, _GUESSES)
 
     # -- the end
 

@@ -11,6 +11,7 @@ import queue as standard
 import random
 import re
 import struct
+import subprocess
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -602,6 +603,41 @@ def test_bad_calls(queue):
     with pytest.raises(TypeError, match="an Item stays in its process"):
         queue.put(1)
         pickle.dumps(queue.take())
+
+
+def test_a_full_file_system_is_a_capacity_error_and_the_queue_goes_on(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", tmp_path], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root in this container")
+    try:
+        full = r"and its file system has [\d,]+ free of 1,048,576"
+        with untorn.queue(4, nbytes=1 << 24, max_processes=4, name="full", directory=tmp_path) as queue:
+            queue.put(np.ones(50_000))
+            with pytest.raises(untorn.CapacityError, match=r"an item needs 800,\d\d\d bytes, " + full):
+                queue.put(np.ones(100_000))
+            with pytest.raises(untorn.CapacityError, match=r"a new queue needs 1,4\d\d,\d\d\d bytes, " + full):
+                untorn.queue(500, name="another", directory=tmp_path)
+            queue.put(2)
+            assert queue.get().sum() == 50_000
+            assert queue.get() == 2
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_names_that_people_try_first_say_the_right_word(queue):
+    with pytest.raises(
+        AttributeError, match="'Queue' object has no attribute 'task_done': take\\(\\) says when an item"
+    ):
+        queue.task_done()
+    with pytest.raises(AttributeError, match="no attribute 'maxsize': write capacity"):
+        queue.maxsize  # noqa: B018
+    with pytest.raises(TypeError, match="has no argument 'maxsize': write capacity="):
+        untorn.queue(maxsize=4)
+    with pytest.raises(TypeError, match=r"has no argument 'sise'$"):
+        untorn.queue(sise=4)
+    with pytest.raises(TypeError, match="'Queue' object is not a container"):
+        1 in queue  # noqa: B015
+    assert not hasattr(queue, "no_such_name")
 
 
 def test_as_many_processes_as_may(name):
