@@ -190,6 +190,19 @@ static bool dict_put(struct build *build, PyObject *dict, uint64_t place, const 
     return true;
 }
 
+/* Whether the core can write the dict; if not, share may know its keys (src/untorn/share/described.py). */
+static bool dict_has_plain_keys(PyObject *dict)
+{
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    bool plain = true;
+    OBJECT_LOCK(dict);
+    while (plain && PyDict_Next(dict, &position, &key, &value))
+        plain = key_is_plain(key);
+    OBJECT_UNLOCK();
+    return plain;
+}
+
 static bool container_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth)
 {
     if (depth >= FROZEN_MAX_DEPTH)
@@ -267,7 +280,8 @@ static bool value_put(struct build *build, PyObject *value, uint64_t place, cons
     }
     if (PyComplex_CheckExact(value))
         return complex_put(build, value, place);
-    if (PyList_CheckExact(value) || PyTuple_CheckExact(value) || PyDict_CheckExact(value))
+    if (PyList_CheckExact(value) || PyTuple_CheckExact(value) ||
+        (PyDict_CheckExact(value) && (build->pack == NULL || dict_has_plain_keys(value))))
         return container_put(build, value, place, step, depth);
     if (build->pack == NULL)
         return false;
@@ -291,8 +305,11 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
     if (opened < 0)
         return false;
     if (opened == 0)
-        return value_refuse(build, &step,
-                            PyUnicode_FromFormat("a key of type %R; expected str, bytes or int", Py_TYPE(key)));
+        return value_refuse(
+            build, &step,
+            PyUnicode_FromFormat("a key of type %R; expected str, bytes or int; convert it, for example with "
+                                 "str(key), key.isoformat() or key.name",
+                                 Py_TYPE(key)));
     uint64_t place = FROZEN_NO_PLACE;
     const bool fits = hold.key.nbytes <= FROZEN_MAX_KEY_NBYTES && build->builder.entries.nbytes <= FROZEN_MAX_PLACE;
     if (fits)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ __all__ = [
     "collector",
     "flatten",
     "is_record",
+    "keys_detail",
     "leaf_specs",
     "map",
     "map_with_path",
@@ -52,6 +54,8 @@ CONTAINERS = frozenset({"dict", "odict", "list", "tuple", "namedtuple", "datacla
 #: the kinds that data, batches and outputs are made of
 BATCH = frozenset({"dict", "list", "tuple", "namedtuple"})
 
+#: the keys of these types that are equal are alike
+_NAMED = frozenset({str, int, bytes, type(None)})
 _EXACT: dict[type, str] = {dict: "dict", OrderedDict: "odict", list: "list", tuple: "tuple"}
 
 #: the names on the way from the root to a node
@@ -61,7 +65,7 @@ Path = tuple[str, ...]
 class Spec(NamedTuple):
     """The structure of a tree, hashable: a node's kind, what distinguishes it from others of its kind, its children.
 
-    The detail of a dict is ((type of the key, key), ...), of a list or tuple its length, and of a named tuple or
+    The detail of a dict is that of keys_detail(), of a list or tuple its length, and of a named tuple or
     dataclass (class, names of the fields). Only the maker of a spec knows what nodes of other kinds are.
     """
 
@@ -109,8 +113,25 @@ def opened(value: Any, kinds: frozenset[str] = CONTAINERS) -> Node | None:
     if kind == "dataclass":
         names = tuple(field.name for field in dataclasses.fields(cls))
         return Node(kind, (cls, names), [getattr(value, name) for name in names])
-    # True == 1 == 1.0: the key's type is part of the structure
-    return Node(kind, tuple([(type(key).__name__, key) for key in value]), list(value.values()))
+    return Node(kind, keys_detail(value), list(value.values()))
+
+
+def keys_detail(keys: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
+    """Return the detail of a dict with these keys: (what tells a key from others that it equals, key) of each.
+
+    True == 1 == 1.0, Decimal("1.0") == Decimal("1.00"), and one instant in two zones is equal: dicts with such keys
+    have different structures.
+    """
+    return tuple([("str" if type(key) is str else _identity(key), key) for key in keys])
+
+
+def _identity(key: Any) -> Any:
+    cls = type(key)
+    if cls is tuple:
+        return "tuple" if _NAMED.issuperset(map(type, key)) else tuple(map(_identity, key))
+    if cls in _NAMED or (cls in (bool, float) and key):
+        return cls.__name__
+    return (cls, key.name if isinstance(key, Enum) else repr(key))
 
 
 def _kind_of(cls: type, kinds: frozenset[str]) -> str | None:

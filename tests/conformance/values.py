@@ -313,6 +313,19 @@ def tree(name: str, build: Callable[..., Any], write: Callable[[Any], None], par
 KEYS = ("text", 7, 1.5, True, b"raw", None, ("a", 2, None))
 
 
+def unusual_keys() -> tuple[Any, ...]:
+    """Return keys that are plain values of Python's library or scalars of NumPy, and a tuple of such."""
+    date, zone = dt.date(2026, 1, 2), zoneinfo.ZoneInfo("Europe/Paris")
+    return (
+        *(date, dt.datetime(2026, 10, 25, 2, 30, tzinfo=zone, fold=1), dt.time(3, 4, 5, 6), dt.timedelta(-1, 2, 3)),
+        *(dt.timezone(dt.timedelta(hours=-3), "here"), zone, decimal.Decimal("1.00"), fractions.Fraction(1, 3)),
+        *(uuid.UUID(int=2**100 + 1), pathlib.Path("/a/b"), pathlib.PureWindowsPath("c:/d")),
+        *(Colour.AZURE, Level.HIGH, Access.READ | Access.WRITE),
+        *(np.int64(3), np.float32(2.5), np.bool_(False), np.datetime64("2026-01-01", "ms"), np.str_("")),
+        (Colour.RED, date, "a", np.uint8(3), None),
+    )
+
+
 def trees() -> list[Kind]:
     """Return the kinds of containers, and of nested containers."""
     return [
@@ -333,6 +346,12 @@ def trees() -> list[Kind]:
             lambda w, b, x: dict.fromkeys(KEYS, w) | {None: b, 7: x},
             lambda value: value[None].fill(0),
             lambda value: value["a", 2, None],
+        ),
+        tree(
+            "keys that are plain values",
+            lambda w, b, x: dict.fromkeys(unusual_keys(), b) | {Colour.RED: w, "x": OrderedDict({dt.date.max: x})},
+            lambda value: value[Colour.RED].fill(0),
+            lambda value: value[np.str_("")],
         ),
         tree("list", lambda w, b, x: [w, x, b, []], lambda value: value[0].fill(0), lambda value: value[2]),
         tree("tuple", lambda w, b, x: (w, x, b, ()), lambda value: value[0].fill(0), lambda value: value[2]),

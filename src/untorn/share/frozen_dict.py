@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.adapter_registry import Adapter, Parts, register_library
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, items_of, pack, read_dtype
+from untorn.share.described import items_of, read_dtype
+from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, pack
 from untorn.share.specs import array_spec
 
 __all__ = ["ADAPTERS", "FrozenDict"]

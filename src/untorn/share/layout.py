@@ -18,8 +18,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
-import reprlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -31,9 +29,10 @@ from numpy.typing import NDArray
 from untorn import _core
 from untorn.adapter_registry import adapter_named
 from untorn.errors import FormatError, UnsupportedTypeError
+from untorn.share.described import count_of, describe_key, items_of, name_of, read_dtype, read_key, shown
 from untorn.share.specs import OPAQUE, Deferred, class_at, flatten, is_plain
 from untorn.share.views import array_over, private_memory
-from untorn.trees import CONTAINERS, MAX_DEPTH, Path, Spec, builder, member_names, path_of
+from untorn.trees import CONTAINERS, MAX_DEPTH, Path, Spec, builder, keys_detail, member_names, path_of
 
 __all__ = [
     "FROZEN_DICT",
@@ -41,13 +40,8 @@ __all__ = [
     "UNREADABLE",
     "Decoder",
     "Layout",
-    "count_of",
-    "items_of",
-    "name_of",
     "pack",
     "payload_of",
-    "read_dtype",
-    "read_key",
     "unreadable",
 ]
 
@@ -229,7 +223,7 @@ def _describe_leaf(spec: Spec) -> tuple[Any, ...]:
 def _describe_node(spec: Spec) -> tuple[str, Any]:
     kind, detail, _ = spec
     if kind in ("dict", "odict"):
-        return kind, [_describe_key(key) for _, key in detail]
+        return kind, [describe_key(key) for _, key in detail]
     if kind in ("namedtuple", "dataclass"):
         cls, names = detail
         return kind, (cls.__module__, cls.__qualname__, names)
@@ -238,75 +232,7 @@ def _describe_node(spec: Spec) -> tuple[str, Any]:
     return kind, detail
 
 
-def _describe_key(key: Any) -> Any:
-    """Return a key as JSON: a str unchanged, any other key as a pair of type and text."""
-    if isinstance(key, str):
-        return key
-    if isinstance(key, bytes):
-        return ["bytes", key.hex()]
-    if isinstance(key, tuple):
-        return ["tuple", [_describe_key(part) for part in key]]
-    if isinstance(key, float):
-        return ["float", key.hex()]
-    return [type(key).__name__, str(key)]
-
-
-_KEY_READERS: dict[str, Callable[[Any], Any]] = {
-    "bytes": bytes.fromhex,
-    "float": float.fromhex,
-    "int": int,
-    "bool": lambda text: text == "True",
-    "NoneType": lambda _: None,
-}
-
-
-def read_key(described: Any) -> Any:
-    """Return the key that a schema describes. Raises TypeError, ValueError or LookupError if it describes no key."""
-    if isinstance(described, str):
-        return described
-    kind, text = items_of(described)
-    if kind == "tuple":
-        return tuple(_read_plain_key(part) for part in items_of(text))
-    return _read_plain_key(described)
-
-
-def _read_plain_key(described: Any) -> Any:
-    if isinstance(described, str):
-        return described
-    kind, text = items_of(described)
-    return _KEY_READERS[kind](name_of(text))
-
-
 _Build = Callable[[Any], Any]
-
-# -- checks of JSON values
-
-
-def items_of(found: Any) -> list[Any]:
-    """Return a list unchanged. Raises TypeError for anything else."""
-    if not isinstance(found, list):
-        raise TypeError(f"expected a list, found {_shown(found)}")
-    return found
-
-
-def name_of(found: Any) -> str:
-    """Return a str unchanged. Raises TypeError for anything else."""
-    if not isinstance(found, str):
-        raise TypeError(f"expected a string, found {_shown(found)}")
-    return found
-
-
-def count_of(found: Any) -> int:
-    """Return an int from 0 on unchanged. Raises TypeError or ValueError for anything else."""
-    if type(found) is not int:  # excludes bool
-        raise TypeError(f"expected a number of bytes or elements, found {_shown(found)}")
-    if not 0 <= found <= _MAX_NBYTES:
-        raise ValueError(f"{_shown(found)} is no number of bytes or elements")
-    return found
-
-
-def _shown(found: Any) -> str:
-    return reprlib.repr(found)
 
 
 def unreadable(error: Exception) -> FormatError:
@@ -409,7 +335,10 @@ class Decoder:
 
     def _read_container(self, kind: str, detail: Any, count: int) -> tuple[str, Any]:
         """Return the kind of a container and its detail, as a Spec has it."""
-        return kind, _read_detail(kind, detail, count)
+        try:
+            return kind, _read_detail(kind, detail, count)
+        except FormatError as error:
+            raise FormatError(f"{path_of(self._at)}: {error}") from error
 
     def _compile_opaque(self, kind: str, detail: Any, nodes: list[Any], path: Path, depth: int) -> _Build:
         if kind == "pickle" and not self.allow_pickle:
@@ -472,7 +401,7 @@ class Decoder:
             return self._compile_packed(offset, *rest)
         if kind not in ("str", "bytes", "bigint"):
             raise FormatError(
-                f"{path_of(self._at)}: a leaf of unknown kind {_shown(kind)}; a newer untorn may have written this "
+                f"{path_of(self._at)}: a leaf of unknown kind {shown(kind)}; a newer untorn may have written this "
                 "channel"
             )
         (nbytes,) = rest
@@ -519,14 +448,14 @@ def _nbytes_of(dtype: np.dtype[Any], extent: tuple[int, ...], steps: tuple[int, 
     """Return the size of an array without gaps and repeated elements. Raises ValueError if there is no such array."""
     if max(1, dtype.itemsize) * math.prod(filter(None, extent)) > _MAX_NBYTES:
         raise ValueError(
-            f"no array has the shape {_shown(extent)}"
+            f"no array has the shape {shown(extent)}"
         )  # compiled code also multiplies the lengths beside a 0
     nbytes = dtype.itemsize * math.prod(extent)
     if steps is None:
         return nbytes
     span = dtype.itemsize + sum((n - 1) * step for n, step in zip(extent, steps, strict=True))
     if span != nbytes or not nbytes:
-        raise ValueError(f"shape {_shown(extent)} and strides {_shown(steps)} do not fit together")
+        raise ValueError(f"shape {shown(extent)} and strides {shown(steps)} do not fit together")
     return nbytes
 
 
@@ -541,14 +470,14 @@ def _unpickle(parts: list[NDArray[np.uint8]]) -> Any:
 def _read_detail(kind: str, detail: Any, count: int) -> Any:
     """Return the detail of a Spec of this container. Raises FormatError if a class cannot be found or instantiated."""
     if kind in ("dict", "odict"):
-        return [(type(key).__name__, key) for key in map(read_key, items_of(detail))]
+        return keys_detail(map(read_key, items_of(detail)))
     if kind in ("list", "tuple"):
         return count
     module, qualname, names = items_of(detail)
     cls, names = _find_class(module, qualname), [name_of(name) for name in items_of(names)]
     if not is_plain(cls) or names != _fields_of(kind, cls):
         what = "named tuple" if kind == "namedtuple" else kind
-        raise FormatError(f"{module}.{qualname} is not a {what} of the fields {_shown(names)} here")
+        raise FormatError(f"{module}.{qualname} is not a {what} of the fields {shown(names)} here")
     return cls, names
 
 
@@ -575,32 +504,6 @@ def _container_builder(kind: str, detail: Any, children: list[_Build]) -> _Build
             raise FormatError(f"{cls.__module__}.{cls.__qualname__} cannot be made here ({error})") from error
 
     return build
-
-
-#: the dtypes that NumPy describes by a text, in the only form that NumPy writes
-_PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|[SUV]\d{1,10}|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
-
-
-def read_dtype(described: Any) -> np.dtype[Any]:
-    """Return the dtype that a schema describes; it has no objects. Raises TypeError or ValueError if there is none."""
-    return np.lib.format.descr_to_dtype(_as_descr(described))
-
-
-def _as_descr(described: Any, depth: int = 0) -> Any:
-    """Restore NumPy's tuples, which are lists in JSON."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"a dtype nested more than {MAX_DEPTH} deep")
-    if isinstance(described, str):
-        if _PLAIN_DTYPE.fullmatch(described) is None:
-            raise ValueError(f"{_shown(described)} describes no dtype")
-        return described
-    return [_as_field(items_of(field), depth + 1) for field in items_of(described)]
-
-
-def _as_field(field: list[Any], depth: int) -> tuple[Any, ...]:
-    name, described, *shapes = field
-    titled = name if isinstance(name, str) else tuple(map(name_of, items_of(name)))
-    return (titled, _as_descr(described, depth), *(tuple(map(count_of, items_of(shape))) for shape in shapes))
 
 
 def _find_class(module: Any, qualname: Any) -> type:

@@ -55,6 +55,7 @@ from typing import Any, Literal
 from untorn import _core
 from untorn.errors import CapacityError
 from untorn.share.attached import schema_of
+from untorn.share.described import count_of, items_of, name_of, read_dtype, read_key
 from untorn.share.guard import is_there
 from untorn.share.inspect import (
     CONTROL_NBYTES,
@@ -66,7 +67,7 @@ from untorn.share.inspect import (
     is_data_file,
     open_file,
 )
-from untorn.share.layout import MALFORMED, Decoder, Layout, count_of, items_of, name_of, read_dtype, read_key
+from untorn.share.layout import MALFORMED, Decoder, Layout
 from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
 from untorn.share.queue_files import remove_unused as remove_queue
 from untorn.share.queue_inspect import QueueState, QueueView, queue_files_of

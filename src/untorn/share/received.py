@@ -16,7 +16,8 @@ import numpy as np
 
 from untorn import _core
 from untorn.errors import FormatError
-from untorn.share.layout import Decoder, items_of, name_of
+from untorn.share.described import items_of, name_of
+from untorn.share.layout import Decoder
 from untorn.share.views import array_over
 from untorn.trees import Path
 

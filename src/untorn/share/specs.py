@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from untorn import _core, trees
 from untorn.adapter_registry import Adapter, adapter_for
 from untorn.errors import UnsupportedTypeError
+from untorn.share.described import check_key
 from untorn.trees import Node, Path, Spec, path_of
 
 __all__ = ["OPAQUE", "PACKED_LENGTH", "Deferred", "array_spec", "class_at", "flatten", "is_plain"]
@@ -43,7 +44,6 @@ PACKED_LENGTH = 256
 _PACKABLE = frozenset({dict, list, tuple})
 
 _INT64 = range(-(2**63), 2**63)
-_KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
 class Deferred:
@@ -130,7 +130,10 @@ def _opened(value: Any, path: Path) -> Node | None:
     if cls is dict or cls is OrderedDict:
         for key in value:
             if type(key) is not str:
-                _check_key(key, path)
+                try:
+                    check_key(key)
+                except UnsupportedTypeError as error:
+                    raise UnsupportedTypeError(f"{path_of(path)}: {error}") from error
     elif isinstance(cls, EnumMeta):  # its members may be named tuples or dataclasses, too
         return None
     elif trees.is_record(cls):
@@ -173,15 +176,6 @@ def _pickled(allow_pickle: bool, value: Any, path: Path) -> Node:
             f"{path_of(path)}: a {_type_name(value)} that cannot be pickled ({type(error).__name__}: {error})"
         ) from error
     return Node("pickle", _type_name(value), [np.frombuffer(stream, np.uint8), *buffers])
-
-
-def _check_key(key: Any, path: Path) -> None:
-    if type(key) not in _KEY_TYPES and not (type(key) is tuple and all(type(part) in _KEY_TYPES for part in key)):
-        raise UnsupportedTypeError(
-            f"{path_of(path)}: a dict key of type {type(key).__qualname__}; "
-            "expected str, int, float, bool, bytes, None or a tuple of these; "
-            "with allow_pickle=True on both sides the dict is pickled"
-        )
 
 
 def _check_class(cls: type, path: Path) -> None:

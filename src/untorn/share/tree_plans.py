@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from untorn import _core
-from untorn.share.layout import payload_of, read_dtype
+from untorn.share.described import read_dtype
+from untorn.share.layout import payload_of
 
 __all__ = ["Plans", "drop_oldest", "small_plan_of", "tree_plan_of"]
 

@@ -13,7 +13,8 @@ import pytest
 from helpers import start
 from untorn import FrozenDict, publish, subscribe
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import Decoder, read_dtype
+from untorn.share.described import read_dtype
+from untorn.share.layout import Decoder
 from untorn.share.specs import flatten
 from untorn.trees import MAX_DEPTH
 
@@ -91,6 +92,20 @@ def test_a_class_that_cannot_be_made(node):
         (["dict", [["tuple", "ab"]], [["none", 0]]], "b/0"),
         (["dict", [["tuple", [["tuple", []]]]], [["none", 0]]], "b/0"),
         (["dict", [["int", True]], [["none", 0]]], "b/0"),
+        (["dict", [["numpy", ["<i8", "00"]]], [["none", 0]]], "b/0"),
+        (["dict", [["numpy", ["<U1", "61000000"]]], [["none", 0]]], "b/0"),
+        (["dict", [["numpy", [5, ""]]], [["none", 0]]], "b/0"),
+        (["dict", [["numpy", "ab"]], [["none", 0]]], "b/0"),
+        (["dict", [["python.set", [["any"], {"items": "a"}]]], [["none", 0]]], "b/0"),
+        (["dict", [["pickle", "x"]], [["none", 0]]], "b/0"),
+        (["dict", [["python.date", [[], {"day": ["int", "0"]}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.date", [[], [["day"]]]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.date", [[], {}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.Decimal", [[], {"text": "sNaN"}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.Decimal", [[], {"text": ["tuple", []]}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.UUID", [[], {"data": ["bytes", "00"]}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.Enum", [["os", "system"], {"member": "x"}]]], [["none", 0]]], "b/0"),
+        (["dict", [["python.Enum", [["json", "JSONDecoder"], {"bits": ["int", "1"]}]]], [["none", 0]]], "b/0"),
         (["list", 1, {"a": 1}], "b/0"),
         (["list", 1, "x"], "b/0"),
         (["list", 1], "b/0"),

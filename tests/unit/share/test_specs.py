@@ -2,6 +2,9 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +39,14 @@ class Number(int):
     pass
 
 
+class One(IntEnum):
+    A = 1
+
+
+class Two(IntEnum):
+    A = 1
+
+
 def test_leaves_come_depth_first_and_uncopied():
     w, b = np.zeros((2, 3)), np.ones(3)
     spec, leaves = flatten({"layers": [Layer(w, b), Pair(1, "x")], "none": None})
@@ -55,6 +66,12 @@ def test_leaves_come_depth_first_and_uncopied():
         ({"a": 1}, OrderedDict(a=1)),
         ({1: 0}, {True: 0}),
         ({1: 0}, {1.0: 0}),
+        ({(1,): 0}, {(True,): 0}),
+        ({0.0: 0}, {-0.0: 0}),
+        ({1: 0}, {np.int64(1): 0}),
+        ({Decimal("1.0"): 0}, {Decimal("1.00"): 0}),
+        ({datetime(2026, 1, 1, 12, tzinfo=UTC): 0}, {datetime(2026, 1, 1, 13, tzinfo=timezone(timedelta(hours=1))): 0}),
+        ({(One.A,): 0}, {(Two.A,): 0}),
         (1, 1.0),
         (1, True),
         (1, 2**63),
