@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from untorn import trees
-from untorn.torch.tensors import tensor_of
+from untorn.torch.tensors import tensors_of
 from untorn.train.models.checks import checked_metrics
 from untorn.train.models.function import takes_rng
 
@@ -59,7 +59,7 @@ class Loss:
 
     def __call__(self, module: nn.Module, batch: Any, rng: np.random.Generator | None) -> tuple[torch.Tensor, Any, Any]:
         """Return the loss of a batch, the outputs (or _NO_OUTPUTS), and the batch as tensors, without weights."""
-        tensors = trees.map(tensor_of, batch)
+        tensors = tensors_of(batch)
         outputs: Any = _NO_OUTPUTS
         if self._forward is not None:
             answer = self._forward(module, tensors, *((rng,) if self.takes_rng else ()))

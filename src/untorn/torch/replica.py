@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from untorn.torch.copies import Stale
 from untorn.torch.loss import Loss
 from untorn.torch.outputs import predicted
 from untorn.torch.random import SeededRandom, generators_of, seed_generators
-from untorn.torch.tensors import TRAINABLE, tensor_of
+from untorn.torch.tensors import TRAINABLE, tensors_of
 from untorn.train.models.base import Gradient, Replica, Turn
 from untorn.train.models.checks import checked_loss
 from untorn.train.models.turns import of_all, only_trained
@@ -60,7 +61,10 @@ class TorchReplica(Replica):
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
         self._buffers = {name: Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
         self._aliases_of_parameters = [alias.tensor for alias in aliases if alias.name in self._parameters]
-        self._away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._parameters.values()}
+        #: the tensors whose memory is a version's, which nobody may write to
+        self._watched = [*self._parameters.values(), *self._aliases_of_parameters]
+        away = {p.dtype: torch.empty(0, dtype=p.dtype) for p in self._watched}
+        self._moves = [(p, away[p.dtype]) for p in self._watched]
         #: the losses whose first gradient is still to be computed
         self._untested = set(losses)
         self.free()
@@ -121,7 +125,7 @@ class TorchReplica(Replica):
     def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         self._move_to(params)
         self._train()
-        versions, addresses = self._traces()
+        traces = self._traces()
         loss, outputs, tensors = self._loss(self._module, batch, rng)
         metrics = self._loss.metrics_of(outputs, tensors)
         if not loss.requires_grad:
@@ -132,11 +136,11 @@ class TorchReplica(Replica):
         number = checked_loss(loss.item())
         _backward(loss)
         del loss, outputs
-        if (versions, addresses) != self._traces():
+        if traces != self._traces():
             raise self._written_to()
         self._check_not_stale()
         leaves: list[Any] = [buffer.taken() for buffer in self._buffers.values()]
-        leaves += only_trained([self._gradient_of(parameter) for parameter in self._trained], self._turn)
+        leaves += only_trained(_gradients_of(self._trained), self._turn)
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
@@ -145,19 +149,9 @@ class TorchReplica(Replica):
             self._module.train()
             self._modes = [module.training for module in self._modules]
 
-    def _gradient_of(self, parameter: nn.Parameter) -> NDArray[Any] | None:
-        gradient = parameter.grad
-        if gradient is None:  # the loss of this batch does not depend on it
-            return None
-        if gradient.layout != torch.strided:
-            gradient = gradient.to_dense()
-        array: NDArray[Any] = (gradient.detach() if gradient.requires_grad else gradient).numpy()
-        return array
-
     def _traces(self) -> tuple[list[int], list[int]]:
         """Return the traces that in-place operations, and assignments to .data, leave behind."""
-        parameters = [*self._parameters.values(), *self._aliases_of_parameters]
-        return [p._version for p in parameters], [p.data_ptr() for p in parameters]  # noqa: SLF001 (documented)
+        return list(map(_version_of, self._watched)), list(map(torch.Tensor.data_ptr, self._watched))
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Compute the first gradient of a job on a copy, since a write through .data shows only in the values."""
@@ -194,8 +188,9 @@ class TorchReplica(Replica):
     def _move_to(self, params: Any, *, batch: Any = None) -> None:
         """Move the module to these values. State that is carried is that of the shard's rows, or, for a batch that no
         step is made of, zeros for each example."""
+        from_numpy = torch.from_numpy
         for name, parameter in self._parameters.items():
-            parameter.data = torch.from_numpy(params[name])
+            parameter.data = from_numpy(params[name])
         for name, buffer in self._buffers.items():
             value = params[name]
             if name in self._carried:
@@ -206,12 +201,9 @@ class TorchReplica(Replica):
 
     def _move_away(self) -> None:
         """Release the version, so that its memory can be used for a new one."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-            parameter.data = self._away[parameter.dtype]
-        for tensor in self._aliases_of_parameters:
+        for tensor, away in self._moves:
             tensor.grad = None
-            tensor.data = self._away[tensor.dtype]
+            tensor.data = away
 
     def failure(self, params: Any, batch: Any, rng: np.random.Generator) -> Exception | None:
         """See Replica."""
@@ -247,7 +239,7 @@ class TorchReplica(Replica):
 
     def predict(self, params: Any, x: Any) -> Any:
         """See Replica. Returns what the module returns, as arrays; x is its input, a tuple of its inputs, or a dict."""
-        inputs = trees.map(tensor_of, x)
+        inputs = tensors_of(x)
 
         def compute() -> Any:
             with torch.no_grad(), _unoptimized(), self._evaluating(params, x):
@@ -274,6 +266,19 @@ class TorchReplica(Replica):
             self._move_away()
 
 
+def _gradients_of(parameters: list[nn.Parameter]) -> list[NDArray[Any] | None]:
+    """Return the gradient of each; None where the loss does not depend on it."""
+    gradients = [parameter.grad for parameter in parameters]
+    try:
+        return [None if gradient is None else gradient.numpy() for gradient in gradients]
+    except (TypeError, RuntimeError):  # one is sparse, or has a graph of its own
+        return [None if gradient is None else _dense(gradient).numpy() for gradient in gradients]
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return (gradient if gradient.layout == torch.strided else gradient.to_dense()).detach()
+
+
 def _zeros(value: NDArray[Any], batch: Any) -> NDArray[Any]:
     """Return state like this, of zeros, with a row for each example of the batch."""
     leaves = trees.flatten(batch, kinds=trees.BATCH)[1]
@@ -285,6 +290,8 @@ def _is_batch_norm(module: nn.Module) -> bool:
     names = [getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__)]
     return any("batchnorm" in name.lower() for name in names)
 
+
+_version_of = attrgetter("_version")  # a tensor's, which is documented
 
 _replicas: weakref.WeakSet[TorchReplica] = weakref.WeakSet()
 

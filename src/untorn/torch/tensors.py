@@ -10,7 +10,9 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 from torch import nn
 
-__all__ = ["TRAINABLE", "array_of", "check_apart", "tensor_of"]
+from untorn import trees
+
+__all__ = ["TRAINABLE", "array_of", "check_apart", "tensor_of", "tensors_of"]
 
 TRAINABLE = (torch.float32, torch.float64)
 _NUMBERS = (np.ndarray, np.generic, bool, int, float, complex)
@@ -22,6 +24,13 @@ def tensor_of(leaf: Any) -> Any:
     if type(leaf) is np.ndarray:
         return torch.from_numpy(leaf)
     return torch.as_tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf
+
+
+def tensors_of(batch: Any) -> Any:
+    """Return the same tree with a tensor for each array and number."""
+    if type(batch) is tuple and all(type(part) is np.ndarray for part in batch):  # most batches; five times as fast
+        return tuple(map(torch.from_numpy, batch))
+    return trees.map(tensor_of, batch)
 
 
 def check_apart(trained: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> None:
