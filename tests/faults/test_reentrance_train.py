@@ -183,7 +183,7 @@ def _reads(name):
 
 TRAIN |= {f"Trainer.{name}": _reads(name) for name, found in vars(Trainer).items() if isinstance(found, Setting)}
 #: names that need a library that another test covers, or that do nothing by themselves
-ELSEWHERE = {"TensorBoard", "TorchSchedule", "Examples", "LocalSteps", "Turns"}
+ELSEWHERE = {"TensorBoard", "WandB", "MLflow", "TorchSchedule", "Examples", "LocalSteps", "Turns"}
 #: one name of each group with the same code, such as the optimizers; the soak tests the others too
 FAST = {case.__code__: name for name, case in TRAIN.items()}.values()
 

@@ -21,11 +21,13 @@ from untorn.train.callbacks import (
     CSVLogger,
     EarlyStopping,
     LearningRateScheduler,
+    MLflow,
     ModelCheckpoint,
     ProgressBar,
     ReduceLROnPlateau,
     TensorBoard,
     TerminateOnNaN,
+    WandB,
 )
 from untorn.train.data import Examples
 from untorn.train.digest import weights_sha256 as weights_sha256  # public here, and not a name of untorn
@@ -48,6 +50,7 @@ __all__ = [
     "History",
     "LearningRateScheduler",
     "LocalSteps",
+    "MLflow",
     "ModelCheckpoint",
     "ProgressBar",
     "RMSprop",
@@ -57,4 +60,5 @@ __all__ = [
     "TorchSchedule",
     "Trainer",
     "Turns",
+    "WandB",
 ]

@@ -12,9 +12,9 @@ from untorn import errors, share, train
 NAMES = """
     Adagrad Adam AdamW BrokenChannelError BusyError Callback CapacityError ChannelNotFoundError ClosedError
     CSVLogger EarlyStopping EmptyError Examples FormatError FrozenDict FullError History Item LearningRateScheduler
-    LocalSteps ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo ReduceLROnPlateau
-    RMSprop SGD Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer Turns UnsupportedTypeError
-    UntornError WorkerError publish queue subscribe
+    LocalSteps MLflow ModelCheckpoint NonFiniteLossError ProgressBar Publisher Queue QueueProcess ReaderInfo
+    ReduceLROnPlateau RMSprop SGD Snapshot Subscriber TensorBoard TerminateOnNaN TorchSchedule Trainer Turns
+    UnsupportedTypeError UntornError WandB WorkerError publish queue subscribe
 """
 
 TYPES = """
