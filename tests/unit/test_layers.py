@@ -47,9 +47,10 @@ BELOW = {
     "sklearn": {"errors"},
     "ray": {"engines", "share", "_core", "descriptors", "errors"},
     "typing": {"train"},
+    "prometheus": {"control", "share", "errors"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "__main__": {"cli"},
-    "cli": {"trees", "control", "jobs", "train", "engines", "adapters", "share", "_core", "errors", ""},
+    "cli": {"trees", "control", "jobs", "prometheus", "train", "engines", "adapters", "share", "_core", "errors", ""},
 }
 #: untorn/__init__.py; it imports train on first use
 BELOW[""] = {"adapters", "share", "errors", "first_guesses", "train"}

@@ -6,6 +6,7 @@ import click
 
 import untorn
 from untorn.cli.doctor import doctor
+from untorn.cli.export import export
 from untorn.cli.gc import gc
 from untorn.cli.join import join, leave
 from untorn.cli.ls import ls
@@ -16,7 +17,7 @@ from untorn.cli.train import train
 
 __all__ = ["COMMANDS", "group"]
 
-COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, rm, gc, doctor)
+COMMANDS: tuple[click.Command, ...] = (train, join, leave, ls, show, top, export, rm, gc, doctor)
 
 
 @click.group(

@@ -6,6 +6,7 @@ If a process is killed before the last step of making a version, the channel sta
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ from untorn.share.versions import (
 from untorn.typevars import T
 
 __all__ = ["Publisher", "ReaderInfo", "publish"]
+
+_log = logging.getLogger(__name__)
 
 #: how long publish() waits for a process that is a channel's publisher only for a moment
 _PATIENCE_S = 0.05
@@ -287,7 +290,10 @@ def _take_over(files: Files) -> _core.Attachment | None:
     deadline = time.monotonic() + _PATIENCE_S
     while files.exists():
         try:
-            return storage.take_over(files)
+            taken = storage.take_over(files)
+            if taken is not None:
+                _log.info("channel %r: taken over at version %d, as its publisher is gone", files.label, taken.version)
+            return taken
         except BusyError:
             if time.monotonic() >= deadline:
                 raise

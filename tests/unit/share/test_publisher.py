@@ -1,6 +1,7 @@
 """publish, update and edit."""
 
 import gc
+import logging
 import os
 import pickle
 import threading
@@ -489,3 +490,13 @@ def test_edit_without_copy_copies_no_array():
             assert not tree["w"].any() and tree["step"] == 3  # the memory of a new slot
             tree["w"][:] = 2
         assert read(publisher)["w"].tolist() == [2] * 1000
+
+
+def test_a_takeover_is_a_log_record(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "untorn")
+    for _ in range(2):
+        with untorn.publish(1.0, name="c", directory=tmp_path) as publisher:
+            publisher.update(2.0)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"channel '{tmp_path}/c': taken over at version 2, as its publisher is gone"

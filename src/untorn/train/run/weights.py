@@ -10,6 +10,7 @@ Every version holds the optimizer's state beside the weights, so a training can 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from untorn.train.optim.base import Optimizer
 from untorn.train.run.parameter_layout import ABSENT, ParameterLayout
 
 __all__ = ["Weights", "WeightsForm", "copy_weights"]
+
+_log = logging.getLogger(__name__)
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -182,6 +185,7 @@ class Weights:
                 time.sleep(_RETRY_S)
                 continue
             board.slot_ready()
+            _log.info("the weights: room is there for one more version of %d bytes", nbytes)
             return
 
     def no_mapping(self, board: Board) -> CapacityError:
