@@ -20,9 +20,10 @@ BIN    := $(VENV)/bin
 # environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-# uv downloads many packages at a time, and compiles none. It does not read pip's settings, so pip is there for what it
-# cannot find.
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) \
+# uv downloads many packages at a time, and compiles none. It does not read pip's settings, so it gets what pip knows of
+# folders with packages, and pip is there for what uv cannot find.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python \
+    $$(for place in $$($(BIN)/python -m pip config get global.find-links 2>&-) $(PIP_FIND_LINKS); do echo --find-links "$$place"; done) \
     $(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install = { $(PIP) uv && $(UV) -c constraints.txt -e '.[$(EXTRAS)]'; } || $(PIP) -c constraints.txt -e '.[$(EXTRAS)]'
