@@ -35,7 +35,7 @@ def entries() -> dict[str, int]:
     return {f"key-{i:08d}": i * 3 for i in range(ENTRIES)}
 
 
-def _lookups(mapping, keys) -> Callable[[], float]:
+def lookups(mapping, keys) -> Callable[[], float]:
     get = mapping.get
 
     def call() -> float:
@@ -71,12 +71,12 @@ def run() -> list[Row]:
         snapshot = publisher.subscriber().snapshot()
         shared = snapshot.value["table"]
         contestants = {
-            DICT: _lookups(plain, hits),
-            "dict: miss": _lookups(plain, misses),
-            "FrozenDict: hit": _lookups(shared, hits),
-            "FrozenDict: miss": _lookups(shared, misses),
-            "shelve: hit": _lookups(shelf, shelf_keys),
-            "Manager().dict(): hit": _lookups(managed, shelf_keys),
+            DICT: lookups(plain, hits),
+            "dict: miss": lookups(plain, misses),
+            "FrozenDict: hit": lookups(shared, hits),
+            "FrozenDict: miss": lookups(shared, misses),
+            "shelve: hit": lookups(shelf, shelf_keys),
+            "Manager().dict(): hit": lookups(managed, shelf_keys),
         }
         times = interleaved(contestants, turns=TURNS, warm_up=2)
         rows = [row(DICT, times[DICT], unit="ns"), row("dict: miss", times["dict: miss"], unit="ns")]

@@ -36,13 +36,7 @@ AIM_US = {"unchanged": 1.0, "new": 10.0}
 
 def reader(pipe: Connection, addresses: dict[tuple[str, str], object]) -> None:
     """Run the reader process: answer ("unchanged" or "new", channel, with or without .value) with seconds."""
-    modules = {peer.NAME: peer for peer in peers.ALL}
-    readers = {key: modules[key[0]].Reader(address) for key, address in addresses.items()}
-    pipe.send("attached")
-    pipe.recv()
-    views = {key: each.read() for key, each in readers.items()}
-    for view in views.values():
-        view.sum()  # touches every page
+    readers, views = peers.attach(pipe, addresses)
     while (task := pipe.recv()) is not None:
         state, key, usable = task
         read = readers[key].read if usable else readers[key].subscriber.snapshot

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SENSOR = [sys.executable, "-u", str(EXAMPLES / "sensor.py")]
-WATCHDOG_S = 60
+WATCHDOG_S = 120
 
 
 @contextlib.contextmanager
