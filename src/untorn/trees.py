@@ -47,6 +47,7 @@ __all__ = [
     "paths",
     "subscripts",
     "unflatten",
+    "unflattener",
 ]
 
 MAX_DEPTH = 200
@@ -240,16 +241,25 @@ def _spec_of(
 
 def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
     """Return the tree with this spec and these leaves. Raises ValueError for a wrong number of leaves."""
+    return unflattener(spec)(leaves)
+
+
+def unflattener(spec: Spec) -> Callable[[Sequence[Any]], Any]:
+    """Return unflatten() for this spec, for trees that are made again and again."""
 
     def build(spec: Spec) -> Callable[[Iterator[Any]], Any]:
         if spec.kind not in CONTAINERS:
             return next
         return builder(spec.kind, spec.detail, [build(child) for child in spec.children])
 
-    wanted = len(paths(spec))
-    if len(leaves) != wanted:
-        raise ValueError(f"a tree of {wanted} leaves: found {len(leaves)}")
-    return build(spec)(iter(leaves))
+    make, wanted = build(spec), len(paths(spec))
+
+    def tree_of(leaves: Sequence[Any]) -> Any:
+        if len(leaves) != wanted:
+            raise ValueError(f"a tree of {wanted} leaves: found {len(leaves)}")
+        return make(iter(leaves))
+
+    return tree_of
 
 
 def map(function: Callable[..., Any], tree: Any, *others: Any, kinds: frozenset[str] = BATCH) -> Any:

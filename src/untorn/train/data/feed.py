@@ -24,7 +24,7 @@ from untorn.train.data.base import Reader, SharedData, Source
 from untorn.train.data.items import ItemSource
 from untorn.train.data.sending import received, sendable
 from untorn.train.data.stream import Batch, items_of
-from untorn.trees import unflatten
+from untorn.trees import Spec, unflattener
 
 __all__ = ["Feed"]
 
@@ -41,6 +41,8 @@ class Feed(Source):
         self.examples = batch.examples
         self._batch = batch
         self._publisher: Publisher | None = None
+        self._spec: Spec | None = None
+        self._unflatten: Callable[[list[Any]], Any] = tuple
 
     def reads(self, batch: Batch) -> bool:
         """Return whether the workers can read this batch as they read the first one."""
@@ -59,7 +61,13 @@ class Feed(Source):
         if batch.spec is None:
             return items_of(batch.leaves, "batch").take(indices)
         leaves = [leaf.take(indices, axis=0) for leaf in batch.leaves]
-        return unflatten(batch.spec, leaves) if batch.form is None else batch.form.make(leaves)
+        return self._tree(batch.spec, leaves) if batch.form is None else batch.form.make(leaves)
+
+    def _tree(self, spec: Spec, leaves: list[Any]) -> Any:
+        if spec is not self._spec:
+            self._unflatten = unflattener(spec)
+            self._spec = spec  # last: an interrupt may come in between
+        return self._unflatten(leaves)
 
     @contextmanager
     def shared(self, *, max_readers: int, local: bool) -> Iterator[SharedData]:
@@ -85,7 +93,7 @@ class Feed(Source):
         batch = self._batch
         if batch.spec is None:
             return sendable("batch", items_of(batch.leaves, "batch"))
-        return unflatten(batch.spec, batch.leaves) if batch.form is None else batch.leaves
+        return self._tree(batch.spec, batch.leaves) if batch.form is None else batch.leaves
 
 
 def _read_objects(snapshot: Snapshot) -> Reader:
