@@ -10,6 +10,8 @@
  * phase could not move it on. */
 static const int64_t LOOK_AROUND_NS = 10000000;
 
+_Static_assert((int)BOARD_SLOTS == (int)CHANNEL_MAX_SLOTS, "a board knows what each slot of the weights has");
+
 /* -- phases ----------------------------------------------------------------------------------------------------- */
 
 static void phase_end_update(const struct board *board, struct attachment *weights, uint64_t phase)

@@ -20,6 +20,10 @@
  * ranges, which depends on the parameters only, and so arrives at the same scale. Like an update, a norm task writes
  * its own place and reads memory that nobody changes, so running it twice is harmless.
  *
+ * A slot begins with some older version, or with anything, and an update writes all of its range, whatever was there.
+ * The ranges of a table are the exception: there an update copies only what changed since the slot was written, see
+ * board_rows.h.
+ *
  * A task is a word: step, state, worker, buffer. Words carry their step, so nothing is ever reset. Only the server
  * frees claims: all claims of a worker that the kernel declared dead, and the gradient of a worker that is stopped. A
  * claimed range belongs to its worker as long as that worker lives, so it has one writer.

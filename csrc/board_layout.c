@@ -5,13 +5,15 @@
 
 #include "futex.h"
 
-#define BOARD_MAGIC "untornB7"
+#define BOARD_MAGIC "untornB8"
 
 /* -- layout ----------------------------------------------------------------------------------------------------- */
 
 #define SECTIONS_NBYTES \
     (offsetof(struct board_header, names_at) + sizeof(uint64_t) - offsetof(struct board_header, workers_at))
-_Static_assert(SECTIONS_NBYTES == 16 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+_Static_assert(SECTIONS_NBYTES == 18 * sizeof(uint64_t), "the offsets of the sections lie in one piece");
+
+#define CONTENTS_NBYTES(ranges) ((ranges) * (uint64_t)BOARD_SLOTS * sizeof(shared_u64))
 
 static uint64_t nbytes_round(uint64_t nbytes, uint64_t to) { return (nbytes + to - 1) / to * to; }
 
@@ -36,6 +38,8 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->rates_at = section_place(&end, config->steps * config->groups * sizeof(struct kernel_rates));
     header->order_at = section_place(&end, config->examples * sizeof(int64_t));
     header->leaves_at = section_place(&end, (config->leaves + 1) * sizeof(uint64_t));
+    header->changes_at = section_place(&end, BOARD_ROW_STEPS * config->sets_nbytes);
+    header->contents_at = section_place(&end, config->sets_nbytes == 0 ? 0 : CONTENTS_NBYTES(config->ranges));
     header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = nbytes_round(end, 4096);
@@ -81,6 +85,8 @@ static void board_find(struct board *board, void *memory)
         .log = (struct board_log *)(base + header->log_at),
         .rates = (struct kernel_rates *)(base + header->rates_at),
         .leaves = (uint64_t *)(base + header->leaves_at),
+        .changes = base + header->changes_at,
+        .contents = (shared_u64 *)(base + header->contents_at),
         .sum = base + header->sum_at,
     };
 }
@@ -102,6 +108,8 @@ void board_format(struct board *board, void *memory, const struct board_config *
     header->base_version = config->base_version;
     header->job = config->job;
     header->leaves = config->leaves;
+    header->sets_at = config->sets_at;
+    header->sets_nbytes = config->sets_nbytes;
     header->clip_norm = config->clip_norm;
     header->is_async = config->is_async;
     header->exchange = config->exchange;
@@ -145,13 +153,15 @@ static bool board_fits(const struct board_header *header, uint64_t nbytes)
         .examples = header->examples,
         .buffer_nbytes = header->buffer_nbytes,
         .leaves = header->leaves,
+        .sets_nbytes = header->sets_nbytes,
         .exchange = header->exchange != 0,
     };
     if (config.shards - 1 >= BOARD_MAX_SHARDS || config.workers - 1 >= BOARD_MAX_WORKERS ||
         config.groups - 1 >= BOARD_MAX_GROUPS || /* 0 wraps around */
         config.ranges > nbytes / sizeof(struct board_range) || config.steps > nbytes / sizeof(struct board_log) ||
         config.examples > nbytes / sizeof(int64_t) || config.leaves > nbytes / sizeof(uint64_t) ||
-        header->absent_range >= header->ranges || config.buffer_nbytes > nbytes / (config.shards + config.workers))
+        config.sets_nbytes > nbytes / BOARD_ROW_STEPS || header->absent_range >= header->ranges ||
+        config.buffer_nbytes > nbytes / (config.shards + config.workers))
         return false; /* the sums below would overflow */
     sections_place(&placed, &config);
     return placed.nbytes <= nbytes && placed.nbytes == header->nbytes &&

@@ -11,6 +11,7 @@
 #include "atomics.h"
 #include "kernels.h"
 #include "merge.h"
+#include "sparse.h"
 #include "status.h"
 
 enum {
@@ -18,6 +19,8 @@ enum {
     BOARD_MAX_SHARDS = 1024,
     BOARD_MAX_WORKERS = 1024,
     BOARD_MAX_GROUPS = 256,
+    BOARD_ROW_STEPS = 16, /* the steps whose changed rows are known; a power of two */
+    BOARD_SLOTS = 64,     /* CHANNEL_MAX_SLOTS */
     BOARD_NAMES_NBYTES = 4096,
     BOARD_ERROR_NBYTES = 32768
 };
@@ -47,6 +50,8 @@ struct board_range {
     uint64_t grad_offset; /* from the start of a buffer's payload */
     uint64_t count;       /* elements */
     uint64_t dtype;       /* enum kernel_dtype | enum merge_kind << 8 | group << 16; of SHARD the shard */
+    uint64_t row; /* of ROWS: the elements of a row, of which it has a multiple of SPARSE_ROWS, or the last ones */
+    uint64_t set_offset; /* of ROWS: that of the set of its rows, see sparse.h, from the start of a buffer's payload */
 };
 
 /* Leaves are the arrays of the parameters, each in one group. A range may hold a part of one, or several, with the
@@ -63,10 +68,15 @@ static inline enum merge_kind range_kind(const struct board_range *range)
     return (enum merge_kind)(range->dtype >> 8 & 0xff);
 }
 static inline uint64_t range_group(const struct board_range *range) { return range->dtype >> 16; }
+/* Return whether an update is a step of the optimizer. */
+static inline bool range_is_step(const struct board_range *range)
+{
+    return range_kind(range) == MERGE_STEP || range_kind(range) == MERGE_ROWS;
+}
 /* Return whether an update needs no more than the sum of the shards. */
 static inline bool range_is_summed(const struct board_range *range)
 {
-    return range_kind(range) == MERGE_STEP || range_kind(range) == MERGE_SUM;
+    return range_is_step(range) || range_kind(range) == MERGE_SUM;
 }
 
 /* The optimizer of a group of parameters. Written once. */
@@ -102,14 +112,15 @@ struct board_header {
     uint64_t examples, batch_size;
     uint64_t buffer_nbytes; /* of a gradient, without its header */
     uint64_t state_stride;
-    uint64_t leaves;       /* their number; 0: every leaf has a gradient in every step */
-    uint64_t absent_range; /* the range of kind ABSENT or SKIPPED */
-    uint64_t base_version; /* of the weights of step 0 */
-    uint64_t job;          /* the server's number for this job */
-    double clip_norm;      /* the greatest norm of a gradient; 0: no clipping */
+    uint64_t leaves;               /* their number; 0: every leaf has a gradient in every step */
+    uint64_t absent_range;         /* the range of kind ABSENT or SKIPPED */
+    uint64_t sets_at, sets_nbytes; /* where a buffer's payload has the sets of rows, of all ranges of ROWS */
+    uint64_t base_version;         /* of the weights of step 0 */
+    uint64_t job;                  /* the server's number for this job */
+    double clip_norm;              /* the greatest norm of a gradient; 0: no clipping */
     /* offsets of the sections */
     uint64_t workers_at, shard_tasks_at, range_tasks_at, norm_tasks_at, ranges_at, groups_at, squares_at, log_at,
-        rates_at, order_at, leaves_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
+        rates_at, order_at, leaves_at, changes_at, contents_at, sum_at, buffers_at, buffer_stride, errors_at, names_at;
     /* the words */
     _Alignas(64) shared_u64 phase;
     _Alignas(64) shared_u32 bell; /* counts the changes that waiting workers should look at */
@@ -142,6 +153,8 @@ struct board {
     struct board_log *log;
     struct kernel_rates *rates; /* [steps][groups] */
     uint64_t *leaves;           /* [leaves + 1] see leaf_start; the last is UINT64_MAX. Written once */
+    uint8_t *changes;           /* [BOARD_ROW_STEPS][sets_nbytes] the rows that a version changed; see board_rows.h */
+    shared_u64 *contents;       /* [ranges][BOARD_SLOTS] the version that a slot has of a range of ROWS; likewise */
     uint8_t *sum; /* of all shards' gradients, laid out as a gradient without its header; only with exchange */
 };
 
@@ -151,6 +164,7 @@ struct board_config {
     uint64_t steps, examples, batch_size, buffer_nbytes, state_stride, base_version, job;
     uint64_t first_step; /* the step that the board begins at */
     uint64_t leaves;
+    uint64_t sets_at, sets_nbytes;
     double clip_norm;
 };
 

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "board_rows.h"
 #include "board_tasks.h"
 #include "futex.h"
 
@@ -85,7 +86,7 @@ static void range_norm(const struct board *board, const struct shards *shards, u
     const void *grads[BOARD_MAX_SHARDS];
     const struct board_range *range = &board->ranges[index];
     const struct kernel_range work = shards_range(board, shards, index, grads);
-    const bool counts = range_kind(range) == MERGE_STEP && !isnan(group_rates(board, step, range_group(range))->lr);
+    const bool counts = range_is_step(range) && !isnan(group_rates(board, step, range_group(range))->lr);
     board->squares[index] = counts ? kernel_square_sum(range_dtype(range), &work) : 0;
 }
 
@@ -260,24 +261,55 @@ static void version_begin(const struct board *board, uint64_t step, const uint8_
     target->published_ns = clock_wall_ns();
 }
 
+/* Return the bytes of all leaves, and their counters; `flags` is room for the addresses of the bytes. */
+static struct leaf_table leaves_find(const struct board *board, const struct shards *shards, const uint8_t *from,
+                                     const void **flags)
+{
+    const struct board_range *absent = &board->ranges[board->header->absent_range];
+    return (struct leaf_table){
+        .flags = shards_range(board, shards, (uint32_t)board->header->absent_range, flags),
+        .skipped = range_kind(absent) == MERGE_SKIPPED ? (const uint64_t *)(from + absent->slot_offset) : NULL,
+    };
+}
+
+/* Take the step for the rows of a table, which is one leaf. */
+static void table_step(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index,
+                       unsigned slot, struct rows_step *rows, const struct leaf_table *table)
+{
+    const struct board_range *range = &board->ranges[index];
+    const struct leaf_work leaf = leaf_look(table, leaf_at(board, range->grad_offset));
+    const uint64_t *sets[BOARD_MAX_SHARDS] = {NULL};
+    struct kernel_hyper hyper = *rows->hyper;
+    for (uint32_t i = 0; shards->sum == NULL && i < shards->count; i++)
+        sets[i] = (const uint64_t *)((const uint8_t *)(shards->buffers[i] + 1) + range->set_offset);
+    rows->skips = leaf.skips || isnan(hyper.rates.lr);
+    if (leaf.skipped != 0 && leaf.skipped < (uint64_t)hyper.rates.step)
+        hyper.rates = kernel_rates_at(rows->optimizer, &hyper, (uint64_t)hyper.rates.step - leaf.skipped);
+    rows->sets = sets;
+    rows->hyper = &hyper;
+    rows_update(board, index, board->header->base_version + step + 1, slot, rows);
+}
+
 static void range_update(const struct board *board, const struct shards *shards, uint64_t step, uint32_t index,
-                         double grad_scale, const uint8_t *from, uint8_t *to)
+                         double grad_scale, unsigned slot, const uint8_t *from, uint8_t *to)
 {
     const struct board_header *header = board->header;
     const struct board_range *range = &board->ranges[index];
-    const void *grads[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
+    const void *grads[BOARD_MAX_SHARDS], *flags[BOARD_MAX_SHARDS], *state_in[KERNEL_MAX_STATES];
     void *state_out[KERNEL_MAX_STATES];
     const enum merge_kind kind = range_kind(range);
-    const uint64_t index_of_group = kind == MERGE_STEP ? range_group(range) : 0;
+    const bool is_step = range_is_step(range);
+    const uint64_t index_of_group = is_step ? range_group(range) : 0;
     const struct board_group *group = &board->groups[index_of_group];
+    const enum kernel_optimizer optimizer = (enum kernel_optimizer)group->optimizer;
     struct kernel_hyper hyper = group->hyper;
     hyper.rates = *group_rates(board, step, index_of_group);
     const bool rests = kind == MERGE_STEP && isnan(hyper.rates.lr);
-    const unsigned states = kernel_state_count((enum kernel_optimizer)group->optimizer, &hyper);
+    const unsigned states = kernel_state_count(optimizer, &hyper);
     const uint64_t nbytes = range->count * kernel_itemsize(range_dtype(range));
-    for (unsigned k = 0; kind == MERGE_STEP && k < header->states; k++) {
+    for (unsigned k = 0; is_step && k < header->states; k++) {
         uint64_t offset = range->slot_offset + (k + 1) * header->state_stride;
-        if (rests || k >= states) {
+        if (kind == MERGE_STEP && (rests || k >= states)) {
             memcpy(to + offset, from + offset, nbytes);
             continue;
         }
@@ -294,16 +326,16 @@ static void range_update(const struct board *board, const struct shards *shards,
     work.params_out = to + range->slot_offset;
     work.state_in = state_in;
     work.state_out = state_out;
-    if (kind == MERGE_STEP && header->leaves == 0) {
-        kernel_step((enum kernel_optimizer)group->optimizer, range_dtype(range), &hyper, &work);
+    if (kind == MERGE_ROWS) {
+        const struct leaf_table table = leaves_find(board, shards, from, flags);
+        struct rows_step rows = {
+            .range = work, .states = (unsigned)header->states, .optimizer = optimizer, .hyper = &hyper};
+        table_step(board, shards, step, index, slot, &rows, &table);
+    } else if (kind == MERGE_STEP && header->leaves == 0) {
+        kernel_step(optimizer, range_dtype(range), &hyper, &work);
     } else if (kind == MERGE_STEP) {
-        const struct board_range *absent = &board->ranges[header->absent_range];
-        const void *flags[BOARD_MAX_SHARDS];
-        const struct leaf_table table = {
-            .flags = shards_range(board, shards, (uint32_t)header->absent_range, flags),
-            .skipped = range_kind(absent) == MERGE_SKIPPED ? (const uint64_t *)(from + absent->slot_offset) : NULL,
-        };
-        range_step(board, range, &hyper, (enum kernel_optimizer)group->optimizer, states, &work, &table);
+        const struct leaf_table table = leaves_find(board, shards, from, flags);
+        range_step(board, range, &hyper, optimizer, states, &work, &table);
     } else if (kind == MERGE_SKIPPED) {
         leaves_count(board, step, &work);
     } else if (kind == MERGE_SHARD) {
@@ -346,7 +378,7 @@ bool updates_run(const struct board *board, struct attachment *weights, uint32_t
             version_begin(board, step, from, to);
             log_write(board, step, &shards, norm, 0);
         }
-        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), from, to);
+        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), slot, from, to);
         range_commit(&board->range_tasks[index], claim);
         first = index + 1;
     }
@@ -371,6 +403,6 @@ enum status inflight_update(const struct board *board, struct attachment *weight
     version_begin(board, step, from, to);
     log_write(board, step, &shards, norm, staleness);
     for (uint32_t index = 0; index < header->ranges; index++)
-        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), from, to);
+        range_update(board, &shards, step, index, clip_scale(header->clip_norm, norm), slot, from, to);
     return STATUS_OK;
 }

@@ -99,6 +99,7 @@ static const struct {
     [KERNEL_ADAM] = {adam_state_count, {adam_step_f32, adam_step_f64}},
     [KERNEL_RMSPROP] = {rmsprop_state_count, {rmsprop_step_f32, rmsprop_step_f64}},
     [KERNEL_ADAGRAD] = {adagrad_state_count, {adagrad_step_f32, adagrad_step_f64}},
+    [KERNEL_SPARSE_ADAM] = {adam_state_count, {adam_step_f32, adam_step_f64}},
 };
 
 /* The thread's rounding and flush-to-zero mode. Moving arithmetic across a change of it would be a valid optimisation
@@ -188,6 +189,8 @@ __attribute__((noinline)) static struct kernel_rates rates_make(enum kernel_opti
     if (optimizer == KERNEL_ADAM) {
         rates.lr = rates.rate / (1 - power(hyper->beta1, t));
         rates.root_scale = 1 / sqrt(1 - power(hyper->beta2, t));
+    } else if (optimizer == KERNEL_SPARSE_ADAM) {
+        rates.lr = rates.rate * sqrt(1 - power(hyper->beta2, t)) / (1 - power(hyper->beta1, t));
     } else if (optimizer == KERNEL_ADAGRAD) {
         rates.lr = rates.rate / (1 + (double)(t - 1) * hyper->beta1);
     }
@@ -233,6 +236,33 @@ bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, c
         finite &= dtype == KERNEL_F32 ? numbers_are_finite_f32(some, (const float *)to)
                                       : numbers_are_finite_f64(some, (const double *)to);
     }
+    return finite;
+}
+
+__attribute__((noinline)) static bool rows_add(enum kernel_dtype dtype, uint64_t count, uint64_t row,
+                                               const int64_t *indices, const void *values, void *target)
+{
+    bool finite = true;
+    for (uint64_t i = 0; i < count; i++) {
+        const uint64_t to = (uint64_t)indices[i] * row;
+        if (dtype == KERNEL_F32) {
+            node_merge_f32((size_t)row, (float *)target + to, (const float *)values + i * row);
+            finite &= numbers_are_finite_f32((size_t)row, (const float *)target + to);
+        } else {
+            node_merge_f64((size_t)row, (double *)target + to, (const double *)values + i * row);
+            finite &= numbers_are_finite_f64((size_t)row, (const double *)target + to);
+        }
+    }
+    return finite;
+}
+
+bool kernel_rows_add(enum kernel_dtype dtype, uint64_t count, uint64_t row, const int64_t *indices, const void *values,
+                     void *target)
+{
+    const uint64_t mode = float_mode_load();
+    float_mode_store(FLOAT_MODE_DEFAULT);
+    const bool finite = rows_add(dtype, count, row, indices, values, target);
+    float_mode_store(mode);
     return finite;
 }
 

@@ -30,7 +30,7 @@
  *              m = momentum m + g;  w -= lr m                              Nesterov: w -= lr (g + momentum m)
  *   Adam     (Kingma and Ba, 2015; AMSGrad: Reddi et al., 2018; AdamW: Loshchilov and Hutter, 2019)
  *              m += (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2;   AMSGrad: u = max(u, v), and u for v below
- *              w = shrink w - lr m / (root_scale sqrt(v) + eps)
+ *              w = shrink w - lr m / (root_scale sqrt(v) + eps)            sparse Adam: the same, with other rates
  *   RMSprop  (Tieleman and Hinton, 2012; centered: Graves, 2013)
  *              v = beta2 v + (1 - beta2) g^2;  d = g / (sqrt(v) + eps);    momentum: b = momentum b + d, and b for d
  *              w -= lr d                             centered: a += (1 - beta2) (g - a), and max(v - a^2, 0) for v
@@ -45,15 +45,22 @@
 #include <stdint.h>
 
 enum kernel_dtype { KERNEL_F32 = 0, KERNEL_F64 = 1 };
-enum kernel_optimizer { KERNEL_SGD = 0, KERNEL_ADAM = 1, KERNEL_RMSPROP = 2, KERNEL_ADAGRAD = 3 };
-enum { KERNEL_OPTIMIZERS = 4, KERNEL_MAX_STATES = 3 };
+enum kernel_optimizer {
+    KERNEL_SGD = 0,
+    KERNEL_ADAM = 1,
+    KERNEL_RMSPROP = 2,
+    KERNEL_ADAGRAD = 3,
+    KERNEL_SPARSE_ADAM = 4
+};
+enum { KERNEL_OPTIMIZERS = 5, KERNEL_MAX_STATES = 3 };
 
 /* The numbers that may change from step to step; the caller computes them in double. An lr that is NaN says that no
  * step is taken, which is for the caller of kernel_step() to see. */
 struct kernel_rates {
-    double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay) */
+    double lr;         /* Adam: learning rate / (1 - beta1^t), t from 1; Adagrad: / (1 + (t - 1) lr_decay);
+                          * sparse Adam: that of Adam, times sqrt(1 - beta2^t) */
     double shrink;     /* Adam: 1 - learning rate * decay, for AdamW's decay; 1 for none */
-    double root_scale; /* Adam: 1 / sqrt(1 - beta2^t) */
+    double root_scale; /* Adam: 1 / sqrt(1 - beta2^t); sparse Adam: 1 */
     double rate;       /* the learning rate itself, and t: only kernel_rates_at reads them */
     double step;
 };
@@ -117,6 +124,11 @@ double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *ran
 
 /* Copy `count` numbers; `target` is aligned, `source` need not be. Return whether all of them are finite. */
 bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, const void *source);
+
+/* Add `count` rows of this many elements to the rows of `target` with these indices, one after the other. Return whether
+ * every result is finite. */
+bool kernel_rows_add(enum kernel_dtype dtype, uint64_t count, uint64_t row, const int64_t *indices, const void *values,
+                     void *target);
 
 /* Sum scalars (losses, metrics), all of them present, in the same tree. Return 0 if there are none. */
 double kernel_tree_sum(uint32_t count, const double *values);

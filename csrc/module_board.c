@@ -521,22 +521,42 @@ static bool ranges_have_groups(const struct board_config *config, const struct b
     return true;
 }
 
+/* Return whether every range of rows has its set among those of a gradient, and is one leaf or a part of it. */
+static bool ranges_have_sets(const struct board_config *config, const struct board_range *ranges)
+{
+    if (config->sets_nbytes > config->buffer_nbytes || config->sets_at > config->buffer_nbytes - config->sets_nbytes)
+        return false;
+    for (uint32_t i = 0; i < config->ranges; i++) {
+        const struct board_range *range = &ranges[i];
+        if (range_kind(range) != MERGE_ROWS)
+            continue;
+        if (config->leaves == 0 || range->row == 0 || range->count % range->row != 0)
+            return false;
+        const uint64_t nbytes = sparse_words(range->count / range->row) * sizeof(uint64_t);
+        if (range->set_offset % sizeof(uint64_t) != 0 || range->set_offset < config->sets_at ||
+            nbytes > config->sets_nbytes || range->set_offset - config->sets_at > config->sets_nbytes - nbytes)
+            return false;
+    }
+    return true;
+}
+
 static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd",           "job",           "shards",   "max_workers", "workers",
-                            "is_async",     "steps",         "examples", "batch_size",  "gradient_nbytes",
-                            "state_stride", "first_version", "kernels",  "clip_norm",   "ranges",
-                            "exchange",     "first_step",    "leaves",   NULL};
+    static char *names[] = {"fd",      "job",         "shards",     "max_workers",     "workers",      "is_async",
+                            "steps",   "examples",    "batch_size", "gradient_nbytes", "state_stride", "first_version",
+                            "kernels", "clip_norm",   "ranges",     "exchange",        "first_step",   "leaves",
+                            "sets_at", "sets_nbytes", NULL};
     int fd, is_async, exchange;
     struct board_config config = {0};
     struct board_group groups[BOARD_MAX_GROUPS];
-    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, first_version, job, first_step;
+    unsigned long long steps, examples, batch_size, buffer_nbytes, state_stride, first_version, job, first_step,
+        sets_at, sets_nbytes;
     PyObject *kernels;
     Py_buffer ranges, leaves;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i$KIIIpKKKKKKO!dy*pKy*", names, &fd, &job, &config.shards,
-                                     &config.workers, &config.active, &is_async, &steps, &examples, &batch_size,
-                                     &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type, &kernels,
-                                     &config.clip_norm, &ranges, &exchange, &first_step, &leaves))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "i$KIIIpKKKKKKO!dy*pKy*KK", names, &fd, &job, &config.shards, &config.workers, &config.active,
+            &is_async, &steps, &examples, &batch_size, &buffer_nbytes, &state_stride, &first_version, &PyTuple_Type,
+            &kernels, &config.clip_norm, &ranges, &exchange, &first_step, &leaves, &sets_at, &sets_nbytes))
         return NULL;
     if (!groups_parse(kernels, &config, groups)) {
         PyBuffer_Release(&ranges);
@@ -555,6 +575,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
     config.job = job;
     config.ranges = (uint32_t)((size_t)ranges.len / sizeof(struct board_range));
     config.leaves = (size_t)leaves.len / sizeof(uint64_t);
+    config.sets_at = sets_at;
+    config.sets_nbytes = sets_nbytes;
     PyObject *result = NULL;
     if (config.shards == 0 || config.shards > BOARD_MAX_SHARDS || config.workers == 0 ||
         config.workers > BOARD_MAX_WORKERS || config.active > config.workers || config.ranges == 0) {
@@ -562,6 +584,8 @@ static PyObject *core_format_board(PyObject *module, PyObject *args, PyObject *k
                      BOARD_MAX_SHARDS, BOARD_MAX_WORKERS);
     } else if (!ranges_have_groups(&config, ranges.buf)) {
         PyErr_Format(PyExc_ValueError, "ranges: a group is not below %u, the number of kernels", config.groups);
+    } else if (!ranges_have_sets(&config, ranges.buf)) {
+        PyErr_SetString(PyExc_ValueError, "ranges: rows whose set lies outside the sets of the board");
     } else if (config.is_async && config.exchange) {
         PyErr_SetString(PyExc_ValueError,
                         "exchange: the shards of an asynchronous training are batches, without a sum");
@@ -585,7 +609,7 @@ static PyMethodDef board_functions[] = {
     {"format_board", (PyCFunction)(void (*)(void))core_format_board, METH_VARARGS | METH_KEYWORDS,
      "format_board($module, fd, *, job, shards, max_workers, workers, is_async, steps, examples, "
      "batch_size, gradient_nbytes, state_stride, first_version, kernels, clip_norm, ranges, exchange, "
-     "first_step, leaves)\n--\n\n"
+     "first_step, leaves, sets_at, sets_nbytes)\n--\n\n"
      "Lay out a board in an empty file; the rest are the fields of untorn.board.BoardSpec."},
     {NULL, NULL, 0, NULL},
 };
@@ -616,6 +640,8 @@ static const struct board_member range_members[] = {
     BOARD_MEMBER(board_range, grad_offset, "u8"),
     BOARD_MEMBER(board_range, count, "u8"),
     BOARD_MEMBER(board_range, dtype, "u8"),
+    BOARD_MEMBER(board_range, row, "u8"),
+    BOARD_MEMBER(board_range, set_offset, "u8"),
     {NULL, NULL, 0},
 };
 
@@ -639,19 +665,35 @@ static bool layout_add(PyObject *module, const char *name, const struct board_me
 }
 
 static const struct core_constant board_constants[] = {
-    CORE_CONSTANT(RUN_GRADIENT),       CORE_CONSTANT(RUN_IDLE),
-    CORE_CONSTANT(RUN_STOP),           CORE_CONSTANT(RUN_NEED_SLOT),
-    CORE_CONSTANT(RUN_LEAVE),          CORE_CONSTANT(TASK_DONE),
-    CORE_CONSTANT(TASK_EMPTY),         {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
-    CORE_CONSTANT(KERNEL_SGD),         CORE_CONSTANT(KERNEL_ADAM),
-    CORE_CONSTANT(KERNEL_RMSPROP),     CORE_CONSTANT(KERNEL_ADAGRAD),
-    CORE_CONSTANT(KERNEL_F32),         CORE_CONSTANT(KERNEL_F64),
-    CORE_CONSTANT(MERGE_STEP),         CORE_CONSTANT(MERGE_MEAN),
-    CORE_CONSTANT(MERGE_FIRST),        CORE_CONSTANT(MERGE_KEEP),
-    CORE_CONSTANT(MERGE_SUM),          CORE_CONSTANT(MERGE_ABSENT),
-    CORE_CONSTANT(MERGE_SKIPPED),      CORE_CONSTANT(MERGE_SHARD),
-    CORE_CONSTANT(BOARD_METRICS),      CORE_CONSTANT(BOARD_NAMES_NBYTES),
-    CORE_CONSTANT(BOARD_ERROR_NBYTES), {NULL, 0},
+    CORE_CONSTANT(RUN_GRADIENT),
+    CORE_CONSTANT(RUN_IDLE),
+    CORE_CONSTANT(RUN_STOP),
+    CORE_CONSTANT(RUN_NEED_SLOT),
+    CORE_CONSTANT(RUN_LEAVE),
+    CORE_CONSTANT(TASK_DONE),
+    CORE_CONSTANT(TASK_EMPTY),
+    {"KERNEL_RATES", sizeof(struct kernel_rates) / sizeof(double)},
+    CORE_CONSTANT(KERNEL_SGD),
+    CORE_CONSTANT(KERNEL_ADAM),
+    CORE_CONSTANT(KERNEL_RMSPROP),
+    CORE_CONSTANT(KERNEL_ADAGRAD),
+    CORE_CONSTANT(KERNEL_F32),
+    CORE_CONSTANT(KERNEL_F64),
+    CORE_CONSTANT(MERGE_STEP),
+    CORE_CONSTANT(MERGE_MEAN),
+    CORE_CONSTANT(MERGE_FIRST),
+    CORE_CONSTANT(MERGE_KEEP),
+    CORE_CONSTANT(MERGE_SUM),
+    CORE_CONSTANT(MERGE_ABSENT),
+    CORE_CONSTANT(MERGE_SKIPPED),
+    CORE_CONSTANT(MERGE_SHARD),
+    CORE_CONSTANT(MERGE_ROWS),
+    CORE_CONSTANT(SPARSE_ROWS),
+    CORE_CONSTANT(KERNEL_SPARSE_ADAM),
+    CORE_CONSTANT(BOARD_METRICS),
+    CORE_CONSTANT(BOARD_NAMES_NBYTES),
+    CORE_CONSTANT(BOARD_ERROR_NBYTES),
+    {NULL, 0},
 };
 
 bool module_add_board(PyObject *module)

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "kernels.h"
+#include "sparse.h"
 
 /* Leaves of at least this size are copied without the GIL. */
 enum { COPY_LARGE_NBYTES = 65536 };
@@ -124,7 +124,82 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
     return missed == NULL ? NULL : Py_BuildValue("(Nn)", missed, bad);
 }
 
+/* Return whether the table lies in the target, aligned. */
+static bool table_fits(const Py_buffer *target, uint64_t values_at, uint64_t set_at, const struct sparse_table *table)
+{
+    const uint64_t length = (uint64_t)target->len, itemsize = kernel_itemsize(table->dtype);
+    return table->row != 0 && table->rows <= length / itemsize / table->row && values_at % itemsize == 0 &&
+           values_at <= length - table->rows * table->row * itemsize && set_at % sizeof(uint64_t) == 0 &&
+           sparse_words(table->rows) <= length / sizeof(uint64_t) &&
+           set_at <= length - sparse_words(table->rows) * sizeof(uint64_t);
+}
+
+/* Add the values to the rows with these indices. Return 1 if the results are finite, 0 if not, -1 with an error set. */
+static int rows_add(const struct sparse_table *table, char format, PyObject *indices, PyObject *values)
+{
+    Py_buffer rows, numbers;
+    int finite = -1;
+    if (PyObject_GetBuffer(indices, &rows, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0)
+        return -1;
+    if (PyObject_GetBuffer(values, &numbers, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
+        PyBuffer_Release(&rows);
+        return -1;
+    }
+    const uint64_t count = (uint64_t)rows.len / sizeof(int64_t);
+    const int64_t *index = rows.buf;
+    bool fits = rows.itemsize == sizeof(int64_t) && (strcmp(rows.format, "l") == 0 || strcmp(rows.format, "q") == 0) &&
+                numbers.format[0] == format && numbers.format[1] == 0 &&
+                (uint64_t)numbers.len == count * table->row * kernel_itemsize(table->dtype);
+    for (uint64_t i = 0; fits && i < count; i++)
+        fits = (uint64_t)index[i] < table->rows;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = sparse_add(table, count, index, numbers.buf);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "put_rows: expected int64 indices of rows, and a row of values for each");
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&numbers);
+    return finite;
+}
+
+static PyObject *core_put_rows(PyObject *module, PyObject *args)
+{
+    Py_buffer target;
+    unsigned long long values_at, set_at, rows, row;
+    const char *format;
+    PyObject *indices, *values;
+    int begins;
+    if (!PyArg_ParseTuple(args, "w*(KsKKK)pOO", &target, &values_at, &format, &rows, &row, &set_at, &begins, &indices,
+                          &values))
+        return NULL;
+    struct sparse_table table = {.dtype = *format == 'f' ? KERNEL_F32 : KERNEL_F64, .rows = rows, .row = row};
+    int finite = 1;
+    if (!table_fits(&target, values_at, set_at, &table)) {
+        PyErr_SetString(PyExc_ValueError, "put_rows: the table lies outside the target");
+        finite = -1;
+    } else {
+        table.values = (uint8_t *)target.buf + values_at;
+        table.set = (uint64_t *)((uint8_t *)target.buf + set_at);
+        if (begins) {
+            Py_BEGIN_ALLOW_THREADS
+            sparse_clear(&table);
+            Py_END_ALLOW_THREADS
+        }
+        if (indices != Py_None)
+            finite = rows_add(&table, *format, indices, values);
+    }
+    PyBuffer_Release(&target);
+    return finite < 0 ? NULL : PyBool_FromLong(finite);
+}
+
 static PyMethodDef copy_functions[] = {
+    {"put_rows", core_put_rows, METH_VARARGS,
+     "put_rows($module, target, table, begins, indices, values, /)\n--\n\n"
+     "Add values to rows of a table, (offset, format, rows, elements of a row, offset of its set), in the target; "
+     "first "
+     "clear the table, if it begins. Without indices, do no more. Return whether the results are finite."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
      "copy_leaves($module, target, places, leaves, first_gradient, buffers, absent_at, /)\n--\n\n"
      "Copy each leaf to its place, (offset, nbytes, format), in the target; of None write zeros there. Return the "

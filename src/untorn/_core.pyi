@@ -29,6 +29,7 @@ KERNEL_SGD: int
 KERNEL_ADAM: int
 KERNEL_RMSPROP: int
 KERNEL_ADAGRAD: int
+KERNEL_SPARSE_ADAM: int
 KERNEL_F32: int
 KERNEL_F64: int
 MERGE_STEP: int
@@ -39,6 +40,8 @@ MERGE_SUM: int
 MERGE_ABSENT: int
 MERGE_SKIPPED: int
 MERGE_SHARD: int
+MERGE_ROWS: int
+SPARSE_ROWS: int
 QUEUE_LAYOUT: int
 QUEUE_MAX_CAPACITY: int
 QUEUE_MAX_PROCESSES: int
@@ -329,6 +332,8 @@ def format_board(
     exchange: bool,
     first_step: int,
     leaves: bytes,
+    sets_at: int,
+    sets_nbytes: int,
 ) -> None: ...
 def format_queue(fd: int, id: bytes, max_processes: int, capacity: int, nbytes: int, /) -> None: ...
 def format_data(fd: int, id: bytes, /) -> None: ...
@@ -351,4 +356,12 @@ def copy_leaves(
     absent_at: int,
     /,
 ) -> tuple[list[int], int]: ...
+def put_rows(
+    target: object,
+    table: tuple[int, str, int, int, int],
+    begins: bool,
+    indices: object,
+    values: object,
+    /,
+) -> bool: ...
 def copy(target: object, offset: int, source: object, /) -> None: ...

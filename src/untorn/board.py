@@ -34,6 +34,7 @@ __all__ = [
     "GradientBuffer",
     "InFlight",
     "KernelSettings",
+    "UpdateTask",
     "pack_leaves",
     "pack_ranges",
 ]
@@ -60,11 +61,30 @@ class KernelSettings(NamedTuple):
 NO_UPDATE: Final = KernelSettings()
 
 
-def pack_ranges(ranges: Iterable[tuple[int, int, int, int, int, int]]) -> bytes:
-    """Return update tasks as bytes. Each is an offset in a slot, an offset in a gradient's payload, a number of
-    elements, their type (``_core.KERNEL_F32`` or ``KERNEL_F64``), what to do with them (``_core.MERGE_...``), and the
-    index of their group's kernel."""
-    packed = [(*places, dtype | kind << 8 | group << 16) for *places, dtype, kind, group in ranges]
+class UpdateTask(NamedTuple):
+    """A range of the parameters, and what an update does with it."""
+
+    slot_offset: int
+    """the offset in a slot"""
+    grad_offset: int
+    """the offset in a gradient's payload"""
+    elements: int
+    """their number"""
+    dtype: int = 0
+    """their type, ``_core.KERNEL_F32`` or ``KERNEL_F64``"""
+    kind: int = 0
+    """what to do with them, ``_core.MERGE_...``"""
+    group: int = 0
+    """the index of their group's kernel"""
+    row: int = 0
+    """of ``MERGE_ROWS``: the elements of a row"""
+    set_offset: int = 0
+    """of ``MERGE_ROWS``: the offset of the set of its rows in a gradient's payload"""
+
+
+def pack_ranges(ranges: Iterable[UpdateTask]) -> bytes:
+    """Return update tasks as bytes."""
+    packed = [(*each[:3], each.dtype | each.kind << 8 | each.group << 16, *each[6:]) for each in ranges]
     return np.array(packed, _RANGE).tobytes()
 
 
@@ -96,6 +116,8 @@ class BoardSpec:
         first_step: the step that the board begins at, with the weights of ``first_version``.
         leaves: the arrays that may be without a gradient, as pack_leaves() returns them; then one of the ranges is of
             kind ``MERGE_ABSENT`` or ``MERGE_SKIPPED``.
+        sets_at, sets_nbytes: the place in a gradient's payload of the sets of rows, if ranges are of kind
+            ``MERGE_ROWS``.
     """
 
     shards: int
@@ -110,10 +132,12 @@ class BoardSpec:
     first_version: int = 0
     kernels: tuple[KernelSettings, ...] = (NO_UPDATE,)
     clip_norm: float = 0.0
-    ranges: bytes = pack_ranges([(0, 0, 0, 0, 0, 0)])
+    ranges: bytes = pack_ranges([UpdateTask(0, 0, 0)])
     exchange: bool = False
     first_step: int = 0
     leaves: bytes = b""
+    sets_at: int = 0
+    sets_nbytes: int = 0
 
 
 class GradientBuffer(NamedTuple):

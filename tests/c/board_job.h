@@ -91,7 +91,7 @@ static inline void job_lay_out(struct job *job, uint32_t shards, uint32_t worker
     uint64_t end = 0;
     for (unsigned r = 0; r < JOB_RANGES; r++) {
         const uint64_t dtype = r == 1 ? KERNEL_F64 : KERNEL_F32;
-        job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype | job_group(r) << 16};
+        job->ranges[r] = (struct board_range){first + end, end, counts[r], dtype | job_group(r) << 16, 0, 0};
         end = (end + counts[r] * kernel_itemsize((enum kernel_dtype)dtype) + 63) / 64 * 64;
     }
     job->slot_nbytes = first + (1 + JOB_STATES) * end;

@@ -51,7 +51,7 @@ static void ranges_make(struct cluster *cluster, uint64_t numbers)
     uint64_t end = 0;
     for (unsigned r = 0; r < RANGES; r++) {
         const uint64_t itemsize = KINDS[r] == MERGE_FIRST || KINDS[r] == MERGE_KEEP ? 1 : kernel_itemsize(dtypes[r]);
-        cluster->ranges[r] = (struct board_range){0, end, counts[r], dtypes[r] | (uint64_t)KINDS[r] << 8};
+        cluster->ranges[r] = (struct board_range){0, end, counts[r], dtypes[r] | (uint64_t)KINDS[r] << 8, 0, 0};
         end = (end + counts[r] * itemsize + 63) / 64 * 64;
     }
     cluster->config.buffer_nbytes = end;
@@ -403,7 +403,7 @@ static void test_shapes(void)
 {
     const uint32_t cuts[] = {0, 1, 3}, gap[] = {0, 1, 2}, back[] = {0, 4, 3};
     const uint64_t counts[] = {1, 2, 3, 4, 5, 6}, many[] = {UINT64_MAX, 1, 0, 0, 0, 0};
-    struct board_range range = {0, 0, 8, KERNEL_F64};
+    struct board_range range = {0, 0, 8, KERNEL_F64, 0, 0};
     const struct exchange_shape good = {2, 1, 3, cuts, counts, &range, 1, 64};
     struct exchange_shape shape = good;
     CHECK(exchange_shape_error(&shape) == NULL);
@@ -419,17 +419,17 @@ static void test_shapes(void)
     CHECK(exchange_shape_error(&shape) != NULL);
     shape = good, shape.counts = many;
     CHECK(exchange_shape_error(&shape) != NULL);
-    const struct board_range bad[] = {{0, 8, 8, KERNEL_F64},
-                                      {0, 4, 2, KERNEL_F64},
-                                      {0, UINT64_MAX - 7, 1, KERNEL_F64},
-                                      {0, 0, UINT64_MAX / 8, KERNEL_F64},
-                                      {0, 0, 1, 2},
-                                      {0, 0, 1, MERGE_KINDS << 8}};
+    const struct board_range bad[] = {{0, 8, 8, KERNEL_F64, 0, 0},
+                                      {0, 4, 2, KERNEL_F64, 0, 0},
+                                      {0, UINT64_MAX - 7, 1, KERNEL_F64, 0, 0},
+                                      {0, 0, UINT64_MAX / 8, KERNEL_F64, 0, 0},
+                                      {0, 0, 1, 2, 0, 0},
+                                      {0, 0, 1, MERGE_KINDS << 8, 0, 0}};
     for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {
         range = bad[i];
         CHECK(exchange_shape_error(&good) != NULL, "range %u", i);
     }
-    range = (struct board_range){0, UINT64_MAX, UINT64_MAX, MERGE_KEEP << 8};
+    range = (struct board_range){0, UINT64_MAX, UINT64_MAX, MERGE_KEEP << 8, 0, 0};
     CHECK(exchange_shape_error(&good) == NULL, "what is kept does not travel");
 }
 

@@ -59,9 +59,9 @@ static void fixture_make(struct fixture *fixture, uint8_t way)
 {
     const uint32_t nodes = 2 + way % 4;
     const uint64_t numbers = way & 4 ? LARGE : SMALL;
-    const struct board_range ranges[] = {{0, 0, 5, KERNEL_F64 | MERGE_MEAN << 8},
-                                         {0, 64, numbers, KERNEL_F32},
-                                         {0, 64 + (numbers * 4 + 63) / 64 * 64, 9, KERNEL_F64}};
+    const struct board_range ranges[] = {{0, 0, 5, KERNEL_F64 | MERGE_MEAN << 8, 0, 0},
+                                         {0, 64, numbers, KERNEL_F32, 0, 0},
+                                         {0, 64 + (numbers * 4 + 63) / 64 * 64, 9, KERNEL_F64, 0, 0}};
     const struct board_config config = {.shards = SHARDS,
                                         .ranges = 3,
                                         .groups = 1,

@@ -13,7 +13,7 @@ import pytest
 import untorn
 from helpers import descriptors, untorn_mappings
 from untorn import _core
-from untorn.board import Board, BoardSpec, KernelSettings, pack_ranges
+from untorn.board import Board, BoardSpec, KernelSettings, UpdateTask, pack_ranges
 from untorn.errors import FormatError, NonFiniteLossError
 from untorn.share import lowlevel
 from untorn.train.run.parameter_layout import ParameterLayout
@@ -161,7 +161,7 @@ def test_the_structs_have_no_gap_but_padding_at_the_end():
             end += field.itemsize
         assert end == dtype.itemsize or layout is _core.BOARD_BUFFER_LAYOUT
     assert np.dtype(_core.BOARD_BUFFER_LAYOUT).itemsize % 64 == 0
-    assert len(pack_ranges([(1, 2, 3, 1, 2, 0)] * 2)) == 2 * np.dtype(_core.BOARD_RANGE_LAYOUT).itemsize
+    assert len(pack_ranges([UpdateTask(1, 2, 3, 1, 2, 0)] * 2)) == 2 * np.dtype(_core.BOARD_RANGE_LAYOUT).itemsize
 
 
 def test_a_board_that_is_opened_is_the_one_that_was_created(create):
@@ -239,8 +239,10 @@ def test_the_memory_goes_with_the_last_view(create):
         ({"kernels": ((1, 2.0),)}, TypeError),
         ({"kernels": ()}, ValueError),
         ({"kernels": (KernelSettings(),) * 257}, ValueError),
-        ({"ranges": pack_ranges([(0, 0, 0, 0, 0, 1)])}, ValueError),
-        ({"ranges": pack_ranges([(0, 0, 0, 0, _core.MERGE_SHARD, 3)])}, ValueError),
+        ({"ranges": pack_ranges([UpdateTask(0, 0, 0, group=1)])}, ValueError),
+        ({"ranges": pack_ranges([UpdateTask(0, 0, 0, kind=_core.MERGE_SHARD, group=3)])}, ValueError),
+        ({"ranges": pack_ranges([UpdateTask(0, 0, 8, kind=_core.MERGE_ROWS, row=2)])}, ValueError),
+        ({"sets_at": 1 << 40, "sets_nbytes": 64}, ValueError),
         ({"gradient_nbytes": 2**60}, (OSError, _core.StatusError)),
     ],
 )

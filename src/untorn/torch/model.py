@@ -16,6 +16,7 @@ from untorn.torch.aliases import Alias, move
 from untorn.torch.copies import Stale, copied, hooks_of, pickler_of, recompute, register_hooks
 from untorn.torch.loss import Loss, check_mean
 from untorn.torch.replica import TorchReplica
+from untorn.torch.tables import tables_of
 from untorn.torch.tensors import TRAINABLE, array_of, check_apart
 from untorn.train.models.base import Model, Parts, Replica, check_no_params
 from untorn.train.models.carried import check_buffers, checked_names
@@ -231,7 +232,8 @@ class TorchModel(Model[_ModuleT_co]):
         }
         check_apart(trained, kept | views)
         check_buffers(self.carried, buffers)
-        return Parts(kept, buffers, trained, _tensors_over, self.carried)
+        tables = frozenset(name for name in tables_of(self._module) if trained[name].flags.c_contiguous)
+        return Parts(kept, buffers, trained, _tensors_over, self.carried, tables)
 
     def arrays(self, data: Any) -> Any:
         """See Model."""
@@ -276,7 +278,8 @@ class TorchModel(Model[_ModuleT_co]):
             for name, forward in named.items()
         }
         module = model._module if self._make is None else _made(self._make, self._shapes)
-        return TorchReplica(losses, module, model._stale, model._aliases, model.predict, frozenset(self.carried))
+        carried, tables = frozenset(self.carried), tables_of(module)
+        return TorchReplica(losses, module, model._stale, model._aliases, model.predict, carried, tables)
 
     def module(self, params: Any) -> _ModuleT_co:
         """See Model."""

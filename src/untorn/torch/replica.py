@@ -24,8 +24,9 @@ from untorn.torch.copies import Stale
 from untorn.torch.loss import Loss
 from untorn.torch.outputs import predicted
 from untorn.torch.random import SeededRandom, generators_of, seed_generators
+from untorn.torch.tables import rows_of
 from untorn.torch.tensors import TRAINABLE, tensors_of
-from untorn.train.models.base import Gradient, Replica, Turn
+from untorn.train.models.base import Gradient, Replica, Rows, Turn
 from untorn.train.models.checks import checked_loss
 from untorn.train.models.turns import of_all, only_trained
 
@@ -45,6 +46,7 @@ class TorchReplica(Replica):
         aliases: list[Alias],
         predict: Callable[[Any, Any], Any] | None = None,
         carried: frozenset[str] = frozenset(),
+        tables: frozenset[str] = frozenset(),
     ) -> None:
         self._losses = losses
         self._loss = next(iter(losses.values()))
@@ -59,6 +61,8 @@ class TorchReplica(Replica):
         self._modes: list[bool] = []
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
+        #: of each trained parameter, whether it is a table
+        self._tables = [name in tables for name, p in self._parameters.items() if p.requires_grad]
         self._buffers = {name: Buffer(module, name, tensor) for name, tensor in module.named_buffers()}
         self._aliases_of_parameters = [alias.tensor for alias in aliases if alias.name in self._parameters]
         #: the tensors whose memory is a version's, which nobody may write to
@@ -140,7 +144,7 @@ class TorchReplica(Replica):
             raise self._written_to()
         self._check_not_stale()
         leaves: list[Any] = [buffer.taken() for buffer in self._buffers.values()]
-        leaves += only_trained(_gradients_of(self._trained), self._turn)
+        leaves += only_trained(_gradients_of(self._trained, self._tables), self._turn)
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
@@ -266,17 +270,20 @@ class TorchReplica(Replica):
             self._move_away()
 
 
-def _gradients_of(parameters: list[nn.Parameter]) -> list[NDArray[Any] | None]:
-    """Return the gradient of each; None where the loss does not depend on it."""
+def _gradients_of(parameters: list[nn.Parameter], tables: list[bool]) -> list[NDArray[Any] | Rows | None]:
+    """Return the gradient of each; None where the loss does not depend on it. ``tables`` tells which are tables."""
     gradients = [parameter.grad for parameter in parameters]
     try:
         return [None if gradient is None else gradient.numpy() for gradient in gradients]
     except (TypeError, RuntimeError):  # one is sparse, or has a graph of its own
-        return [None if gradient is None else _dense(gradient).numpy() for gradient in gradients]
+        return [None if each is None else _taken(each, table) for each, table in zip(gradients, tables, strict=True)]
 
 
-def _dense(gradient: torch.Tensor) -> torch.Tensor:
-    return (gradient if gradient.layout == torch.strided else gradient.to_dense()).detach()
+def _taken(gradient: torch.Tensor, is_table: bool) -> NDArray[Any] | Rows:
+    if is_table and gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1:
+        return rows_of(gradient)
+    array: NDArray[Any] = (gradient if gradient.layout == torch.strided else gradient.to_dense()).detach().numpy()
+    return array
 
 
 def _zeros(value: NDArray[Any], batch: Any) -> NDArray[Any]:

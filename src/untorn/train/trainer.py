@@ -48,6 +48,7 @@ from untorn.train.nodes.clusters import checked_cluster, pool_of_nodes
 from untorn.train.optim.convert import as_optimizer
 from untorn.train.optim.learning_rate import LearningRate
 from untorn.train.optim.local_steps import LocalSteps
+from untorn.train.optim.tables import check_tables
 from untorn.train.run.check import Check, check, data_to_check
 from untorn.train.run.evaluation import EVALUATION_BATCH_SIZE, Evaluator
 from untorn.train.run.lifetime import Lifetime
@@ -200,6 +201,7 @@ class Trainer(Generic[ModelT_co]):
         self._initial: Parts | None = initial
         self._optimizer = as_optimizer(optimizer, initial.trained)
         check_losses(self._model, self._optimizer.turns, is_async=settings.is_async)
+        check_tables(initial, self._optimizer, on_nodes=cluster is not None)
         if cluster is not None:
             self._check_inside(
                 "engine", "nodes are lost and replaced, and a new one begins with a version of the weights"

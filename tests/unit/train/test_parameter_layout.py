@@ -13,7 +13,7 @@ from untorn.train.run.parameter_layout import ParameterLayout
 
 def ranges_of(plan):
     """Return (slot offset, gradient offset, count, dtype) of each update task that makes a step."""
-    return list(struct.iter_unpack("<QQQQ", plan.ranges()))[:-1]
+    return [task[:4] for task in struct.iter_unpack("<QQQQQQ", plan.ranges())][:-1]
 
 
 def plan_of(params, state=True):
@@ -80,7 +80,7 @@ def test_the_last_range_is_that_of_absent_gradients(state, kind):
     params = TREES["two dtypes"]
     state = {"momentum": params} | {name: np.zeros(3, np.int64) for name in state}
     plan = ParameterLayout.of(params, state)
-    *_, (slot_offset, gradient_offset, count, kinds) = struct.iter_unpack("<QQQQ", plan.ranges())
+    *_, (slot_offset, gradient_offset, count, kinds, _, _) = struct.iter_unpack("<QQQQQQ", plan.ranges())
     assert (gradient_offset, count, kinds) == (plan.absent_at, 3, kind << 8)
     assert (slot_offset > plan.start + plan.state_stride + plan.absent_at - 64) == (kind == _core.MERGE_SKIPPED)
     assert plan.absent_at >= 64 * 3 and plan.nbytes == plan.absent_at + 64
@@ -121,3 +121,27 @@ def test_what_is_no_parameter_is_named(params, error, message):
     with pytest.raises(error) as caught:
         check_parameters(params)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 3), (65, 3), (20_000, 100), (3, 50_000)])
+def test_tables_are_cut_at_words_of_their_sets(shape):
+    params = {"a": np.zeros(3), "t": np.zeros(shape, np.float32), "u": np.zeros(shape, np.float32), "b": np.zeros(2)}
+    plan = ParameterLayout.of(params, None, tables=("t", "u"), by_rows=(True,))
+    row = shape[1]
+    tasks = list(struct.iter_unpack("<QQQQQQ", plan.ranges()))
+    by_rows = [task for task in tasks if task[3] >> 8 == _core.MERGE_ROWS]
+    assert next(task for task in tasks if task not in by_rows)[2] == 3
+    for index in (1, 2):
+        offset, table = plan.arrays[index][0], plan.tables[index]
+        first = 0
+        for slot_offset, grad_offset, count, _, elements, set_offset in by_rows:
+            if not offset <= grad_offset < offset + 4 * row * shape[0]:
+                continue
+            assert (slot_offset, elements) == (plan.start + grad_offset, row)
+            assert grad_offset == offset + 4 * row * first
+            assert first % 64 == 0
+            assert set_offset == table.set_at + first // 8
+            first += count // row
+        assert first == shape[0]
+    assert sum(task[2] for task in by_rows) == 2 * row * shape[0]
+    assert plan.sets_at + plan.sets_nbytes == plan.nbytes

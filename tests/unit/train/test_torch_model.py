@@ -152,23 +152,6 @@ def test_a_parameter_that_is_not_used_gets_a_gradient_of_zero():
     assert not torch.equal(got.used.weight, module.used.weight)
 
 
-def test_sparse_gradients_are_made_dense():
-    class Words(nn.Module):
-        def __init__(self, sparse):
-            super().__init__()
-            self.words, self.out = nn.Embedding(10, 3, sparse=sparse), nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.out(self.words(x))
-
-    data = (np.arange(40) % 7, np.ones((40, 1), np.float32))
-    torch.manual_seed(0)
-    sparse = trained(Words(True), data)[1]
-    torch.manual_seed(0)
-    dense = trained(Words(False), data)[1]
-    assert all(np.array_equal(sparse[name], dense[name]) for name in dense)
-
-
 # -- data, loss, metrics
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from untorn.typevars import T_co
 
-__all__ = ["Gradient", "Model", "Parts", "Replica", "Turn", "check_no_params"]
+__all__ = ["Gradient", "Model", "Parts", "Replica", "Rows", "Turn", "check_no_params"]
 
 
 class Gradient:
@@ -28,8 +28,8 @@ class Gradient:
     Attributes:
         loss: mean over the batch.
         leaves: the contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
-            buffers, if it has any, and one gradient per trained parameter; None if the loss does not depend on it, or
-            if the turn does not train it.
+            buffers, if it has any, and one gradient per trained parameter, which may be Rows; None if the loss does not
+            depend on it, or if the turn does not train it.
         metrics: means over the batch, by name.
     """
 
@@ -43,6 +43,29 @@ class Gradient:
         self.loss = loss
         self.leaves = leaves
         self.metrics = metrics
+
+
+class Rows:
+    """The gradient of a table, of which a batch reaches some rows; the others are zeros.
+
+    Attributes:
+        indices: int64 (n,), the row of each value; a row may come several times, and then is the sum.
+        values: (n, ...), the gradients, in C order.
+        shape: the shape of the table.
+    """
+
+    __slots__ = ("indices", "shape", "values")
+
+    def __init__(self, indices: NDArray[np.int64], values: NDArray[Any], shape: tuple[int, ...]) -> None:
+        self.indices = indices
+        self.values = values
+        self.shape = shape
+
+    def dense(self) -> NDArray[Any]:
+        """Return the whole gradient, a new array."""
+        whole = np.zeros(self.shape, self.values.dtype)
+        np.add.at(whole, self.indices, self.values)
+        return whole
 
 
 class Turn(NamedTuple):
@@ -106,6 +129,8 @@ class Parts(NamedTuple):
     """makes of the arrays, without a copy, what others see in their place: the library's own kind"""
     carried: tuple[str, ...] = ()
     """the names of buffers whose rows belong to the examples of a step: each shard has its own rows"""
+    tables: frozenset[str] = frozenset()
+    """the names of parameters whose gradients may be Rows"""
 
     @property
     def published(self) -> Any:

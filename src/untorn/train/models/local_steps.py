@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from untorn import _core, trees
 from untorn.share.lowlevel import flatten
 from untorn.train.data import sampler
-from untorn.train.models.base import Gradient, Model, Parts, Replica
+from untorn.train.models.base import Gradient, Model, Parts, Replica, Rows
 from untorn.train.optim.local_steps import LocalSteps
 
 __all__ = ["LocalStepsModel"]
@@ -58,7 +58,7 @@ class LocalStepsModel(Model):
 
     def parts(self, params: Any = None) -> Parts:
         """See Model."""
-        kept, buffers, trained, shown, carried = self._model.parts(params)
+        kept, buffers, trained, shown, carried, _ = self._model.parts(params)
         leaves = flatten(trained)[1]
         # a dict of arrays by name is published as it is
         self._is_tree = not (
@@ -121,7 +121,7 @@ class _LocalStepsReplica(Replica):
             if start == stop:
                 continue
             found = self._replica(group.params, _cut(batch, slice(start, stop)), rng)
-            group.step(found.leaves)
+            group.step([leaf.dense() if isinstance(leaf, Rows) else leaf for leaf in found.leaves])
             for name, value in {"loss": found.loss, **found.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value * ((stop - start) / examples)
         loss = totals.pop("loss")

@@ -76,6 +76,12 @@ class Optimizer(ABC):
         return ()
 
     @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """Of each group of parameters, whether a step changes only the rows of a table that have a gradient, and their
+        state, if the model has tables (Parts.tables)."""
+        return (False,) * len(self.kernels)
+
+    @property
     def turns(self) -> tuple[Turn, ...]:
         """The turns that the steps take, over and over; empty if each step trains all parameters."""
         return ()

@@ -9,6 +9,7 @@ from untorn.train.optim.fused import FusedOptimizer
 from untorn.train.optim.grouped import GroupedOptimizer
 from untorn.train.optim.groups import names_and_arrays
 from untorn.train.optim.optax import OptaxOptimizer
+from untorn.train.optim.sparse_adam import sparse_adam_of
 from untorn.train.optim.torch import TorchOptimizer
 from untorn.train.optim.turns import Turns, TurnsOptimizer
 
@@ -29,6 +30,8 @@ def as_optimizer(given: Any, trained: Any) -> Optimizer:
         raise TypeError(f"optimizer: expected untorn.{name}(...), found the class {name}; make one: {name}(0.1)")
     if callable(getattr(given, "init", None)) and callable(getattr(given, "update", None)):
         return OptaxOptimizer(given, trained)
+    if (sparse_adam := sparse_adam_of(given)) is not None:
+        return sparse_adam
     if callable(given) and not hasattr(given, "param_groups"):
         return TorchOptimizer(given, trained)
     found = type(given).__name__

@@ -175,6 +175,11 @@ class SGD(FusedOptimizer):
         return {"momentum": 0.0} if self.momentum else {}
 
     @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """See Optimizer. Without momentum and decay, a row without a gradient stays as it is in any case."""
+        return (self.momentum == 0 and self.weight_decay == 0,)
+
+    @property
     def kernel(self) -> KernelSettings:
         """See FusedOptimizer."""
         return KernelSettings(_core.KERNEL_SGD, self.momentum, self.weight_decay, nesterov=self.nesterov)
@@ -232,6 +237,11 @@ class Adam(FusedOptimizer):
     def initial_state(self) -> dict[str, float]:
         """The mean gradient, the mean square, and AMSGrad's greatest mean square."""
         return dict.fromkeys(("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.amsgrad else ())), 0.0)
+
+    @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """See Optimizer."""
+        return (self.weight_decay == 0,)
 
     @property
     def kernel(self) -> KernelSettings:
@@ -375,6 +385,11 @@ class Adagrad(FusedOptimizer):
     def initial_state(self) -> dict[str, float]:
         """The sum of the squares."""
         return {"sum": float(self.initial_accumulator_value)}
+
+    @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """See Optimizer. Without decay, a row without a gradient stays as it is in any case."""
+        return (self.weight_decay == 0,)
 
     @property
     def kernel(self) -> KernelSettings:

@@ -59,6 +59,11 @@ class GroupedOptimizer(Optimizer):
         return tuple(each.kernel for each in self.groups)
 
     @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """See Optimizer."""
+        return tuple(by_rows for each in self.groups for by_rows in each.by_rows)
+
+    @property
     def assignment(self) -> tuple[int, ...]:
         """See Optimizer."""
         return self._assignment

@@ -172,6 +172,11 @@ class TurnsOptimizer(Optimizer):
         return tuple(kernel for each in self._optimizers for kernel in each.kernels)
 
     @property
+    def by_rows(self) -> tuple[bool, ...]:
+        """See Optimizer."""
+        return tuple(by_rows for each in self._optimizers for by_rows in each.by_rows)
+
+    @property
     def assignment(self) -> tuple[int, ...]:
         """See Optimizer."""
         return self._assignment

@@ -25,7 +25,7 @@ from untorn.engines.threads import threads_limited
 from untorn.share.lowlevel import flatten
 from untorn.train.arguments import checked_count
 from untorn.train.data import Source, batches_of, sampler, source_of
-from untorn.train.models.base import Gradient, Replica
+from untorn.train.models.base import Gradient, Replica, Rows
 from untorn.train.settings import Settings
 from untorn.trees import path_of, paths, unflatten
 
@@ -208,7 +208,8 @@ class _Probe:
     def at(self, indices: NDArray[np.int64]) -> tuple[float, list[_Array]]:
         """Return the loss and the gradients of these examples."""
         found = self.of(self.source.take(indices))
-        gradients = zip(found.leaves[len(found.leaves) - self._trained :], self._leaves[self._first :], strict=True)
+        leaves = [g.dense() if isinstance(g, Rows) else g for g in found.leaves[len(found.leaves) - self._trained :]]
+        gradients = zip(leaves, self._leaves[self._first :], strict=True)
         return found.loss, [np.array(np.zeros(leaf.shape) if g is None else g, np.float64) for g, leaf in gradients]
 
     @property

@@ -24,7 +24,7 @@ from untorn.engines import Worker
 from untorn.errors import NonFiniteLossError
 from untorn.share.lowlevel import Address, Decoder, attach_writer, decoder_of
 from untorn.train.data import SharedData, sampler
-from untorn.train.models.base import Gradient, Replica, Turn
+from untorn.train.models.base import Gradient, Replica, Rows, Turn
 from untorn.train.run.parameter_layout import ParameterLayout
 from untorn.train.run.reporter import Reporter
 
@@ -33,6 +33,7 @@ __all__ = ["GradientJob", "GradientWorker"]
 #: how long a worker waits for work before it checks that its server is alive
 _WAIT_S = 0.1
 _RETRY_S = 0.01
+_EVERY_ROW = ~np.uint64(0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class GradientJob:
 
 class _Buffer(NamedTuple):
     """A gradient buffer: writable views of the number of examples, of loss and metrics, of the version of the weights,
-    of the gradients and of the bytes that tell which are absent; and the places of both for copy_leaves."""
+    of the gradients and of the bytes that tell which are absent; the places of both for copy_leaves; and of the tables
+    the places for put_rows, and the sets of rows."""
 
     count: Any
     measured: Any
@@ -79,6 +81,8 @@ class _Buffer(NamedTuple):
     views: list[Any]
     absent: Any
     absent_at: int
+    tables: dict[int, tuple[int, str, int, int, int]]
+    sets: dict[int, Any]
 
 
 class _CannotMapError(Exception):
@@ -213,11 +217,29 @@ class GradientWorker:
             self.job.layout.buffers,
             buffer.absent_at,
         )
-        missed = [index for index in missed if index not in carried]
-        for index in missed:  # these need a conversion
+        converted = []
+        for index in missed:
             leaf = gradient.leaves[index]
-            np.copyto(buffer.views[index], 0 if leaf is None else leaf, casting="same_kind")
-        self._check_finite(buffer, missed if bad < 0 else [bad])
+            if index in buffer.tables and (leaf is None or isinstance(leaf, Rows)):
+                if not self._put_rows(buffer, index, leaf, begin=True):
+                    bad = index
+            elif index not in carried:
+                self._mark_whole(buffer, index)
+                leaf = leaf.dense() if isinstance(leaf, Rows) else leaf
+                np.copyto(buffer.views[index], 0 if leaf is None else leaf, casting="same_kind")
+                converted.append(index)
+        self._check_finite(buffer, converted if bad < 0 else [bad])
+
+    def _put_rows(self, buffer: _Buffer, index: int, rows: Rows | None, *, begin: bool) -> bool:
+        """Add rows to the gradient of a table, which is zero at first if this begins it. Return whether the results are
+        finite."""
+        indices, values = (None, None) if rows is None else (rows.indices, rows.values)
+        return _core.put_rows(self.board, buffer.tables[index], begin, indices, values)
+
+    def _mark_whole(self, buffer: _Buffer, index: int) -> None:
+        """Before a dense gradient is written, have the set of a table say that any row may have a gradient."""
+        if index in buffer.sets:
+            buffer.sets[index][...] = _EVERY_ROW
 
     def _check_finite(self, buffer: _Buffer, indices: Iterable[int]) -> None:
         """Raise NonFiniteLossError, naming the parameter, if one of these gradients is not finite."""
@@ -238,14 +260,21 @@ class GradientWorker:
         buffers = self.job.layout.buffers
         if begin:
             buffer.absent[...] = 1
+            for index in buffer.tables:
+                self._put_rows(buffer, index, None, begin=True)
         for index, (view, leaf) in enumerate(zip(buffer.views, gradient.leaves, strict=True)):
             if index < buffers:
                 np.copyto(view, leaf)
             elif leaf is None:  # the sum of the shards reads zeros
-                if begin:
+                if begin and index not in buffer.tables:
                     view[...] = 0
+            elif isinstance(leaf, Rows) and index in buffer.tables:
+                values = np.multiply(leaf.values, view.dtype.type(share))
+                self._put_rows(buffer, index, Rows(leaf.indices, values, leaf.shape), begin=False)
+                buffer.absent[index - buffers] = 0
             else:
-                part = np.multiply(leaf, view.dtype.type(share))
+                self._mark_whole(buffer, index)
+                part = np.multiply(leaf.dense() if isinstance(leaf, Rows) else leaf, view.dtype.type(share))
                 if buffer.absent[index - buffers]:  # the first part that has one
                     np.copyto(view, part, casting="same_kind")
                 else:
@@ -260,6 +289,9 @@ class GradientWorker:
             count, measured, version, payload_at = self.board.buffer(buffer_at)
             places, gradients = layout.gradient_places(payload_at), layout.gradient_views(self.board, buffer_at)
             absent = layout.absent_view(self.board, buffer_at)
-            views = _Buffer(count, measured, version, places, gradients, absent, payload_at + layout.absent_at)
+            tables = layout.table_places(payload_at)
+            sets = {index: layout.set_view(self.board, buffer_at, index) for index in tables}
+            absent_at = payload_at + layout.absent_at
+            views = _Buffer(count, measured, version, places, gradients, absent, absent_at, tables, sets)
             self._buffers[buffer_at] = views
         return views

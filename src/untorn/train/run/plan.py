@@ -74,6 +74,8 @@ class Plan:
             clip_norm=0.0 if self.server_steps else settings.clip_norm or 0.0,
             ranges=weights.layout.ranges(),
             leaves=weights.layout.leaves(),
+            sets_at=weights.layout.sets_at,
+            sets_nbytes=weights.layout.sets_nbytes,
         )
 
     def gradient_job(self, weights: Weights, data: SharedData) -> GradientJob:

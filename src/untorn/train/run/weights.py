@@ -98,7 +98,13 @@ class Weights:
         kept, buffers = len(parts.kept), len(parts.buffers)
         state = optimizer.state_for(parts.trained)
         sums = {ABSENT: np.zeros(len(flatten(parts.trained)[1]), np.uint8)}
-        cut: dict[str, Any] = {"buffers": buffers, "carried": parts.carried, "shards": shards}
+        cut: dict[str, Any] = {
+            "buffers": buffers,
+            "carried": parts.carried,
+            "shards": shards,
+            "tables": parts.tables,
+            "by_rows": optimizer.by_rows,
+        }
         if optimizer.server_steps:
             layout = ParameterLayout.of(parts.summed, sums, sums=True, **cut)
         else:
