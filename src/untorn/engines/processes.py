@@ -86,7 +86,10 @@ class ProcessEngine(Engine):
         self.max_workers = max_workers
         self._threads = threads_per_worker
         self._main = main
-        self._start_method: StartMethod = "spawn" if threads_per_worker > 1 else start_method
+        self._start_method: StartMethod = start_method
+        if threads_per_worker > 1 and start_method != "spawn":
+            _log.debug("worker processes are not forked: each has %d BLAS threads", threads_per_worker)
+            self._start_method = "spawn"
         self._holds_servers = False
         #: the modules that workers need for the model of the newest job
         self._modules: list[str] = []

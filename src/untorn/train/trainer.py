@@ -112,9 +112,10 @@ class Trainer(Generic[ModelT_co]):
         threads_per_worker: the number of BLAS threads of each worker.
         max_restarts: how often one shard's gradient may kill its worker before WorkerError is raised; on nodes also how
             many more nodes than take part may be lost without a step in between.
-        start_method: "spawn": each worker process is a new Python interpreter, which imports the main program and the
-            modules of the model. "forkserver": worker processes are forks of a process that has imported them, where
-            that process can be forked; they begin within milliseconds, and share its memory.
+        start_method: "forkserver": worker processes are forks of a process that has imported the main program and the
+            modules of the model; they begin within milliseconds, and share its memory. Where that process must not be
+            forked, and with ``threads_per_worker`` above 1, they are spawned; a log record says why. "spawn": each
+            worker process is a new Python interpreter, which imports all of that itself.
         name: publish the weights under this name while the trainer is open, for untorn.subscribe(). `untorn top` shows
             the job of that name while it trains, and `untorn join` and `untorn leave` change its workers and nodes. On
             nodes, the channel is that of this machine: see subscriber().
@@ -177,7 +178,7 @@ class Trainer(Generic[ModelT_co]):
         accumulate: int = 1,
         threads_per_worker: int = 1,
         max_restarts: int = 3,
-        start_method: StartMethod = "spawn",
+        start_method: StartMethod = "forkserver",
         name: str | None = None,
         ray_options: Mapping[str, Any] | None = None,
         **unknown: Never,

@@ -236,6 +236,9 @@ def tell_attribute(file: str, name: str, problem: Exception | None) -> None:
 
 UNFIT = {
     "it has 2 threads": "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()",
+    "threads (python": (  # of BLAS
+        "import numpy, threadpoolctl\nlimits = threadpoolctl.threadpool_limits(2)\na = numpy.ones((300, 300))\na @ a"
+    ),
     "its modules have started a process": (
         "import atexit, subprocess, sys\np = subprocess.Popen([sys.executable, '-ISc', 'input()'], stdin=-1)\n"
         "import os; stdin = p.stdin; os.set_inheritable(stdin.fileno(), False)"
