@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untorn import _core
+from untorn import _core, html
 from untorn.adapter_registry import Adapter, Parts, register_library
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.described import items_of, read_dtype
@@ -136,6 +136,10 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (type(self), self.parts(), self._parts[-1])
+
+    def _repr_html_(self) -> str:
+        title = f"{type(self).__name__} of {len(self):,} entries, {html.size_text(self.nbytes)}"
+        return html.facts(title, {}) + html.outline(self)
 
     def __repr__(self) -> str:
         shown = [f"{key!r}: {value!r}" for key, value in islice(self.items(), _SHOWN_ENTRIES)]

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 
-from untorn import _core
+from untorn import _core, html
 from untorn.errors import BusyError, ClosedError
 from untorn.first_guesses import only_known_arguments, unknown_arguments, unknown_attribute, words
 from untorn.share import notes, storage
@@ -716,6 +716,19 @@ class Publisher(Generic[T]):
         def __setitem__(self, key: object, value: object) -> NoReturn:
             """Raise the error for an item: a publisher has none."""
             raise TypeError(f"'Publisher' object has no items, such as {key!r}: {_NO_ITEMS}")
+
+    def _repr_html_(self) -> str:
+        title = f"Publisher of {self._label!r}"
+        if self._attachment is None:
+            return html.facts(title, {"state": "closed"})
+        readers = self.readers()
+        told = html.facts(
+            title, {"version": self.version, "size": html.size_text(self.nbytes), "readers": len(readers)}
+        )
+        if not readers:
+            return told
+        rows = [(each.pid, ", ".join(map(str, each.versions)) or "nothing") for each in readers[: html.MAX_ROWS]]
+        return told + html.table("", ("reader", "holds versions"), rows, total=len(readers))
 
     def __repr__(self) -> str:
         attachment = self._attachment

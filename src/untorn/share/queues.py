@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self
 
-from untorn import _core
+from untorn import _core, html
 from untorn.errors import ClosedError, EmptyError, FullError
 from untorn.first_guesses import unknown_attribute, words
 from untorn.share import queue_files as files_of
@@ -412,6 +412,15 @@ class Queue(Generic[T]):
         core = self._side_or_none
         address = self._address if core is None or core.fd < 0 else self._address.here(core)
         return _unpickle, (*address, self._allow_pickle)
+
+    def _repr_html_(self) -> str:
+        title = f"Queue {self.name!r}"
+        if self._side_or_none is None:
+            return html.facts(title, {"state": "not open in this process"})
+        waiting, closed = self._look()
+        rows = {"items": f"{waiting:,} of at most {self.capacity:,}", "state": "closed" if closed else "open"}
+        processes = self.processes()
+        return html.facts(title, {**rows, "processes": len(processes), "size": html.size_text(self.nbytes)})
 
     def __repr__(self) -> str:
         if self._side_or_none is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self
 
-from untorn import _core
-from untorn.errors import ClosedError
+from untorn import _core, html
+from untorn.errors import ClosedError, UntornError
 from untorn.first_guesses import unknown_attribute, words
 from untorn.share.attached import Attached
 from untorn.typevars import T_co
@@ -131,6 +131,16 @@ class Snapshot(Generic[T_co]):
         def __array__(self, dtype: object = None, copy: object = None) -> NoReturn:
             """Raise the error for a conversion by NumPy, which would make an array of one object."""
             raise TypeError("a Snapshot is no array: write np.asarray(snap.value), or that of a part of the value")
+
+    def _repr_html_(self) -> str:
+        hold, title = self._hold, f"Snapshot of {self._attached.address.label!r}"
+        if hold is None:
+            return html.facts(title, {"version": self.version, "state": "closed"})
+        told = html.facts(title, {"version": self.version, "size": html.size_text(hold.nbytes)})
+        try:
+            return told + html.outline(self.value)
+        except (UntornError, ImportError) as error:
+            return told + html.facts("", {"value": error})
 
     def __repr__(self) -> str:
         hold = self._hold

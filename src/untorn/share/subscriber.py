@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, Self, TypeVar
 
-from untorn import _core
+from untorn import _core, html
 from untorn.errors import BrokenChannelError, ChannelNotFoundError, ClosedError, FormatError, UntornError
 from untorn.first_guesses import only_known_arguments, unknown_arguments, unknown_attribute, words
 from untorn.share import notes, waiting
@@ -419,6 +419,16 @@ class Subscriber(Generic[T_co]):
         def __getitem__(self, key: object) -> NoReturn:
             """Raise the error for an item: a snapshot has them."""
             raise TypeError(f"'Subscriber' object has no items, such as {key!r}: write snapshot().value[{key!r}]")
+
+    def _repr_html_(self) -> str:
+        title = f"Subscriber of {self.name!r}"
+        if self._closed:
+            return html.facts(title, {"state": "closed"})
+        try:
+            alive = "alive" if self.publisher_alive() else "gone"
+            return html.facts(title, {"newest version": self.version, "publisher": alive})
+        except (UntornError, OSError) as error:
+            return html.facts(title, {"state": error})
 
     def __repr__(self) -> str:
         if self._closed:

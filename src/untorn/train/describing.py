@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["Described", "described"]
+from untorn import html
+
+__all__ = ["Described", "described", "described_in_html"]
 
 
 class Described(Protocol):
@@ -48,6 +50,14 @@ def described(trainer: Described, *, name: str | None, closed: bool) -> str:
     if closed:
         parts.append("closed")
     return f"<untorn.Trainer {', '.join(parts)}>"
+
+
+def described_in_html(trainer: Described, *, name: str | None, closed: bool) -> str:
+    """Return the same as a table for notebooks."""
+    rows: dict[str, object] = {"model": _name_of(trainer.model), "optimizer": _name_of(trainer.optimizer)}
+    rows |= {"mode": trainer.mode, "engine": trainer.engine, "workers": trainer.workers, "shards": trainer.shards}
+    rows |= {"step": int(trainer.step), "name": name, "state": "closed" if closed else None}
+    return html.facts("Trainer", rows)
 
 
 def _name_of(given: Any) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
+from untorn import html
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -120,6 +122,22 @@ class History:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
         return f"<History: {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}; the last: {last}>"
 
+    def _repr_html_(self) -> str:
+        """Return the last epochs as a table for notebooks."""
+        last = range(max(0, len(self) - html.MAX_ROWS), len(self))
+        rows = [
+            (
+                self.epoch[index] + 1,
+                *(number_text(values[index]) for values in self.history.values()),
+                f"{self.seconds[index]:.2f}",
+                f"{self.examples_per_s[index]:,.0f}",
+            )
+            for index in last
+        ]
+        columns = ("epoch", *self.history, "seconds", "examples/s")
+        title = f"History of {len(self)} epochs" + (f", the last {len(last)} of them" if len(last) < len(self) else "")
+        return html.table(title, columns, rows, total=len(rows))
+
     def __str__(self) -> str:
         """Return a table with a line per epoch, counted from 1 as in plots and progress bars."""
         columns: list[tuple[str, list[str]]] = [("epoch", [str(epoch + 1) for epoch in self.epoch])]
@@ -145,7 +163,7 @@ class History:
             metrics: the metrics to draw, without ``val_``, in this order; None for all.
 
         Returns:
-            The figure, to show it or change it.
+            The figure, to show it or change it; the last value of a cell of a notebook is shown as a picture.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -162,14 +180,15 @@ class History:
         """
         names = self._metrics_to_plot(metrics)
         try:
-            from matplotlib.figure import Figure
             from matplotlib.ticker import MaxNLocator
+
+            from untorn.train.picture import Picture
         except ImportError as error:
             raise ImportError(
                 "History.plot needs matplotlib, which is not installed; pip install 'untorn[plot]'"
             ) from error
 
-        figure = Figure(figsize=(4.8 * len(names), 3.6), dpi=150, layout="constrained")
+        figure = Picture(figsize=(4.8 * len(names), 3.6), dpi=150, layout="constrained")
         figure.suptitle(f"Learning curve, {len(self.epoch)} epoch{'s' if len(self.epoch) > 1 else ''}")
         for index, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
             self._draw(axes, name, _COLOURS[index % len(_COLOURS)])

@@ -35,7 +35,7 @@ from untorn.train.checkpoints.resuming import check_settings
 from untorn.train.checkpoints.saver import make_saver, newest
 from untorn.train.data import source_of
 from untorn.train.data.epochs import training_data
-from untorn.train.describing import described
+from untorn.train.describing import described, described_in_html
 from untorn.train.guesses import ATTRIBUTE_GUESSES, unknown_to_evaluate, unknown_to_fit, unknown_to_trainer
 from untorn.train.history import History
 from untorn.train.interfaces import EngineName, Mode, ModelT_co, OptimizerLike
@@ -714,6 +714,9 @@ class Trainer(Generic[ModelT_co]):
         def __getattr__(self, name: str) -> NoReturn:
             """Raise the error for an attribute that is not there."""
             raise unknown_attribute(self, name, ATTRIBUTE_GUESSES)
+
+    def _repr_html_(self) -> str:
+        return described_in_html(self, name=self._name, closed=self._lifetime.closed)
 
     def __repr__(self) -> str:
         return described(self, name=self._name, closed=self._lifetime.closed)

@@ -109,7 +109,13 @@ class TestPlot:
         history.plot()
 
 
+@pytest.mark.usefixtures("fonts")
+def test_notebooks_show_a_picture(history):
+    assert history.plot()._repr_png_().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_it_names_the_extra(history, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "untorn.train.picture", raising=False)  # a test before has imported it
     with pytest.raises(ImportError, match=r"untorn\[plot\]"):
         history.plot()
