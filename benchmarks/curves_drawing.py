@@ -14,10 +14,10 @@ from benchmarks.scale import table
 #: what a picture shows first, in the strongest line
 OURS = ("untorn", "FrozenDict", "untorn, 2 workers")
 #: colours that can be read on white and on black; the first is untorn's
-COLOURS = ("#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#bc4c00", "#6e7781")
+COLOURS = ("#0969da", "#cf222e", "#bf8700", "#1a7f37", "#8250df", "#bf3989", "#6e7781")
 INK, GROUND, GRID = "#1f2328", "#ffffff", "#d0d7de"
 DARK = {INK: "#e6edf3", GROUND: "#161b22", GRID: "#3d444d", "#0969da": "#58a6ff", "#cf222e": "#ff7b72",
-        "#1a7f37": "#56d364", "#8250df": "#bc8cff", "#bc4c00": "#ffa657", "#bf8700": "#e3b341"}  # fmt: skip
+        "#1a7f37": "#56d364", "#8250df": "#bc8cff", "#bf3989": "#ff80c8", "#bf8700": "#e3b341"}  # fmt: skip
 Curves = dict[str, dict[int, list[float]]]
 
 
@@ -91,7 +91,7 @@ def against(publish: Curves, read: Curves) -> str:
     for name in read:
         cells = [
             microseconds(found[name][size])
-            + ("" if name == "untorn" else f" = {times_of(found[name][size], found['untorn'][size])}")
+            + ("" if name == "untorn" else f": {times_of(found[name][size], found['untorn'][size])}")
             for found in (publish, read)
             for size in ends
         ]

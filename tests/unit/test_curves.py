@@ -62,7 +62,7 @@ def test_one_command_writes_pages_and_pictures(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     pays, comparison = ((tmp_path / page).read_text() for page in PAGES)
     assert "\n\nMeasured: 2026-01-02, 2 cores, `python`." in section(pays, "sizes")
-    assert "| LMDB | 4 µs = 2 (2 to 2) |" in section(comparison, "measured")
+    assert "| LMDB | 4 µs: 2 (2 to 2) |" in section(comparison, "measured")
     assert "| 1,000 | 100 ns | 300 ns | 3 (3 to 3) |" in section(pays, "tables")
     assert "| 5,000 | 1.00 ms | 4.00 ms | 3.00 ms | 3 (3 to 3) |" in section(pays, "workers")
     for name in PICTURES:
