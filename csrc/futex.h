@@ -18,9 +18,10 @@
  * A sleeper that is killed leaves an odd number: one useless wake. The number comes round after 2^31 wakes, and a
  * sleeper would have to stay between its look and its sleep for all of them.
  *
- * Where one sleeper is enough for what was stored, futex_wake_one wakes one, and leaves the number odd for the others. If
- * nobody is asleep, one may be about to sleep. So it adds 1, which sends that one back, and wakes all, who fell asleep
- * before; the next waker makes no system call. tests/model/queue_waking_model.py checks it.
+ * Where one sleeper is enough for what was stored, futex_wake_one wakes one. It adds 2: the number stays odd for those
+ * who sleep on, and who is about to sleep looks again, since the one that is woken may want something else. If nobody
+ * was asleep it adds 1 more, so that the next waker makes no system call, and wakes all who fell asleep meanwhile.
+ * tests/model/queue_waking_model.py checks it.
  */
 #ifndef UNTORN_FUTEX_H
 #define UNTORN_FUTEX_H
@@ -161,9 +162,11 @@ static inline void futex_wake_one(shared_u32 *sleepers)
 {
     fence_full(); /* pairs with futex_announce's */
     uint32_t ticket = shared_load_relaxed(sleepers);
+    while (ticket % 2 == 1 && !shared_swap_if_u32(sleepers, ticket, ticket + 2))
+        ticket = shared_load_relaxed(sleepers);
     if (ticket % 2 == 0 || syscall(SYS_futex, sleepers, FUTEX_WAKE, 1, NULL, NULL, 0) != 0)
         return;
-    if (shared_swap_if_u32(sleepers, ticket, ticket + 1)) /* otherwise another waker did, and wakes all */
+    if (shared_swap_if_u32(sleepers, ticket + 2, ticket + 3)) /* otherwise another waker did, and wakes all */
         syscall(SYS_futex, sleepers, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 

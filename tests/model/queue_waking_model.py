@@ -2,8 +2,8 @@
 
     waiter      load `events`; take what it wants, if there is some; announce: make `sleepers` odd, that is its ticket;
                 look at `events` again; sleep, if `sleepers` still is the ticket (the kernel does both in one step)
-    waker       put a thing there; add 1 to `events`; fence; load `sleepers`; odd: wake one of those asleep; if nobody
-                was: add 1 (a compare-and-swap), and wake all
+    waker       put a thing there; add 1 to `events`; fence; load `sleepers`; odd: add 2 (a compare-and-swap), and wake
+                one of those asleep; if nobody was: add 1 more, and wake all
     coroutine   a waiter whose thread sleeps for it: if it is woken and `events` has changed, it wakes another one, too
     slot        at the gate of producers some want a place in the ring, and some a slot. Who lacks a slot sets `eager`,
                 fences and looks again. A waker for places looks at `eager` before and behind its wake; if it is set, it
@@ -66,7 +66,7 @@ Step: TypeAlias = tuple[str, State, bool]
 
 @dataclass(frozen=True, kw_only=True)
 class QueueWaking:
-    """One configuration. `clears` to the end: the code, and its mutants."""
+    """One configuration. `wakes_rest` to the end: the code, and its mutants."""
 
     waiters: tuple[int, ...] = (PLACE, PLACE)  # by waiter: what it wants
     coroutines: int = 0  # so many of the waiters
@@ -75,14 +75,13 @@ class QueueWaking:
     ends: int = 0  # signal handlers that raise, and cancellations
     timeouts: int = 0
     comes_back: bool = False  # a waiter that took something wants more; otherwise it is busy from then on
-    clears: bool = True  # if nobody was asleep, the number is made even
     wakes_rest: bool = True
     fences: bool = True
     passes_on: bool = True
     passes_on_news_only: bool = True
     rechecks: bool = True
     looks_behind: bool = True
-    evens_first: bool = False  # a wake of one adds 1 before, as a wake of all does
+    adds: int = 2  # what a wake of one adds before
     waits_for_slots: bool = True  # some waiters may want slots, and wakers look at `eager`
 
     def initial(self) -> State:
@@ -216,16 +215,17 @@ class QueueWaking:
         if p.stores and self.fences:
             return
         odd = state.sleepers % 2 == 1
-        pc = ADD if p.all or self.evens_first else WAKE
+        pc = ADD if p.all or self.adds else WAKE
         after = p._replace(pc=pc, ticket=state.sleepers) if odd else self._after_wake(p)
         yield f"finds {state.sleepers}", _put(state, me, after)
 
     def _add(self, state: State, me: int, p: Process) -> Iterator[tuple[str, State]]:
+        number = p.ticket + (1 if p.all else self.adds)
         if state.sleepers == p.ticket:
-            after = state._replace(sleepers=p.ticket + 1)
-            yield "adds 1", _put(after, me, p._replace(pc=REST if p.all else WAKE))
+            after = state._replace(sleepers=number)
+            yield f"makes it {number}", _put(after, me, p._replace(pc=REST if p.all else WAKE, ticket=number))
         else:
-            yield "is too late to add 1", _put(state, me, p._replace(pc=CHECK))
+            yield "is too late to change it", _put(state, me, p._replace(pc=CHECK))
 
     def _wake(self, state: State, me: int, p: Process) -> Iterator[tuple[str, State]]:
         asleep = [index for index, each in enumerate(state.processes) if each.pc == ASLEEP]
@@ -233,13 +233,12 @@ class QueueWaking:
             woken = _put(state, index, state.processes[index]._replace(pc=WOKEN))
             yield f"wakes {index}", _put(woken, me, self._after_wake(p))
         if not asleep:
-            after = p._replace(pc=EVEN) if self.clears else self._after_wake(p)
-            yield "finds nobody asleep", _put(state, me, after)
+            yield "finds nobody asleep", _put(state, me, p._replace(pc=EVEN))
 
     def _even(self, state: State, me: int, p: Process) -> Iterator[tuple[str, State]]:
         if state.sleepers == p.ticket:
             after = p._replace(pc=REST) if self.wakes_rest else self._after_wake(p)
-            yield "adds 1", _put(state._replace(sleepers=p.ticket + 1), me, after)
+            yield "adds 1 more", _put(state._replace(sleepers=p.ticket + 1), me, after)
         else:
             yield "leaves the number, which another changed", _put(state, me, self._after_wake(p))
 

@@ -58,8 +58,7 @@ def test_nobody_sleeps_while_there_is_what_it_wants(options: dict[str, Any]) -> 
 
 
 MUTANTS: dict[str, tuple[dict[str, Any], str]] = {
-    "the number made even although others sleep": ({"evens_first": True}, "deadlock"),
-    "who is about to sleep on a number of before": (ONE | {"clears": False}, "deadlock"),
+    "the number made even although others sleep": ({"adds": 1}, "deadlock"),
     "who fell asleep meanwhile is not woken": (TWO_WAKERS | {"wakes_rest": False}, "deadlock"),
     "no fence behind the event": ({"fences": False}, "deadlock"),
     "a signal ends the one that was woken": (ONE | {"ends": 1, "passes_on": False}, "deadlock"),
@@ -73,9 +72,18 @@ MUTANTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def assert_found(options: dict[str, Any], reason: str) -> None:
+    result = check(options)
+    assert result.counterexample is not None, f"the model did not find the harm in {options}"
+    assert reason in result.counterexample.reason
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutant_is_found(mutant: str) -> None:
-    options, reason = MUTANTS[mutant]
-    result = check(options)
-    assert result.counterexample is not None, f"the model did not find the harm in {mutant!r}"
-    assert reason in result.counterexample.reason
+    assert_found(*MUTANTS[mutant])
+
+
+@pytest.mark.soak
+def test_mutant_who_is_about_to_sleep_is_not_sent_back_is_found() -> None:
+    """The wake goes to one that wants a slot, and does not need it."""
+    assert_found(ROOM | {"wakers": ((PLACE,), (SLOT,)), "adds": 0}, "deadlock")
