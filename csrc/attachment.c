@@ -139,8 +139,24 @@ static enum status attachment_map_control(struct attachment *a, const uint8_t *i
     return STATUS_OK;
 }
 
+static uint64_t base_bit(uint64_t base) { return base == 0 ? 0 : slot_bit(latest_slot(base)); }
+
+/* Read which versions have a base, with read(), since the file may be damaged. One that cannot be read has none. */
+static void bases_inherit(struct attachment *a)
+{
+    for (unsigned slot = 0; slot < a->channel.max_slots; slot++) {
+        const struct slot_extent *extent = &a->channel.control->slots[slot];
+        const off_t offset = (off_t)shared_load_relaxed(&extent->offset);
+        struct slot_header header;
+        if (shared_load_relaxed(&extent->capacity) != 0 &&
+            pread(a->data_fd, &header, sizeof header, offset) == (ssize_t)sizeof header)
+            a->bases[slot] = base_bit(header.base);
+    }
+}
+
 static void publisher_begin(struct attachment *a)
 {
+    bases_inherit(a);
     shared_store_relaxed(&a->channel.control->publisher_pid, (uint32_t)getpid());
     shared_store_release(&a->channel.control->state, CHANNEL_OPEN);
 }
@@ -268,6 +284,7 @@ static enum status header_read(const struct slot_mapping *map, uint64_t version,
     pin->schema_nbytes = shared_read_once(header->schema_nbytes);
     pin->schema_id = shared_read_once(header->schema_id);
     pin->published_ns = shared_read_once(header->published_ns);
+    pin->base = shared_read_once(header->base);
     if (pin->nbytes > map->length || pin->nbytes < sizeof *header || pin->schema_nbytes > pin->nbytes - sizeof *header)
         return STATUS_FORMAT;
     return STATUS_OK;
@@ -330,6 +347,32 @@ enum status attachment_pin(struct attachment *a, struct pin *pin)
 {
     pthread_mutex_lock(&a->lock);
     enum status status = pin_locked(a, pin);
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}
+
+/* The version holds its base: this adds a pin that may outlive that of the version. */
+static enum status pin_base_locked(struct attachment *a, const struct pin *pin, struct pin *base)
+{
+    const unsigned slot = latest_slot(pin->base);
+    if (pin->base == 0 || slot >= a->channel.max_slots || pin->generation != a->generation)
+        return STATUS_FORMAT;
+    enum status status = slot_map(a, slot);
+    if (status == STATUS_OK)
+        status = header_read(&a->maps[slot], latest_version(pin->base), base);
+    if (status != STATUS_OK)
+        return status;
+    if (a->pins[slot]++ == 0)
+        channel_hold(&a->channel.rows[a->row], slot);
+    base->slot = slot;
+    base->generation = a->generation;
+    return STATUS_OK;
+}
+
+enum status attachment_pin_base(struct attachment *a, const struct pin *pin, struct pin *base)
+{
+    pthread_mutex_lock(&a->lock);
+    enum status status = pin_base_locked(a, pin, base);
     pthread_mutex_unlock(&a->lock);
     return status;
 }
@@ -401,6 +444,23 @@ enum status attachment_map(struct attachment *a, unsigned slot, uint8_t **addres
     *capacity = a->maps[slot].length;
     pthread_mutex_unlock(&a->lock);
     return status;
+}
+
+enum status attachment_finish(struct attachment *a, unsigned slot, const struct slot_header *header)
+{
+    uint8_t *address;
+    uint64_t capacity;
+    enum status status = attachment_map(a, slot, &address, &capacity);
+    if (status != STATUS_OK)
+        return status;
+    if (header->nbytes > capacity || header->nbytes < sizeof *header ||
+        header->schema_nbytes > header->nbytes - sizeof *header)
+        return STATUS_FORMAT;
+    pthread_mutex_lock(&a->lock);
+    a->bases[slot] = base_bit(header->base);
+    pthread_mutex_unlock(&a->lock);
+    *(struct slot_header *)address = *header;
+    return STATUS_OK;
 }
 
 enum status attachment_lend(struct attachment *a, unsigned slot, uint8_t **address, uint64_t *capacity)

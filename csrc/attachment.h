@@ -53,6 +53,8 @@ struct attachment {
     struct orphan *orphans;
     /* publisher: slots whose extents it did not write, see inherited_drop */
     uint64_t inherited;
+    /* publisher: the slot that the version in each slot changes, as a bit; 0: none */
+    uint64_t bases[CHANNEL_MAX_SLOTS];
     /* publisher: the data file has at least this size, unless another process shortens it */
     uint64_t reserved_nbytes;
     struct futex_manner manner; /* of attachment_wait */
@@ -72,6 +74,7 @@ struct pin {
     uint64_t nbytes, schema_nbytes; /* as they were when they were checked */
     uint64_t schema_id;
     int64_t published_ns;
+    uint64_t base; /* the latest word of the version that it changes; 0: none */
 };
 
 /* Lay out a new, empty, already reserved control file. Its name must not exist yet. */
@@ -101,6 +104,8 @@ bool attachment_has_data(const struct attachment *attachment);
 /* Readers. Pin the newest version; the slot's header has been checked against the mapping. */
 enum status attachment_pin(struct attachment *attachment, struct pin *pin);
 void attachment_unpin(struct attachment *attachment, unsigned slot, uint32_t generation);
+/* Pin the base of a pinned version. STATUS_FORMAT if it has none. */
+enum status attachment_pin_base(struct attachment *attachment, const struct pin *pin, struct pin *base);
 /* Map a pinned version once more: writes go to private copies of the pages. munmap ends the mapping. */
 enum status attachment_map_private(struct attachment *attachment, const struct pin *pin, uint8_t **base);
 /* Wait until the version is newer than `seen`: spins, then sleeps at most `timeout_ns`. */
@@ -119,6 +124,8 @@ enum status attachment_publisher_alive(struct attachment *attachment, bool *aliv
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
+/* Give the space of free slots that are larger than this back to the file system. */
+void attachment_trim(struct attachment *attachment, uint64_t most);
 /* Give space to one slot that has none; touches no other, so it may run while others pick. */
 enum status attachment_grow(struct attachment *attachment, uint64_t nbytes);
 /* Map the slot; return its address in this process and its size. */
@@ -127,6 +134,8 @@ enum status attachment_map(struct attachment *attachment, unsigned slot, uint8_t
 enum status attachment_lend(struct attachment *attachment, unsigned slot, uint8_t **address, uint64_t *capacity);
 /* Let later writes to a lent mapping go to a private copy: the slot is about to be published. */
 enum status attachment_seal(struct attachment *attachment, unsigned slot, const uint8_t *address);
+/* Publishers: write the header of a slot that is otherwise complete. */
+enum status attachment_finish(struct attachment *attachment, unsigned slot, const struct slot_header *header);
 void attachment_return(struct attachment *attachment, unsigned slot, const uint8_t *address);
 /* End the publisher without marking the channel closed, as if it had been killed. */
 void attachment_abandon(struct attachment *attachment);

@@ -25,6 +25,11 @@ static void row_hold(struct reader_row *row, uint64_t held) { shared_store_relea
  * The last resort needs no validation: with all bits set and fenced, any slot that a *later* scan could pick is held;
  * a scan that went before picked one slot that was not latest then. R4 loads that scan's latest, or the very version
  * that the scan's slot became, which is complete. Either way the loaded slot is whole, and its bit is already set.
+ *
+ * A version may say in its header that it changes an older one, its base. Readers pin the version alone: a writer takes
+ * the base of every slot that is latest or held for held too (attachment_taken). The header is written before the slot
+ * becomes the latest and does not change while it is held, and the base is held in the scan that picks the slot for the
+ * header, by the version before or as the latest. So in every scan from then on, one of the two says so.
  */
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 {
@@ -41,6 +46,12 @@ uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
     uint64_t latest = channel_latest(channel);
     row_hold(row, before | slot_bit(latest_slot(latest)));
     return latest;
+}
+
+/* A scan sees the word before this store, with the bit of the version, or from it on, with both: they are one word. */
+void channel_hold(struct reader_row *row, unsigned slot)
+{
+    row_hold(row, shared_load_relaxed(&row->held) | slot_bit(slot));
 }
 
 void channel_unpin(struct reader_row *row, unsigned slot)

@@ -111,7 +111,8 @@ struct slot_header {
     uint64_t nbytes;        /* of the slot in use: header, schema and payload */
     uint64_t schema_nbytes; /* JSON in UTF-8, right behind the header */
     uint64_t schema_id;     /* the version that first had exactly this schema */
-    uint64_t reserved[3];
+    uint64_t base;          /* the latest word of the version that this one changes, which is kept as long; 0: none */
+    uint64_t reserved[2];
 };
 _Static_assert(sizeof(struct slot_header) == 64, "the schema begins on a line");
 
@@ -128,6 +129,8 @@ struct channel {
  * version is now pinned. A lock serialises the threads of one process (attachment.c). */
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row);
 void channel_unpin(struct reader_row *row, unsigned slot);
+/* Hold a slot that a slot held by this reader holds already, as its base. */
+void channel_hold(struct reader_row *row, unsigned slot);
 
 /* Return every slot that a reader holds. A slot that is neither among them nor the latest stays free until the caller
  * publishes. */

@@ -87,6 +87,7 @@ bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct
     found->key = (struct frozen_key){bytes + at, header.key_nbytes, header.key_kind};
     at += nbytes_padded(header.key_nbytes);
     found->kind = header.kind;
+    found->replaced = (header.flags & FLAG_REPLACED) != 0;
     found->word = header.word;
     found->content = bytes + at;
     found->content_nbytes = header.kind > FROZEN_FLOAT ? header.word : 0;
@@ -219,7 +220,12 @@ static bool index_insert(struct frozen_builder *builder, uint64_t place, const s
     const struct frozen table = builder_table(builder);
     struct frozen_record before;
     struct probe probe;
-    if (index_search(&table, key, hash, &probe, &before) == FROZEN_FOUND) {
+    const enum frozen_answer answer = index_search(&table, key, hash, &probe, &before);
+    if (answer == FROZEN_DAMAGED) {
+        builder->damaged = true;
+        return false;
+    }
+    if (answer == FROZEN_FOUND) {
         header_at(builder, probe.offset)->flags |= FLAG_REPLACED;
         builder->replaced++;
     } else {
@@ -268,6 +274,48 @@ bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uin
     builder->spare_seed = spare_seed;
     return index_clear(builder, slots_for(expected)) && buffer_resize(&builder->entries, expected * 32) &&
            buffer_resize(&builder->blob, 0);
+}
+
+static bool buffer_copy(struct frozen_buffer *buffer, const void *bytes, uint64_t nbytes)
+{
+    if (!buffer_resize(buffer, nbytes + nbytes / 8 + CACHE_LINE))
+        return false;
+    if (nbytes != 0)
+        memcpy(buffer->bytes, bytes, nbytes);
+    buffer->nbytes = nbytes;
+    return true;
+}
+
+/* The records lie one behind the other up to the end, and as many as the table counts are in use: what index_rebuild()
+ * and entries_compact() rely on. Counts the others. */
+static bool entries_check(struct frozen_builder *builder)
+{
+    struct frozen_record record;
+    uint64_t used = 0;
+    for (uint64_t offset = 0; offset < builder->entries.nbytes;) {
+        if (!frozen_read(builder->entries.bytes, builder->entries.nbytes, &offset, &record) ||
+            offset > builder->entries.nbytes)
+            return false;
+        used += !record.replaced;
+        builder->replaced += record.replaced;
+    }
+    return used == builder->count;
+}
+
+void frozen_put_removed(struct frozen_builder *builder) { builder->removed++; }
+
+bool frozen_builder_continue(struct frozen_builder *builder, const struct frozen *table, const void *blob,
+                             uint64_t blob_nbytes, uint64_t spare_seed)
+{
+    builder->seed = table->seed;
+    builder->spare_seed = spare_seed;
+    builder->count = table->count;
+    if (!buffer_copy(&builder->entries, table->entries, table->entries_nbytes) ||
+        !buffer_copy(&builder->blob, blob, blob_nbytes) ||
+        !buffer_copy(&builder->index, table->index, table->slots * FROZEN_SLOT_NBYTES))
+        return false;
+    builder->damaged = !entries_check(builder);
+    return !builder->damaged;
 }
 
 void frozen_builder_free(struct frozen_builder *builder)
@@ -352,39 +400,61 @@ uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint
     return offset;
 }
 
-/* Keep the last record of each key, at the place of the first. */
-static bool entries_compact(struct frozen_builder *builder)
+/* Keep the last record of each key, at the place of the first. Without `removed`, drop keys that were removed. */
+static bool entries_compact(struct frozen_builder *builder, bool removed)
 {
     const struct frozen table = builder_table(builder);
     struct frozen_buffer packed = {0};
     struct frozen_record record, last;
     struct probe probe;
-    for (uint64_t offset = 0; offset < table.entries_nbytes;) {
+    bool room = buffer_resize(&packed, table.entries_nbytes);
+    for (uint64_t offset = 0, place = 0; room && offset < table.entries_nbytes; place = offset) {
+        uint64_t first = place, end;
         frozen_read(table.entries, table.entries_nbytes, &offset, &record);
-        index_search(&table, &record.key, frozen_hash(table.seed, &record.key), &probe, &last);
-        struct header *header = header_at(builder, probe.offset);
+        if (record.replaced) { /* the search ends at the last record */
+            if (index_search(&table, &record.key, frozen_hash(table.seed, &record.key), &probe, &last) != FROZEN_FOUND)
+                continue; /* of a damaged table */
+            first = probe.offset;
+        }
+        struct header *header = header_at(builder, first);
         if (header->flags & FLAG_KEPT)
             continue;
-        uint64_t end = probe.offset;
-        frozen_read(table.entries, table.entries_nbytes, &end, &last);
-        uint8_t *bytes = buffer_extend(&packed, end - probe.offset);
-        if (bytes == NULL) {
-            frozen_buffer_free(&packed);
-            return false;
-        }
-        memcpy(bytes, header, end - probe.offset);
         header->flags |= FLAG_KEPT;
+        end = first;
+        frozen_read(table.entries, table.entries_nbytes, &end, &last);
+        if (last.kind == FROZEN_NO_KEY && !removed)
+            continue;
+        uint8_t *bytes = buffer_extend(&packed, end - first);
+        room = bytes != NULL;
+        if (room) {
+            memcpy(bytes, header, end - first);
+            ((struct header *)bytes)->flags = 0;
+        }
+    }
+    if (!room) {
+        frozen_buffer_free(&packed);
+        return false;
     }
     frozen_buffer_free(&builder->entries);
     builder->entries = packed;
+    builder->replaced = 0;
     return index_rebuild(builder, slots_for(builder->count));
+}
+
+static bool builder_trim(struct frozen_builder *builder)
+{
+    return buffer_resize(&builder->index, builder->index.nbytes) &&
+           buffer_resize(&builder->entries, builder->entries.nbytes) &&
+           buffer_resize(&builder->blob, builder->blob.nbytes);
 }
 
 bool frozen_builder_end(struct frozen_builder *builder)
 {
-    if (builder->replaced != 0 && !entries_compact(builder))
-        return false;
-    return buffer_resize(&builder->index, builder->index.nbytes) &&
-           buffer_resize(&builder->entries, builder->entries.nbytes) &&
-           buffer_resize(&builder->blob, builder->blob.nbytes);
+    return ((builder->replaced == 0 && builder->removed == 0) || entries_compact(builder, false)) &&
+           builder_trim(builder);
+}
+
+bool frozen_builder_end_changes(struct frozen_builder *builder)
+{
+    return (builder->replaced <= builder->count || entries_compact(builder, true)) && builder_trim(builder);
 }

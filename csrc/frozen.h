@@ -22,13 +22,14 @@
  *
  *     0    u8     kind of the key: FROZEN_INT, _BIGINT, _STR or _BYTES
  *     1    u8     kind of the value
- *     2    u16    0
+ *     2    u16    0; 1 in a table of changes: replaced by a later record of the key
  *     4    u32    size of the key in bytes
  *     8    u64    the value's word
  *     16          the key, padded with zeros to a multiple of 8
  *                 the value's content, padded with zeros to a multiple of 8
  *
  *     kind            word                content
+ *     0  NO_KEY       0                   -                               in a table of changes: the key is removed
  *     1  NONE         0                   -
  *     2  BOOL         0 or 1              -
  *     3  INT          i64                 -                               as a key: 8 bytes, i64
@@ -106,6 +107,7 @@ struct frozen_key {
 struct frozen_record {
     struct frozen_key key;
     uint8_t kind;
+    bool replaced; /* by a later record of the same key: in a table of changes */
     uint64_t word;
     const uint8_t *content;
     uint64_t content_nbytes;
@@ -145,10 +147,16 @@ struct frozen_builder {
     uint64_t count, seed;
     uint64_t spare_seed; /* used when the first seed meets collisions */
     uint64_t replaced;   /* records that a later one with the same key replaced */
+    uint64_t removed;    /* records that remove a key */
     unsigned reseeds;
+    bool damaged; /* the table that it continues is: then functions return false although there is memory */
 };
 
 bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed);
+/* Begin with the entries of a table and its blob, whose sizes are multiples of 8. Those of a whole table, which has no
+ * replaced records, or of one that frozen_builder_end_changes() made. */
+bool frozen_builder_continue(struct frozen_builder *builder, const struct frozen *table, const void *blob,
+                             uint64_t blob_nbytes, uint64_t spare_seed);
 void frozen_builder_free(struct frozen_builder *builder);
 
 /* Add one entry: begin it, put its value at the place that is returned, end it. FROZEN_NO_PLACE: no memory. */
@@ -159,6 +167,8 @@ bool frozen_entry_end(struct frozen_builder *builder, uint64_t place);
 uint64_t frozen_node_begin(struct frozen_builder *builder);
 
 /* Put a value without content, or with this content. */
+/* Leave the key without a value: it is removed. */
+void frozen_put_removed(struct frozen_builder *builder);
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word);
 bool frozen_put_bytes(struct frozen_builder *builder, uint64_t place, uint8_t kind, const void *bytes, uint64_t nbytes);
 /* Put a value whose content is written step by step: begin returns its start; then come words and nodes; then end. */
@@ -168,7 +178,10 @@ void frozen_content_end(struct frozen_builder *builder, uint64_t place, uint8_t 
 /* Copy into the blob; returns the offset, or FROZEN_NO_PLACE. */
 uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint64_t nbytes, uint64_t alignment);
 
-/* Drop replaced records and spare capacity; a key that was added twice keeps its first place and its last value. */
+/* Drop replaced records, keys whose last record is of the kind NO_KEY, and spare capacity; a key that was added twice
+ * keeps its first place and its last value. */
 bool frozen_builder_end(struct frozen_builder *builder);
+/* End a table of changes: removed keys stay, and replaced records too, unless there are more of them than others. */
+bool frozen_builder_end_changes(struct frozen_builder *builder);
 
 #endif

@@ -215,6 +215,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->queue_private_type);
     Py_VISIT(core->board_type);
     Py_VISIT(core->frozen_iterator_type);
+    Py_VISIT(core->frozen_table_type);
     Py_VISIT(core->frozen_memory_type);
     return 0;
 }
@@ -235,6 +236,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->queue_private_type);
     Py_CLEAR(core->board_type);
     Py_CLEAR(core->frozen_iterator_type);
+    Py_CLEAR(core->frozen_table_type);
     Py_CLEAR(core->frozen_memory_type);
     return 0;
 }

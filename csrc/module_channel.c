@@ -114,14 +114,16 @@ typedef struct {
     uint8_t *writable; /* a private mapping of the version, or NULL: what its Privates export */
 } HoldObject;
 
-static PyObject *Attachment_pin(PyObject *self, PyObject *unused)
+/* A pin of the newest version, or of the base of another one. */
+static PyObject *hold_make(PyObject *self, const struct pin *version)
 {
     HoldObject *hold = PyObject_New(HoldObject, core_of(self)->hold_type);
     if (hold == NULL)
         return NULL;
     hold->owner = NULL;
     hold->writable = NULL;
-    enum status status = attachment_pin(((AttachmentObject *)self)->attachment, &hold->pin);
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    enum status status = version == NULL ? attachment_pin(a, &hold->pin) : attachment_pin_base(a, version, &hold->pin);
     if (status != STATUS_OK) {
         status_raise(core_of(self), status);
         Py_DECREF(hold);
@@ -131,6 +133,8 @@ static PyObject *Attachment_pin(PyObject *self, PyObject *unused)
     hold->owner = (AttachmentObject *)self;
     return (PyObject *)hold;
 }
+
+static PyObject *Attachment_pin(PyObject *self, PyObject *unused) { return hold_make(self, NULL); }
 
 static PyObject *Attachment_wait(PyObject *self, PyObject *args)
 {
@@ -207,26 +211,23 @@ static bool attachment_may_publish(const struct attachment *a, unsigned slot)
 static PyObject *Attachment_finish(PyObject *self, PyObject *args)
 {
     unsigned slot;
-    unsigned long long version, nbytes, schema_nbytes, schema_id;
-    if (!PyArg_ParseTuple(args, "IKKKK", &slot, &version, &nbytes, &schema_nbytes, &schema_id))
+    unsigned long long version, nbytes, schema_nbytes, schema_id, base = 0;
+    if (!PyArg_ParseTuple(args, "IKKKK|K", &slot, &version, &nbytes, &schema_nbytes, &schema_id, &base))
         return NULL;
     struct attachment *a = ((AttachmentObject *)self)->attachment;
-    uint8_t *address;
-    uint64_t capacity;
     if (!attachment_may_publish(a, slot))
         return status_raise(core_of(self), STATUS_FORKED);
-    enum status status = attachment_map(a, slot, &address, &capacity);
-    if (status != STATUS_OK)
-        return status_raise(core_of(self), status);
-    if (nbytes > capacity || nbytes < sizeof(struct slot_header) || schema_nbytes > nbytes - sizeof(struct slot_header))
-        return status_raise(core_of(self), STATUS_FORMAT);
-    *(struct slot_header *)address = (struct slot_header){
+    const struct slot_header header = {
         .version = version,
         .published_ns = clock_wall_ns(),
         .nbytes = nbytes,
         .schema_nbytes = schema_nbytes,
         .schema_id = schema_id,
+        .base = base,
     };
+    enum status status = attachment_finish(a, slot, &header);
+    if (status != STATUS_OK)
+        return status_raise(core_of(self), status);
     Py_RETURN_NONE;
 }
 
@@ -311,6 +312,17 @@ static PyObject *Attachment_abandon(PyObject *self, PyObject *unused)
 static PyObject *Attachment_reclaim(PyObject *self, PyObject *unused)
 {
     return PyLong_FromUnsignedLong(attachment_reclaim(((AttachmentObject *)self)->attachment));
+}
+
+static PyObject *Attachment_trim(PyObject *self, PyObject *argument)
+{
+    unsigned long long most = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    attachment_trim(((AttachmentObject *)self)->attachment, most);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 /* Writers in training: give one more slot this room; change no slot that others may have picked. */
@@ -453,6 +465,9 @@ static PyMethodDef Attachment_methods[] = {
     {"pick", Attachment_pick, METH_O,
      "pick($self, nbytes, /)\n--\n\n"
      "Return a slot with at least this room that no reader can see."},
+    {"trim", Attachment_trim, METH_O,
+     "trim($self, most, /)\n--\n\n"
+     "Give the space of free slots that are larger than this back."},
     {"grow", Attachment_grow, METH_O,
      "grow($self, nbytes, /)\n--\n\n"
      "Give space of at least this size to one more slot."},
@@ -463,8 +478,9 @@ static PyMethodDef Attachment_methods[] = {
      "seal($self, draft, /)\n--\n\n"
      "Let later writes through the draft go to a private copy."},
     {"finish", Attachment_finish, METH_VARARGS,
-     "finish($self, slot, version, nbytes, schema_nbytes, schema_id, /)\n--\n\n"
-     "Write the header of a slot that is otherwise complete."},
+     "finish($self, slot, version, nbytes, schema_nbytes, schema_id, base=0, /)\n--\n\n"
+     "Write the header of a slot that is otherwise complete. `base`: version << 6 | slot of the version that it "
+     "changes, which is kept as long."},
     {"publish", Attachment_publish, METH_VARARGS,
      "publish($self, slot, version, /)\n--\n\n"
      "Make a finished slot the latest."},
@@ -602,7 +618,15 @@ static PyObject *Hold_schema(PyObject *self, PyObject *unused)
     return PyBytes_FromStringAndSize(text, (Py_ssize_t)pin->schema_nbytes);
 }
 
+static PyObject *Hold_base(PyObject *self, PyObject *unused)
+{
+    return hold_make((PyObject *)((HoldObject *)self)->owner, &((HoldObject *)self)->pin);
+}
+
 static PyMethodDef Hold_methods[] = {
+    {"base", Hold_base, METH_NOARGS,
+     "base($self, /)\n--\n\n"
+     "Pin the version that this one changes."},
     {"schema", Hold_schema, METH_NOARGS,
      "schema($self, /)\n--\n\n"
      "Return a copy of the schema's bytes."},
@@ -618,7 +642,8 @@ static PyMethodDef Hold_methods[] = {
     FIELD(Hold, schema_nbytes, PyLong_FromUnsignedLongLong, self->pin.schema_nbytes) \
     FIELD(Hold, schema_id, PyLong_FromUnsignedLongLong, self->pin.schema_id)         \
     FIELD(Hold, published_ns, PyLong_FromLongLong, self->pin.published_ns)           \
-    FIELD(Hold, slot, PyLong_FromUnsignedLong, self->pin.slot)
+    FIELD(Hold, slot, PyLong_FromUnsignedLong, self->pin.slot)                       \
+    FIELD(Hold, base_version, PyLong_FromUnsignedLongLong, latest_version(self->pin.base))
 HOLD_FIELDS(CORE_GETTER)
 
 static PyGetSetDef Hold_getset[] = {HOLD_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};

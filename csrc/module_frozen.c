@@ -1,12 +1,13 @@
 /* FrozenTable and its iterator: see module_frozen.h. */
 #include "module_frozen.h"
 
-enum iterated { ITERATE_KEYS, ITERATE_VALUES, ITERATE_ITEMS };
+enum iterated { ITERATE_KEYS, ITERATE_VALUES, ITERATE_ITEMS, ITERATE_CHANGED_KEYS };
 
 typedef struct {
     PyObject_HEAD
     FrozenTableObject *owner;
     uint64_t offset, left;
+    bool in_base; /* first the base's entries, then those that are new */
     enum iterated what;
 } FrozenIteratorObject;
 
@@ -14,13 +15,32 @@ static const uint8_t NOTHING[FROZEN_BUCKET * FROZEN_SLOT_NBYTES];
 
 /* -- FrozenTable ------------------------------------------------------------------------------------------------ */
 
-static enum frozen_answer table_find(FrozenTableObject *self, PyObject *object, struct frozen_record *found)
+static FrozenTableObject *base_of(const FrozenTableObject *self) { return (FrozenTableObject *)self->base; }
+
+/* Find a key in a table, and else in its base; `owner` is the one that has the value. */
+static enum frozen_answer key_find(FrozenTableObject *self, const struct frozen_key *key, struct frozen_record *found,
+                                   FrozenTableObject **owner)
+{
+    *owner = self;
+    enum frozen_answer answer = frozen_find(&self->table, key, found);
+    if (self->base == NULL)
+        return answer;
+    if (answer == FROZEN_FOUND && found->kind == FROZEN_NO_KEY)
+        return FROZEN_MISSING;
+    if (answer != FROZEN_MISSING)
+        return answer;
+    *owner = base_of(self);
+    return frozen_find(&base_of(self)->table, key, found);
+}
+
+static enum frozen_answer table_find(FrozenTableObject *self, PyObject *object, struct frozen_record *found,
+                                     FrozenTableObject **owner)
 {
     struct key_hold hold;
     const int opened = key_open(object, &hold);
     if (opened <= 0)
         return opened == 0 ? FROZEN_MISSING : FROZEN_DAMAGED;
-    const enum frozen_answer answer = frozen_find(&self->table, &hold.key, found);
+    const enum frozen_answer answer = key_find(self, &hold.key, found, owner);
     key_close(&hold);
     if (answer == FROZEN_DAMAGED)
         frozen_damaged("its index leads outside the table");
@@ -29,11 +49,11 @@ static enum frozen_answer table_find(FrozenTableObject *self, PyObject *object, 
 
 static PyObject *FrozenTable_subscript(PyObject *object, PyObject *key)
 {
-    FrozenTableObject *self = (FrozenTableObject *)object;
+    FrozenTableObject *owner;
     struct frozen_record found;
-    const enum frozen_answer answer = table_find(self, key, &found);
+    const enum frozen_answer answer = table_find((FrozenTableObject *)object, key, &found, &owner);
     if (answer == FROZEN_FOUND)
-        return value_make(self, &found, 0);
+        return value_make(owner, &found, 0);
     PyObject *args = answer == FROZEN_MISSING ? PyTuple_Pack(1, key) : NULL;
     if (args != NULL) /* in a tuple: a key that is one is not the arguments */
         PyErr_SetObject(PyExc_KeyError, args);
@@ -48,13 +68,13 @@ static bool name_is_default(PyObject *names)
 
 static PyObject *FrozenTable_get(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
-    FrozenTableObject *self = (FrozenTableObject *)object;
+    FrozenTableObject *owner;
     struct frozen_record found;
     const bool named = names != NULL && PyTuple_Size(names) != 0;
     if (count < 1 || count + named > 2 || (named && !name_is_default(names)))
         return PyErr_Format(PyExc_TypeError, "get: expected a key and perhaps a default");
-    switch (table_find(self, args[0], &found)) {
-    case FROZEN_FOUND: return value_make(self, &found, 0);
+    switch (table_find((FrozenTableObject *)object, args[0], &found, &owner)) {
+    case FROZEN_FOUND: return value_make(owner, &found, 0);
     case FROZEN_MISSING: return Py_NewRef(count + named == 2 ? args[1] : Py_None);
     default: return NULL;
     }
@@ -62,12 +82,13 @@ static PyObject *FrozenTable_get(PyObject *object, PyObject *const *args, Py_ssi
 
 static int FrozenTable_contains(PyObject *self, PyObject *key)
 {
+    FrozenTableObject *owner;
     struct frozen_record found;
-    const enum frozen_answer answer = table_find((FrozenTableObject *)self, key, &found);
+    const enum frozen_answer answer = table_find((FrozenTableObject *)self, key, &found, &owner);
     return answer == FROZEN_DAMAGED ? -1 : answer == FROZEN_FOUND;
 }
 
-static Py_ssize_t FrozenTable_length(PyObject *self) { return (Py_ssize_t)((FrozenTableObject *)self)->table.count; }
+static Py_ssize_t FrozenTable_length(PyObject *self) { return (Py_ssize_t)((FrozenTableObject *)self)->length; }
 
 /* It asks for the class that defines it, since `self` may be of a derived one, which has no module state. */
 static PyObject *FrozenTable_iterate(PyObject *self, PyTypeObject *defining, PyObject *const *args, Py_ssize_t count,
@@ -83,8 +104,10 @@ static PyObject *FrozenTable_iterate(PyObject *self, PyTypeObject *defining, PyO
         return NULL;
     iterator->owner = (FrozenTableObject *)Py_NewRef(self);
     iterator->offset = 0;
-    iterator->left = iterator->owner->table.count;
     iterator->what = (enum iterated)what;
+    const bool changed = iterator->what == ITERATE_CHANGED_KEYS;
+    iterator->left = changed ? iterator->owner->table.count : iterator->owner->length;
+    iterator->in_base = !changed && iterator->owner->base != NULL;
     return (PyObject *)iterator;
 }
 
@@ -101,6 +124,7 @@ static int FrozenTable_traverse(PyObject *object, visitproc visit, void *arg)
     Py_VISIT(self->dtypes);
     Py_VISIT(self->array);
     Py_VISIT(self->other);
+    Py_VISIT(self->base);
     for (int part = 0; part < PARTS; part++)
         Py_VISIT(self->buffers[part].obj);
     return 0;
@@ -117,6 +141,8 @@ static int FrozenTable_clear(PyObject *object)
     Py_CLEAR(self->dtypes);
     Py_CLEAR(self->array);
     Py_CLEAR(self->other);
+    Py_CLEAR(self->base);
+    self->length = 0;
     return 0;
 }
 
@@ -150,11 +176,17 @@ static bool table_fill(FrozenTableObject *self)
 
 static PyObject *FrozenTable_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *parts, *dtypes, *array, *other;
-    unsigned long long count, seed;
-    if (!PyArg_ParseTuple(args, "O!KKO!OO", &PyTuple_Type, &parts, &count, &seed, &PyTuple_Type, &dtypes, &array,
-                          &other))
+    PyObject *parts, *dtypes, *array, *other, *base = Py_None;
+    unsigned long long count, seed, length = 0;
+    if (!PyArg_ParseTuple(args, "O!KKO!OO|OK", &PyTuple_Type, &parts, &count, &seed, &PyTuple_Type, &dtypes, &array,
+                          &other, &base, &length))
         return NULL;
+    if (base != Py_None && (!PyObject_TypeCheck(base, type) || ((FrozenTableObject *)base)->base != NULL))
+        return PyErr_Format(PyExc_TypeError, "base: expected a table of this type that has no base");
+    if (base == Py_None)
+        length = count;
+    else if (length > INT64_MAX)
+        return frozen_damaged("a length out of range");
     if (PyTuple_Size(parts) < PARTS)
         return PyErr_Format(PyExc_ValueError, "parts: expected index, entries, blob and whatever else is to be kept");
     FrozenTableObject *self = (FrozenTableObject *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
@@ -165,6 +197,8 @@ static PyObject *FrozenTable_new(PyTypeObject *type, PyObject *args, PyObject *k
     self->dtypes = Py_NewRef(dtypes);
     self->array = Py_NewRef(array);
     self->other = Py_NewRef(other);
+    self->base = base == Py_None ? NULL : Py_NewRef(base);
+    self->length = length;
     if (!table_fill(self))
         Py_CLEAR(self);
     return (PyObject *)self;
@@ -175,7 +209,8 @@ static PyMethodDef FrozenTable_methods[] = {
      "get($self, key, /, default=None)\n--\n\nThe value of the key, or the default."},
     {"_iterate", (PyCFunction)(void (*)(void))FrozenTable_iterate, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      "_iterate($self, what, /)\n--\n\n"
-     "Return an iterator over the keys (0), the values (1) or the items (2)."},
+     "Return an iterator over the keys (0), the values (1) or the items (2); or over the keys that differ from the "
+     "base (3)."},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, "FrozenTable[K, V], for annotations."},
     {NULL, NULL, 0, NULL},
 };
@@ -183,7 +218,8 @@ static PyMethodDef FrozenTable_methods[] = {
 static PyGetSetDef FrozenTable_getset[] = {FROZEN_TABLE_FIELDS(CORE_GETSET){NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot FrozenTable_slots[] = {
-    {Py_tp_doc, "FrozenTable((index, entries, blob, ...), count, seed, dtypes, numpy.ndarray, other)."},
+    {Py_tp_doc, "FrozenTable((index, entries, blob, ...), count, seed, dtypes, numpy.ndarray, other, base=None, "
+                "length=0)."},
     {Py_tp_new, FrozenTable_new},
     {Py_tp_dealloc, FrozenTable_dealloc},
     {Py_tp_traverse, FrozenTable_traverse},
@@ -201,23 +237,67 @@ static PyType_Spec FrozenTable_spec = {"untorn._core.FrozenTable", sizeof(Frozen
 
 /* -- Iterating ---------------------------------------------------------------------------------------------------- */
 
+/* Move to the next record, of the base or of the table itself. 1: there is one; 0: there is none; -1: damage. */
+static int iterator_step(FrozenIteratorObject *self, struct frozen_record *record)
+{
+    FrozenTableObject *owner = self->owner;
+    for (;;) {
+        self->in_base = self->in_base && owner->base != NULL;
+        const struct frozen *table = self->in_base ? &base_of(owner)->table : &owner->table;
+        if (self->offset < table->entries_nbytes)
+            return frozen_read(table->entries, table->entries_nbytes, &self->offset, record) ? 1 : -1;
+        if (!self->in_base)
+            return 0;
+        self->in_base = false;
+        self->offset = 0;
+    }
+}
+
+/* The next entry that is in use, and the table that has its value. A key of the base stands at its place there, with
+ * its present value; a new one at the place of its last record. */
+static int iterator_find(FrozenIteratorObject *self, struct frozen_record *record, FrozenTableObject **owner)
+{
+    struct frozen_record other;
+    int found;
+    *owner = self->owner;
+    while ((found = iterator_step(self, record)) > 0 && self->owner->base != NULL) {
+        const struct frozen_key key = record->key;
+        enum frozen_answer answer;
+        if (self->in_base) {
+            answer = key_find(self->owner, &key, record, owner);
+        } else {
+            if (record->replaced || (record->kind == FROZEN_NO_KEY && self->what != ITERATE_CHANGED_KEYS))
+                continue;
+            if (self->what == ITERATE_CHANGED_KEYS)
+                break;
+            answer = frozen_find(&base_of(self->owner)->table, &key, &other);
+            *owner = self->owner;
+        }
+        if (answer == FROZEN_DAMAGED)
+            return -1;
+        if ((answer == FROZEN_FOUND) == self->in_base)
+            break;
+    }
+    return found;
+}
+
 static PyObject *FrozenIterator_next(PyObject *object)
 {
     FrozenIteratorObject *self = (FrozenIteratorObject *)object;
-    FrozenTableObject *owner = self->owner;
+    FrozenTableObject *owner;
     struct frozen_record record;
-    bool more, whole = true;
+    int found;
     OBJECT_LOCK(object);
-    more = self->left != 0;
-    if (more)
-        whole = frozen_read(owner->table.entries, owner->table.entries_nbytes, &self->offset, &record);
-    self->left = more && whole ? self->left - 1 : 0;
+    found = self->left == 0 ? 0 : iterator_find(self, &record, &owner);
+    if (found == 0 && self->left != 0)
+        found = -1;
+    self->left = found > 0 ? self->left - 1 : 0;
     OBJECT_UNLOCK();
-    if (!more)
+    if (found == 0)
         return NULL;
-    if (!whole)
+    if (found < 0)
         return frozen_damaged("an entry that ends outside the table");
-    if (self->what == ITERATE_KEYS)
+    if (self->what == ITERATE_KEYS || self->what == ITERATE_CHANGED_KEYS)
         return key_make(&record.key);
     if (self->what == ITERATE_VALUES)
         return value_make(owner, &record, 0);
@@ -261,7 +341,7 @@ static PyType_Spec FrozenIterator_spec = {"untorn._core.FrozenIterator", sizeof(
 
 bool module_add_frozen(PyObject *module)
 {
-    return type_add(module, &FrozenTable_spec, NULL) &&
+    return type_add(module, &FrozenTable_spec, &core_of_module(module)->frozen_table_type) &&
            type_add(module, &FrozenIterator_spec, &core_of_module(module)->frozen_iterator_type) &&
            module_add_frozen_build(module);
 }

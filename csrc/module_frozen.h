@@ -22,6 +22,8 @@ typedef struct {
     PyObject *parts;          /* the tuple that this was made of: index, entries, blob, and more for Python */
     PyObject *dtypes;         /* tuple of (dtype, itemsize): what ARRAY and SCALAR refer to */
     PyObject *array;          /* numpy.ndarray */
+    PyObject *base;           /* the table that this one changes, with no base of its own; NULL: none */
+    uint64_t length;          /* of the two together */
     PyObject *other;          /* (number, blob, offset, nbytes) -> the value of an OTHER */
 } FrozenTableObject;
 

@@ -46,8 +46,9 @@ static PyType_Spec FrozenMemory_spec = {"untorn._core.FrozenMemory", sizeof(Froz
 
 struct build {
     struct frozen_builder builder;
-    PyObject *pack;   /* (value) -> (kind, description, alignment, payload, shape); NULL: take plain values only */
-    PyObject *refuse; /* (path, problem) raises; problem: text, or what pack() raised; NULL: refuse without an error */
+    PyObject *pack;    /* (value) -> (kind, description, alignment, payload, shape); NULL: take plain values only */
+    PyObject *removed; /* the value of a key that is removed; NULL: there is none */
+    PyObject *refuse;  /* (path, problem) raises; problem: text, or what pack() raised; NULL: refuse without an error */
 };
 
 /* The place of a value in the tree: a key, or else an index. */
@@ -293,6 +294,11 @@ static bool value_put(struct build *build, PyObject *value, uint64_t place, cons
     return put;
 }
 
+static bool build_failed(const struct build *build)
+{
+    return build->builder.damaged ? frozen_damaged("its records do not fit together") != NULL : no_memory();
+}
+
 /* -- Entries ------------------------------------------------------------------------------------------------------ */
 
 static bool entry_put(struct build *build, PyObject *key, PyObject *value)
@@ -321,10 +327,12 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
                                                  "their arrays 32 GiB; make several of them"));
     if (place == FROZEN_NO_PLACE)
         return no_memory();
-    if (!value_put(build, value, place, &step, 0))
+    if (build->removed != NULL && value == build->removed)
+        frozen_put_removed(&build->builder);
+    else if (!value_put(build, value, place, &step, 0))
         return false;
     if (!frozen_entry_end(&build->builder, place))
-        return no_memory();
+        return build_failed(build);
     return build->builder.count % ENTRIES_PER_SIGNAL_CHECK != 0 || PyErr_CheckSignals() == 0;
 }
 
@@ -416,14 +424,23 @@ static PyObject *core_plain_unpack(PyObject *module, PyObject *args)
 
 static PyObject *core_frozen_build(PyObject *module, PyObject *args)
 {
-    PyObject *data, *index = NULL, *entries = NULL, *blob = NULL, *result = NULL;
+    PyObject *data, *table = Py_None, *index = NULL, *entries = NULL, *blob = NULL, *result = NULL;
     unsigned long long spare_seed;
     struct build build = {0};
-    if (!PyArg_ParseTuple(args, "OKOO", &data, &spare_seed, &build.pack, &build.refuse))
+    int changes = 0;
+    PyTypeObject *type = core_of_module(module)->frozen_table_type;
+    if (!PyArg_ParseTuple(args, "OKOO|OOp", &data, &spare_seed, &build.pack, &build.refuse, &build.removed, &table,
+                          &changes))
         return NULL;
+    if (table != Py_None && !PyObject_TypeCheck(table, type))
+        return PyErr_Format(PyExc_TypeError, "under: expected a FrozenTable, found %R", Py_TYPE(table));
+    FrozenTableObject *under = table == Py_None ? NULL : (FrozenTableObject *)table;
     struct frozen_builder *builder = &build.builder;
     const bool dict = PyDict_CheckExact(data);
-    bool built = frozen_builder_begin(builder, dict ? (uint64_t)PyDict_Size(data) : 0, spare_seed) || no_memory();
+    bool built = under == NULL ? frozen_builder_begin(builder, dict ? (uint64_t)PyDict_Size(data) : 0, spare_seed)
+                               : frozen_builder_continue(builder, &under->table, under->buffers[PART_BLOB].buf,
+                                                         (uint64_t)under->buffers[PART_BLOB].len, spare_seed);
+    built = built || build_failed(&build);
     if (built && dict) {
         OBJECT_LOCK(data);
         built = entries_of_dict(&build, data);
@@ -431,7 +448,8 @@ static PyObject *core_frozen_build(PyObject *module, PyObject *args)
     } else if (built) {
         built = entries_of_pairs(&build, data);
     }
-    built = built && (frozen_builder_end(builder) || no_memory());
+    built = built &&
+            ((changes ? frozen_builder_end_changes(builder) : frozen_builder_end(builder)) || build_failed(&build));
     const struct core *core = core_of_module(module);
     if (built && (index = memory_make(core, &builder->index)) != NULL &&
         (entries = memory_make(core, &builder->entries)) != NULL && (blob = memory_make(core, &builder->blob)) != NULL)
@@ -446,8 +464,9 @@ static PyObject *core_frozen_build(PyObject *module, PyObject *args)
 
 static PyMethodDef build_functions[] = {
     {"frozen_build", core_frozen_build, METH_VARARGS,
-     "frozen_build($module, data, spare_seed, pack, refuse, /)\n--\n\n"
-     "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py."},
+     "frozen_build($module, data, spare_seed, pack, refuse, removed=None, under=None, changes=False, /)\n--\n\n"
+     "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py. It begins with the entries of "
+     "`under`, without those of its base; the value `removed` removes a key; with `changes`, removed keys stay."},
     {"plain_pack", core_plain_pack, METH_O,
      "plain_pack($module, value, /)\n--\n\n"
      "Return the bytes of a FrozenDict's node with this value; None if it contains other than plain values, or is "

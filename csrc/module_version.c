@@ -66,13 +66,16 @@ static enum status draft_publish(const DraftObject *draft, PyObject *plan, uint6
     if (status != STATUS_OK || capacity < nbytes)
         return status == STATUS_OK ? STATUS_FORMAT : status;
     memcpy(address + sizeof(struct slot_header), schema, schema_nbytes);
-    *(struct slot_header *)address = (struct slot_header){
+    const struct slot_header header = {
         .version = version,
         .published_ns = clock_wall_ns(),
         .nbytes = nbytes,
         .schema_nbytes = schema_nbytes,
         .schema_id = schema_id,
     };
+    status = attachment_finish(a, draft->slot, &header);
+    if (status != STATUS_OK)
+        return status;
     channel_publish(&a->channel, version, draft->slot);
     *latest = latest_make(version, draft->slot);
     return STATUS_OK;

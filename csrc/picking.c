@@ -114,17 +114,27 @@ static void inherited_drop(struct attachment *a, uint64_t free)
         gaps_punch(a, (uint64_t)stat.st_size);
 }
 
+/* The slots that may not be written: those of channel_taken(), and the bases of the versions in them. */
+static uint64_t attachment_taken(const struct attachment *a)
+{
+    const uint64_t taken = channel_taken(&a->channel);
+    uint64_t bases = 0;
+    for (unsigned slot = 0; slot < a->channel.max_slots; slot++)
+        bases |= (taken & slot_bit(slot)) != 0 ? a->bases[slot] : 0;
+    return taken | bases;
+}
+
 /* The slots that this publisher may write, or give space to. */
 static uint64_t slots_free(struct attachment *a)
 {
-    uint64_t free = ~channel_taken(&a->channel);
+    uint64_t free = ~attachment_taken(a);
     inherited_drop(a, free);
     return free & ~a->inherited;
 }
 
 enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigned *slot)
 {
-    uint64_t free = ~channel_taken(&a->channel);
+    uint64_t free = ~attachment_taken(a);
     return slot_find(a->channel.control, free, nbytes, UINT64_MAX, slot) ? STATUS_OK : STATUS_NO_SLOT;
 }
 
@@ -133,7 +143,7 @@ enum status attachment_pick_ready(struct attachment *a, uint64_t nbytes, unsigne
  * their bytes is a signal, which cannot be avoided. */
 static enum status truncated_drop(struct attachment *a, uint64_t file_nbytes)
 {
-    uint64_t free = ~channel_taken(&a->channel);
+    uint64_t free = ~attachment_taken(a);
     bool lost = false;
     a->reserved_nbytes = file_nbytes;
     if (file_nbytes < sizeof(struct data_header)) /* otherwise nobody could attach any more */
@@ -203,14 +213,23 @@ enum status attachment_pick(struct attachment *a, uint64_t nbytes, unsigned *slo
     return status;
 }
 
+void attachment_trim(struct attachment *a, uint64_t most)
+{
+    pthread_mutex_lock(&a->lock);
+    const uint64_t free = a->role == ROLE_PUBLISHER && !a->forked ? slots_free(a) : 0;
+    for (unsigned slot = 0; slot < a->channel.max_slots; slot++)
+        if ((free & slot_bit(slot)) != 0 && shared_load_relaxed(&a->channel.control->slots[slot].capacity) > most)
+            slot_release(a, slot);
+    pthread_mutex_unlock(&a->lock);
+}
+
 static enum status grow_locked(struct attachment *a, uint64_t nbytes)
 {
     unsigned slot;
-    uint64_t free = ~channel_taken(&a->channel);
+    uint64_t free = ~attachment_taken(a);
     if (slot_find(a->channel.control, free, nbytes, UINT64_MAX, &slot))
         return STATUS_OK;
-    if (attachment_reclaim(a) != 0 &&
-        slot_find(a->channel.control, ~channel_taken(&a->channel), nbytes, UINT64_MAX, &slot))
+    if (attachment_reclaim(a) != 0 && slot_find(a->channel.control, ~attachment_taken(a), nbytes, UINT64_MAX, &slot))
         return STATUS_OK;
     if (!slot_find(a->channel.control, free, 0, 0, &slot))
         return STATUS_NO_SLOT;

@@ -14,6 +14,7 @@ from untorn import _core
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
 from untorn.share import storage
 from untorn.share.caching import Results
+from untorn.share.frozen_dict import Changes, FrozenDict
 from untorn.share.layout import UNREADABLE, Decoder, unreadable
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Address
@@ -52,10 +53,22 @@ class Attached:
         repeats, self._last_schema_id = schema_id == self._last_schema_id, schema_id
         decoder = self.decoder(hold, allow_pickle)
         value = decoder.value(hold)
+        if type(value) is Changes:
+            return self._over_base(value, hold, allow_pickle)
         if repeats and schema_id not in self._plans:
             self._plans[schema_id] = tree_plan_of(decoder.schema, decoder.payload, decoder.slot_nbytes)
             _drop_oldest(self._plans, _MAX_DECODERS)
         return value
+
+    def _over_base(self, changes: Changes, hold: _core.Hold, allow_pickle: bool) -> FrozenDict[Any, Any]:
+        try:
+            base = hold.base()
+        except _core.StatusError:
+            raise FormatError(
+                f"channel {self.address.label!r}, version {hold.version}: it consists of changes of another version, "
+                "which is not in its slot; the channel's file is damaged"
+            ) from None
+        return changes.over(self.value(base, allow_pickle))
 
     def decoder(self, hold: _core.Hold, allow_pickle: bool = False, *, arrays: bool = False) -> Decoder:
         """Return the decoder of a pinned version, which is kept while the schema stays the same."""

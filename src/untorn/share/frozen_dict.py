@@ -8,6 +8,11 @@
 It is built once, in one pass. Its parts are a few arrays that are valid in every process (csrc/frozen.h describes their
 bytes), so a publisher copies them and a reader looks up in them at once: nothing is rebuilt or unpickled, and each
 additional process needs almost no memory. A lookup makes a new object of the value, except that arrays are views.
+
+A version of a channel may consist of the changes of an older version, its *base*: a table of the keys that were set
+or removed since. Both are looked up in place, the changes first::
+
+    FrozenDict ──> _core.FrozenTable of the changes ──base──> FrozenDict in the older version's slot
 """
 
 from __future__ import annotations
@@ -28,13 +33,19 @@ from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.share.described import items_of, read_dtype
 from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, pack
 from untorn.share.specs import array_spec
+from untorn.trees import Spec
 
-__all__ = ["ADAPTERS", "FrozenDict"]
+__all__ = ["ADAPTERS", "REMOVED", "Changes", "FrozenDict", "is_table"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_FORMAT = 1
+_FORMAT, _FORMAT_OF_CHANGES = 1, 2
+_FORMATS = (_FORMAT, _FORMAT_OF_CHANGES)
+#: the value of a key that is removed
+REMOVED: Any = object()
+#: the first bytes of the documents of changes
+_BEGINNING_OF_CHANGES = b'{"format":2,'
 _SHOWN_ENTRIES = 5
 _SHOWN_STEPS = 8
 _OTHER_ALIGNMENT = 64
@@ -73,11 +84,8 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
     def __new__(  # noqa: D102 (as a constructor, it is described by its class)
         cls, data: Mapping[K, V] | Iterable[tuple[K, V]] = (), /, *, allow_pickle: bool = False
     ) -> Self:
-        packing = _Packing(allow_pickle)
         source = data if type(data) is dict or not isinstance(data, Mapping) else data.items()
-        *memory, entries, seed = _core.frozen_build(source, secrets.randbits(64), packing.pack, packing.refuse)
-        parts = dict(zip(("index", "entries", "blob"), memory, strict=True))
-        return cls.of_parts({**parts, "documents": packing.documents(entries, seed)}, allow_pickle=allow_pickle)
+        return cls.of_parts(_built(source, allow_pickle), allow_pickle=allow_pickle)
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, Any], *, allow_pickle: bool = False) -> Self:
@@ -86,31 +94,69 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         The arrays must not change any more. Raises FormatError if they do not fit together; other damage in their bytes
         is a FormatError of the lookup that finds it.
         """
+        return cls._over(None, parts, allow_pickle)
+
+    @classmethod
+    def _over(cls, base: FrozenDict[K, V] | None, parts: Mapping[str, Any], allow_pickle: bool) -> Self:
+        """Return a FrozenDict over its own parts, or over those of the changes of a base."""
         missing = {"index", "entries", "blob", "documents"} - parts.keys()
         if missing:
             raise FormatError(f"parts of a FrozenDict: {', '.join(sorted(missing))} missing")
         index, entries, blob = (_flat(name, parts[name]) for name in ("index", "entries", "blob"))
-        try:
-            documents = bytes(memoryview(parts["documents"]))
-        except (TypeError, ValueError):
-            found = type(parts["documents"]).__name__
-            raise FormatError(f"parts of a FrozenDict: documents: expected bytes, found {found}") from None
-        count, seed, dtypes, schemas = _read_documents(documents)
+        documents = _documents_of(parts)
+        count, length, seed, dtypes, schemas = _read_documents(
+            documents, _FORMAT if base is None else _FORMAT_OF_CHANGES
+        )
         sized = tuple((dtype, dtype.itemsize) for dtype in dtypes)
-        kept = (index, entries, blob, documents, allow_pickle)
+        kept = (index, entries, blob, documents, base, allow_pickle)
+        others = _Others(schemas, allow_pickle)
         # passes NumPy's type of arrays, since the core does not import NumPy
-        return _core.FrozenTable.__new__(cls, kept, count, seed, sized, np.ndarray, _Others(schemas, allow_pickle))
+        return _core.FrozenTable.__new__(cls, kept, count, seed, sized, np.ndarray, others, base, length)
 
     def parts(self) -> dict[str, Any]:
         """Return the parts as read-only views: ``index`` (uint64), ``entries`` and ``blob`` (uint8), and the bytes
-        ``documents``. of_parts() takes them, or copies of them, in any process."""
-        index, entries, blob, documents, _ = self._parts
+        ``documents``. of_parts() takes them, or copies of them, in any process.
+
+        Those of a version that consists of changes are built first, as those of one table."""
+        index, entries, blob, documents, base, _ = self._parts
+        if base is not None:
+            return self.compacted().parts()
         return {"index": index.view(np.uint64), "entries": entries, "blob": blob, "documents": documents}
 
     @property
     def nbytes(self) -> int:
         """The size of all parts, in bytes."""
-        return sum(memoryview(part).nbytes for part in self.parts().values())
+        *parts, base, _ = self._parts
+        return sum(memoryview(part).nbytes for part in parts) + (0 if base is None else base.nbytes)
+
+    @property
+    def changes_nbytes(self) -> int:
+        """The size of the changes since the base, in bytes; 0 if this has no base (see Publisher.edit())."""
+        base = self._parts[-2]
+        return 0 if base is None else self.nbytes - base.nbytes
+
+    def compacted(self) -> FrozenDict[K, V]:
+        """Return the same as one table without a base, in private memory; this one itself if it has none."""
+        *_, base, allow_pickle = self._parts
+        if base is None:
+            return self
+        if base.parts()["blob"].nbytes:  # values in the blob may be replaced, and only this leaves them out
+            return type(self)(self.items(), allow_pickle=allow_pickle)
+        parts = _built(self._changed_items(), allow_pickle, under=base)
+        return type(self).of_parts(parts, allow_pickle=allow_pickle)
+
+    def _changed_items(self) -> Iterator[tuple[K, V]]:
+        """Yield what a base needs to equal this: set keys with their values, and removed keys with REMOVED."""
+        for key in self._iterate(3):
+            yield key, self.get(key, REMOVED)
+
+    def changed(self, changes: Mapping[K, Any], length: int) -> Changes:
+        """Return the changes since the base, or since this if it has none, with these added: keys with new values or
+        REMOVED. ``length`` is the number of entries afterwards."""
+        *_, base, allow_pickle = self._parts
+        under = None if base is None else self
+        parts = _built(changes, allow_pickle, under=under, length=length)
+        return Changes(parts, allow_pickle, self if base is None else base)
 
     def __iter__(self) -> Iterator[K]:
         keys: Iterator[K] = self._iterate(0)
@@ -149,6 +195,57 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         return f"{type(self).__name__}({{{', '.join(shown)}}})"
 
 
+def is_table(spec: Spec) -> bool:
+    """Return whether a version of this structure is a FrozenDict."""
+    return spec.kind == "adapter" and bool(spec.detail[0] == FROZEN_DICT)
+
+
+class Changes:
+    """The changes of a FrozenDict that is an older version: what lies in a slot with a base.
+
+    Args:
+        parts: as FrozenDict.parts() returns them.
+        allow_pickle: as for FrozenDict.
+        base: the older version, if it is known.
+    """
+
+    def __init__(self, parts: dict[str, Any], allow_pickle: bool, base: FrozenDict[Any, Any] | None = None) -> None:
+        self.parts = parts
+        self.base = base
+        self._allow_pickle = allow_pickle
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all parts, in bytes."""
+        return sum(memoryview(part).nbytes for part in self.parts.values())
+
+    def over(self, base: object) -> FrozenDict[Any, Any]:
+        """Return the FrozenDict with these changes. Raises FormatError unless ``base`` is one without a base."""
+        if type(base) is not FrozenDict:
+            raise FormatError(f"a version has changes of a FrozenDict, but its base is a {type(base).__name__}")
+        return FrozenDict._over(base, self.parts, self._allow_pickle)  # noqa: SLF001 (of this module)
+
+
+def _built(
+    source: Any,
+    allow_pickle: bool,
+    *,
+    under: FrozenDict[Any, Any] | None = None,
+    length: int | None = None,
+) -> dict[str, Any]:
+    """Return the parts of a table with these entries, and before them those of ``under``. With ``length`` it is a table
+    of changes."""
+    packing = _Packing(allow_pickle)
+    if under is not None:
+        packing.begin(under._parts[3])  # noqa: SLF001 (of this module)
+    *memory, entries, seed = _core.frozen_build(
+        source, secrets.randbits(64), packing.pack, packing.refuse, REMOVED, under, length is not None
+    )
+    index, *rest = map(_flat, ("index", "entries", "blob"), memory)
+    parts = dict(zip(("index", "entries", "blob"), (index.view(np.uint64), *rest), strict=True))
+    return {**parts, "documents": packing.documents(entries, seed, length)}
+
+
 def _unpickle(cls: type[FrozenDict[Any, Any]], parts: dict[str, Any], allow_pickle: bool) -> FrozenDict[Any, Any]:
     return cls.of_parts(parts, allow_pickle=allow_pickle)
 
@@ -185,6 +282,12 @@ class _Packing:
         self._dtypes: dict[np.dtype[Any], int] = {}
         self._schemas: dict[bytes, int] = {}
 
+    def begin(self, documents: bytes) -> None:
+        """Take over the descriptions to which the entries of a table refer."""
+        *_, dtypes, schemas = _read_documents(documents, *_FORMATS)
+        self._dtypes = {dtype: number for number, dtype in enumerate(dtypes)}
+        self._schemas = {schema: number for number, schema in enumerate(schemas)}
+
     def pack(self, value: Any) -> tuple[int, int, int, Any, tuple[int, ...]]:
         """Return (kind, number of the description, alignment, bytes, shape) of a value."""
         kind = _core.FROZEN_ARRAY if type(value) in (np.ndarray, np.memmap) else _core.FROZEN_SCALAR
@@ -215,11 +318,13 @@ class _Packing:
         error = UnsupportedTypeError(f"{where}{'/' if inside else ': '}{text.removeprefix(_ROOT)}")
         raise error from (problem if isinstance(problem, Exception) else None)
 
-    def documents(self, entries: int, seed: int) -> bytes:
+    def documents(self, entries: int, seed: int, length: int | None = None) -> bytes:
         """Return the descriptions that entries refer to by number, and what else the core needs."""
+        changes = {} if length is None else {"length": length}
         document = {
-            "format": _FORMAT,
+            "format": _FORMAT if length is None else _FORMAT_OF_CHANGES,
             "entries": entries,
+            **changes,
             "seed": f"{seed:016x}",
             "dtypes": [np.lib.format.dtype_to_descr(dtype) for dtype in self._dtypes],
             "schemas": [schema.decode() for schema in self._schemas],
@@ -233,21 +338,38 @@ def _bytes_of(array: NDArray[Any]) -> Any:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _read_documents(documents: bytes) -> tuple[int, int, tuple[np.dtype[Any], ...], list[bytes]]:
+def _documents_of(parts: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes(memoryview(parts["documents"]))
+    except (TypeError, ValueError):
+        found = type(parts["documents"]).__name__
+        raise FormatError(f"parts of a FrozenDict: documents: expected bytes, found {found}") from None
+
+
+def _read_documents(documents: bytes, *formats: int) -> tuple[int, int, int, tuple[np.dtype[Any], ...], list[bytes]]:
+    """Return the number of entries, the length with a base, the seed, and the descriptions."""
     try:
         document = json.loads(documents)
         found = document["format"]
-        if found == _FORMAT:
+        if found in formats:
             count, seed = document["entries"], int(document["seed"], 16)
-            if type(count) is not int or count not in range(2**63) or seed not in range(2**64):
+            length = document["length"] if found == _FORMAT_OF_CHANGES else count
+            if not _is_count(count) or not _is_count(length) or seed not in range(2**64):
                 raise ValueError("a number out of its range")
             dtypes = tuple(map(read_dtype, items_of(document["dtypes"])))
-            return count, seed, dtypes, [schema.encode() for schema in items_of(document["schemas"])]
+            return count, length, seed, dtypes, [schema.encode() for schema in items_of(document["schemas"])]
     except MALFORMED as error:
         raise FormatError(
             f"the documents of a FrozenDict cannot be read ({type(error).__name__}: {error}); they are damaged"
         ) from error
+    if found in _FORMATS:
+        what = "the changes of another version" if found == _FORMAT_OF_CHANGES else "a whole FrozenDict"
+        raise FormatError(f"found {what} where {'it' if found == _FORMAT_OF_CHANGES else 'changes'} cannot be")
     raise FormatError(f"a FrozenDict of format {found!r}; this version of untorn reads format {_FORMAT}")
+
+
+def _is_count(found: Any) -> bool:
+    return type(found) is int and found in range(2**63)
 
 
 def _flat(name: str, part: Any) -> NDArray[np.uint8]:
@@ -284,13 +406,16 @@ class _Others:
         return decoder.value(blob[offset : offset + nbytes])
 
 
-ADAPTERS = (
-    Adapter(
-        FROZEN_DICT,
-        lambda cls: cls is FrozenDict,
-        lambda value: Parts(None, value.parts()),
-        lambda _, parts, allow_pickle: FrozenDict.of_parts(parts, allow_pickle=allow_pickle),
-        unpickles=True,
-    ),
-)
+def _take_apart(value: FrozenDict[Any, Any] | Changes) -> Parts:
+    return Parts(None, value.parts if isinstance(value, Changes) else value.parts())
+
+
+def _put_together(_: Any, parts: dict[str, Any], allow_pickle: bool) -> FrozenDict[Any, Any] | Changes:
+    """Return a FrozenDict, or the changes of one that is another version."""
+    if _documents_of(parts).startswith(_BEGINNING_OF_CHANGES):
+        return Changes(parts, allow_pickle)
+    return FrozenDict.of_parts(parts, allow_pickle=allow_pickle)
+
+
+ADAPTERS = (Adapter(FROZEN_DICT, lambda cls: cls in (FrozenDict, Changes), _take_apart, _put_together, unpickles=True),)
 register_library("untorn", __name__)

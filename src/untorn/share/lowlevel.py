@@ -71,6 +71,7 @@ from untorn.share.layout import MALFORMED, Decoder, Layout
 from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
 from untorn.share.queue_files import remove_unused as remove_queue
 from untorn.share.queue_inspect import QueueState, QueueView, queue_files_of
+from untorn.share.received import whole_version
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, class_at, flatten
 from untorn.share.storage import (
@@ -198,7 +199,7 @@ def read_value(snapshot: Snapshot, *, arrays: bool = False) -> Any:
     if not arrays:
         return snapshot.value
     hold, decoder = _opened(snapshot, arrays)
-    return decoder.value(hold)
+    return snapshot.value if hold.base_version else decoder.value(hold)
 
 
 def copy_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
@@ -211,14 +212,14 @@ def copy_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
         ...     params = copy_value(weights.subscriber().snapshot())
         >>> params["w"] += 1
     """
-    hold, decoder = _opened(snapshot, arrays)
-    value: T = decoder.value(bytearray(memoryview(hold)))
-    return value
+    return copy_with_extra(snapshot, arrays=arrays)[0]
 
 
 def copy_with_extra(snapshot: Snapshot[T], *, arrays: bool = False) -> tuple[T, Any]:
     """Return copies of the value and of the tree beside it (or None), as copy_value() does."""
     hold, decoder = _opened(snapshot, arrays)
+    if hold.base_version:
+        return _compacted(snapshot), None
     memory = bytearray(memoryview(hold))
     return decoder.value(memory), decoder.extra(memory)
 
@@ -228,8 +229,13 @@ def private_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
     written to. Other processes and ``Snapshot.value`` do not see these writes; all private values of a snapshot share
     one mapping. Raises what ``Snapshot.value`` does."""
     hold, decoder = _opened(snapshot, arrays)
-    value: T = decoder.value(hold.private())
+    value: T = _compacted(snapshot) if hold.base_version else decoder.value(hold.private())
     return value
+
+
+def _compacted(snapshot: Snapshot) -> Any:
+    """Return a FrozenDict that consists of changes of another version as one table, in private memory."""
+    return snapshot.value.compacted()
 
 
 def _opened(snapshot: Snapshot, arrays: bool = False) -> tuple[_core.Hold, Decoder]:
@@ -300,7 +306,8 @@ def raw_version(snapshot: Snapshot) -> memoryview:
 
     The bytes name no address and no file, and so mean the same in every process and on every machine of the same byte
     order. They also state the version's number and the time at which it was published, but a channel that receives them
-    sets its own. Does not block. Raises ClosedError after Snapshot.close().
+    sets its own. A FrozenDict that consists of changes of an older version is copied, as a whole one. Does not block.
+    Raises ClosedError after Snapshot.close().
 
     Example:
         >>> import numpy as np, untorn
@@ -312,7 +319,10 @@ def raw_version(snapshot: Snapshot) -> memoryview:
         >>> weights.close(), copy.close()
         (None, None)
     """
-    return memoryview(snapshot._held()).toreadonly()
+    hold = snapshot._held()
+    if not hold.base_version:
+        return memoryview(hold).toreadonly()
+    return whole_version(_compacted(snapshot), hold.version, hold.published_ns)
 
 
 def publish_raw(

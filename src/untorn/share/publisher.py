@@ -22,11 +22,13 @@ from untorn.first_guesses import only_known_arguments, unknown_arguments, unknow
 from untorn.share import notes, storage
 from untorn.share.attached import drop_dead_attachments
 from untorn.share.edit import Edit
+from untorn.share.frozen_dict import Changes
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import InsidePacked
 from untorn.share.storage import Address, Files
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
+from untorn.share.table_edit import TableEdit
 from untorn.share.versions import (
     FREE_SLOT_TIMEOUT_S,
     Planned,
@@ -330,6 +332,7 @@ class Publisher(Generic[T]):
         # handler or in a finalizer. It then finds the flag, which is set and cleared under the lock.
         self._lock = threading.RLock()
         self._is_writing = False
+        self._reader: Subscriber[Any] | None = None  # of this channel, for edit() of a FrozenDict
 
     # -- properties
 
@@ -448,6 +451,11 @@ class Publisher(Generic[T]):
             raise unknown_arguments("patch", (changes, *more), unknown, guesses=guesses, instead=instead)
         if not isinstance(changes, Mapping):
             raise TypeError(f"changes: expected a dict of path to value, found {type(changes).__name__}")
+        if self._versions.is_table and "" not in changes:
+            with self.edit(timeout_s=timeout_s) as table:
+                assert isinstance(table, TableEdit)
+                table.update(changes)
+                return self.version + 1
         trees = {path: self._tree(value, str(path).strip("/")) for path, value in changes.items()}
         return self._write("patch", lambda versions: versions.patch(trees, timeout_s))
 
@@ -464,6 +472,9 @@ class Publisher(Generic[T]):
 
         Arrays may be changed in place, which costs no copy on exit, or replaced; the structure may change as well.
         After the block the arrays are read-only.
+
+        If the value is a FrozenDict, the block gets a mutable mapping: set and delete keys. The cost depends on what
+        changed since the version was last written as a whole (docs/guide/dictionary.md).
 
         Args:
             copy: begin with the newest version, which costs a copy of its bytes. With False the NumPy arrays contain
@@ -497,6 +508,9 @@ class Publisher(Generic[T]):
                 self._is_writing = True
                 self._look_after_name()
                 versions = self._versions
+                if versions.is_table and leaves is None:
+                    yield from self._edit_table(versions, timeout_s)
+                    return
                 begun = versions.begin_planned(copy) if leaves is None else None
                 if begun is not None:
                     yield from self._edit_planned(versions, *begun, timeout_s)
@@ -540,6 +554,24 @@ class Publisher(Generic[T]):
                 raise meaning(error, self._label) from None
             finally:
                 self._is_writing = False
+
+    def _edit_table(self, versions: Versions, timeout_s: float) -> Iterator[Any]:
+        """Run the rest of _edit() for a FrozenDict. The snapshot keeps its base until the next version is published."""
+        if self._reader is None:
+            self._reader = self.subscriber(allow_pickle=self._allow_pickle)
+        with self._reader.snapshot() as snapshot:
+            table: Any = snapshot.value
+            edit = TableEdit(table)
+            try:
+                yield edit
+                made = edit.collect()
+            finally:
+                edit.end()
+            tree = Tree.of(made, allow_pickle=self._allow_pickle)
+            if isinstance(made, Changes):
+                versions.publish_changes(tree, snapshot.base(), timeout_s)
+            else:
+                versions.publish(tree, timeout_s)
 
     def _edit_planned(self, versions: Versions, planned: Planned, draft: _core.Draft, timeout_s: float) -> Iterator[T]:
         """Run the rest of _edit() for a tree whose arrays were all changed in place, or replaced by others."""
@@ -667,6 +699,7 @@ class Publisher(Generic[T]):
                     versions.name.unlink()
                 _end_living(versions.attachment)
             versions.attachment.retire()
+            self._reader = None
             if versions.name is not None and not forked:
                 versions.name.close()
             self._open_versions = None

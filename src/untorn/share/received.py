@@ -17,11 +17,12 @@ import numpy as np
 from untorn import _core
 from untorn.errors import FormatError
 from untorn.share.described import items_of, name_of
-from untorn.share.layout import Decoder
+from untorn.share.layout import Decoder, Layout
+from untorn.share.specs import flatten
 from untorn.share.views import array_over
 from untorn.trees import Path
 
-__all__ = ["Room", "received_schema"]
+__all__ = ["Room", "received_schema", "whole_version"]
 
 #: of a slot's header: version, published_ns, nbytes, schema_nbytes, schema_id
 _HEADER = struct.Struct("<QqQQQ")
@@ -49,6 +50,18 @@ def received_schema(memory: memoryview, known: bytes | None) -> bytes:
     if schema != known:
         _StructureCheck(schema, nbytes, allow_pickle=True)
     return schema
+
+
+def whole_version(value: Any, version: int, published_ns: int) -> memoryview:
+    """Return the bytes of a version with this value, as a slot has them."""
+    spec, leaves = flatten(value)
+    layout = Layout(spec)
+    memory = bytearray(layout.nbytes)
+    _HEADER.pack_into(memory, 0, version, published_ns, layout.nbytes, len(layout.schema), version)
+    memory[_core.HEADER_NBYTES : layout.payload] = layout.schema.ljust(layout.payload - _core.HEADER_NBYTES, b"\0")
+    for index, leaf in enumerate(leaves):
+        layout.write_leaf(memory, index, leaf)
+    return memoryview(memory).toreadonly()
 
 
 class Room:

@@ -29,6 +29,7 @@ from untorn import _core
 from untorn.errors import CapacityError, ClosedError, FormatError
 from untorn.share import storage
 from untorn.share.fixed import check_structure
+from untorn.share.frozen_dict import is_table
 from untorn.share.layout import Layout
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import InsidePacked, New, Place, expanded, find, leaf_count, replaced
@@ -45,6 +46,8 @@ FREE_SLOT_TIMEOUT_S = 5.0
 _VERSION = struct.Struct("<Q")
 #: version numbers have 58 bits
 _VERSIONS_END = 1 << 58
+#: space that is not worth giving back
+_SMALL_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ class Versions:
         """The layout of the newest version; None before the first, and if it did not come as a value."""
         return self._known().layout
 
+    @property
+    def is_table(self) -> bool:
+        """Whether the newest version is a FrozenDict that this process published."""
+        layout = self.layout
+        return layout is not None and layout.extra is None and is_table(layout.spec)
+
     def _known(self) -> _Known:
         """Return the knowledge of the newest version, which an interrupted publish() may not have adopted yet."""
         version = self.attachment.version
@@ -181,6 +190,29 @@ class Versions:
         if repeats:
             self._plan()
         return version
+
+    def publish_changes(self, tree: Tree, base: tuple[int, int], timeout_s: float) -> int:
+        """Publish the next version, as changes of an older one that a reader of this process holds. Returns its number.
+
+        Args:
+            tree: the changes (frozen_dict.py).
+            base: the version that they change, which is no change itself, and its slot.
+            timeout_s: how long to wait for a slot, in seconds.
+        """
+        layout = Layout(tree.spec)
+        room = layout.nbytes + layout.nbytes // 8  # since changes grow, so that a slot is used more than once
+        self._trim(room)
+        slot, draft = self.begin(room, timeout_s)
+        for index, leaf in enumerate(tree.leaves):
+            layout.write_leaf(draft, index, leaf)
+        layout.write_schema(draft)
+        return self.finish(layout, slot, None, base=base)
+
+    def _trim(self, nbytes: int) -> None:
+        """Give back the space of versions that were a base: it would be kept for versions of this size."""
+        self._settle()
+        self._table = None
+        self.attachment.trim(max(_SMALL_NBYTES, 4 * nbytes))
 
     # -- versions with the structure of the newest one, in one call. The core leaves a slot without a version until it
     # is complete, and _known() notices versions that it did not make, so an interrupt may come at any step
@@ -405,9 +437,11 @@ class Versions:
         except OSError as error:
             raise labelled(error, self._label) from None
 
-    def finish(self, layout: Layout, slot: int, changed: Iterable[int] | None) -> int:
+    def finish(
+        self, layout: Layout, slot: int, changed: Iterable[int] | None, *, base: tuple[int, int] = (0, 0)
+    ) -> int:
         """Make a complete slot the latest. ``changed`` are the leaves that differ from the previous version; None for
-        all."""
+        all. ``base``: the version that this one changes, and its slot; (0, 0) for none."""
         known = self._known()
         version = known.version + 1
         if version >= _VERSIONS_END:
@@ -422,11 +456,11 @@ class Versions:
             changed_at[list(changed)] = version
         schema_id = known.schema_id if known.schema == layout.schema else version
         coming = _Known(version, layout, layout.schema, layout.nbytes, schema_id, changed_at)
-        return self._make_latest(slot, coming)
+        return self._make_latest(slot, coming, base[0] << 6 | base[1])
 
-    def _make_latest(self, slot: int, coming: _Known) -> int:
+    def _make_latest(self, slot: int, coming: _Known, base: int = 0) -> int:
         attachment, version = self.attachment, coming.version
-        attachment.finish(slot, version, coming.nbytes, len(coming.schema or b""), coming.schema_id)
+        attachment.finish(slot, version, coming.nbytes, len(coming.schema or b""), coming.schema_id, base)
         self._sync_data()
         self._settled = False
         self._coming = coming

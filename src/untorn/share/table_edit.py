@@ -1,0 +1,113 @@
+"""Change a FrozenDict that a channel holds: what Publisher.edit() and patch() do if the newest version is one.
+
+A version is a whole table, or the changes of an older one that is whole, its *base*::
+
+    version     1        2              3                        90              91
+    slot        0        1              2                        0               1
+                table    changes of 1   changes of 1   ...       table           changes of 90
+                  ^         |              |                        ^               |
+                  +---------+--------------+                        +---------------+
+
+All changes since the base are written anew in each version, so this costs in proportion to them. If they would be
+larger than a share of the base, the next version is a whole table again (it is *compacted*), and costs in proportion to
+that.
+
+A base stays in its slot as long as a version that refers to it is the newest or held (csrc/picking.c), so no reader is
+stopped, and a publisher that is killed anywhere leaves the newest version with its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from untorn.errors import ClosedError
+from untorn.share.frozen_dict import REMOVED, Changes, FrozenDict
+
+__all__ = ["TableEdit", "next_table"]
+
+#: changes may have this share of the size of their base: 1 / 8
+_MAX_SHARE = 8
+
+
+def next_table(table: FrozenDict[Any, Any], changes: Mapping[Any, Any], length: int) -> Changes | FrozenDict[Any, Any]:
+    """Return what to publish for a table with these changes: the changes of its base, or a whole table."""
+    made = table.changed(changes, length)
+    assert made.base is not None
+    return made if made.nbytes * _MAX_SHARE <= made.base.nbytes else made.over(made.base).compacted()
+
+
+class TableEdit(MutableMapping[Any, Any]):
+    """A FrozenDict that is being changed, in the block of Publisher.edit(). It can be used as a dict.
+
+    Nothing is written to shared memory before the block ends. Values are stored as they are then, so a list may be
+    changed after it was set. Arrays that are read are views of the version before. Iteration is in the order of the
+    FrozenDict, then of new keys.
+    """
+
+    def __init__(self, table: FrozenDict[Any, Any]) -> None:
+        self._table: FrozenDict[Any, Any] | None = table
+        self._changes: dict[Any, Any] = {}
+
+    def _open(self) -> FrozenDict[Any, Any]:
+        table = self._table
+        if table is None:
+            raise ClosedError("this block of edit() has ended; begin another one to change the FrozenDict")
+        return table
+
+    def collect(self) -> Changes | FrozenDict[Any, Any]:
+        """Return what is to be published, in private memory."""
+        return next_table(self._open(), self._changes, len(self))
+
+    def end(self) -> None:
+        """End the block."""
+        self._table, self._changes = None, {}
+
+    def __getitem__(self, key: Any) -> Any:
+        table = self._open()
+        value = self._changes.get(key, _UNCHANGED)
+        if value is _UNCHANGED:
+            return table[key]
+        if value is REMOVED:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._open()
+        self._changes[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        if key not in self:
+            raise KeyError(key)
+        if key in self._open():
+            self._changes[key] = REMOVED
+        else:
+            del self._changes[key]
+
+    def __contains__(self, key: object) -> bool:
+        table = self._open()
+        value = self._changes.get(key, _UNCHANGED)
+        return key in table if value is _UNCHANGED else value is not REMOVED
+
+    def __len__(self) -> int:
+        table = self._open()
+        more = (int(value is not REMOVED) - int(key in table) for key, value in self._changes.items())
+        return len(table) + sum(more)
+
+    def __iter__(self) -> Iterator[Any]:
+        table, changes = self._open(), self._changes
+        yield from (key for key in table if changes.get(key) is not REMOVED)
+        yield from [key for key, value in changes.items() if value is not REMOVED and key not in table]
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Set all of these, as dict.update() does."""
+        self._open()
+        self._changes.update(*others, **more)
+
+    def __repr__(self) -> str:
+        table = self._table
+        state = "ended" if table is None else f"{len(self._changes)} changes of {len(table):,} entries"
+        return f"<untorn edit of a FrozenDict, {state}>"
+
+
+_UNCHANGED = object()
