@@ -4,6 +4,7 @@ specs.py        the values that can be shared, as trees of described leaves
 paths.py        paths in a tree, such as "head/w"
 layout.py       the positions of leaves in a slot, and the schema for readers
 frozen_dict.py  a dictionary that is looked up in shared memory
+table_edit.py   edit and patch for one that a channel holds
 storage.py      the two files of a channel: memfds, or named files in a directory
 naming.py       keeps a channel's name even if its files are removed
 guard.py        checks that a file can be trusted: its kind, owner and mode

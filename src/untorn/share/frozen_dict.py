@@ -35,7 +35,7 @@ from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, pack
 from untorn.share.specs import array_spec
 from untorn.trees import Spec
 
-__all__ = ["ADAPTERS", "REMOVED", "Changes", "FrozenDict", "is_table"]
+__all__ = ["ADAPTERS", "REMOVED", "Changes", "FrozenDict", "changes_of", "compacted", "is_table"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -120,7 +120,7 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         Those of a version that consists of changes are built first, as those of one table."""
         index, entries, blob, documents, base, _ = self._parts
         if base is not None:
-            return self.compacted().parts()
+            return compacted(self).parts()
         return {"index": index.view(np.uint64), "entries": entries, "blob": blob, "documents": documents}
 
     @property
@@ -128,35 +128,6 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         """The size of all parts, in bytes."""
         *parts, base, _ = self._parts
         return sum(memoryview(part).nbytes for part in parts) + (0 if base is None else base.nbytes)
-
-    @property
-    def changes_nbytes(self) -> int:
-        """The size of the changes since the base, in bytes; 0 if this has no base (see Publisher.edit())."""
-        base = self._parts[-2]
-        return 0 if base is None else self.nbytes - base.nbytes
-
-    def compacted(self) -> FrozenDict[K, V]:
-        """Return the same as one table without a base, in private memory; this one itself if it has none."""
-        *_, base, allow_pickle = self._parts
-        if base is None:
-            return self
-        if base.parts()["blob"].nbytes:  # values in the blob may be replaced, and only this leaves them out
-            return type(self)(self.items(), allow_pickle=allow_pickle)
-        parts = _built(self._changed_items(), allow_pickle, under=base)
-        return type(self).of_parts(parts, allow_pickle=allow_pickle)
-
-    def _changed_items(self) -> Iterator[tuple[K, V]]:
-        """Yield what a base needs to equal this: set keys with their values, and removed keys with REMOVED."""
-        for key in self._iterate(3):
-            yield key, self.get(key, REMOVED)
-
-    def changed(self, changes: Mapping[K, Any], length: int) -> Changes:
-        """Return the changes since the base, or since this if it has none, with these added: keys with new values or
-        REMOVED. ``length`` is the number of entries afterwards."""
-        *_, base, allow_pickle = self._parts
-        under = None if base is None else self
-        parts = _built(changes, allow_pickle, under=under, length=length)
-        return Changes(parts, allow_pickle, self if base is None else base)
 
     def __iter__(self) -> Iterator[K]:
         keys: Iterator[K] = self._iterate(0)
@@ -198,6 +169,27 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
 def is_table(spec: Spec) -> bool:
     """Return whether a version of this structure is a FrozenDict."""
     return spec.kind == "adapter" and bool(spec.detail[0] == FROZEN_DICT)
+
+
+def compacted(table: FrozenDict[K, V]) -> FrozenDict[K, V]:
+    """Return the same as one table without a base, in private memory; the table itself if it has none."""
+    base, allow_pickle = table._parts[-2:]  # noqa: SLF001 (of this module)
+    if base is None:
+        return table
+    if base.parts()["blob"].nbytes:  # values in the blob may be replaced, and only this leaves them out
+        return FrozenDict(table.items(), allow_pickle=allow_pickle)
+    changes = ((key, table.get(key, REMOVED)) for key in table._iterate(3))  # noqa: SLF001 (likewise)
+    return FrozenDict.of_parts(_built(changes, allow_pickle, under=base), allow_pickle=allow_pickle)
+
+
+def changes_of(table: FrozenDict[K, V], more: Mapping[K, Any], length: int) -> Changes:
+    """Return the changes of a table since its base, or of the table if it has none, with more of them: keys with new
+    values or REMOVED. ``length`` is the number of entries afterwards."""
+    base, allow_pickle = table._parts[-2:]  # noqa: SLF001 (of this module)
+    under = None if base is None else table
+    return Changes(
+        _built(more, allow_pickle, under=under, length=length), allow_pickle, table if base is None else base
+    )
 
 
 class Changes:

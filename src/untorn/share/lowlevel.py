@@ -56,6 +56,7 @@ from untorn import _core
 from untorn.errors import CapacityError
 from untorn.share.attached import schema_of
 from untorn.share.described import count_of, items_of, name_of, read_dtype, read_key
+from untorn.share.frozen_dict import compacted
 from untorn.share.guard import is_there
 from untorn.share.inspect import (
     CONTROL_NBYTES,
@@ -235,7 +236,7 @@ def private_value(snapshot: Snapshot[T], *, arrays: bool = False) -> T:
 
 def _compacted(snapshot: Snapshot) -> Any:
     """Return a FrozenDict that consists of changes of another version as one table, in private memory."""
-    return snapshot.value.compacted()
+    return compacted(snapshot.value)
 
 
 def _opened(snapshot: Snapshot, arrays: bool = False) -> tuple[_core.Hold, Decoder]:

@@ -20,7 +20,7 @@ from untorn import _core, html
 from untorn.errors import BusyError, ClosedError
 from untorn.first_guesses import only_known_arguments, unknown_arguments, unknown_attribute, words
 from untorn.share import notes, storage
-from untorn.share.attached import drop_dead_attachments
+from untorn.share.attached import Attached, attached_to, drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.frozen_dict import Changes
 from untorn.share.naming import NameKeeper
@@ -332,7 +332,7 @@ class Publisher(Generic[T]):
         # handler or in a finalizer. It then finds the flag, which is set and cleared under the lock.
         self._lock = threading.RLock()
         self._is_writing = False
-        self._reader: Subscriber[Any] | None = None  # of this channel, for edit() of a FrozenDict
+        self._reader: Attached | None = None  # of this channel, for edit() of a FrozenDict
 
     # -- properties
 
@@ -556,22 +556,22 @@ class Publisher(Generic[T]):
                 self._is_writing = False
 
     def _edit_table(self, versions: Versions, timeout_s: float) -> Iterator[Any]:
-        """Run the rest of _edit() for a FrozenDict. The snapshot keeps its base until the next version is published."""
+        """Run the rest of _edit() for a FrozenDict. A pin keeps the base until the next version is published."""
         if self._reader is None:
-            self._reader = self.subscriber(allow_pickle=self._allow_pickle)
-        with self._reader.snapshot() as snapshot:
-            table: Any = snapshot.value
-            edit = TableEdit(table)
-            try:
-                yield edit
-                made = edit.collect()
-            finally:
-                edit.end()
-            tree = Tree.of(made, allow_pickle=self._allow_pickle)
-            if isinstance(made, Changes):
-                versions.publish_changes(tree, snapshot.base(), timeout_s)
-            else:
-                versions.publish(tree, timeout_s)
+            self._reader = attached_to(self.subscriber().address)
+        pinned = self._reader.pin()
+        edit = TableEdit(self._reader.value(pinned, self._allow_pickle))
+        try:
+            yield edit
+            made = edit.collect()
+        finally:
+            edit.end()
+        tree = Tree.of(made, allow_pickle=self._allow_pickle)
+        if isinstance(made, Changes):
+            base = pinned.base() if pinned.base_version else pinned
+            versions.publish_changes(tree, (base.version, base.slot), timeout_s)
+        else:
+            versions.publish(tree, timeout_s)
 
     def _edit_planned(self, versions: Versions, planned: Planned, draft: _core.Draft, timeout_s: float) -> Iterator[T]:
         """Run the rest of _edit() for a tree whose arrays were all changed in place, or replaced by others."""

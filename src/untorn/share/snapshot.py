@@ -96,12 +96,6 @@ class Snapshot(Generic[T_co]):
         """The size of this version in shared memory, in bytes."""
         return self._held().nbytes
 
-    def base(self) -> tuple[int, int]:
-        """Return the version that this one consists of changes of, and its slot; this one if it is whole."""
-        hold = self._held()
-        base = hold.base() if hold.base_version else hold
-        return base.version, base.slot
-
     def close(self) -> None:
         """Release this version; views into it that are still alive keep it. May be called twice."""
         self._hold = None

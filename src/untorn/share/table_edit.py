@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from untorn.errors import ClosedError
-from untorn.share.frozen_dict import REMOVED, Changes, FrozenDict
+from untorn.share.frozen_dict import REMOVED, Changes, FrozenDict, changes_of, compacted
 
 __all__ = ["TableEdit", "next_table"]
 
@@ -32,9 +32,9 @@ _MAX_SHARE = 8
 
 def next_table(table: FrozenDict[Any, Any], changes: Mapping[Any, Any], length: int) -> Changes | FrozenDict[Any, Any]:
     """Return what to publish for a table with these changes: the changes of its base, or a whole table."""
-    made = table.changed(changes, length)
+    made = changes_of(table, changes, length)
     assert made.base is not None
-    return made if made.nbytes * _MAX_SHARE <= made.base.nbytes else made.over(made.base).compacted()
+    return made if made.nbytes * _MAX_SHARE <= made.base.nbytes else compacted(made.over(made.base))
 
 
 class TableEdit(MutableMapping[Any, Any]):
