@@ -95,7 +95,7 @@ static void inherited_drop(struct attachment *a, uint64_t free)
     struct stat stat;
     if (a->inherited == 0 || !descriptor_stat(a->data_fd, &a->data_file, &stat))
         return;
-    bool dropped = false;
+    bool dropped = a->inherited == UINT64_MAX; /* the first time: space that was reserved for no slot yet goes, too */
     for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
         struct slot_extent *extent = &a->channel.control->slots[slot];
         uint64_t offset = shared_load_relaxed(&extent->offset), capacity = shared_load_relaxed(&extent->capacity);
