@@ -26,8 +26,8 @@ from untorn.share.frozen_dict import REMOVED, Changes, FrozenDict, changes_of, c
 
 __all__ = ["TableEdit", "next_table"]
 
-#: changes may have this share of the size of their base: 1 / 8
-_MAX_SHARE = 8
+#: changes may have this share of the size of their base: with three slots of them, a channel needs 1.3 times its size
+_MAX_SHARE = 12
 
 
 def next_table(table: FrozenDict[Any, Any], changes: Mapping[Any, Any], length: int) -> Changes | FrozenDict[Any, Any]:

@@ -200,7 +200,8 @@ class Versions:
             timeout_s: how long to wait for a slot, in seconds.
         """
         layout = Layout(tree.spec)
-        room = layout.nbytes + layout.nbytes // 8  # since changes grow, so that a slot is used more than once
+        step = 1 << max(12, layout.nbytes.bit_length() - 4)  # changes grow: so the same slots are used many times
+        room = -(-layout.nbytes // step) * step
         self._trim(room)
         slot, draft = self.begin(room, timeout_s)
         for index, leaf in enumerate(tree.leaves):
