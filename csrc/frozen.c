@@ -422,7 +422,7 @@ static bool entries_compact(struct frozen_builder *builder, bool removed)
         header->flags |= FLAG_KEPT;
         end = first;
         frozen_read(table.entries, table.entries_nbytes, &end, &last);
-        if (last.kind == FROZEN_NO_KEY && !removed)
+        if (header->kind == FROZEN_NO_KEY && !removed)
             continue;
         uint8_t *bytes = buffer_extend(&packed, end - first);
         room = bytes != NULL;

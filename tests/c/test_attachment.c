@@ -398,6 +398,53 @@ static void test_pin_and_unpin(void)
     files_close(files);
 }
 
+/* Publish a version that changes the one in this pin. */
+static void version_publish_over(struct attachment *publisher, const struct pin *base)
+{
+    const uint64_t version = latest_version(channel_latest(&publisher->channel)) + 1, nbytes = payload_nbytes(0);
+    const struct slot_header header = {
+        .version = version, .nbytes = nbytes, .base = latest_make(base->version, base->slot)};
+    unsigned slot;
+    CHECK(attachment_pick(publisher, nbytes, &slot) == STATUS_OK && slot != base->slot);
+    CHECK(attachment_finish(publisher, slot, &header) == STATUS_OK);
+    channel_publish(&publisher->channel, version, slot);
+}
+
+/* A base is not written while a version that refers to it is the latest or held, also by the next publisher, and a pin
+ * of it may outlive that version's. */
+static void test_base(void)
+{
+    struct channel_files files = files_make(READERS, 8, 2);
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+    struct pin first, changes, base;
+    CHECK(version_publish(publisher, WORDS) == STATUS_OK && attachment_pin(reader, &first) == STATUS_OK);
+    CHECK(attachment_pin_base(reader, &first, &base) == STATUS_FORMAT, "it has none");
+    version_publish_over(publisher, &first);
+    attachment_unpin(reader, first.slot, first.generation);
+    for (int i = 0; i < 5; i++)
+        version_publish_over(publisher, &first);
+    CHECK(attachment_pin(reader, &changes) == STATUS_OK && latest_version(changes.base) == 1);
+    attachment_retire(publisher);
+    attachment_close(publisher);
+    publisher = files_attach(files, ROLE_PUBLISHER);
+    for (int i = 0; i < 20; i++)
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    CHECK(attachment_pin_base(reader, &changes, &base) == STATUS_OK && base.slot == first.slot && pin_is_whole(&base));
+    CHECK(row_held(reader) == (slot_bit(changes.slot) | slot_bit(base.slot)));
+    attachment_unpin(reader, changes.slot, changes.generation);
+    for (int i = 0; i < 20; i++)
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    CHECK(pin_is_whole(&base));
+    attachment_unpin(reader, base.slot, base.generation);
+    CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK && version_publish(publisher, WORDS) == STATUS_OK);
+    attachment_trim(publisher, 50 * WORDS * sizeof(uint64_t));
+    for (unsigned slot = 0; slot < 8; slot++)
+        CHECK(shared_load_relaxed(&publisher->channel.control->slots[slot].capacity) <= 50 * WORDS * sizeof(uint64_t));
+    attachment_close(reader);
+    attachment_close(publisher);
+    files_close(files);
+}
+
 /* Every slot held: NO_SLOT; one let go: that one. */
 static void test_no_slot(void)
 {
@@ -1019,6 +1066,7 @@ int main(void)
     test_standard_streams_closed();
     test_garbage_behind_a_good_identity();
     test_pin_and_unpin();
+    test_base();
     test_no_slot();
     test_space();
     test_grow();

@@ -117,12 +117,18 @@ def _facts(state: ChannelState) -> list[tuple[str, str]]:
     return [
         ("channel", plain(state.label)),
         ("version", f"{state.version}, published {age(state.age_s)} ago" if state.version else "none yet"),
-        ("size", f"{size(state.nbytes)}; {size(state.reserved_nbytes)} with all slots"),
+        ("size", f"{_size(state)}; {size(state.reserved_nbytes)} with all slots"),
         ("publisher", publisher),
         ("readers", readers),
         ("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.created_at))),
         ("id", state.id),
     ]
+
+
+def _size(state: ChannelState) -> str:
+    if state.base_version is None:
+        return size(state.nbytes)
+    return f"{size(state.nbytes)} of changes, of version {state.base_version} with {size(state.base_nbytes)}"
 
 
 def _node_row(node: Node) -> tuple[str, str, str, str]:

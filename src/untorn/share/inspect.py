@@ -70,7 +70,7 @@ _DATA_HEADER = struct.Struct("<8sII16s")
 DATA_HEADER_NBYTES = _DATA_HEADER.size
 _EXTENT = struct.Struct("<QQ")
 _ROW = struct.Struct("<QI4xq")
-_SLOT_HEADER = struct.Struct("<QqQQQ")
+_SLOT_HEADER = struct.Struct("<QqQQQQ")
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -107,6 +107,7 @@ class SlotHeader(NamedTuple):
     nbytes: int
     schema_nbytes: int
     schema_id: int
+    base: int
 
 
 def decode_control(page: bytes, *, file_nbytes: int) -> Control:
@@ -238,6 +239,8 @@ class ChannelState:
         created_at, published_at: the times of the channel and of its newest version, in seconds since the epoch.
         age_s: the age of the newest version, in seconds; None if nothing was published.
         nbytes: the size of the newest version.
+        base_version: the version that the newest one consists of changes of; None if it is whole.
+        base_nbytes: the size of that version; 0 if the newest one is whole.
         reserved_nbytes: the size of all slots together.
         slots: the slots that have space.
         readers: the living readers.
@@ -253,6 +256,8 @@ class ChannelState:
     published_at: float | None
     age_s: float | None
     nbytes: int
+    base_version: int | None
+    base_nbytes: int
     reserved_nbytes: int
     max_slots: int
     max_readers: int
@@ -476,6 +481,7 @@ def _state_of(
     )
     alive = 0 in living
     published_at = newest.published_ns / 1e9 if control.version else None
+    base = headers.get(newest.base & 63) if newest.base else None
     return ChannelState(
         label=label,
         id=control.id.hex(),
@@ -486,6 +492,8 @@ def _state_of(
         published_at=published_at,
         age_s=None if published_at is None else max(0.0, now - published_at),
         nbytes=newest.nbytes,
+        base_version=newest.base >> 6 or None,
+        base_nbytes=0 if base is None else base.nbytes,
         reserved_nbytes=sum(slot.capacity for slot in slots),
         max_slots=control.max_slots,
         max_readers=control.max_readers,

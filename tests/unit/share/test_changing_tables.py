@@ -7,12 +7,15 @@ from datetime import date
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import untorn
+from untorn.cli.group import group
 from untorn.errors import CapacityError, ClosedError, FormatError, UnsupportedTypeError
 from untorn.share.frozen_dict import Changes, FrozenDict, changes_of
+from untorn.share.inspect import ChannelView, files_of
 from untorn.share.lowlevel import copy_value, private_value, publish_raw, raw_version, read_value
 
 COUNT = 2000
@@ -247,6 +250,23 @@ def test_the_next_publisher_keeps_the_base_that_readers_use(tmp_path):
             second.patch({0: "zero"})
         assert_equals(held.value, plain() | {"key-1": "one"})
         assert second.subscriber().snapshot().value[0] == "zero"
+
+
+def test_show_tells_changes_from_a_whole_table(tmp_path):
+    with untorn.publish(FrozenDict(plain()), name="t", directory=tmp_path) as publisher:
+        states = [_state(tmp_path)]
+        publisher.patch({"key-1": 5})
+        states.append(_state(tmp_path))
+        whole, changed = states
+        assert (whole.base_version, whole.base_nbytes) == (None, 0)
+        assert (changed.base_version, changed.base_nbytes) == (1, whole.nbytes) and changed.nbytes < whole.nbytes / 20
+        shown = CliRunner().invoke(group, ["show", f"{tmp_path}/t"]).output
+        assert "of changes, of version 1 with" in shown, shown
+
+
+def _state(folder):
+    with ChannelView.open(files_of(f"{folder}/t")) as view:
+        return view.state()
 
 
 def test_threads_edit_in_turn(channel):
