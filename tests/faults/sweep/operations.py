@@ -22,7 +22,7 @@ import numpy as np
 
 import untorn
 import untorn.adapters.python  # an import that fails in the middle of an operation is not what is looked for
-from sweep.scenes import LARGE, NAME, SMALL, AnonymousScene, NamedScene, ReaderScene, Scene, payload, whole
+from sweep.scenes import LARGE, NAME, SMALL, AnonymousScene, NamedScene, ReaderScene, Scene, payload, table, whole
 from untorn.cli.gc import collect
 
 __all__ = ["MISTAKES", "OPERATIONS", "Operation", "Stage"]
@@ -307,6 +307,43 @@ def _frozen_dict(stage: Stage, publisher: untorn.Publisher) -> None:
     with untorn.publish({"table": table}) as other, other.subscriber() as reader:
         assert reader.snapshot().value["table"]["key 7"] == 7
     publisher.update(payload(4))
+
+
+def table_channel(stage: Stage, **arguments: Any) -> untorn.Publisher:
+    """A channel of a FrozenDict, whose second and third version are changes of the first."""
+    publisher = stage.publish(table(1), **arguments)
+    for version in (2, 3):
+        publisher.patch(payload(version))
+    return publisher
+
+
+@operation(table_channel)
+def _patch_table(stage: Stage, publisher: untorn.Publisher) -> None:
+    publisher.patch(payload(4))
+
+
+@operation(partial(table_channel, durable=True))
+def _edit_table_durable(stage: Stage, publisher: untorn.Publisher) -> None:
+    with publisher.edit() as entries:
+        entries["more"] = 1
+        del entries["more"], entries["x"]
+        entries.update(payload(4))
+
+
+@operation(table_channel)
+def _compact_table(stage: Stage, publisher: untorn.Publisher) -> None:
+    publisher.patch(payload(4, LARGE))
+
+
+@operation(table_channel, versions=(3, 4, 5))
+def _compact_table_and_go_on(stage: Stage, publisher: untorn.Publisher) -> None:
+    publisher.patch(payload(4, LARGE))
+    publisher.patch(payload(5))
+
+
+@operation(lambda stage: in_a_killed_child(lambda: table_channel(stage)))
+def _take_over_a_table(stage: Stage, state: Any) -> None:
+    stage.publish(table(4))
 
 
 @operation(channel)

@@ -37,11 +37,19 @@ def payload(version: int, size: int = SMALL) -> dict[str, Any]:
     return {"x": np.full(size, version, "i8"), "version": version}
 
 
+def table(version: int) -> untorn.FrozenDict:
+    """The same in a FrozenDict, with an array that does not change, so that versions can consist of changes."""
+    return untorn.FrozenDict({"rest": np.full(LARGE, 7), **payload(version)})
+
+
 def whole(snapshot: untorn.Snapshot) -> int:
     """The version of a snapshot that is exactly one version. Raises AssertionError otherwise."""
     value, version = snapshot.value, snapshot.version
     assert value["version"] == version, f"version {version} says that it is {value['version']}"
     assert np.array_equiv(value["x"], version), f"version {version} is torn: it has {np.unique(value['x'])}"
+    if isinstance(value, untorn.FrozenDict):
+        assert np.array_equiv(value["rest"], 7), f"version {version} has another base"
+        assert len(value) == 3, f"version {version} has {len(value)} entries"
     return version
 
 
