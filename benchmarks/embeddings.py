@@ -1,8 +1,8 @@
 """Compare skip-gram (word2vec) on two workers with its plain loop, which has sparse gradients and updates only rows.
 
 Words are drawn from Zipf's law, so a batch reaches a few hundred of the 20,000 rows of each table. The plain loop has
-``nn.Embedding(sparse=True)`` and torch.optim.SGD or SparseAdam. untorn trains the same module: its gradients become
-dense, and each version of the weights is a whole one. `python -m benchmarks embeddings` takes about a minute.
+``nn.Embedding(sparse=True)`` and torch.optim.SGD or SparseAdam. untorn trains the same module; only the rows that a
+batch reaches travel and are updated. `python -m benchmarks embeddings` takes about a minute.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ static void sections_place(struct board_header *header, const struct board_confi
     header->rates_at = section_place(&end, config->steps * config->groups * sizeof(struct kernel_rates));
     header->order_at = section_place(&end, config->examples * sizeof(int64_t));
     header->leaves_at = section_place(&end, (config->leaves + 1) * sizeof(uint64_t));
+    header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->changes_at = section_place(&end, BOARD_ROW_STEPS * config->sets_nbytes);
     header->contents_at = section_place(&end, config->sets_nbytes == 0 ? 0 : CONTENTS_NBYTES(config->ranges));
-    header->names_at = section_place(&end, BOARD_NAMES_NBYTES);
     header->buffer_stride = nbytes_round(sizeof(struct board_buffer) + config->buffer_nbytes, 4096);
     end = nbytes_round(end, 4096);
     header->sum_at = section_place(&end, config->exchange ? header->buffer_stride : 0);
