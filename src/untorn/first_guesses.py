@@ -10,11 +10,12 @@ signature.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Never, TypeVar
 
-__all__ = ["only_known_arguments", "unknown_arguments", "unknown_attribute", "words"]
+__all__ = ["only_known_arguments", "unknown_arguments", "unknown_attribute", "unknown_first", "words"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -55,6 +56,24 @@ def unknown_arguments(
         return TypeError(f"{text}: {guesses[name]}" if name in guesses else text)
     found = ", ".join(type(argument).__name__ for argument in positional)
     return TypeError(f"{function}() got more arguments by position than it takes ({found}): {instead}")
+
+
+def unknown_first(function: _F) -> _F:
+    """Have the function raise its error for an argument that it does not have, also where others are missing: they are
+    often the same argument by two names. For functions that begin with this check, and are not called often."""
+    signature = inspect.signature(function)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name: each for name, each in signature.parameters.items() if each.kind in kinds}
+
+    @functools.wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        if not given.keys() <= known.keys():
+            by_position = set(list(known)[: len(args)])
+            missing = [name for name, each in known.items() if each.default is each.empty and name not in by_position]
+            given = dict.fromkeys(missing) | given
+        return function(*args, **given)
+
+    return call  # type: ignore[return-value]  # it takes the same arguments
 
 
 def only_known_arguments(function: _F) -> _F:

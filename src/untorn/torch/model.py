@@ -159,7 +159,10 @@ class TorchModel(Model[_ModuleT_co]):
                 f"{loss.__name__}; make one: {loss.__name__}()"
             )
         if not callable(loss) and (loss is not None or forward is None):
-            raise TypeError(f"loss: expected a function (outputs, target) -> loss, found {type(loss).__name__}")
+            raise TypeError(
+                "loss: expected a function (outputs, target) -> loss, such as torch.nn.CrossEntropyLoss(), found "
+                f"{type(loss).__name__}"
+            )
         if isinstance(forward, Mapping):
             forward = checked_functions("forward", forward)
             if metrics:
@@ -179,7 +182,10 @@ class TorchModel(Model[_ModuleT_co]):
                 "sample_weight: forward computes the loss itself, and weights it itself; leave one of them out"
             )
         if metrics is not None and not isinstance(metrics, Mapping):
-            raise TypeError(f"metrics: expected a dict of functions by name, found {type(metrics).__name__}")
+            raise TypeError(
+                "metrics: expected a dict of functions (outputs, target) -> number, such as {'accuracy': lambda "
+                f"outputs, y: (outputs.argmax(1) == y).float().mean()}}, found {type(metrics).__name__}"
+            )
         for name, metric in (metrics or {}).items():
             if not callable(metric):
                 raise TypeError(f"metrics[{name!r}]: expected a function, found {type(metric).__name__}")

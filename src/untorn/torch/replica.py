@@ -21,6 +21,7 @@ from untorn.quiet import silenced
 from untorn.torch.aliases import Alias, move
 from untorn.torch.buffers import Buffer
 from untorn.torch.copies import Stale
+from untorn.torch.hints import explain
 from untorn.torch.loss import Loss
 from untorn.torch.outputs import predicted
 from untorn.torch.random import SeededRandom, generators_of, seed_generators
@@ -87,6 +88,9 @@ class TorchReplica(Replica):
             try:
                 with _unoptimized():
                     return self._random(*self._seeded(rng, lambda: compute(params, batch, rng)))
+            except Exception as error:
+                explain(error)
+                raise
             finally:
                 self._move_away()
 
@@ -246,7 +250,7 @@ class TorchReplica(Replica):
         inputs = tensors_of(x)
 
         def compute() -> Any:
-            with torch.no_grad(), _unoptimized(), self._evaluating(params, x):
+            with torch.no_grad(), _unoptimized(), self._evaluating(params, x, predicting=True):
                 seed_generators(self._generators, 0)
                 return predicted(self._outputs(inputs), "")
 
@@ -261,11 +265,14 @@ class TorchReplica(Replica):
         return self._module(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
     @contextmanager
-    def _evaluating(self, params: Any, batch: Any) -> Iterator[None]:
+    def _evaluating(self, params: Any, batch: Any, *, predicting: bool = False) -> Iterator[None]:
         try:
             self._move_to(params, batch=batch)
             self._module.eval()
             yield
+        except Exception as error:
+            explain(error, predicting=predicting)
+            raise
         finally:
             self._move_away()
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from untorn import html
+from untorn.first_guesses import unknown_attribute
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +113,14 @@ class History:
         if {len(column) for column in columns} != {len(made.epoch)} or not all(map(_are_numbers, columns)):
             raise ValueError("expected a history with lists of numbers, one per epoch")
         return made
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise the error for an attribute that is not there."""
+            metrics = () if name in self.__slots__ else self.history  # a slot may be empty in a copy that is being made
+            guesses = {each: f"write history[{each!r}], of the attribute history" for each in metrics}
+            raise unknown_attribute(self, name, guesses)
 
     def __len__(self) -> int:
         return len(self.epoch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Never
+
+from untorn.first_guesses import unknown_arguments
 
 __all__ = ["StepCount"]
 
@@ -24,8 +26,11 @@ class StepCount(int):
         made._make_step = weakref.WeakMethod(make_step)
         return made
 
-    def __call__(self, batch: Any) -> dict[str, float]:
+    def __call__(self, batch: Any, *more: Never) -> dict[str, float]:
         """Make one training step with this batch, and return its loss and metrics: see ``Trainer.step``."""
+        if more:
+            instead = "give all parts of the batch as one: trainer.step((x, y))"
+            raise unknown_arguments("step", more, guesses={}, instead=instead)
         make_step = self._make_step()
         if make_step is None:
             raise ReferenceError("step: its trainer does not exist any more; write trainer.step(batch)")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Never, NoReturn, Self
 from untorn.engines import StartMethod
 from untorn.engines.nodes import Cluster
 from untorn.errors import BusyError
-from untorn.first_guesses import only_known_arguments, unknown_attribute
+from untorn.first_guesses import only_known_arguments, unknown_attribute, unknown_first
 from untorn.share import Snapshot, Subscriber
 from untorn.share.lowlevel import extra, flatten, read_value
 from untorn.train.arguments import checked_callbacks, checked_count, checked_path
@@ -161,6 +161,7 @@ class Trainer(Generic[ModelT_co]):
     tuner: Tuner | None
 
     @only_known_arguments
+    @unknown_first
     def __init__(
         self,
         model: ModelT_co,
@@ -372,6 +373,7 @@ class Trainer(Generic[ModelT_co]):
     # -- training
 
     @only_known_arguments
+    @unknown_first
     def fit(
         self,
         data: Any,
@@ -573,6 +575,7 @@ class Trainer(Generic[ModelT_co]):
     # -- evaluation
 
     @only_known_arguments
+    @unknown_first
     def evaluate(
         self, data: Any, *more: Never, batch_size: int = EVALUATION_BATCH_SIZE, **unknown: Never
     ) -> dict[str, float]:
@@ -589,6 +592,7 @@ class Trainer(Generic[ModelT_co]):
         return self._evaluator().evaluate(source, batch_size)
 
     @only_known_arguments
+    @unknown_first
     def predict(self, x: Any, *more: Never, batch_size: int = EVALUATION_BATCH_SIZE, **unknown: Never) -> Any:
         """Return the model's ``predict(params, x)`` for the newest weights, ``batch_size`` examples at a time, joined
         in order. If it is a dict or tuple of arrays, each of them is joined. Worker processes share the work as in

@@ -1,5 +1,6 @@
 """What people write first about a training: it works, or the error says the right word. See also test_verbose.py."""
 
+import copy
 import inspect
 import logging
 import os
@@ -115,6 +116,11 @@ FIT = [
     (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), epochs=3), r"write fit\(epochs=\)"),
     (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), num_workers=3), "write workers="),
     (lambda: Trainer(linear, {"w": X}, optimizer=SGD(0.1), lr=0.1), r"optimizer=SGD\(0.1\)"),
+    (lambda: Trainer(linear, {"w": X}, optim=SGD(0.1)), "write optimizer="),
+    (lambda: trainer().fit(X=X, y=Y, epochs=1), r"give all parts as one: fit\(\(x, y\)"),
+    (lambda: trainer().fit((X, Y), max_epochs=1), "write epochs="),
+    (lambda: trainer().fit(train_dataloaders=X), r"write fit\(data"),
+    (lambda: trainer().fit((X, Y), batch_size=2), "missing 1 required keyword-only argument: 'epochs'"),
     (lambda: trainer().evaluate(X, Y), r"evaluate\(\) got more .*evaluate\(\(x, y\)\)"),
     (lambda: trainer().predict(X, verbose=0), "it prints nothing"),
 ]
@@ -141,6 +147,10 @@ def test_signatures_of_trainers_have_what_they_take():
         ("train", r"write fit\("),
         ("state_dict", "write params"),
         ("history", "fit.. returns the History"),
+        ("train_on_batch", r"write step\(batch"),
+        ("predict_proba", r"write predict\("),
+        ("cuda", "workers train on the CPU"),
+        ("should_stop", "write stop_training = True"),
         ("colour", ""),
     ],
 )
@@ -148,6 +158,14 @@ def test_attributes_of_trainers(name, text):
     with pytest.raises(AttributeError, match=f"'Trainer' object has no attribute '{name}'.*{text}"):
         getattr(trainer(), name)
     assert not hasattr(trainer(), name)
+
+
+def test_metrics_of_a_history_have_a_place():
+    history = fitted((X, Y))
+    with pytest.raises(AttributeError, match=r"write history\['loss'\]"):
+        history.loss  # noqa: B018
+    assert not hasattr(history, "colour") and not hasattr(History.__new__(History), "history")
+    assert copy.deepcopy(history).history == history.history
 
 
 def examples(*, form):

@@ -94,6 +94,11 @@ def opened(path: Path) -> Iterator[TensorFile]:
         try:
             found = TensorFile(path, *_read_header(fd, os.fstat(fd).st_size), fd)
         except MALFORMED as error:
+            if os.pread(fd, 2, 0) == b"PK":
+                raise FormatError(
+                    f"{path} is a zip archive, as torch.save writes them, and no checkpoint; give its weights to "
+                    "the trainer by trainer.params = ..., or load them into the module before TorchModel takes it"
+                ) from error
             raise FormatError(f"{path} is damaged, or not a safetensors file: {error}") from error
         yield found
     finally:

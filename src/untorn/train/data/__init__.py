@@ -15,7 +15,7 @@ kind of data.
 
 from untorn.train.data.base import SharedData, Source, chunks
 from untorn.train.data.items import Examples
-from untorn.train.data.kinds import batches_of, source_of
+from untorn.train.data.kinds import batch_size_of, batches_of, source_of
 from untorn.train.data.sampled import SampledBatches
 from untorn.train.data.stream import Stream, Window
 
@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "Stream",
     "Window",
+    "batch_size_of",
     "batches_of",
     "chunks",
     "source_of",

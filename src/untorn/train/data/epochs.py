@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from untorn.train.arguments import check_no_cut, checked_count
 from untorn.train.data import sampler
 from untorn.train.data.base import Source
-from untorn.train.data.kinds import batches_of, source_of
+from untorn.train.data.kinds import batch_size_of, batches_of, source_of
 from untorn.train.data.sampled import SampledBatches
 from untorn.train.data.stream import Stream
 from untorn.trees import BATCH, flatten
@@ -107,6 +107,7 @@ def training_data(
     source = source_of("data", arrays(data), in_epochs=True)
     if replay:
         source.replay()
+    batch_size = batch_size_of(data) if batch_size is None else batch_size
     if batch_size is None:
         raise TypeError("fit() needs batch_size=, the examples per step; only iterables of batches have their own")
     batch_size = checked_count("batch_size", batch_size, 1, 2**31)

@@ -33,6 +33,11 @@ def batches_of(data: Any) -> Any:
     return data if isinstance(data, Iterable) else None
 
 
+def batch_size_of(data: Any) -> int | None:
+    """Return the batch size of a DataLoader whose examples can be chosen by index; None for other data."""
+    return getattr(data, "batch_size", None) if _is_torch(data, "DataLoader") else None
+
+
 def source_of(what: str, data: Any, *, in_epochs: bool = False) -> Source:
     """Return the source of this data, after all checks that are cheap. Raises TypeError or ValueError, which name
     ``what``, the part, and what is wrong with it. For a DataLoader with a custom sampler, the source has the examples

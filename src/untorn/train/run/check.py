@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from untorn.engines.threads import threads_limited
 from untorn.share.lowlevel import flatten
 from untorn.train.arguments import checked_count
-from untorn.train.data import Source, batches_of, sampler, source_of
+from untorn.train.data import Source, batch_size_of, batches_of, sampler, source_of
 from untorn.train.models.base import Gradient, Replica, Rows
 from untorn.train.settings import Settings
 from untorn.trees import path_of, paths, unflatten
@@ -183,6 +183,7 @@ def data_to_check(data: Any, arrays: Callable[[Any], Any], batch_size: int | Non
             raise TypeError("data: an iterator would lose the batch that is checked; give that batch, and batch_size=")
         source = source_of("data", arrays(next(iter(data))))
         return source, source.examples
+    batch_size = batch_size_of(data) if batch_size is None else batch_size
     if batch_size is None:
         raise TypeError("check() needs batch_size=, the examples per step; only iterables of batches have their own")
     return source_of("data", arrays(data)), checked_count("batch_size", batch_size, 1, 2**31)
