@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -132,3 +133,18 @@ def wait_for_log(caplog, count: int) -> None:
             return
         done.wait(0.05)
     raise AssertionError(f"{len(caplog.records)} records: {caplog.text}")
+
+
+def test_a_hub_ends_although_a_task_misses_its_cancellation(listener):
+    waiting = threading.Event()
+
+    async def misses_one():
+        with contextlib.suppress(asyncio.CancelledError):
+            waiting.set()
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    listener.hub.call(listener.hub.spawn, misses_one())
+    assert waiting.wait(helpers.WATCHDOG_S)
+    listener.hub.close()
+    assert not listener.hub.call(print)

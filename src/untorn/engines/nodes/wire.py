@@ -45,6 +45,8 @@ _ALIVE_S = 0.5
 _TICK_S = 0.25
 #: a hub that was itself held up for so long blames no other for its silence
 _HELD_UP_S = 1.0
+#: how long a task may take to end before it is cancelled once more
+_END_S = 1.0
 
 
 class Wire:
@@ -260,9 +262,10 @@ class Hub:
         try:
             self._loop.run_forever()
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            while self._tasks:  # a task may be at a place where it misses that it is cancelled
+                for task in self._tasks:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.wait(self._tasks, timeout=_END_S))
             self._loop.run_until_complete(asyncio.sleep(0))  # calls that came at the last moment
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()

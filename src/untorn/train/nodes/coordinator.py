@@ -384,7 +384,8 @@ class Coordinator:
         assert self._kick is not None
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), _WATCH_S)
+                async with asyncio.timeout(_WATCH_S):  # wait_for() of Python 3.11 may lose a cancellation
+                    await self._kick.wait()
             self._kick.clear()
             if self._job is None or not self._job.may_begin or self.error is not None:
                 continue
