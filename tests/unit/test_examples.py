@@ -23,7 +23,7 @@ SMALL_SETTINGS = {
     "large_array.py": ["--megabytes", "8", "--readers", "2", "--versions", "6"],
     "live_model.py": ["--workers", "2", "--requests", "100"],
     "mnist_like.py": [],
-    "own_loop.py": ["--workers", "2", "--epochs", "2"],
+    "own_loop.py": ["--workers", "2", "--epochs", "3"],
     "plain_loop.py": ["--workers", "2", "--epochs", "2"],
     "pool.py": ["--megabytes", "8", "--tasks", "4"],
     "actor_learner.py": ["--actors", "2", "--updates", "4", "--kills", "1"],
@@ -178,7 +178,7 @@ def test_the_networks_of_a_gan_take_turns():
 def test_own_loop_learns_and_marks_what_changed():
     *epochs, weights = run_small("own_loop.py").splitlines()
     losses = [float(re.search(r"loss ([\d.]+)", line)[1]) for line in epochs]
-    assert losses[1] < losses[0] / 2
+    assert losses[-1] < losses[0] / 2
     assert re.fullmatch(r"weights \w{16}", weights)
     assert (EXAMPLES / "own_loop.py").read_text().count("# [untorn]") == 4
 

@@ -106,7 +106,7 @@ class Accelerated:
         seed: int = 0,
         threads_per_worker: int = 1,
         max_restarts: int = 3,
-        start_method: StartMethod = "spawn",
+        start_method: StartMethod = "forkserver",
     ) -> None:
         if not isinstance(module, nn.Module):
             hint = "; the loop keeps it, so give the optimizer to nobody" if hasattr(module, "param_groups") else ""
