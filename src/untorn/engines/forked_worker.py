@@ -49,7 +49,7 @@ class _Sibling:
 
 
 class Request:
-    """A worker that a server is asked for.
+    """A worker that a server is asked for. A signal handler may close it at any line, also between these.
 
     Args:
         memory: the memory file.
@@ -62,25 +62,37 @@ class Request:
 
     @property
     def pid(self) -> int:
-        """The id of the worker; 0 while there is none."""
-        return int.from_bytes(os.pread(self._memory, 4, PID_AT), sys.byteorder)
+        """The id of the worker; 0 while there is none, and once this is closed."""
+        try:
+            return int.from_bytes(os.pread(self._memory, 4, PID_AT), sys.byteorder)
+        except OSError:
+            if self._memory < 0:
+                return 0
+            raise
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it is certain whether there is a worker. Returns whether it is."""
+        """Wait until it is certain whether there is a worker. Returns whether it is, which was so if this is closed."""
         poller = select.poll()
-        poller.register(self._pipe, 0)  # its end is always reported
+        try:
+            poller.register(self._pipe, 0)  # its end is always reported
+        except ValueError:
+            return True
         return bool(poller.poll(timeout_s * 1000))
 
     def cancel(self) -> None:
         """Have the server fork no worker for it, or the worker end at once."""
-        os.pwrite(self._memory, b"\1", CANCELLED_AT)
+        try:
+            os.pwrite(self._memory, b"\1", CANCELLED_AT)
+        except OSError:
+            if self._memory >= 0:
+                raise
 
     def close(self) -> None:
         """Close the descriptors. May be called twice."""
-        for fd in (self._memory, self._pipe):
+        descriptors, self._memory, self._pipe = (self._memory, self._pipe), -1, -1
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
-        self._memory = self._pipe = -1
 
 
 class ForkServer:
@@ -231,6 +243,8 @@ class ForkedWorker:
 
     def _find(self) -> WorkerHandle | None:
         server, pid = self._server, self._request.pid
+        if self._worker is not None:
+            return self._worker  # a signal handler was here meanwhile
         server.look()
         if pid == server.process.pid:
             return server.process  # it has become the worker
@@ -238,7 +252,7 @@ class ForkedWorker:
             worker = ChildProcess.of(_Sibling(pid))
             if self._worker is None:
                 return worker
-            worker.forget()  # a signal handler was here meanwhile
+            worker.forget()  # likewise
             return self._worker
         if self._cancelled:
             return _Never()
