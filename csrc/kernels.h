@@ -125,8 +125,8 @@ double kernel_square_sum(enum kernel_dtype dtype, const struct kernel_range *ran
 /* Copy `count` numbers; `target` is aligned, `source` need not be. Return whether all of them are finite. */
 bool kernel_copy_finite(enum kernel_dtype dtype, uint64_t count, void *target, const void *source);
 
-/* Add `count` rows of this many elements to the rows of `target` with these indices, one after the other. Return whether
- * every result is finite. */
+/* Add `count` rows of this many elements to the rows of `target` with these indices, one after the other. Return
+ * whether every result is finite. */
 bool kernel_rows_add(enum kernel_dtype dtype, uint64_t count, uint64_t row, const int64_t *indices, const void *values,
                      void *target);
 

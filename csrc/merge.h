@@ -22,8 +22,8 @@
 
 #include "kernels.h"
 
-/* How an update computes a range. STEP is the optimizer's, and ROWS its step for the rows of a table that the gradient of
- * a shard has, see board_rows.h. */
+/* How an update computes a range. STEP is the optimizer's, and ROWS its step for the rows of a table that the gradient
+ * of a shard has, see board_rows.h. */
 enum merge_kind {
     MERGE_STEP = 0,
     MERGE_MEAN = 1,
@@ -40,8 +40,8 @@ enum { MERGE_KINDS = 9 };
 /* Return whether the step skips this leaf. The gradients of the range are the shards' bytes, one per leaf. */
 bool leaf_is_skipped(const struct kernel_range *flags, uint64_t leaf);
 
-/* `kind` is none of MERGE_STEP, MERGE_ROWS and MERGE_SKIPPED, which depend on the step, and MERGE_SHARD. The range's state is not
- * used; of KEEP its gradients neither. */
+/* `kind` is none of MERGE_STEP, MERGE_ROWS and MERGE_SKIPPED, which depend on the step, and MERGE_SHARD. The range's
+ * state is not used; of KEEP its gradients neither. */
 void range_merge(enum merge_kind kind, enum kernel_dtype dtype, const struct kernel_range *range);
 /* Merge a range of MERGE_SHARD, which this shard owns. */
 void range_take(const struct kernel_range *range, uint64_t shard);

@@ -54,8 +54,8 @@
  * and enough for another.
  *
  * Nobody sleeps for longer than a moment while there is an item. A waiting process loads `events`, looks for an item,
- * and sleeps only if `events` did not change. So each event finds it awake, and about to look, or asleep. Each wakes the
- * process that has slept longest; it has not seen that event, or it looked behind it, and the item was gone already. A
+ * and sleeps only if `events` did not change. So each event finds it awake, and about to look, or asleep. Each wakes
+ * the process that has slept longest; it has not seen that event, or it looked behind it, and the item was gone. A
  * process that is woken looks, and takes the item, if no other one was faster. Two kinds do not: one that a signal
  * handler ends, or that sleeps for coroutines, which may be cancelled or busy, passes the wake on (gate_pass_on); one
  * that is killed or stopped cannot. Therefore, all processes that wait look again ten times a second. They do anyway,
