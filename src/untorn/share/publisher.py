@@ -508,7 +508,7 @@ class Publisher(Generic[T]):
                 self._is_writing = True
                 self._look_after_name()
                 versions = self._versions
-                if versions.is_table and leaves is None:
+                if leaves is None and versions.planned is None and versions.is_table:
                     yield from self._edit_table(versions, timeout_s)
                     return
                 begun = versions.begin_planned(copy) if leaves is None else None
