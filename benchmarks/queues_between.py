@@ -68,7 +68,7 @@ def _consume(each: Peer, shape: tuple[int, int], ready: Any, joined: Any, go: An
 
 
 def _acquire(semaphore: Any, number: int, processes: Sequence[multiprocessing.Process]) -> None:
-    """Wait for so many of the processes. Raises RuntimeError if one fails."""
+    """Wait for this number of the processes. Raises RuntimeError if one fails."""
     while number:
         if semaphore.acquire(timeout=1):
             number -= 1

@@ -69,7 +69,7 @@ class QueueWaking:
     """One configuration. `wakes_rest` to the end: the code, and its mutants."""
 
     waiters: tuple[int, ...] = (PLACE, PLACE)  # by waiter: what it wants
-    coroutines: int = 0  # so many of the waiters
+    coroutines: int = 0  # how many of the waiters are such
     wakers: tuple[tuple[int, ...], ...] = ((PLACE, PLACE),)  # by waker: what it puts there
     kills: int = 0
     ends: int = 0  # signal handlers that raise, and cancellations
