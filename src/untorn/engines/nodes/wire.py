@@ -13,6 +13,7 @@ the network does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import pickle
@@ -114,6 +115,8 @@ class Wire:
             self._end(f"its message was not understood: {type(error).__name__}: {error}")
         finally:
             self._end("it was closed here")
+            with contextlib.suppress(OSError):  # else asyncio may report why the connection was lost, and keep all this
+                await self._writer.wait_closed()
 
     async def _receive(self, reader: asyncio.StreamReader) -> tuple[Message, list[bytearray]]:
         magic, count, nbytes = _HEAD.unpack(await self._exactly(reader, _HEAD.size))
