@@ -153,7 +153,7 @@ class _Sleeping:
 
 
 def sleeping() -> Iterator[Row]:
-    """Time a put while so many consumers sleep."""
+    """Time a put while this number of consumers sleep."""
     each = {number: _Sleeping(number) for number in SLEEPING}
     times = interleaved({f"{number}": many.put for number, many in each.items()}, turns=2 * TURNS, warm_up=3)
     for many in each.values():

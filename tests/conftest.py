@@ -237,3 +237,15 @@ def no_fork_servers():
     end_fork_servers()
     yield
     end_fork_servers()
+
+
+@pytest.fixture
+def one_torch_thread():
+    """Compute with one thread of torch, and restore the state of its random numbers afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_num_threads(before)

@@ -31,12 +31,7 @@ SEED, BATCH, EXAMPLES = 5, 12, 96
 RARE = 9.0  # of three examples
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Heads(nn.Module):

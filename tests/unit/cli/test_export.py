@@ -94,7 +94,7 @@ def loss_and_grad(params, batch):
 
 
 class Scrape(Callback):
-    """Has another process look at the job, which answers between its steps."""
+    """Look at the job from another process; the job answers between its steps."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None

@@ -31,12 +31,7 @@ SEED, BATCH, EXAMPLES, ROWS = 5, 16, 160, 300
 SPARSE_ADAM = functools.partial(torch.optim.SparseAdam, lr=0.01)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Words(nn.Module):
