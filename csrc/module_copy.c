@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "copying.h"
 #include "sparse.h"
 
 /* Leaves of at least this size are copied without the GIL. */
@@ -12,12 +13,14 @@ static PyObject *core_copy(PyObject *module, PyObject *args)
 {
     Py_buffer target, source;
     Py_ssize_t offset;
-    if (!PyArg_ParseTuple(args, "w*ny*", &target, &offset, &source))
+    unsigned long long together = 0;
+    if (!PyArg_ParseTuple(args, "w*ny*|K", &target, &offset, &source, &together))
         return NULL;
+    const uint64_t nbytes = (uint64_t)source.len;
     bool fits = offset >= 0 && source.len <= target.len && offset <= target.len - source.len;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        memcpy((char *)target.buf + offset, source.buf, (size_t)source.len);
+        copy_bytes((char *)target.buf + offset, source.buf, nbytes, together > nbytes ? together : nbytes);
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "copy: the source does not fit into the target");
@@ -206,8 +209,9 @@ static PyMethodDef copy_functions[] = {
      "indices of the leaves that are not such bytes, and the index of a gradient that is not finite, or -1. For each "
      "leaf behind the first `buffers`, write to the bytes from `absent_at` on whether it is None."},
     {"copy", core_copy, METH_VARARGS,
-     "copy($module, target, offset, source, /)\n--\n\n"
-     "Copy the source into the target with one memcpy, without the GIL."},
+     "copy($module, target, offset, source, together=0, /)\n--\n\n"
+     "Copy the source into the target, without the GIL. If it is one of several, `together` is their size: copies that "
+     "are larger than the processor's cache do not go through it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "copying.h"
+
 /* Arrays of at least this size are copied without the GIL. */
 enum { TREE_LARGE_NBYTES = 65536 };
 
@@ -44,7 +46,7 @@ static void copies_end(struct tree_walk *walk, bool copy)
     if (copy && walk->large_count != 0) {
         Py_BEGIN_ALLOW_THREADS
         for (size_t i = 0; i < walk->large_count; i++)
-            memcpy(walk->large[i].to, walk->large[i].from, walk->large[i].nbytes);
+            copy_bytes(walk->large[i].to, walk->large[i].from, walk->large[i].nbytes, walk->plan->nbytes);
         Py_END_ALLOW_THREADS
     }
     for (size_t i = 0; i < walk->large_count; i++)
@@ -210,7 +212,7 @@ void tree_plan_copy(PyObject *object, uint8_t *to, const uint8_t *from, bool wit
         memcpy(to + header, from + header, nbytes);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        memcpy(to + header, from + header, nbytes);
+        copy_bytes(to + header, from + header, nbytes, nbytes);
         Py_END_ALLOW_THREADS
     }
 }

@@ -49,6 +49,8 @@ ALIGNMENT = 64
 #: the name of FrozenDict's adapter, for which the schema has a separate kind
 FROZEN_DICT = "untorn.FrozenDict"
 _MAX_NBYTES = 2**63 - 1
+#: arrays of at least this size are copied as bytes if they can
+_LARGE_NBYTES = 1 << 16
 #: the errors of taking apart a document that does not have the expected form
 MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 #: the errors of reading a leaf: too many axes, no text; the last is NumPy's
@@ -138,6 +140,8 @@ class Layout:
             target = self.array(draft, index)
             if type(leaf) is Deferred:
                 leaf.write_into(target)
+            elif target.nbytes >= _LARGE_NBYTES and _has_bytes_of(leaf, target):
+                _core.copy(draft, offset, leaf.reshape(-1).view(np.uint8), self.nbytes)
             elif target.size:
                 np.copyto(target, leaf)
         else:
@@ -192,6 +196,17 @@ def _leaf_size(spec: Spec) -> tuple[int, int]:
     if spec.kind == "packed":
         return spec.detail[0], 8
     return spec.detail or 0, 8
+
+
+def _has_bytes_of(leaf: Any, target: NDArray[Any]) -> bool:
+    """Return whether the bytes of this array, in order, are what belongs into the target."""
+    return (
+        isinstance(leaf, np.ndarray)
+        and leaf.dtype == target.dtype
+        and leaf.shape == target.shape
+        and leaf.flags.c_contiguous
+        and target.flags.c_contiguous
+    )
 
 
 def _leaf_bytes(spec: Spec, leaf: Any) -> Any:

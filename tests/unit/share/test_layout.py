@@ -226,6 +226,29 @@ def test_layout_of_arrays_keeps_fortran_order():
     assert back.flags.f_contiguous and not back.flags.c_contiguous
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a,
+        lambda a: a[::-1],
+        np.asfortranarray,
+        lambda a: a.astype(">f4"),
+        lambda a: a.view(np.uint32),
+        lambda a: a.view("M8[s]")[:, ::2],
+        lambda a: a.view([("x", "f4"), ("y", "f4")]),
+    ],
+)
+def test_large_arrays_of_each_layout(change):
+    array = change(np.arange(300 * 200, dtype=np.float32).reshape(300, 200))
+    assert array.nbytes >= 100_000
+    layout = Layout(flatten(array)[0])
+    slot = bytearray(layout.nbytes)
+    layout.write_leaf(slot, 0, array)
+    written = layout.array(slot, 0)
+    assert written.dtype == array.dtype
+    assert written.tobytes() == array.tobytes()
+
+
 def test_a_dataclass_comes_back_without_its_init():
     layer = Layer(1, 2)
     back = round_trip(layer)
@@ -331,3 +354,11 @@ def test_copy_refuses_what_does_not_fit():
     _core.copy(target, 4, b"")
     _core.copy(target, 1, b"ab")
     assert target == b"\0ab\0"
+
+
+def test_copy_of_one_part_of_much():
+    source = np.random.default_rng(0).bytes(3000)
+    for offset, first in ((0, 0), (1, 0), (64, 5), (77, 1000)):
+        target = bytearray(4000)
+        _core.copy(target, offset, source[first:], 2**62)
+        assert target == bytes(offset) + source[first:] + bytes(4000 - offset - len(source) + first)
