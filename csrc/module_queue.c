@@ -243,7 +243,7 @@ static PyMethodDef Queue_methods[] = {
      "Let later writes through a windowed draft, which is complete and will be put, go to a private copy."},
     {"discard", Queue_discard, METH_O,
      "discard($self, draft, /)\n--\n\n"
-     "Give up a windowed draft, although its bytes are still looked at; nothing if it was put."},
+     "Give up a windowed draft, although its bytes are still looked at; nothing if it was put, or is the parent's."},
     {"take", Queue_take, METH_NOARGS,
      "take($self, /)\n--\n\n"
      "Take the next item; None if no item waits."},

@@ -100,7 +100,7 @@ PyObject *Queue_discard(PyObject *self, PyObject *argument)
         PyErr_SetString(PyExc_TypeError, "discard: expected a QueueDraft of this queue");
         return NULL;
     }
-    if (draft->done)
+    if (draft->done || draft->place.generation != side_of(self)->generation)
         Py_RETURN_NONE;
     enum status status = draft->place.orphaned ? STATUS_OK : queue_side_seal(side_of(self), &draft->place);
     if (status != STATUS_OK)

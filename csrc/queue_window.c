@@ -109,6 +109,8 @@ enum status queue_window_fit(struct queue_side *side, uint32_t slot, uint64_t pa
     if (pages == 0)
         return STATUS_OK;
     enum status status = window_reserve(side, slot, pages);
+    while (status == STATUS_NO_SPACE && space_reclaim(side)) /* the file system lacks what free slots keep */
+        status = window_reserve(side, slot, pages);
     if (status == STATUS_OK)
         status = queue_window_map(side, slot, pages * queue->page_nbytes);
     if (status != STATUS_OK) {

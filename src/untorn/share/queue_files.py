@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 _FLOCK = struct.Struct("hhqqi4x")
+#: how the file of a queue begins, in the layout that this untorn reads
+_BEGINNING = struct.pack("<8sII", b"utqueue\n", _core.QUEUE_LAYOUT, 0x01020304)
 #: where the head of a queue's file says that it is closed, and how many rows it has
 _CLOSED_AT, _MAX_PROCESSES_AT = 340, 48
 #: how many queues stay attached for the next task of a pool
@@ -124,7 +126,7 @@ def named(name: str, directory: str | os.PathLike[str] | None) -> Files:
     """Return the file of the queue of that name. Raises ValueError if the name is not valid."""
     files = storage.named(name, directory)
     path = files.control.removesuffix(".control") + ".queue"
-    return Files(path, path, files.label)
+    return Files(path, path, files.label, "queue")
 
 
 # -- making
@@ -194,13 +196,9 @@ def _made(sizes: QueueSizes, files: Files) -> _core.Queue | None:
 def _opened(files: Files) -> _core.Queue | None:
     """Open the queue of that name; None if there is none, or only one that has ended, which is removed."""
     try:
-        fd = _open(files.control)
+        fd = _open(files)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise explained(error, files.label, "cannot be opened for reading and writing", files.control) from None
-        raise
     try:
         ended = _has_ended(fd)
         if ended:
@@ -216,14 +214,21 @@ def _opened(files: Files) -> _core.Queue | None:
     return _attach(fd, files.label)
 
 
-def _open(path: str) -> int:
-    fd = storage.open_path(path, os.O_RDWR)
-    if not path.startswith("/proc/"):
-        try:
-            check_file(fd, path, writing=True)
-        except BaseException:
-            os.close(fd)
-            raise
+def _open(files: Files) -> int:
+    path = files.control
+    if path.startswith("/proc/"):
+        return storage.open_path(path, os.O_RDWR)
+    try:
+        fd = storage.open_path(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise explained(error, files.title, "cannot be opened for reading and writing", path) from None
+        raise
+    try:
+        check_file(fd, path, writing=True)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -242,9 +247,11 @@ def _attach(fd: int, label: str, id: bytes | None = None) -> _core.Queue:
 
 
 def _has_ended(fd: int) -> bool:
-    """Return whether a queue is closed and no process has it."""
+    """Return whether a queue of this layout is closed and no process has it."""
     head = os.pread(fd, _CLOSED_AT + 4, 0)
-    if len(head) < _CLOSED_AT + 4 or head[:8] != b"utqueue\n" or not int.from_bytes(head[_CLOSED_AT:], "little"):
+    if len(head) < _CLOSED_AT + 4 or head[: len(_BEGINNING)] != _BEGINNING:
+        return False
+    if not int.from_bytes(head[_CLOSED_AT:], "little"):
         return False
     return _is_unused(fd, int.from_bytes(head[_MAX_PROCESSES_AT : _MAX_PROCESSES_AT + 4], "little"))
 
@@ -276,7 +283,7 @@ def unlink(files: Files, core: _core.Queue) -> None:
 
 def remove_unused(files: Files) -> str:
     """Remove the name of a queue that no living process has open. Returns an empty string, or why it was kept."""
-    fd = _open(files.control)
+    fd = _open(files)
     try:
         rows = int.from_bytes(os.pread(fd, 4, _MAX_PROCESSES_AT), "little")
         with _name_lock(fd):
@@ -318,17 +325,20 @@ def attached_to(address: QueueAddress) -> _core.Queue:
     known = _attached.get(address.id)
     if known is not None and known.core.fd >= 0:
         return known.core
+    refused = ""
     for place in address.places:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             try:
-                return _attach(_open(place), address.label, address.id)
+                return _attach(_open(Files(place, place, address.label, "queue")), address.label, address.id)
             except (OSError, FormatError) as error:
                 # a process's descriptor may be another file by now
                 if not place.startswith("/proc/") or isinstance(error, CapacityError):
                     raise
+                if isinstance(error, PermissionError):
+                    refused = f", and only for the user of the process that has it (this is user {os.geteuid()})"
     raise ChannelNotFoundError(
-        f"no queue {address.label!r} (looked for {', '.join(address.places)}); an anonymous queue ends with the last "
-        "process that has it open"
+        f"no queue {address.label!r} (looked for {', '.join(address.places)}); an anonymous queue is there until the "
+        f"last process that has it open ends{refused}"
     )
 
 

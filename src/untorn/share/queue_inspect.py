@@ -241,4 +241,4 @@ def queue_files_of(queue: str) -> Files:
     files_of() of a channel does."""
     files = files_of(queue.removesuffix(".queue"))
     path = files.control.removesuffix(".control") + ".queue"
-    return Files(path, path, files.label)
+    return Files(path, path, files.label, "queue")

@@ -38,6 +38,8 @@ class Putter:
 
     def reserve(self, core: _core.Queue, like: Any, deadline: float | None) -> Iterator[Any]:
         """Yield a tree that is written in place, and put it: the inside of Queue.reserve()."""
+        if look(core, self._label)[1]:
+            raise self._closed()  # before the caller has written it
         spec, leaves = flatten(like, allow_pickle=self._allow_pickle)
         layout = self._layout(spec)
         draft = self._begin(core, layout.nbytes, deadline, windowed=True)
@@ -59,7 +61,7 @@ class Putter:
                 self.put(core, restructured.spec, restructured.leaves, deadline)
                 return
             if spread:  # some array of it may still be written to
-                core.seal(draft, layout.nbytes, len(layout.schema))
+                self._seal(core, draft, layout)
             self._insert(core, draft, layout, deadline)
         finally:
             core.discard(draft)  # unless it was put
@@ -94,6 +96,8 @@ class Putter:
                 if error.args[0] not in ("no_slot", "no_room"):
                     raise self._unbegun(core, error, nbytes) from None
                 reason = error.args[0]
+                if look(core, self._label)[1]:
+                    raise self._closed() from None
             except OSError as error:
                 raise labelled(error, self._label) from None
             if not looked or wait(core, True, seen, deadline):
@@ -101,6 +105,17 @@ class Putter:
                 core.reap(False)
                 continue
             raise FullError(self._why_full(core, reason, nbytes))
+
+    def _closed(self) -> ClosedError:
+        return ClosedError(f"queue {self._label!r} is closed: nothing can be put into it")
+
+    def _seal(self, core: _core.Queue, draft: _core.QueueDraft, layout: Layout) -> None:
+        try:
+            core.seal(draft, layout.nbytes, len(layout.schema))
+        except _core.StatusError as error:
+            raise meaning(error, self._label) from None
+        except OSError as error:
+            raise labelled(error, self._label) from None
 
     def _unbegun(self, core: _core.Queue, error: _core.StatusError, nbytes: int) -> Exception:
         if error.args[0] == "too_large":
@@ -120,9 +135,7 @@ class Putter:
                 if core.put(draft, layout.nbytes, len(layout.schema)):
                     return
             except _core.StatusError as error:
-                if error.args[0] == "ended":
-                    raise ClosedError(f"queue {self._label!r} is closed: nothing can be put into it") from None
-                raise meaning(error, self._label) from None
+                raise (self._closed() if error.args[0] == "ended" else meaning(error, self._label)) from None
             if not looked or wait(core, True, seen, deadline):
                 looked = True
                 continue

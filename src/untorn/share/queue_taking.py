@@ -45,6 +45,13 @@ class Taker:
             if not wait(core, False, seen, deadline):
                 raise EmptyError(f"queue {self._label!r} is empty")
 
+    def take_next(self, core: _core.Queue) -> _core.QueueItem | None:
+        """Take the next item if one waits. Raises what Queue.take() does, but for the end of the queue."""
+        try:
+            return self._try_take(core)
+        except ClosedError:
+            return None
+
     def _try_take(self, core: _core.Queue) -> _core.QueueItem | None:
         try:
             return core.take()

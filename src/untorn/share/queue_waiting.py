@@ -15,7 +15,9 @@ LIVENESS_INTERVAL_S = 0.1
 
 
 def deadline_of(block: bool, timeout: float | None, timeout_s: float | None) -> float | None:
-    """Return the time by the monotonic clock at which a wait ends; None for never."""
+    """Return the time by the monotonic clock at which a wait ends; None for never. Raises TypeError or ValueError."""
+    if block not in (True, False):
+        raise TypeError(f"block: expected True or False, found {block!r}; a time in seconds is timeout_s=")
     if timeout is not None and timeout_s is not None:
         raise TypeError("timeout and timeout_s are the same; pass one of them")
     longest = timeout_s if timeout is None else timeout

@@ -41,9 +41,13 @@ _GUESSES = words(
         "done, close() the queue and join the processes that take",
     ),
     ("maxsize max_size _maxsize", "write capacity"),
-    ("pop popleft receive recv", "write get()"),
-    ("push append send extend", "write put(), or put_many()"),
+    ("pop popleft receive recv read", "write get()"),
+    ("push append send extend write", "write put(), or put_many()"),
     ("size length", "write qsize()"),
+    ("is_empty is_full", "write empty() or full()"),
+    ("shutdown end finish stop terminate", "write close(): consumers get what waits, and then ClosedError"),
+    ("clear drain get_all flush", "write get_many(queue.capacity, timeout_s=0), which returns what waits"),
+    ("peek", "an item is looked at by one process, which takes it: take(), and Item.give_back()"),
 )
 
 
@@ -239,21 +243,17 @@ class Queue(Generic[T]):
             ...     tasks.get()
             ['dig', 3]
         """
+        deadline = deadline_of(block, timeout, timeout_s)
         plan = self._get_plan
         if plan is not None and not copy:
             value = self._get_planned(plan)
             if value is not NotImplemented and not isinstance(value, _core.QueueItem):
                 return value  # type: ignore[no-any-return]
-            item = (
-                self._taker.take(self._side, deadline_of(block, timeout, timeout_s))
-                if value is NotImplemented
-                else value
-            )
+            item = self._taker.take(self._side, deadline) if value is NotImplemented else value
         else:
-            item = self._taker.take(self._side, deadline_of(block, timeout, timeout_s))
-        value = self._taker.decode(item, copy)
+            item = self._taker.take(self._side, deadline)
+        value = self._value_of(item, copy)
         item.finish()
-        self._get_plan = self._plans.of(item.schema())
         return value  # type: ignore[no-any-return]  # decoding cannot know the type
 
     def get_nowait(self, *, copy: bool = False) -> T:
@@ -261,14 +261,20 @@ class Queue(Generic[T]):
         return self.get(timeout_s=0, copy=copy)
 
     def get_many(self, count: int, *, timeout_s: float | None = None, copy: bool = False) -> list[T]:
-        """Wait for one item, and return up to ``count``: those that wait then. Blocks and raises as get() does."""
+        """Wait for one item, and return up to ``count``: those that wait then. Blocks and raises as get() does. After
+        an error all of them go back, as they do if this process dies before it has them all."""
         check_range("count", count, 1, 2**31)
-        values = [self.get(timeout_s=timeout_s, copy=copy)]
-        while len(values) < count:
-            try:
-                values.append(self.get(timeout_s=0, copy=copy))
-            except (EmptyError, ClosedError):
-                break
+        items = [self._taker.take(self._side, deadline_of(True, None, timeout_s))]
+        try:
+            while len(items) < count and (item := self._taker.take_next(self._side)) is not None:
+                items.append(item)
+            values = [self._value_of(item, copy) for item in items]
+        except BaseException:
+            item = None
+            items.clear()  # the error's traceback would keep them
+            raise
+        for item in items:
+            item.finish()
         return values
 
     def take(
@@ -291,10 +297,20 @@ class Queue(Generic[T]):
             raise ValueError(f"on_error: expected 'return' or 'drop', found {on_error!r}")
         return Item(
             self._taker.take(self._side, deadline_of(block, timeout, timeout_s)),
-            self._taker.decode,
+            self._value_of,
             self.name,
             on_error,
         )
+
+    def _value_of(self, item: _core.QueueItem, copy: bool = False) -> Any:
+        """Return an item's value, without finishing the item."""
+        schema = item.schema()
+        plan = None if copy else self._plans.known(schema)
+        value = NotImplemented if plan is None else plan.read(item)
+        if value is NotImplemented:
+            value = self._taker.decode(item, copy)
+        self._get_plan = self._plans.of(schema)
+        return value
 
     def _get_planned(self, plan: _core.TreePlan) -> Any:
         """Return what Queue.get_tree() of the core does."""
@@ -304,10 +320,12 @@ class Queue(Generic[T]):
             raise self._taker.untaken(error) from None
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items, as get() returns them, until the queue is closed and empty."""
+        """Yield the items, as get() returns them, until the queue is closed and empty. If another thread leaves the
+        queue meanwhile, this goes on."""
+        own = self._twin()
         while True:
             try:
-                value = self.get()
+                value = own.get()
             except ClosedError:
                 return
             yield value
@@ -358,7 +376,11 @@ class Queue(Generic[T]):
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate as __iter__ does, with ``async for``."""
-        return _Items(self)
+        return _Items(self._twin())
+
+    def _twin(self) -> Queue[T]:
+        """Return another object for the queue: it is open as long as that is used."""
+        return Queue(self._address, self._side, allow_pickle=self._allow_pickle)
 
     if not TYPE_CHECKING:  # a type checker would take every name for one that is here
         __contains__ = None  # searching would take every item, and then wait
@@ -403,6 +425,8 @@ class Queue(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._ended:
+            return  # the block has left the queue, without closing it
         try:
             self.close()
         finally:

@@ -109,6 +109,8 @@ class Files:
     control: str
     data: str
     label: str
+    #: what has these files: "channel" or "queue"
+    kind: str = "channel"
     #: the temporary names of its new files, and what removes each, at the latest when this object is destroyed
     temporary: dict[str, weakref.finalize[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -117,12 +119,17 @@ class Files:
         """The directory of the files."""
         return os.path.dirname(self.control)
 
+    @property
+    def title(self) -> str:
+        """What has these files, for messages."""
+        return f"{self.kind} {self.label!r}"
+
     def exists(self) -> bool:
         """Return whether there is a channel file of this name. Raises OSError, with a remedy, if that is unknown."""
         try:
             return is_there(self.control)
         except OSError as error:
-            raise explained(error, self.label, "cannot be looked for in this directory", self.folder) from None
+            raise explained(error, self.title, "cannot be looked for in this directory", self.folder) from None
 
     def unlink(self) -> None:
         """Remove both names; processes that have the channel open keep it."""
@@ -260,7 +267,7 @@ def new_file(files: Files, part: str) -> int:
         path = os.path.join(files.folder, f".{name}.{os.getpid()}.{os.urandom(8).hex()}.{part}")
         fd = keep(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
-        raise explained(error, files.label, "cannot be made in this directory", files.folder) from None
+        raise explained(error, files.title, "cannot be made in this directory", files.folder) from None
     files.temporary[path] = weakref.finalize(files, _remove_own, os.getpid(), path)
     return fd
 
@@ -350,7 +357,7 @@ def _remove_stale_data(files: Files) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise explained(error, files.label, "has a data file without a control file that must go", files.data) from None
+        raise explained(error, files.title, "has a data file without a control file that must go", files.data) from None
 
 
 def sync_names(control_fd: int) -> None:
@@ -384,7 +391,7 @@ def give_name(files: Files, fd: int, path: str) -> None:
     except OSError as error:
         if error.errno == errno.ENOENT and os.path.isdir(files.folder) and not _has_proc():
             raise OSError(errno.ENOENT, f"channel {files.label!r} cannot be given its name: {_NO_PROC}", path) from None
-        raise explained(error, files.label, "cannot be given its name in this directory", files.folder) from None
+        raise explained(error, files.title, "cannot be given its name in this directory", files.folder) from None
 
 
 def _has_proc() -> bool:
@@ -493,7 +500,7 @@ def _open_own(files: Files, path: str) -> int:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         what = "cannot be taken over, for which both of its files must be writable"
-        raise explained(error, files.label, what, path) from None
+        raise explained(error, files.title, what, path) from None
     return _checked(fd, path, writing=True)
 
 

@@ -93,7 +93,7 @@ _DESCRIPTORS = {
 _PUBLISHERS = {
     errno.ENOENT: "the directory does not exist; make it first",
     errno.ENOTDIR: "this is not a directory; choose another directory=",
-    errno.EACCES: "this user has no right to; run as the user whose channel it is, or choose another directory=",
+    errno.EACCES: "this user has no right to; run as the user whose files these are, or choose another directory=",
     errno.EPERM: "the system, or the file system, does not allow it; choose another directory=",
     errno.EROFS: "the file system is read-only; mount it writable, or choose another directory=",
     errno.ENOLCK: "the kernel gives no locks on this file system; choose another directory=",
@@ -130,20 +130,26 @@ def remedied(error: OSError, path: str) -> OSError:
     return labelled(error, path) if error.errno in _DESCRIPTORS else error
 
 
-def explained(error: OSError, label: str, what: str, path: str) -> Exception:
-    """Return the error of a system call as one that says what it was for and what to do."""
+def explained(error: OSError, title: str, what: str, path: str) -> Exception:
+    """Return the error of a system call as one that says what it was for and what to do.
+
+    Args:
+        title: the channel or queue, as ``Files.title``.
+        what: what cannot be done.
+        path: the file or directory.
+    """
     if error.errno == errno.ENOMEM:
-        return CapacityError(f"channel {label!r} {what} ({path}): {os.strerror(error.errno)}; free some memory")
+        return CapacityError(f"{title} {what} ({path}): {os.strerror(error.errno)}; free some memory")
     if error.errno in FULL:
         return CapacityError(
-            f"channel {label!r} {what} ({path}): its file system has no room for another file "
+            f"{title} {what} ({path}): its file system has no room for another file "
             f"({os.strerror(error.errno)}); free some, enlarge it, or use directory= on another"
         )
     number = error.errno or 0
     obstacle = _DESCRIPTORS.get(number) or _PUBLISHERS.get(
         number, f"{os.strerror(error.errno or 0)}; choose another directory="
     )
-    return OSError(error.errno, f"channel {label!r} {what}: {obstacle}", path)
+    return OSError(error.errno, f"{title} {what}: {obstacle}", path)
 
 
 def unreadable(error: OSError, label: str, path: str) -> OSError:

@@ -118,6 +118,10 @@ class Plans:
     def __init__(self) -> None:
         self._known: dict[bytes, _core.TreePlan | None] = {}
 
+    def known(self, schema: bytes) -> _core.TreePlan | None:
+        """Return the plan for this structure if it was met lately and has one."""
+        return self._known.get(schema)
+
     def of(self, schema: bytes) -> _core.TreePlan | None:
         """Return the plan for this structure, which is kept; None if it has none."""
         if schema not in self._known:

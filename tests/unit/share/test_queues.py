@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -109,6 +110,29 @@ def test_reserve_may_change_the_structure_and_puts_nothing_after_an_error(queue)
     assert queue.processes()[0].writing == 0
 
 
+def test_a_forked_child_cannot_put_what_its_parent_reserved(queue):
+    for number in range(2):  # once without an error in the child's block, once with one
+        block = queue.reserve(like={"x": np.empty(5000)})
+        item = block.__enter__()
+        item["x"][:] = 1
+        with start(_end_reserving, block, item, number == 1) as child:
+            assert child.join() == 0
+        block.__exit__(None, None, None)
+        assert (queue.get()["x"] == 1).all()
+        assert queue.empty()
+        assert queue.processes()[0].writing == 0
+
+
+def _end_reserving(pipe, block, item, fails):
+    item["x"][:] = 2  # in a copy
+    if fails:
+        error = ZeroDivisionError()
+        assert not block.__exit__(type(error), error, None)
+        return
+    with pytest.raises(untorn.UntornError, match="belongs to the parent"):
+        block.__exit__(None, None, None)
+
+
 # -- take
 
 
@@ -170,6 +194,20 @@ def test_a_value_that_cannot_be_read_goes_back(queue):
         assert trusting.get(timeout_s=0) is standard.Queue
 
 
+def test_get_many_gives_all_back_after_an_error():
+    with untorn.queue(4, allow_pickle=True) as trusting:
+        trusting.put_many([np.arange(10_000), standard.Queue, 3])
+        distrusting = untorn.Queue(trusting._address, trusting._side)
+        with pytest.raises(untorn.UnsupportedTypeError, match="allow_pickle=True") as caught:
+            distrusting.get_many(3)
+        assert trusting.processes()[0].taken <= 1  # the one that the error's traceback keeps
+        del caught
+        gc.collect()
+        first, *others = trusting.get_many(3)
+        assert first[7] == 7
+        assert others == [standard.Queue, 3]
+
+
 # -- bounds
 
 
@@ -184,6 +222,9 @@ def test_full_and_empty_are_the_standard_ones(queue):
         queue.put_nowait(5)
     with pytest.raises(standard.Full):
         queue.put(5, True, 0.01)
+    assert queue.get(True, 1) == 0
+    queue.put(5, False)
+    assert queue.get(block=False) == 1
     queue.join_thread()
     queue.cancel_join_thread()
 
@@ -486,6 +527,24 @@ def test_closing_ends_producers_at_once_and_consumers_when_it_is_empty(queue):
         queue.get()
 
 
+def test_closing_ends_producers_that_wait_for_memory_or_a_slot(queue):
+    held = []
+    queue.put(np.zeros(100_000))
+    with contextlib.suppress(untorn.FullError):
+        while True:
+            queue.put(1, timeout_s=0)
+            held.append(queue.take())
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(queue.put, value) for value in (np.zeros(100_000), 1)]
+        while "room" not in [process.waits_for for process in queue.processes()]:
+            pass
+        queue.close()
+        for each in waiting:
+            assert "is closed: nothing can be put" in str(each.exception())
+    with pytest.raises(untorn.ClosedError, match="nothing can be put"), queue.reserve(like=1):
+        pytest.fail("it could be put only at the end of the block")
+
+
 def test_closing_wakes_those_that_wait(queue):
     with start(_drain, queue) as consumer:
         assert consumer.get() == "begins"
@@ -529,13 +588,37 @@ def test_leaving_is_not_closing(queue):
     assert not queue.closed
 
 
+def test_an_iteration_goes_on_to_the_end_although_the_process_leaves():
+    begun, left = threading.Event(), threading.Event()
+
+    def consume():
+        found = []
+        for item in queue:
+            begun.set()
+            left.wait()
+            found.append(item)
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        with untorn.queue(4) as queue:
+            consumer = pool.submit(consume)
+            queue.put_many([1, 2, 3])
+            begun.wait()
+        left.set()
+        assert consumer.result() == [1, 2, 3]
+        with pytest.raises(untorn.ClosedError, match="has left queue"):
+            list(queue)
+    with untorn.queue(4) as queue:
+        queue.leave()
+
+
 def test_an_anonymous_queue_ends_with_its_last_process():
     queue = untorn.queue(4)
     text = pickle.dumps(queue)
     queue.leave()
     del queue
     gc.collect()
-    with pytest.raises(untorn.ChannelNotFoundError, match="ends with the last process"):
+    with pytest.raises(untorn.ChannelNotFoundError, match="until the last process that has it open ends"):
         pickle.loads(text).put(1)
 
 
@@ -594,8 +677,22 @@ def test_bad_arguments(arguments, error, text):
 def test_bad_calls(queue):
     with pytest.raises(TypeError, match="pass one of them"):
         queue.get(timeout=1, timeout_s=1)
-    with pytest.raises(TypeError, match="timeout_s: expected a number"):
-        queue.get(timeout_s="1")
+    for number in range(3):  # the same whether an item waits, and whether its structure is known
+        with pytest.raises(TypeError, match="timeout_s: expected a number"):
+            queue.get(timeout_s="1")
+        with pytest.raises(ValueError, match="found nan"):
+            queue.get(timeout_s=float("nan"))
+        for block in (0.5, 5, None, "no"):
+            with pytest.raises(TypeError, match=f"block: expected True or False, found {block!r}; a time"):
+                queue.get(block)
+            with pytest.raises(TypeError, match=f"block: expected True or False, found {block!r}; a time"):
+                queue.put(number, block)
+        queue.put(number)
+        if number:
+            assert queue.get(timeout_s=np.float32(3)) == number - 1
+    assert queue.get(True, float("inf")) == 2
+    with pytest.raises(untorn.EmptyError):
+        queue.get(timeout_s=-1)
     with pytest.raises(ValueError, match="on_error: expected 'return' or 'drop', found 'x'"):
         queue.take(on_error="x")
     with pytest.raises(untorn.UnsupportedTypeError, match="cannot share"):
@@ -620,6 +717,10 @@ def test_a_full_file_system_is_a_capacity_error_and_the_queue_goes_on(tmp_path):
             queue.put(2)
             assert queue.get().sum() == 50_000
             assert queue.get() == 2
+            queue.put_many([np.ones(20_000)] * 4)
+            queue.get_many(4)
+            queue.put(np.ones(80_000))  # needs what the file keeps for the slots that are free
+            assert queue.get().sum() == 80_000
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
@@ -670,6 +771,36 @@ def test_files_that_are_no_queue(name, tmp_path, offset, data, text):
         file.write(data)
     with pytest.raises(untorn.FormatError, match=text):
         untorn.queue(4, name=name, directory=tmp_path)
+
+
+def test_a_queue_of_a_newer_layout_is_kept_although_it_may_have_ended(name, tmp_path):
+    untorn.queue(4, name=name, directory=tmp_path).close()
+    gc.collect()
+    with open(tmp_path / f"{name}.queue", "r+b") as file:
+        file.seek(8)
+        file.write(struct.pack("<I", 2))
+    with pytest.raises(untorn.FormatError, match="has another layout than version 1"):
+        untorn.queue(4, name=name, directory=tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_another_users_process_is_refused(queue, name, tmp_path):
+    named = untorn.queue(4, name=name, directory=tmp_path)
+    with start(_open_as_another_user, pickle.dumps(queue), name, tmp_path) as child:
+        anonymous, by_name = child.get()
+    assert "and only for the user of the process that has it (this is user 65534)" in anonymous
+    assert f"queue '{tmp_path / name}' cannot be opened for reading and writing: this user has no right to" in by_name
+    named.unlink()
+
+
+def _open_as_another_user(pipe, text, name, folder):
+    os.setuid(65534)
+    found = []
+    for call in (lambda: pickle.loads(text).put(1), lambda: untorn.queue(4, name=name, directory=folder)):
+        with pytest.raises((untorn.ChannelNotFoundError, PermissionError)) as caught:
+            call()
+        found.append(str(caught.value))
+    pipe.put(found)
 
 
 def test_a_short_file_is_no_queue(name, tmp_path):
