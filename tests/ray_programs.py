@@ -173,7 +173,7 @@ def train_beside_another_version():
     """Return what the driver logs of nodes that have another version of untorn, and the error."""
     import logging
 
-    from untorn.train.nodes import coordinator
+    from untorn.train.nodes import coordinator, roster
 
     messages: list[str] = []
 
@@ -182,8 +182,8 @@ def train_beside_another_version():
             messages.append(record.getMessage())
 
     logging.getLogger("untorn").addHandler(Handler())
-    here = coordinator.versions_here()
-    coordinator.versions_here = lambda: {**here, "untorn": "0.0.1"}
+    here = roster.versions_here()
+    roster.versions_here = lambda: {**here, "untorn": "0.0.1"}
     coordinator.Recruiter.connect_s = 10.0
     try:
         train(engine="ray", nodes=1, workers=1)

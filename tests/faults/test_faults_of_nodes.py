@@ -14,7 +14,7 @@ import networks
 import node_faults
 from node_faults import LoopbackWithFaults, NodeFaults, StepWatch
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.nodes import coordinator
+from untorn.train.nodes import coordinator, driver_copy
 
 DATA = networks.classes_of(152, 12, 3, seed=6)
 BATCH = 16  # 10 steps an epoch, the last of 8 examples
@@ -105,8 +105,8 @@ def test_steps_are_made_again_when_every_node_is_lost(epochs):
 
 
 def test_the_driver_copies_the_weights_now_and_then(monkeypatch, caplog):
-    monkeypatch.setattr(coordinator, "_COPY_EVERY_S", 0.1)
-    monkeypatch.setattr(coordinator, "_COPY_SHARE", 1)
+    monkeypatch.setattr(driver_copy, "_EVERY_S", 0.1)
+    monkeypatch.setattr(driver_copy, "_SHARE", 1)
     monkeypatch.setenv(node_faults.NAP, "0.02")
     cluster = LoopbackWithFaults()
     with trainer_of(numpy_model, engine=cluster, nodes=2, workers=1) as trainer:

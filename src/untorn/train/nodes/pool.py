@@ -170,8 +170,6 @@ class NodePool(Pool):
             weights.snapshot() as first,
         ):
             self._keys += 1
-            raw = raw_version(first)
-            coordinator.held = raw, Position(weights.token, first.version)
             coordinator.begin_job(
                 NodeJob(
                     plan=plan,
@@ -181,7 +179,7 @@ class NodePool(Pool):
                     raw=raw_version(data),
                     base=first.version,
                     token=weights.token,
-                    first=raw,
+                    first=raw_version(first),
                     first_version=first.version,
                     examples=max(plan.min_examples, min(plan.batch_size, plan.examples) // plan.settings.shards),
                     name=weights.channel.name,
@@ -200,7 +198,6 @@ class NodePool(Pool):
                     weights.take(coordinator.end_job())
                 finally:
                     weights.known = 0
-                    coordinator.held = None
                     self._forget_evaluated()
 
     def _open(self, weights: DriverWeights) -> Coordinator:

@@ -15,7 +15,7 @@ import networks
 from untorn import CapacityError, NonFiniteLossError, WorkerError
 from untorn.engines.nodes.loopback import LoopbackCluster
 from untorn.train import SGD, Callback, Trainer, weights_sha256
-from untorn.train.nodes import coordinator
+from untorn.train.nodes import roster
 
 DATA = networks.classes_of(64, 6, 3, seed=2)
 BATCH = 16
@@ -98,8 +98,8 @@ def test_a_node_with_other_bits_is_taken():
 
 
 def test_a_node_with_another_version(monkeypatch):
-    versions = coordinator.versions_here() | {"NumPy": "0.1"}
-    monkeypatch.setattr(coordinator, "versions_here", lambda: versions)
+    versions = roster.versions_here() | {"NumPy": "0.1"}
+    monkeypatch.setattr(roster, "versions_here", lambda: versions)
     with (
         trainer_of(networks.mlp) as trainer,
         pytest.raises(WorkerError, match=rf"node \d .*has NumPy {np.__version__}, and the driver has 0.1; install"),
