@@ -60,9 +60,9 @@ class Sending:
             member.has.add("setup")
             member.tell({"do": "workers", "count": workers})
         else:
-            # a node that was at work when a job was ended may have made a step more than anybody knows
+            # a node that was at work when a job was ended may be a step ahead of what anybody knows, or behind
             position, _ = await member.ask({"do": "position"})
-            if position["token"] != job.token or position["version"] > job.first_version:
+            if (position["token"], position["version"]) != (job.token, job.first_version):
                 await member.ask({"do": "weights"} | weights, [job.first, *target])
         await send_data(member, job.key, job.read, job.raw)
 

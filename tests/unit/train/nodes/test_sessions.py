@@ -14,6 +14,7 @@ from untorn.train.nodes.driver_copy import DriverCopy
 from untorn.train.nodes.members import Member
 from untorn.train.nodes.progress import Progress
 from untorn.train.nodes.roster import Roster
+from untorn.train.nodes.sending import Sending
 from untorn.train.nodes.sessions import Sessions
 
 LOG = np.dtype([("loss", np.float64)])
@@ -135,3 +136,25 @@ def test_a_node_that_leaves_is_not_lost(progress, roster, recruiter):
     roster.dismiss(leaves)
     assert (roster.restarts, recruiter.stopped, roster.members) == (0, [7], {})
     assert progress.error is None
+
+
+@pytest.mark.parametrize(
+    ("token", "version", "sent"), [(b"t", 5, False), (b"t", 4, True), (b"t", 6, True), (b"u", 5, True)]
+)
+def test_a_node_with_other_weights_gets_those_of_the_job(token, version, sent):
+    """Also one that is behind: its first gradient is compared with that of the others."""
+    asked = []
+
+    class Kept:
+        def __init__(self) -> None:
+            self.has = {"setup", 1}
+            self.preparing = asyncio.Lock()
+
+        async def ask(self, message: dict[str, Any], blobs: Any = ()) -> Any:
+            asked.append(message["do"])
+            return {"token": token, "version": version, "digest": "d"}, []
+
+    job = SimpleNamespace(token=b"t", first_version=5, first=b"w", key=1, read=None, raw=b"", plan=None, examples=1)
+    sending = Sending({"form": None, "target": None}, [])
+    assert asyncio.run(sending.prepare(Kept(), job, 1)) == "d"
+    assert asked == ["position", *["weights"] * sent, "prepare"]
