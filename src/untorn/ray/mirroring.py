@@ -9,7 +9,7 @@
     node 2: an actor ──> Follower <══════════════╝
 
 Streams instead of Ray's object store: a version is received straight into a slot, and needs no call of an actor
-(benchmarks/mirror.py compares them). engines/nodes/streaming.py says what subscribers see when the source ends.
+(benchmarks/mirror.py compares them). engines/nodes/streaming says what subscribers see when the source ends.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ import pytest
 import untorn
 from helpers import WATCHDOG_S, start
 from untorn import BrokenChannelError, ChannelNotFoundError
-from untorn.engines.nodes import streaming
 from untorn.engines.nodes.handshake import HandshakeError, connect
 from untorn.engines.nodes.listening import Listener
-from untorn.engines.nodes.streaming import Follower, VersionServer, fetch, send_newest
+from untorn.engines.nodes.streaming import Follower, VersionServer, fetch, frames, send_newest
 from untorn.share.lowlevel import extra, publish_raw, publish_with_extra, raw_version, receive_raw, update_with_extra
 
 SECRET = b"s" * 32
+STREAMING = "untorn.engines.nodes.streaming"
 HOST = "127.0.0.1"
 
 
@@ -210,9 +210,10 @@ def test_a_server_that_is_killed_is_a_dead_publisher(name, copy):
 
 
 def test_a_server_that_is_silent_for_too_long_is_a_dead_publisher_until_it_is_back(name, copy, monkeypatch):
-    monkeypatch.setattr(streaming, "SILENCE_S", 2.0)
-    monkeypatch.setattr(streaming, "LOST_AFTER_S", 1.0)
-    monkeypatch.setattr(streaming, "_CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(f"{STREAMING}.server.SILENCE_S", 2.0)
+    monkeypatch.setattr(f"{STREAMING}.follower.SILENCE_S", 2.0)
+    monkeypatch.setattr(f"{STREAMING}.follower.LOST_AFTER_S", 1.0)
+    monkeypatch.setattr(f"{STREAMING}.follower._CONNECT_TIMEOUT_S", 0.5)
     with start(publish_in_child, name) as child:
         follower = Follower(child.get(), SECRET, copy)
         thread = threading.Thread(target=follower.run)
@@ -290,7 +291,7 @@ def test_a_machine_that_shares_the_sources_memory_leaves_it_alone(name, caplog):
         source.update(value_of(2))
         assert untorn.subscribe(name).snapshot().version == 2
         source.close()
-        wait_until(lambda: [feed.version for feed in server.feeds()] == [streaming._ALL])
+        wait_until(lambda: [feed.version for feed in server.feeds()] == [frames.ALL])
         with untorn.publish(value_of(3), name=name) as again:  # the follower has not taken it over
             assert again.version == 3
             again.unlink()
@@ -333,7 +334,7 @@ def test_subscribers_that_hold_every_slot_miss_versions_and_get_the_newest_later
 
 def test_a_stopped_follower_holds_nobody_up(name, copy, monkeypatch):
     """It is stopped in the middle of a version: the source goes on, and loses one slot for a while."""
-    monkeypatch.setattr(streaming, "SILENCE_S", 1.0)
+    monkeypatch.setattr(f"{STREAMING}.server.SILENCE_S", 1.0)
     size = 4_000_000
     with untorn.publish(value_of(1, size), name=name) as source, serving(source) as server:
         with start(follow_in_child, server.address, copy) as child, following(server, f"{copy}-2"):
@@ -419,15 +420,15 @@ def test_a_server_that_sends_something_else_publishes_nothing(copy, frame, caplo
     raw = bytes(len(raw)) if frame == "damaged" else raw
     answers = {
         "garbage": b"garbage" * 100,
-        "unknown": streaming._FRAME.pack(b"utv!", 9, 0, 1, 0, bytes(16)),
-        "damaged": streaming._FRAME.pack(b"utv!", 1, 0, 1, len(raw), bytes(16)) + raw,
-        "half": streaming._FRAME.pack(b"utv!", 1, 0, 1, len(raw), bytes(16)) + raw[:100],
+        "unknown": frames._FRAME.pack(b"utv!", 9, 0, 1, 0, bytes(16)),
+        "damaged": frames._FRAME.pack(b"utv!", 1, 0, 1, len(raw), bytes(16)) + raw,
+        "half": frames._FRAME.pack(b"utv!", 1, 0, 1, len(raw), bytes(16)) + raw[:100],
     }
 
     def serve(connection, hello):
         with connection:
-            connection.sendall(streaming._FRAME.pack(b"utv!", 3, 0, 0, 0, b"i" * 16))
-            streaming._receive_request(connection)
+            connection.sendall(frames._FRAME.pack(b"utv!", 3, 0, 0, 0, b"i" * 16))
+            frames.receive_request(connection)
             connection.sendall(answers[frame])
 
     listener = Listener(HOST, SECRET, serve)
