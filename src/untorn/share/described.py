@@ -86,7 +86,7 @@ def describe_key(key: Any) -> Any:
     if cls is float:
         return ["float", key.hex()]
     if cls is np.str_:
-        return ["numpy.str_", str(key)]
+        return ["numpy.str_", str.__str__(key)]  # str(key) drops zeros at the end
     if isinstance(key, np.generic):
         return ["numpy", [np.lib.format.dtype_to_descr(key.dtype), key.tobytes().hex()]]
     adapter = _adapter_of(key) if cls not in _PLAIN else None

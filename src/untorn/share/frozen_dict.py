@@ -287,6 +287,8 @@ class _Packing:
             return self._pack_other(value)
         if value.dtype.hasobject and self._allow_pickle:
             return self._pack_other(value)
+        if isinstance(value, np.bytes_ | np.str_) and value[-1:] in (b"\0", "\0"):
+            return self._pack_other(value)  # an array would drop zeros at the end
         array = np.asarray(value)
         number = self._dtypes.get(array.dtype)
         if number is None:  # array_spec raises an error if no other process could read that dtype

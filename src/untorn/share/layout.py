@@ -21,6 +21,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -182,6 +183,14 @@ def pack(value: Any, *, allow_pickle: bool = False, plain: bool = False) -> tupl
     for index, leaf in enumerate(leaves):
         layout.write_leaf(payload, index, leaf)
     return layout.schema, payload
+
+
+def _read_text(dtype: np.dtype[Any], offset: int, exporter: Any) -> np.bytes_ | np.str_:
+    data = bytes(memoryview(exporter)[offset : offset + dtype.itemsize])
+    if dtype.kind == "S":
+        return np.bytes_(data)
+    order = "be" if dtype.byteorder == ">" else "le"
+    return np.str_(data.decode(f"utf-32-{order}", "surrogatepass"))
 
 
 def _leaf_size(spec: Spec) -> tuple[int, int]:
@@ -443,6 +452,8 @@ class Decoder:
 
     def _compile_scalar(self, offset: int, dtype: np.dtype[Any]) -> _Build:
         self._take(offset, dtype.itemsize)
+        if dtype.kind in "SU":  # an array would drop zeros at the end
+            return partial(_read_text, dtype, offset)
         if dtype.kind == "V":  # the only scalars of NumPy that are views
             return lambda exporter: np.ndarray((), dtype, exporter, offset).copy()[()]
         return lambda exporter: np.ndarray((), dtype, exporter, offset)[()]

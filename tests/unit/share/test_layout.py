@@ -180,6 +180,17 @@ def test_every_scalar(value):
     assert_same(round_trip(value), value)
 
 
+@pytest.mark.parametrize("text", [np.bytes_(b"a\0"), np.bytes_(b"\0b\0\0"), np.str_("\xfc\0"), np.str_("\ud800\0")])
+def test_texts_of_numpy_keep_zeros_at_their_end(text):
+    frozen = untorn.FrozenDict({"a": text, "b": [text]})
+    found = [round_trip(text), *round_trip([text]), *round_trip({text}), frozen["a"], *frozen["b"]]
+    if isinstance(text, str):
+        found += round_trip({text: 1})
+    assert [(type(one), len(one), one.tobytes()) for one in found] == [(type(text), len(text), text.tobytes())] * len(
+        found
+    )
+
+
 @QUICK
 @given(trees)
 def test_trees(value):
