@@ -47,6 +47,8 @@ def show(*, channel: str, paths: tuple[str, ...], allow_pickle: bool, as_json: b
     Without --value, this takes no reader row and disturbs no process.
     """
     with reported(debug=debug):
+        if paths and means_queue(channel):
+            raise click.UsageError(f"{channel!r} is a queue; --value prints values of a channel")
         if paths and not as_json:
             for text in values_at(channel, paths, allow_pickle=allow_pickle).values():
                 say(text)

@@ -52,6 +52,8 @@ def test_ls_and_show_say_what_waits_and_who_has_what(folder):
         shown = run("show", f"{folder}/tasks")
         assert "1 of at most 5" in shown
         assert "2, of which 1 were taken" in shown
+        refused = CliRunner().invoke(group, ["show", f"{folder}/tasks", "--value", "w"])
+        assert "is a queue; --value prints values of a channel" in refused.output
         state = json.loads(run("show", f"{folder}/tasks", "--json"))
         assert (state["waiting"], state["put_count"], state["taken_count"], state["closed"]) == (1, 2, 1, False)
         assert [(each["taken"], each["held"], each["writing"]) for each in state["processes"]] == [(0, 1, 0)]
