@@ -133,6 +133,7 @@ struct board_header {
     shared_u32 active;             /* workers from this index on leave; writer: the server */
     shared_u64 spin_ns;            /* how long to spin before sleeping; writer: the server */
     shared_u32 failed;             /* 1 + the first worker whose error text is complete */
+    shared_u32 names;              /* checksum of the metrics' names, set by the first gradient; 0: none yet */
     /* of a board with exchange */
     shared_u64 own;    /* the shards that workers here compute, see own_make; writer: the server */
     shared_u64 summed; /* 1 + the newest step whose sum is in the sum buffer; writer: the server's link */

@@ -145,6 +145,21 @@ static PyObject *Board_fail(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *Board_agree(PyObject *self, PyObject *argument)
+{
+    shared_u32 *names = &((BoardObject *)self)->board.header->names;
+    unsigned long checksum = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (checksum == 0 || checksum > UINT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "agree: %lu is no checksum", checksum);
+        return NULL;
+    }
+    /* nothing is read because of this word, so its order does not matter */
+    return PyBool_FromLong(shared_swap_if_u32(names, 0, (uint32_t)checksum) ||
+                           shared_load_relaxed(names) == (uint32_t)checksum);
+}
+
 /* Steps and batches are 32 bits of a task's word. */
 static bool step_check(unsigned long long step)
 {
@@ -402,6 +417,9 @@ static PyMethodDef Board_methods[] = {
     {"fail", Board_fail, METH_O,
      "fail($self, worker, /)\n--\n\n"
      "Announce that the worker's error text is complete."},
+    {"agree", Board_agree, METH_O,
+     "agree($self, checksum, /)\n--\n\n"
+     "Return whether the metrics' names have this checksum, which the first call sets."},
     {"set_limit", Board_set_limit, METH_O,
      "set_limit($self, limit, /)\n--\n\n"
      "Let steps below `limit` run."},

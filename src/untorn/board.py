@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, final
@@ -266,12 +267,16 @@ class Board(_core.Board):
         names: list[str] = json.loads(self._text(_core.BOARD_NAMES_NBYTES, self.names_at) or b"[]")
         return names
 
-    def write_metric_names(self, names: Sequence[str]) -> None:
-        """Write the metrics' names. Raises ValueError if they are too long."""
+    def write_metric_names(self, names: Sequence[str]) -> bool:
+        """Write the metrics' names, which are those of the whole job. Return False if other names were written before;
+        they stay. Raises ValueError if the names are too long."""
         text = json.dumps(names).encode()
         if len(text) >= _core.BOARD_NAMES_NBYTES:
             raise ValueError(f"the names of the metrics are too long: {names}")
-        _core.copy(self, self.names_at, text + b"\0")
+        if not self.agree(zlib.crc32(text) or 1):
+            return False
+        _core.copy(self, self.names_at, text + b"\0")  # again, in case the first worker was killed before this
+        return True
 
     @property
     def failure(self) -> FailureReport | None:

@@ -288,7 +288,7 @@ def test_a_nan_keeps_the_weights_of_the_step_before(rng, engine):
         (gives_another_tree, "expected dict of w, b, found dict of w"),
         (gives_another_shape, "the gradient of w has another shape: expected float64 array of shape (3,), "
          "found float64 array of shape (2,)"),
-        (gives_complex, "the gradient of w has another shape: expected float64 array of shape (3,), found complex128"),
+        (gives_complex, "the gradient of w has another dtype: expected float64 array of shape (3,), found complex128"),
     ],
 )  # fmt: skip
 def test_a_gradient_that_does_not_fit_is_named(model, message):

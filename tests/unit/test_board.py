@@ -263,9 +263,16 @@ class TestMetricNames:
         board.write_metric_names(("accuracy", "größe"))
         assert Board.open(board.path).metric_names == ["accuracy", "größe"]
 
+    def test_the_first_names_are_those_of_the_job(self, create):
+        board = create()
+        other = Board.open(board.path)
+        assert board.write_metric_names(["accuracy"])
+        assert other.write_metric_names(["accuracy"])
+        assert not other.write_metric_names([])
+        assert board.metric_names == other.metric_names == ["accuracy"]
+
     def test_names_that_are_too_long_change_nothing(self, create):
         board = create()
-        board.write_metric_names(["short"])
         board.write_metric_names(["x" * (_core.BOARD_NAMES_NBYTES - 5)])  # with brackets, quotes and an end
         with pytest.raises(ValueError, match="too long"):
             board.write_metric_names(["y" * (_core.BOARD_NAMES_NBYTES - 4)])

@@ -81,6 +81,7 @@ class Trainer(Generic[ModelT_co]):
         model: a function ``loss_and_grad(params, batch[, rng]) -> (loss, grads[, metrics])`` that returns means over
             the batch, or an object with that method (and ``predict(params, x)``). params are read-only views of shared
             memory; grads has the same tree structure, with None for a parameter that has no gradient and is skipped.
+            metrics is a dict of numbers, with the same names for every batch.
             Worker processes, and nodes, must be able to import or unpickle it. A untorn.torch.TorchModel brings its
             own parameters. A dict of such functions by name takes turns: see Turns.
         params: the initial parameters: a tree of float32 and float64 arrays. Copied.

@@ -11,7 +11,7 @@ import pytest
 import networks
 import untorn
 from untorn import SGD, EarlyStopping, UnsupportedTypeError, WorkerError
-from untorn.train import Callback, History, Trainer, weights_sha256
+from untorn.train import Callback, History, LocalSteps, Trainer, weights_sha256
 
 DATA = networks.data_of(100, 5)
 CLASSES = networks.classes_of(200, 8, 3)
@@ -26,6 +26,11 @@ def line_trainer(**arguments):
 def mlp_trainer(model=networks.mlp, **arguments):
     given = {"optimizer": SGD(0.1, momentum=0.9), "engine": "serial", "shards": 4} | arguments
     return Trainer(model, networks.mlp_params((8, 16, 3)), **given)
+
+
+def line_with_a_metric_of_the_batch(params, batch):
+    loss, grads = networks.line(params, batch)
+    return loss, grads, {"even" if batch[0][0, 0] % 2 == 0 else "odd": 1.0}
 
 
 # -- arguments
@@ -480,3 +485,21 @@ def test_settings_are_read_and_not_set():
     with pytest.raises(AttributeError, match="seed: it is set when the Trainer is made; make another Trainer with 4"):
         trainer.seed = 4
     assert trainer.seed == 3
+
+
+def test_metrics_of_other_names_for_another_batch_are_an_error():
+    x, y = np.zeros((8, 5)), np.zeros(8)
+    x[:, 0] = [0, 0, 1, 1, 0, 0, 1, 1]  # shards, parts of a shard, and steps of a group differ
+
+    def train(**arguments):
+        with Trainer(line_with_a_metric_of_the_batch, networks.line_params(5), **arguments) as trainer:
+            with pytest.raises(WorkerError, match=r"metrics: expected those of another batch, \w+; found \w+; return"):
+                trainer.fit((x, y), epochs=1, batch_size=8, shuffle=False)
+            assert trainer.evaluate((x[:2], y[:2]))["even"] == 1
+            with pytest.raises(ValueError, match="metrics: expected those of another batch, even; found odd; return"):
+                trainer.evaluate((x, y), batch_size=2)
+
+    train(optimizer=SGD(0.05), engine="serial", shards=4)
+    train(optimizer=SGD(0.05), engine="serial", shards=1, accumulate=4)
+    train(optimizer=LocalSteps(SGD(0.05), steps=4), engine="serial", shards=1)
+    train(optimizer=SGD(0.05), workers=2, shards=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from untorn.errors import NonFiniteLossError
 from untorn.share.lowlevel import flatten
 from untorn.trees import Spec, leaf_specs, path_of
 
-__all__ = ["check_parameters", "checked_loss", "checked_metrics"]
+__all__ = ["check_metric_names", "check_parameters", "checked_loss", "checked_metrics"]
 
 _TRAINABLE = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -40,6 +40,8 @@ def _found(spec: Spec) -> tuple[str, str]:
         return f"a {spec.detail[0]}", f"convert it with numpy.asarray(){other}"
     if spec.kind == "array":
         found = f"an array of {spec.detail[0]}"
+    elif spec.kind == "numpy":
+        found = f"a single numpy.{spec.detail.type.__name__}"
     else:
         found = "None" if spec.kind == "none" else f"{'an' if spec.kind[0] in 'aeiou' else 'a'} {spec.kind}"
     return found, "convert it, or keep what is not trained out of params"
@@ -61,6 +63,16 @@ def checked_metrics(found: Any) -> dict[str, float]:
     if len(metrics) > _core.BOARD_METRICS:
         raise ValueError(f"{len(metrics)} metrics: at most {_core.BOARD_METRICS} are supported")
     return dict(sorted(metrics.items())) if len(metrics) > 1 else metrics
+
+
+def check_metric_names(expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raise ValueError unless the metrics of a batch have the names that those of another batch had, in this order."""
+    expected, found = tuple(expected), tuple(found)
+    if found != expected:
+        raise ValueError(
+            f"metrics: expected those of another batch, {', '.join(expected) or 'none'}; "
+            f"found {', '.join(found) or 'none'}; return the same names for every batch"
+        )
 
 
 def _scalar(what: str, value: Any) -> float:

@@ -61,7 +61,9 @@ def _tree_error(params: Spec, grads: Any) -> Exception:
     path, expected, found = difference
     are_leaves = expected.kind not in CONTAINERS and found.kind not in CONTAINERS
     where = path_of(path)
-    problem = f"the gradient of {where} has another shape" if are_leaves else f"{_DIFFERS} at {where}"
+    are_alike = expected.kind == found.kind == "array" and expected.detail[1] == found.detail[1]
+    kind = "dtype" if are_alike else "shape"
+    problem = f"the gradient of {where} has another {kind}" if are_leaves else f"{_DIFFERS} at {where}"
     return ValueError(f"{problem}: expected {_describe_spec(expected)}, found {_describe_spec(found)}")
 
 

@@ -22,6 +22,7 @@ from untorn import _core, trees
 from untorn.share.lowlevel import flatten
 from untorn.train.data import sampler
 from untorn.train.models.base import Gradient, Model, Parts, Replica, Rows
+from untorn.train.models.checks import check_metric_names
 from untorn.train.optim.local_steps import LocalSteps
 
 __all__ = ["LocalStepsModel"]
@@ -122,7 +123,9 @@ class _LocalStepsReplica(Replica):
                 continue
             found = self._replica(group.params, _cut(batch, slice(start, stop)), rng)
             group.step([leaf.dense() if isinstance(leaf, Rows) else leaf for leaf in found.leaves])
-            for name, value in {"loss": found.loss, **found.metrics}.items():
+            measured = {"loss": found.loss, **found.metrics}
+            check_metric_names(list(totals or measured)[1:], found.metrics)
+            for name, value in measured.items():
                 totals[name] = totals.get(name, 0.0) + value * ((stop - start) / examples)
         loss = totals.pop("loss")
         return Gradient(loss, group.leaves(), totals)

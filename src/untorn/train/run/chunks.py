@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from untorn.board import FailureReport
 from untorn.errors import NonFiniteLossError, WorkerError
+from untorn.train.models.checks import check_metric_names
 from untorn.train.models.outputs import Form, flattened
 
 __all__ = ["Answer", "Chunks", "Collector", "Evaluation", "Means", "Outputs"]
@@ -155,7 +156,9 @@ class Means(Collector):
         """See Collector."""
         totals: dict[str, float] = {}
         for chunk in range(self.chunks.count):
-            for name, value in self._answers[chunk].items():
+            measured = self._answers[chunk]
+            check_metric_names(list(totals or measured)[1:], list(measured)[1:])
+            for name, value in measured.items():
                 totals[name] = totals.get(name, 0.0) + value * len(self.chunks.indices(chunk))
         return {name: total / self.chunks.examples for name, total in totals.items()}
 

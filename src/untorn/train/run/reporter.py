@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from untorn.board import Board
+from untorn.train.models.checks import check_metric_names
 
 __all__ = ["Reporter"]
 
@@ -24,21 +25,24 @@ class Reporter:
     def __init__(self, board: Board, index: int) -> None:
         self._board = board
         self._index = index
-        self._named = False
+        self._names: tuple[str, ...] | None = None
 
     def name_metrics(self, names: tuple[str, ...]) -> None:
         """Write the names of the metrics, once. Every worker writes the same names, so they are complete after a
-        step, whichever worker is first."""
-        if self._named:
+        step, whichever worker is first. Raises ValueError if the names are not those of another batch of the job."""
+        if names == self._names:
             return
+        if self._names is not None:
+            check_metric_names(self._names, names)
         for name in names:
             if name in _RESERVED_NAMES or name.startswith("val_"):
                 raise ValueError(
                     f"the metric {name!r}: the trainer uses this name itself, as it does val_... and "
                     f"{', '.join(_RESERVED_NAMES)}; choose another"
                 )
-        self._board.write_metric_names(names)
-        self._named = True
+        if not self._board.write_metric_names(names):
+            check_metric_names(self._board.metric_names, names)
+        self._names = names
 
     def report(self, error: Exception, step: int, shard: int) -> None:
         """Report an error, with a traceback that begins in the user's code."""
