@@ -30,6 +30,7 @@ from untorn.errors import BusyError, ChannelNotFoundError, FormatError
 from untorn.share import storage
 from untorn.share.guard import check_file, is_folder, is_there, no_file
 from untorn.share.naming import signpost_target
+from untorn.share.near_names import near_names
 from untorn.share.storage import Files, default_path
 from untorn.share.storage_errors import remedied
 
@@ -549,7 +550,9 @@ def open_file(path: str, label: str) -> int:
     try:
         fd = keep(os.open(path, flags))
     except FileNotFoundError:
-        raise ChannelNotFoundError(f"no channel {label!r} (looked for {path}); untorn ls shows what there is") from None
+        raise ChannelNotFoundError(
+            f"no channel {label!r} (looked for {path}{near_names(path)}); untorn ls shows what there is"
+        ) from None
     except OSError as error:
         raise no_file(error, path) or remedied(error, path) from None
     try:

@@ -34,6 +34,7 @@ from untorn import _core
 from untorn.descriptors import keep
 from untorn.errors import ChannelNotFoundError, FormatError
 from untorn.share.guard import check_file, is_there, no_file
+from untorn.share.near_names import near_names
 from untorn.share.storage_errors import (
     FULL,
     MixedError,
@@ -580,6 +581,8 @@ def not_found(places: tuple[tuple[str, str], ...], label: str, reason: str = "")
         where += f": {_NO_PROC}"
     elif places and not os.path.isdir(os.path.dirname(where)):
         where += ", and there is no such directory"
+    elif places and not where.startswith("/proc/"):
+        where += near_names(where)
     if all(control.startswith("/proc/") for control, _ in places) and _has_proc():
         return ChannelNotFoundError(f"no channel {label!r} (looked for {where}); {_fate_of_publisher(places)}")
     return ChannelNotFoundError(
