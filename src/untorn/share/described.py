@@ -154,7 +154,10 @@ def _read_number(described: Any, digits: Any) -> Any:
 # -- dtypes of arrays
 
 #: the dtypes that NumPy describes by a text, in the only form that NumPy writes
-_PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|[SUV]\d{1,10}|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
+_PLAIN_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f\d\d?|c\d\d?|([SUV])(\d{1,10})|[mM]8(?:\[\d*[a-zA-Z]+\])?)")
+
+#: NumPy's limit, in bytes; NumPy 1 gives larger items a size that is wrong
+_MAX_ITEMSIZE = 2**31 - 1
 
 
 def read_dtype(described: Any) -> np.dtype[Any]:
@@ -167,7 +170,8 @@ def _as_descr(described: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise ValueError(f"a dtype nested more than {MAX_DEPTH} deep")
     if isinstance(described, str):
-        if _PLAIN_DTYPE.fullmatch(described) is None:
+        found = _PLAIN_DTYPE.fullmatch(described)
+        if found is None or (found[1] and int(found[2]) * (4 if found[1] == "U" else 1) > _MAX_ITEMSIZE):
             raise ValueError(f"{shown(described)} describes no dtype")
         return described
     return [_as_field(items_of(field), depth + 1) for field in items_of(described)]

@@ -186,6 +186,7 @@ EDITS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype) on a NumPy array:DeprecationWarning")  # since 2.5
 @pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
 def test_edits(repeated, change):
     publisher, reader = repeated
