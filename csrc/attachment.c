@@ -171,7 +171,7 @@ static enum status attachment_lock_role(struct attachment *a)
             publisher_begin(a);
         return STATUS_OK;
     }
-    return row_take(&a->channel, a->control_fd, 0, &a->row);
+    return row_take(&a->channel, a->control_fd, 0, &a->journal, &a->row);
 }
 
 enum status attachment_open(int control_fd, int data_fd, enum attachment_role role, const uint8_t *id,
@@ -317,7 +317,7 @@ static enum status pin_locked(struct attachment *a, struct pin *pin)
     if (a->row == 0) { /* a forked child that found no row at the fork may find one now */
         enum status status = STATUS_NO_ROW;
         if (a->control_fd >= 0)
-            status = attachment_has_control(a) ? row_take(channel, a->control_fd, 0, &a->row) : STATUS_OS;
+            status = attachment_has_control(a) ? row_take(channel, a->control_fd, 0, &a->journal, &a->row) : STATUS_OS;
         if (status != STATUS_OK)
             return status;
     }
@@ -549,7 +549,8 @@ unsigned attachment_reclaim(struct attachment *attachment)
         struct reader_row *line = &channel->rows[row];
         if (row == attachment->row || shared_load_relaxed(&line->held) == 0 ||
             lock_take(attachment->control_fd, row) != STATUS_OK)
-            continue;                         /* its owner is alive, or the kernel did not say that it is dead */
+            continue; /* its owner is alive, or the kernel did not say that it is dead */
+        row_note_dead(channel, row, &attachment->journal);
         shared_store_release(&line->held, 0); /* its owner is dead: the kernel gave us its lock */
         shared_store_relaxed(&line->pid, 0);
         lock_drop(attachment->control_fd, row);

@@ -20,6 +20,7 @@
 #include "channel.h"
 #include "descriptors.h"
 #include "futex.h"
+#include "journal.h"
 #include "status.h"
 
 enum attachment_role { ROLE_READER = 0, ROLE_WRITER = 1, ROLE_PUBLISHER = 2 };
@@ -57,6 +58,9 @@ struct attachment {
     uint64_t bases[CHANNEL_MAX_SLOTS];
     /* publisher: the data file has at least this size, unless another process shortens it */
     uint64_t reserved_nbytes;
+    /* publisher: the most slots and bytes of the channel when its growth was noted last; see growth_note */
+    uint64_t told_slots, told_nbytes;
+    struct journal journal;
     struct futex_manner manner; /* of attachment_wait */
     bool named;                 /* publisher: its files should have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
@@ -147,7 +151,7 @@ void attachment_retire(struct attachment *attachment);
 void attachment_disown(struct attachment *attachment);
 /* Find out whether a living process has this row: false for a row of this very attachment; STATUS_OS as above. */
 enum status attachment_row_alive(struct attachment *attachment, uint32_t row, bool *alive);
-/* Clear the rows of dead readers; returns how many held something. */
+/* Clear the rows of dead readers; returns how many held something. The caller has the lock. */
 unsigned attachment_reclaim(struct attachment *attachment);
 
 #endif

@@ -40,7 +40,8 @@ static void fork_prepare_one(struct attachment *a)
     if (a->row == 0)
         return;
     if (a->fork_fd >= 0)
-        (void)row_take(&a->channel, a->fork_fd, shared_load_relaxed(&a->channel.rows[a->row].held), &a->fork_row);
+        (void)row_take(&a->channel, a->fork_fd, shared_load_relaxed(&a->channel.rows[a->row].held), &a->journal,
+                       &a->fork_row);
     if (a->fork_row != 0) {
         shared_add(&a->channel.shared->handoffs, 1); /* pairs with channel_held */
         return;
@@ -108,6 +109,7 @@ static void fork_child_one(struct attachment *a)
         a->generation++;
     }
     a->row = a->fork_row;
+    journal_clear(&a->journal);
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -61,6 +61,27 @@ bool list_append_new(PyObject *list, PyObject *item)
     return done;
 }
 
+PyObject *journal_read(struct journal *journal, pthread_mutex_t *lock)
+{
+    struct journal_entry entries[JOURNAL_MAX];
+    pthread_mutex_lock(lock);
+    const uint32_t unread = shared_load_relaxed(&journal->unread);
+    const uint32_t count = unread < JOURNAL_MAX ? unread : JOURNAL_MAX;
+    for (uint32_t i = 0; i < count; i++)
+        entries[i] = journal->entries[i];
+    journal_clear(journal);
+    pthread_mutex_unlock(lock);
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list != NULL && i < count; i++) {
+        const struct journal_entry *entry = &entries[i];
+        if (!list_append_new(list,
+                             Py_BuildValue("(iIKKK)", (int)entry->kind, entry->pid, (unsigned long long)entry->slots,
+                                           (unsigned long long)entry->nbytes, (unsigned long long)entry->returned)))
+            Py_CLEAR(list);
+    }
+    return list == NULL ? NULL : Py_BuildValue("(NI)", list, unread - count);
+}
+
 static PyObject *core_format_control(PyObject *module, PyObject *args)
 {
     int fd;

@@ -95,6 +95,10 @@ struct core *core_of_class(PyTypeObject *type);
 PyObject *status_raise(const struct core *core, enum status status);
 /* Do the last step of tp_dealloc: an object of a heap type owns a reference to it. */
 void object_free(PyObject *self);
+/* Return the journal's entries as a list of (kind, pid, slots, nbytes, returned), and how many more there were; clear
+ * it. The lock guards it. */
+struct journal;
+PyObject *journal_read(struct journal *journal, pthread_mutex_t *lock);
 /* Append a new reference, which is taken over; false with an exception set, also if `item` is NULL. */
 bool list_append_new(PyObject *list, PyObject *item);
 /* Make a type and add it to the module; `keep`, if not NULL, gets a reference of its own. */

@@ -311,7 +311,17 @@ static PyObject *Attachment_abandon(PyObject *self, PyObject *unused)
 
 static PyObject *Attachment_reclaim(PyObject *self, PyObject *unused)
 {
-    return PyLong_FromUnsignedLong(attachment_reclaim(((AttachmentObject *)self)->attachment));
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    pthread_mutex_lock(&a->lock);
+    const unsigned reclaimed = attachment_reclaim(a);
+    pthread_mutex_unlock(&a->lock);
+    return PyLong_FromUnsignedLong(reclaimed);
+}
+
+static PyObject *Attachment_read_journal(PyObject *self, PyObject *unused)
+{
+    struct attachment *a = ((AttachmentObject *)self)->attachment;
+    return journal_read(&a->journal, &a->lock);
 }
 
 static PyObject *Attachment_trim(PyObject *self, PyObject *argument)
@@ -437,6 +447,7 @@ static struct control *control_of(const AttachmentObject *self) { return self->a
     FIELD(Attachment, row, PyLong_FromUnsignedLong, self->attachment->row)                                           \
     FIELD(Attachment, publisher_pid, PyLong_FromUnsignedLong, shared_load_relaxed(&control_of(self)->publisher_pid)) \
     FIELD(Attachment, created_ns, PyLong_FromLongLong, control_of(self)->created_ns)                                 \
+    FIELD(Attachment, has_news, PyBool_FromLong, journal_has_news(&self->attachment->journal))                       \
     FIELD(Attachment, role, PyLong_FromLong, (long)self->attachment->role)                                           \
     FIELD(Attachment, id, id_make, control_of(self))
 ATTACHMENT_FIELDS(CORE_GETTER)
@@ -519,6 +530,10 @@ static PyMethodDef Attachment_methods[] = {
     {"reclaim", Attachment_reclaim, METH_NOARGS,
      "reclaim($self, /)\n--\n\n"
      "Clear the rows of dead readers; return how many held something."},
+    {"read_journal", Attachment_read_journal, METH_NOARGS,
+     "read_journal($self, /)\n--\n\n"
+     "Return a list of (kind, pid, slots, nbytes, returned) of what happened since the last call, and how many "
+     "more there were; see journal.h."},
     {"rows", Attachment_rows, METH_NOARGS,
      "rows($self, /)\n--\n\n"
      "Return (row, pid, attached_ns, held bits) of each living reader."},
@@ -691,6 +706,9 @@ static const struct core_constant channel_constants[] = {
     {"LAYOUT", CHANNEL_LAYOUT},
     {"HEADER_NBYTES", sizeof(struct slot_header)},
     {"DATA_HEADER_NBYTES", sizeof(struct data_header)},
+    CORE_CONSTANT(JOURNAL_GREW),
+    CORE_CONSTANT(JOURNAL_RECLAIMED),
+    CORE_CONSTANT(JOURNAL_REAPED),
     {NULL, 0},
 };
 

@@ -159,6 +159,11 @@ static PyObject *Queue_reap(PyObject *self, PyObject *argument)
     return PyLong_FromUnsignedLong(queue_side_reap(side_of(self), all));
 }
 
+static PyObject *Queue_read_journal(PyObject *self, PyObject *unused)
+{
+    return journal_read(&side_of(self)->journal, &side_of(self)->lock);
+}
+
 static PyObject *Queue_look(PyObject *self, PyObject *unused)
 {
     const struct queue *queue = queue_of(self);
@@ -224,6 +229,7 @@ static PyObject *queue_id_make(const struct queue *queue)
     FIELD(Queue, fd, fd_make, self->side)                                                 \
     FIELD(Queue, id, queue_id_make, &self->side->queue)                                   \
     FIELD(Queue, row, PyLong_FromUnsignedLong, self->side->row)                           \
+    FIELD(Queue, has_news, PyBool_FromLong, journal_has_news(&self->side->journal))       \
     FIELD(Queue, capacity, PyLong_FromUnsignedLong, self->side->queue.capacity)           \
     FIELD(Queue, max_processes, PyLong_FromUnsignedLong, self->side->queue.max_processes) \
     FIELD(Queue, small_nbytes, PyLong_FromUnsignedLong, self->side->queue.small_nbytes)   \
@@ -269,6 +275,10 @@ static PyMethodDef Queue_methods[] = {
     {"reap", Queue_reap, METH_O,
      "reap($self, all, /)\n--\n\n"
      "Undo what dead processes left; return how many were found."},
+    {"read_journal", Queue_read_journal, METH_NOARGS,
+     "read_journal($self, /)\n--\n\n"
+     "Return a list of (kind, pid, slots, nbytes, returned) of what happened since the last call, and how many "
+     "more there were; see journal.h."},
     {"look", Queue_look, METH_NOARGS,
      "look($self, /)\n--\n\n"
      "Return the number of items that wait, and whether the queue is closed."},

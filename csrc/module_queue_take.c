@@ -81,8 +81,8 @@ PyObject *Queue_get_tree(PyObject *self, PyObject *plan)
         return Py_NewRef(Py_NotImplemented);
     if (status != STATUS_OK)
         return status_raise(core_of(self), status);
-    if (item == NULL || !item_has_schema(item, plan))
-        return (PyObject *)item;
+    if (item == NULL || journal_has_news(&side_of(self)->journal) || !item_has_schema(item, plan))
+        return (PyObject *)item; /* news: the caller takes its time, and reads them */
     PyObject *value = tree_plan_read(plan, (PyObject *)item, item->place.address);
     if (value != NULL) {
         status = queue_side_finish(side_of(self), &item->place);

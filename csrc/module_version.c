@@ -38,6 +38,8 @@ static DraftObject *draft_begin(PyObject *self, uint64_t nbytes)
         status = attachment_pick(a, nbytes, &slot);
         Py_END_ALLOW_THREADS
     }
+    if (status == STATUS_OK && journal_has_news(&a->journal)) /* the caller goes the long way, and reads them */
+        return NULL;
     DraftObject *draft = status == STATUS_OK ? (DraftObject *)draft_make((AttachmentObject *)self, slot) : NULL;
     if (status == STATUS_TRUNCATED)
         status_raise(core_of(self), status);

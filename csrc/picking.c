@@ -42,6 +42,25 @@ static void slot_release(struct attachment *a, unsigned slot)
     space_release(a->data_fd, shared_load_relaxed(&extent->offset), capacity);
 }
 
+/* Note that the channel has more slots than ever, or a quarter more bytes than when this was last noted: so a value
+ * that grows a little with each version fills no log. Every channel gets two slots, which is no growth. */
+static void growth_note(struct attachment *a)
+{
+    struct journal_entry entry = {.kind = JOURNAL_GREW};
+    for (unsigned slot = 0; slot < CHANNEL_MAX_SLOTS; slot++) {
+        const uint64_t nbytes = shared_load_relaxed(&a->channel.control->slots[slot].capacity);
+        entry.slots += nbytes != 0;
+        entry.nbytes += nbytes;
+    }
+    const bool begins = a->told_slots < 2;
+    if (entry.slots <= a->told_slots && entry.nbytes < a->told_nbytes + a->told_nbytes / 4)
+        return;
+    a->told_slots = entry.slots > a->told_slots ? entry.slots : a->told_slots;
+    a->told_nbytes = entry.nbytes > a->told_nbytes ? entry.nbytes : a->told_nbytes;
+    if (!begins)
+        journal_add(&a->journal, entry);
+}
+
 static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nbytes)
 {
     struct control *control = a->channel.control;
@@ -55,6 +74,7 @@ static enum status slot_reserve(struct attachment *a, unsigned slot, uint64_t nb
     shared_store_release(&control->slots[slot].capacity, length);
     if (offset + length > a->reserved_nbytes)
         a->reserved_nbytes = offset + length;
+    growth_note(a);
     status = slot_map(a, slot);
     if (status == STATUS_OK) /* touch the pages in one call; an older kernel touches them one by one later */
         (void)madvise(a->maps[slot].base, length, MADV_POPULATE_WRITE);

@@ -464,7 +464,7 @@ enum status queue_unclaim(const struct queue *queue, uint32_t row, uint32_t slot
 
 /* The dead do nothing more. So after the tail is settled, an OFFERED slot of theirs is in no cell, and never will be.
  * A process that is killed in the middle of this leaves the row attached, and the next one does the rest. */
-enum status queue_reap(const struct queue *queue, uint32_t row)
+enum status queue_reap(const struct queue *queue, uint32_t row, struct queue_reaped *reaped)
 {
     uint64_t tail;
     bool ended;
@@ -475,9 +475,11 @@ enum status queue_reap(const struct queue *queue, uint32_t row)
         shared_u64 *word = &queue->slots[slot].word;
         const uint64_t found = shared_load_acquire(word);
         const enum queue_state state = word_state(found);
-        if (word_row(found) == row && state != QUEUE_FREE)
-            shared_swap_if(word, found,
-                           word_make(word_position(found), state == QUEUE_TAKEN ? QUEUE_RETURNED : QUEUE_FREE, 0));
+        if (word_row(found) != row || state == QUEUE_FREE)
+            continue;
+        const enum queue_state after = state == QUEUE_TAKEN ? QUEUE_RETURNED : QUEUE_FREE;
+        if (shared_swap_if(word, found, word_make(word_position(found), after, 0)))
+            *(after == QUEUE_RETURNED ? &reaped->returned : &reaped->freed) += 1;
     }
     (void)map_repair(queue);
     returned_tell(queue);

@@ -164,8 +164,12 @@ enum status queue_unclaim(const struct queue *queue, uint32_t row, uint32_t slot
 void queue_want_slot(const struct queue *queue);
 /* No item comes behind those that are in the queue. Idempotent. */
 enum status queue_close(const struct queue *queue);
-/* Undo or finish what a dead process left. The caller has the lock of its row. */
-enum status queue_reap(const struct queue *queue, uint32_t row);
+/* What a dead process left: items that it had taken, which are in the queue again, and slots that are free now. */
+struct queue_reaped {
+    uint64_t returned, freed;
+};
+/* Undo or finish what a dead process left; add to `reaped`. The caller has the lock of its row. */
+enum status queue_reap(const struct queue *queue, uint32_t row, struct queue_reaped *reaped);
 
 /* The number of items that wait, and whether the queue is closed; a moment's answer. */
 enum status queue_look(const struct queue *queue, uint64_t *waiting, bool *closed);

@@ -39,7 +39,7 @@ static void fork_prepare_one(struct queue_side *side)
     side->fork_row = 0;
     side->fork_fd = queue_side_has_file(side) && side->queue.head != NULL ? description_duplicate(side->fd) : -1;
     if (side->fork_fd >= 0)
-        (void)queue_row_take(&side->queue, side->fork_fd, &side->fork_row);
+        (void)queue_row_take(&side->queue, side->fork_fd, &side->journal, &side->fork_row);
     side->fork_small = NULL;
     bool small = false;
     for (uint32_t slot = 0; slot < side->queue.slot_count; slot++) {
@@ -133,6 +133,7 @@ static void fork_child_one(struct queue_side *side)
     if (side->row != 0)
         shared_store_relaxed(&side->queue.rows[side->row].pid, (uint32_t)getpid());
     side->generation++;
+    journal_clear(&side->journal);
     pthread_mutex_unlock(&side->lock);
 }
 

@@ -56,7 +56,20 @@ static enum status side_map(struct queue_side *side, const uint8_t *id)
     return side->windows != NULL && side->used != NULL && side->fork_copies != NULL ? STATUS_OK : STATUS_OS;
 }
 
-enum status queue_row_take(const struct queue *queue, int fd, uint32_t *taken)
+/* Undo what a dead process left, and note it. The caller has the lock of its row. */
+static enum status dead_reap(const struct queue *queue, uint32_t row, struct journal *journal)
+{
+    struct queue_reaped reaped = {0};
+    const uint32_t pid = shared_load_relaxed(&queue->rows[row].pid);
+    enum status status = queue_reap(queue, row, &reaped);
+    if (reaped.returned != 0 || reaped.freed != 0)
+        journal_add(journal,
+                    (struct journal_entry){
+                        .kind = JOURNAL_REAPED, .pid = pid, .slots = reaped.freed, .returned = reaped.returned});
+    return status;
+}
+
+enum status queue_row_take(const struct queue *queue, int fd, struct journal *journal, uint32_t *taken)
 {
     for (uint32_t row = 1; row <= queue->max_processes; row++) {
         enum status status = lock_take(fd, row);
@@ -66,7 +79,7 @@ enum status queue_row_take(const struct queue *queue, int fd, uint32_t *taken)
             return status;
         struct queue_row *line = &queue->rows[row];
         if (shared_load_acquire(&line->attached) != 0)
-            status = queue_reap(queue, row); /* its last owner died: the kernel gave us its lock */
+            status = dead_reap(queue, row, journal); /* its last owner died: the kernel gave us its lock */
         if (status != STATUS_OK)
             return status;
         shared_raise_u32(&queue->head->high_water, row);
@@ -94,7 +107,7 @@ enum status queue_side_open(int fd, const uint8_t *id, struct queue_side **resul
     pthread_mutex_init(&side->lock, NULL);
     enum status status = side->fd >= 0 ? side_map(side, id) : STATUS_OS;
     if (status == STATUS_OK)
-        status = queue_row_take(&side->queue, side->fd, &side->row);
+        status = queue_row_take(&side->queue, side->fd, &side->journal, &side->row);
     if (status != STATUS_OK) {
         int cause = errno;
         queue_side_close(side);
@@ -145,7 +158,7 @@ static enum status side_ready(struct queue_side *side)
         errno = EBADF;
         return STATUS_OS;
     }
-    return queue_row_take(&side->queue, side->fd, &side->row);
+    return queue_row_take(&side->queue, side->fd, &side->journal, &side->row);
 }
 
 static enum status slot_claim(struct queue_side *side, uint64_t pages, uint32_t *slot)
@@ -307,7 +320,7 @@ static bool row_reap(struct queue_side *side, uint32_t row)
         return false; /* its owner is alive, or the kernel did not say that it is dead */
     const bool dead = shared_load_acquire(&side->queue.rows[row].attached) != 0;
     if (dead)
-        (void)queue_reap(&side->queue, row);
+        (void)dead_reap(&side->queue, row, &side->journal);
     lock_drop(side->fd, row);
     return dead;
 }

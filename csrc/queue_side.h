@@ -16,6 +16,7 @@
 #include <pthread.h>
 
 #include "descriptors.h"
+#include "journal.h"
 #include "queue_file.h"
 
 struct queue_window {
@@ -32,6 +33,7 @@ struct queue_side {
     uint32_t row;           /* 0: none */
     uint32_t generation;    /* grows in a forked child: what was owned before is the parent's */
     int64_t reaped_ns;      /* when it last looked for dead processes, by the monotonic clock */
+    struct journal journal;
     struct queue_window *windows;
     bool *used; /* per slot: an item or a draft of this process points to its bytes */
     /* fork, between its prepare and its child or parent handler */

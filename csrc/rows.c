@@ -45,7 +45,22 @@ enum status lock_look(int fd, uint32_t byte)
     return status == STATUS_OK && lock.l_type != F_UNLCK ? STATUS_BUSY : status;
 }
 
-enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *taken)
+/* All bits are set in the row of a reader that was killed in the last resort of channel_pin. */
+void row_note_dead(const struct channel *channel, uint32_t row, struct journal *journal)
+{
+    const struct reader_row *line = &channel->rows[row];
+    const uint64_t held = shared_load_relaxed(&line->held);
+    struct journal_entry entry = {.kind = JOURNAL_RECLAIMED, .pid = shared_load_relaxed(&line->pid)};
+    for (unsigned slot = 0; held != 0 && slot < channel->max_slots; slot++) {
+        const uint64_t nbytes = shared_load_relaxed(&channel->control->slots[slot].capacity);
+        entry.slots += (held & slot_bit(slot)) != 0 && nbytes != 0;
+        entry.nbytes += (held & slot_bit(slot)) != 0 ? nbytes : 0;
+    }
+    if (entry.slots != 0)
+        journal_add(journal, entry);
+}
+
+enum status row_take(const struct channel *channel, int fd, uint64_t held, struct journal *journal, uint32_t *taken)
 {
     for (uint32_t row = 1; row <= channel->max_readers; row++) {
         enum status status = lock_take(fd, row);
@@ -56,6 +71,7 @@ enum status row_take(const struct channel *channel, int fd, uint64_t held, uint3
         struct reader_row *line = &channel->rows[row];
         /* pairs with channel_held; comes before the row's first bit */
         shared_raise_u32(&channel->shared->high_water, row);
+        row_note_dead(channel, row, journal);
         shared_store_relaxed(&line->attached_ns, clock_wall_ns());
         shared_store_relaxed(&line->pid, (uint32_t)getpid());
         shared_store_release(&line->held, held); /* pairs with channel_held */

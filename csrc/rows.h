@@ -7,6 +7,7 @@
 #define UNTORN_ROWS_H
 
 #include "channel.h"
+#include "journal.h"
 #include "status.h"
 
 /* Ask the kernel for byte `byte` of the control file. STATUS_BUSY: a living process has it. STATUS_OS: the kernel did
@@ -17,6 +18,8 @@ void lock_drop(int fd, uint32_t byte);
 enum status lock_look(int fd, uint32_t byte);
 /* Take a row whose lock is free, as the owner of `fd`; STATUS_NO_ROW if there is none. Under the lock, `held` replaces
  * what a dead reader left in the row. */
-enum status row_take(const struct channel *channel, int fd, uint64_t held, uint32_t *row);
+enum status row_take(const struct channel *channel, int fd, uint64_t held, struct journal *journal, uint32_t *row);
+/* Note in the journal which slots a row holds, whose owner is dead and whose lock the caller has. */
+void row_note_dead(const struct channel *channel, uint32_t row, struct journal *journal);
 
 #endif

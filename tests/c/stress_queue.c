@@ -62,7 +62,8 @@ static void rows_reap(void)
     pthread_mutex_lock(&rows_lock);
     for (uint32_t row = 1; row <= MEMORY_ROWS; row++)
         if (row_states[row] == ROW_DEAD) {
-            CHECK(queue_reap(&queue, row) == STATUS_OK);
+            struct queue_reaped reaped = {0};
+            CHECK(queue_reap(&queue, row, &reaped) == STATUS_OK);
             row_states[row] = ROW_FREE;
         }
     pthread_mutex_unlock(&rows_lock);

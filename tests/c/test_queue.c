@@ -235,7 +235,11 @@ static bool run_until(void (*run)(void), void (*other)(void), unsigned at)
 }
 
 static uint32_t dead_row;
-static void dead_reap(void) { CHECK(queue_reap(&queue, dead_row) == STATUS_OK); }
+static void dead_reap(void)
+{
+    struct queue_reaped reaped = {0};
+    CHECK(queue_reap(&queue, dead_row, &reaped) == STATUS_OK && reaped.returned + reaped.freed <= queue.slot_count);
+}
 
 /* Reap a row; the process that does is killed at each of its steps, and the next one goes on. */
 static void reap(uint32_t row, bool kills)

@@ -25,6 +25,7 @@ class Death:
 
     Attributes:
         worker: its index.
+        pid: its process id.
         exitcode: its exit code as in multiprocessing, negative for a signal; None if other code in this process reaped
             it first.
         shard: the shard whose gradient it was computing, or its in-flight batch in async mode; -1 for none.
@@ -33,6 +34,7 @@ class Death:
     """
 
     worker: int
+    pid: int
     exitcode: int | None
     shard: int
     step: int

@@ -243,7 +243,7 @@ class ProcessEngine(Engine):
                 del self._processes[index]
             else:
                 out_of_memory = exitcode in (None, -signal.SIGKILL) and self._oom.killed_since_last_check()
-                deaths.append(Death(index, exitcode, shard, step, out_of_memory))
+                deaths.append(Death(index, process.pid, exitcode, shard, step, out_of_memory))
                 self.restarts += 1
                 self._processes[index] = self._start(index)
             process.close()  # after its replacement started: other threads may read the pids at any time

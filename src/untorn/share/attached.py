@@ -15,6 +15,7 @@ from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, Unsu
 from untorn.share import storage
 from untorn.share.caching import Results
 from untorn.share.frozen_dict import Changes, FrozenDict
+from untorn.share.journal import log_channel
 from untorn.share.layout import UNREADABLE, Decoder, unreadable
 from untorn.share.naming import signpost_target
 from untorn.share.storage import Address
@@ -147,6 +148,7 @@ def attached_to(address: Address) -> Attached:
     if known is not None and known.attachment is attachment:
         return known
     attached = Attached(attachment, Address(attachment.id, address.places, address.label))
+    log_channel(attachment, address.label)  # it may have the row of a dead reader
     if known is None:  # another thread may be faster; then two objects share one attachment
         _attached[attachment.id] = attached
     return attached

@@ -29,7 +29,7 @@ such as a tensor, is then read as that array, and the library is not needed.
 A channel without a Publisher or Subscriber (a trainer's workers write versions beside the publisher)::
 
     attach_writer, decoder_of       in a worker
-    attachment_of, newest_nbytes, no_slot_error, look_after_name       beside the publisher
+    attachment_of, newest_nbytes, no_slot_error, look_after_name, log_news       beside the publisher
 
 The files of channels, for the commands::
 
@@ -68,6 +68,7 @@ from untorn.share.inspect import (
     is_data_file,
     open_file,
 )
+from untorn.share.journal import log_channel
 from untorn.share.layout import MALFORMED, Decoder, Layout
 from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
 from untorn.share.queue_files import remove_unused as remove_queue
@@ -126,6 +127,7 @@ __all__ = [
     "is_there",
     "items_of",
     "learn_structure",
+    "log_news",
     "look_after_name",
     "meaning",
     "name_of",
@@ -429,6 +431,11 @@ def attach_writer(address: Address) -> _core.Attachment:
 def attachment_of(publisher: Publisher) -> _core.Attachment:
     """Return the core's side of an open channel. Raises ClosedError after Publisher.close()."""
     return _versions(publisher).attachment
+
+
+def log_news(publisher: Publisher) -> None:
+    """Log that the channel grew, or whose slots became free, since the last call. Raises ClosedError as above."""
+    log_channel(attachment_of(publisher), publisher._label)
 
 
 def newest_nbytes(publisher: Publisher) -> int:

@@ -23,6 +23,7 @@ from untorn.share import notes, storage
 from untorn.share.attached import Attached, attached_to, drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.frozen_dict import Changes
+from untorn.share.journal import log_channel
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import InsidePacked
 from untorn.share.storage import Address, Files
@@ -284,6 +285,7 @@ def _begun(
     except BaseException:
         attachment.abandon()
         raise
+    log_channel(attachment, label)
     return versions
 
 
@@ -502,58 +504,61 @@ class Publisher(Generic[T]):
     def _edit(self, copy: bool, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[T]:
         """Run edit() as a generator, which yields the tree."""
         self._check_open()
-        with self._lock:
-            self._check_turn("edit")
-            try:
-                self._is_writing = True
-                self._look_after_name()
-                versions = self._versions
-                if leaves is None and versions.planned is None and versions.is_table:
-                    yield from self._edit_table(versions, timeout_s)
-                    return
-                begun = versions.begin_planned(copy) if leaves is None else None
-                if begun is not None:
-                    yield from self._edit_planned(versions, *begun, timeout_s)
-                    return
-                layout, moved = versions.known_layout(), None
-                named = leaves if leaves is None or isinstance(leaves, str) else list(leaves)
+        try:
+            with self._lock:
+                self._check_turn("edit")
                 try:
-                    only = None if named is None else versions.indices_of(named)
-                    unwritten = [] if copy else versions.array_indices(only)
-                    slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
-                except InsidePacked:
-                    layout, slot, draft = versions.begin_expanded(timeout_s)
-                    only = versions.indices_of(named or (), layout.spec)
-                    moved = bytearray(memoryview(draft)[: layout.nbytes])
-                decoder = layout.decoder(allow_pickle=self._allow_pickle)
-                edit = Edit(
-                    self._open().seal,
-                    versions.newest_draft if moved is None else partial(bytearray, moved),
-                    layout,
-                    draft,
-                    decoder.value(draft),
-                    only=only,
-                    allow_pickle=self._allow_pickle,
-                    pack=versions.packs if only is None else layout.has_packed,
-                )
-                try:
-                    yield edit.tree
-                    restructured = edit.collect()
+                    self._is_writing = True
+                    self._look_after_name()
+                    versions = self._versions
+                    if leaves is None and versions.planned is None and versions.is_table:
+                        yield from self._edit_table(versions, timeout_s)
+                        return
+                    begun = versions.begin_planned(copy) if leaves is None else None
+                    if begun is not None:
+                        yield from self._edit_planned(versions, *begun, timeout_s)
+                        return
+                    layout, moved = versions.known_layout(), None
+                    named = leaves if leaves is None or isinstance(leaves, str) else list(leaves)
+                    try:
+                        only = None if named is None else versions.indices_of(named)
+                        unwritten = [] if copy else versions.array_indices(only)
+                        slot, draft = versions.begin_from_newest(timeout_s, without=unwritten)
+                    except InsidePacked:
+                        layout, slot, draft = versions.begin_expanded(timeout_s)
+                        only = versions.indices_of(named or (), layout.spec)
+                        moved = bytearray(memoryview(draft)[: layout.nbytes])
+                    decoder = layout.decoder(allow_pickle=self._allow_pickle)
+                    edit = Edit(
+                        self._open().seal,
+                        versions.newest_draft if moved is None else partial(bytearray, moved),
+                        layout,
+                        draft,
+                        decoder.value(draft),
+                        only=only,
+                        allow_pickle=self._allow_pickle,
+                        pack=versions.packs if only is None else layout.has_packed,
+                    )
+                    try:
+                        yield edit.tree
+                        restructured = edit.collect()
+                    finally:
+                        edit.end()
+                    if restructured is None:
+                        self._versions.finish(layout, slot, only)
+                        versions.packs = versions.packs and moved is None
+                    else:
+                        self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
+                except ClosedError:
+                    self._check_open()
+                    raise
+                except _core.StatusError as error:
+                    self._check_open()
+                    raise meaning(error, self._label) from None
                 finally:
-                    edit.end()
-                if restructured is None:
-                    self._versions.finish(layout, slot, only)
-                    versions.packs = versions.packs and moved is None
-                else:
-                    self._versions.publish(Tree(restructured.spec, None, restructured.leaves), timeout_s)
-            except ClosedError:
-                self._check_open()
-                raise
-            except _core.StatusError as error:
-                self._check_open()
-                raise meaning(error, self._label) from None
-            finally:
-                self._is_writing = False
+                    self._is_writing = False
+        finally:
+            self._log_news()
 
     def _edit_table(self, versions: Versions, timeout_s: float) -> Iterator[Any]:
         """Run the rest of _edit() for a FrozenDict. A pin keeps the base until the next version is published."""
@@ -605,45 +610,57 @@ class Publisher(Generic[T]):
     def _receive(self, nbytes: int, version: int, timeout_s: float) -> Iterator[memoryview]:
         """Run lowlevel.receive_raw() as a generator, which yields the room for the version."""
         self._check_open()
-        with self._lock:
-            self._check_turn("receive_raw")
-            try:
-                self._is_writing = True
-                self._look_after_name()
-                attachment = self._open()
-                slot, room = self._versions.begin_received(nbytes, version, timeout_s)
+        try:
+            with self._lock:
+                self._check_turn("receive_raw")
                 try:
-                    yield room.memory
+                    self._is_writing = True
+                    self._look_after_name()
+                    attachment = self._open()
+                    slot, room = self._versions.begin_received(nbytes, version, timeout_s)
+                    try:
+                        yield room.memory
+                    finally:
+                        room.end(attachment)
+                    self._versions.finish_received(slot, nbytes, version)
+                except ClosedError:
+                    self._check_open()
+                    raise
+                except _core.StatusError as error:
+                    self._check_open()
+                    raise meaning(error, self._label) from None
                 finally:
-                    room.end(attachment)
-                self._versions.finish_received(slot, nbytes, version)
-            except ClosedError:
-                self._check_open()
-                raise
-            except _core.StatusError as error:
-                self._check_open()
-                raise meaning(error, self._label) from None
-            finally:
-                self._is_writing = False
+                    self._is_writing = False
+        finally:
+            self._log_news()
 
     def _write(self, what: str, write: Callable[[Versions], int]) -> int:
         """Make one version. An interrupt (an exception from a signal handler) cannot come between taking the lock and
         setting the flag, or clearing it and releasing the lock; in a context manager written in Python it could."""
         self._check_open()  # first: in a forked child, a thread that does not exist there may hold the lock
-        with self._lock:
-            self._check_turn(what)
-            try:
-                self._is_writing = True
-                self._look_after_name()
-                return write(self._versions)
-            except ClosedError:
-                self._check_open()
-                raise
-            except _core.StatusError as error:
-                self._check_open()
-                raise meaning(error, self._label) from None
-            finally:
-                self._is_writing = False
+        try:
+            with self._lock:
+                self._check_turn(what)
+                try:
+                    self._is_writing = True
+                    self._look_after_name()
+                    return write(self._versions)
+                except ClosedError:
+                    self._check_open()
+                    raise
+                except _core.StatusError as error:
+                    self._check_open()
+                    raise meaning(error, self._label) from None
+                finally:
+                    self._is_writing = False
+        finally:
+            self._log_news()
+
+    def _log_news(self) -> None:
+        """Log what happened while versions were made, without the lock: a handler of somebody else runs."""
+        versions = self._open_versions
+        if versions is not None:
+            log_channel(versions.attachment, self._label)
 
     def _check_turn(self, what: str) -> None:
         """Raise BusyError if this thread is writing already. A second thread waits for the lock instead."""

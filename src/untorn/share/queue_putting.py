@@ -9,6 +9,7 @@ from untorn import _core
 from untorn.errors import CapacityError, ClosedError, FullError
 from untorn.share import storage
 from untorn.share.edit import Edit
+from untorn.share.journal import log_queue
 from untorn.share.layout import Layout
 from untorn.share.queue_files import look, meaning
 from untorn.share.queue_processes import processes_of
@@ -89,6 +90,7 @@ class Putter:
         """Return a slot to write to; wait for one."""
         looked = False
         while True:
+            log_queue(core, self._label)
             seen = core.events(True)
             try:
                 return core.begin(nbytes, windowed)
@@ -130,6 +132,7 @@ class Putter:
     def _insert(self, core: _core.Queue, draft: _core.QueueDraft, layout: Layout, deadline: float | None) -> None:
         looked = False
         while True:
+            log_queue(core, self._label)
             seen = core.events(True)
             try:
                 if core.put(draft, layout.nbytes, len(layout.schema)):

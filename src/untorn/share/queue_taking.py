@@ -6,6 +6,7 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import ClosedError, EmptyError, FormatError, UnsupportedTypeError
+from untorn.share.journal import log_queue
 from untorn.share.layout import Decoder
 from untorn.share.queue_files import meaning
 from untorn.share.queue_waiting import wait
@@ -36,6 +37,7 @@ class Taker:
         while True:
             seen = core.events(False)
             item = self._try_take(core)
+            log_queue(core, self._label)
             if item is not None:
                 return item
             if not looked:

@@ -21,6 +21,7 @@ from untorn import _core, html
 from untorn.errors import ClosedError, EmptyError, FullError
 from untorn.first_guesses import unknown_attribute, words
 from untorn.share import queue_files as files_of
+from untorn.share.journal import log_queue
 from untorn.share.queue_files import QueueAddress, check_range, meaning
 from untorn.share.queue_items import Item, OnError
 from untorn.share.queue_processes import QueueProcess, processes_of
@@ -253,6 +254,8 @@ class Queue(Generic[T]):
         else:
             item = self._taker.take(self._side, deadline)
         value = self._value_of(item, copy)
+        if (side := self._side_or_none) is not None:  # another thread may have left the queue
+            log_queue(side, self.name)
         item.finish()
         return value  # type: ignore[no-any-return]  # decoding cannot know the type
 

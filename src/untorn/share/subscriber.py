@@ -25,6 +25,7 @@ from untorn.share import notes, waiting
 from untorn.share.attached import Attached, attached_to, forget, keep
 from untorn.share.caching import key_of
 from untorn.share.following import Following, Source
+from untorn.share.journal import log_channel
 from untorn.share.snapshot import Snapshot
 from untorn.share.storage import Address
 from untorn.share.storage_errors import labelled
@@ -195,6 +196,7 @@ class Subscriber(Generic[T_co]):
             left = LIVENESS_INTERVAL_S if deadline is None else deadline - time.monotonic()
             if attachment.wait(newer_than, max(0.0, min(left, LIVENESS_INTERVAL_S))):
                 return attachment.version
+            log_channel(attachment, self.name)
             version = self._verdict(attachment, newer_than, timeout_s, deadline)
             if version is not None:
                 return version

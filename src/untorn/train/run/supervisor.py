@@ -60,7 +60,8 @@ class Supervisor:
         took one; or the error that a worker has reported."""
         for death in deaths:
             where = f" {tasks.where(death.step, death.shard)}" if death.shard >= 0 else ""
-            _log.info("worker %d%s %s; another takes its place", death.worker, where, _how_it_died(death))
+            how = _how_it_died(death)
+            _log.info("worker %d (pid %d)%s %s; another takes its place", death.worker, death.pid, where, how)
             self._count(board, tasks, death)
         report = board.failure
         if report is not None:

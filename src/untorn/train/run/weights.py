@@ -10,7 +10,6 @@ Every version holds the optimizer's state beside the weights, so a training can 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -30,8 +29,6 @@ from untorn.train.optim.base import Optimizer
 from untorn.train.run.parameter_layout import ABSENT, ParameterLayout
 
 __all__ = ["Weights", "WeightsForm", "copy_weights"]
-
-_log = logging.getLogger(__name__)
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -191,7 +188,7 @@ class Weights:
                 time.sleep(_RETRY_S)
                 continue
             board.slot_ready()
-            _log.info("the weights: room is there for one more version of %d bytes", nbytes)
+            lowlevel.log_news(self.target)
             return
 
     def no_mapping(self, board: Board) -> CapacityError:
