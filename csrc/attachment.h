@@ -56,6 +56,9 @@ struct attachment {
     uint64_t inherited;
     /* publisher: the slot that the version in each slot changes, as a bit; 0: none */
     uint64_t bases[CHANNEL_MAX_SLOTS];
+    /* publisher: slots that are being written beside the versions, see attachment_reserve */
+    uint64_t reserved;
+    uint64_t spare; /* of these, the slots whose space is to be given back */
     /* publisher: the data file has at least this size, unless another process shortens it */
     uint64_t reserved_nbytes;
     /* publisher: the most slots and bytes of the channel when its growth was noted last; see growth_note */
@@ -128,8 +131,16 @@ enum status attachment_publisher_alive(struct attachment *attachment, bool *aliv
 enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
-/* Give the space of free slots that are larger than this back to the file system. */
-void attachment_trim(struct attachment *attachment, uint64_t most);
+/* Publishers. Give space to a slot that has none, and leave it alone until it is given back: another thread writes a
+ * base for later versions there. Other threads may pick meanwhile. If this is killed, nothing refers to the slot, and the
+ * next publisher gives its space back. */
+enum status attachment_reserve(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
+void attachment_unreserve(struct attachment *attachment, unsigned slot);
+/* Publishers. Leave free slots alone that are larger than this, until their space has been given back to the file system;
+ * returns them as bits, and how much that is. Not between a pick and the publication: a slot that was picked is free.
+ * Another thread may give the space back, and others pick meanwhile. */
+uint64_t attachment_claim_spare(struct attachment *attachment, uint64_t most, uint64_t *nbytes);
+void attachment_release_spare(struct attachment *attachment, uint64_t claimed);
 /* Give space to one slot that has none; touches no other, so it may run while others pick. */
 enum status attachment_grow(struct attachment *attachment, uint64_t nbytes);
 /* Map the slot; return its address in this process and its size. */

@@ -146,10 +146,23 @@ static inline enum frozen_answer index_search(const struct frozen *table, const 
     return FROZEN_DAMAGED; /* some bucket always has room */
 }
 
-enum frozen_answer frozen_find(const struct frozen *table, const struct frozen_key *key, struct frozen_record *found)
+enum frozen_answer frozen_find_hashed(const struct frozen *table, const struct frozen_key *key, uint64_t hash,
+                                      struct frozen_record *found)
 {
     struct probe probe;
-    return index_search(table, key, frozen_hash(table->seed, key), &probe, found);
+    return index_search(table, key, hash, &probe, found);
+}
+
+enum frozen_answer frozen_find(const struct frozen *table, const struct frozen_key *key, struct frozen_record *found)
+{
+    return frozen_find_hashed(table, key, frozen_hash(table->seed, key), found);
+}
+
+void frozen_prefetch(const struct frozen *table, uint64_t hash)
+{
+    const uint64_t first = (hash & (table->slots / FROZEN_BUCKET - 1)) * FROZEN_BUCKET;
+    __builtin_prefetch(table->index + first);
+    __builtin_prefetch(table->index + table->slots + first * 4);
 }
 
 /* -- Buffers ------------------------------------------------------------------------------------------------------ */
@@ -213,10 +226,16 @@ static struct header *header_at(const struct frozen_builder *builder, uint64_t p
 
 static bool index_rebuild(struct frozen_builder *builder, uint64_t slots);
 
-/* Let the index lead to the record at `place`. */
-static bool index_insert(struct frozen_builder *builder, uint64_t place, const struct frozen_key *key)
+/* The bytes in the blob that belong to a record's value, those of nodes inside it not counted. */
+static uint64_t blob_nbytes_of(const struct frozen_record *record)
 {
-    const uint64_t hash = frozen_hash(builder->seed, key);
+    const bool refers = record->kind >= FROZEN_ARRAY && record->kind <= FROZEN_OTHER;
+    return refers && record->content_nbytes >= 24 ? load_u64(record->content + 16) : 0;
+}
+
+/* Let the index lead to the record at `place`. */
+static bool index_insert(struct frozen_builder *builder, uint64_t place, const struct frozen_key *key, uint64_t hash)
+{
     const struct frozen table = builder_table(builder);
     struct frozen_record before;
     struct probe probe;
@@ -225,9 +244,11 @@ static bool index_insert(struct frozen_builder *builder, uint64_t place, const s
         builder->damaged = true;
         return false;
     }
-    if (answer == FROZEN_FOUND) {
+    const bool repeated = answer == FROZEN_FOUND;
+    if (repeated) {
         header_at(builder, probe.offset)->flags |= FLAG_REPLACED;
         builder->replaced++;
+        builder->wasted += blob_nbytes_of(&before);
     } else {
         for (probe.slot = probe.bucket; table.index[probe.slot] != 0;)
             probe.slot++;
@@ -236,10 +257,14 @@ static bool index_insert(struct frozen_builder *builder, uint64_t place, const s
     const uint32_t unit = (uint32_t)(place / 8);
     builder->index.bytes[probe.slot] = (uint8_t)hash_tag(hash);
     memcpy(builder->index.bytes + table.slots + probe.slot * 4, &unit, sizeof unit);
-    if (probe.full < FROZEN_MAX_FULL || builder->reseeds == MAX_RESEEDS)
-        return true;
-    builder->seed = hash_mix(builder->spare_seed + ++builder->reseeds, SECRET[0]);
-    return index_rebuild(builder, table.slots);
+    bool inserted = true;
+    if (probe.full >= FROZEN_MAX_FULL && builder->reseeds != MAX_RESEEDS) {
+        builder->seed = hash_mix(builder->spare_seed + ++builder->reseeds, SECRET[0]);
+        inserted = index_rebuild(builder, table.slots);
+    }
+    builder->repeated = repeated;
+    builder->repeated_kind = repeated ? before.kind : FROZEN_NO_KEY;
+    return inserted;
 }
 
 /* Start the index again, from the records. Those that were replaced stay so. */
@@ -252,7 +277,8 @@ static bool index_rebuild(struct frozen_builder *builder, uint64_t slots)
     builder->count = 0;
     for (uint64_t offset = 0, place = 0; offset < builder->entries.nbytes && builder->seed == seed; place = offset) {
         frozen_read(builder->entries.bytes, builder->entries.nbytes, &offset, &record);
-        if (!(header_at(builder, place)->flags & FLAG_REPLACED) && !index_insert(builder, place, &record.key))
+        if (!(header_at(builder, place)->flags & FLAG_REPLACED) &&
+            !index_insert(builder, place, &record.key, frozen_hash(seed, &record.key)))
             return false;
     }
     return true; /* with a changed seed: index_insert has done it all again */
@@ -268,12 +294,24 @@ static uint64_t slots_for(uint64_t count)
     return slots;
 }
 
+/* Whether another key needs a larger index. */
+static bool index_is_full(const struct frozen_builder *builder)
+{
+    return (builder->count + 1) * 3 > builder->index.nbytes / FROZEN_SLOT_NBYTES * 2;
+}
+
 bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed)
 {
     builder->seed = FROZEN_SEED;
     builder->spare_seed = spare_seed;
     return index_clear(builder, slots_for(expected)) && buffer_resize(&builder->entries, expected * 32) &&
            buffer_resize(&builder->blob, 0);
+}
+
+bool frozen_builder_reserve(struct frozen_builder *builder, uint64_t entries_nbytes, uint64_t blob_nbytes)
+{
+    return (entries_nbytes <= builder->entries.capacity || buffer_resize(&builder->entries, entries_nbytes)) &&
+           (blob_nbytes <= builder->blob.capacity || buffer_resize(&builder->blob, blob_nbytes));
 }
 
 static bool buffer_copy(struct frozen_buffer *buffer, const void *bytes, uint64_t nbytes)
@@ -301,8 +339,6 @@ static bool entries_check(struct frozen_builder *builder)
     }
     return used == builder->count;
 }
-
-void frozen_put_removed(struct frozen_builder *builder) { builder->removed++; }
 
 bool frozen_builder_continue(struct frozen_builder *builder, const struct frozen *table, const void *blob,
                              uint64_t blob_nbytes, uint64_t spare_seed)
@@ -342,14 +378,30 @@ uint64_t frozen_node_begin(struct frozen_builder *builder)
     return frozen_entry_begin(builder, &(struct frozen_key){NULL, 0, FROZEN_NO_KEY});
 }
 
+uint64_t frozen_entry_copy(struct frozen_builder *builder, const uint8_t *record, uint64_t nbytes)
+{
+    const uint64_t place = builder->entries.nbytes;
+    uint8_t *bytes = buffer_extend(&builder->entries, nbytes);
+    if (bytes == NULL)
+        return FROZEN_NO_PLACE;
+    memcpy(bytes, record, nbytes);
+    ((struct header *)bytes)->flags = 0;
+    return place;
+}
+
+bool frozen_entry_end_hashed(struct frozen_builder *builder, uint64_t place, const struct frozen_key *key,
+                             uint64_t hash)
+{
+    if (index_is_full(builder)) /* this record is among them, as the last */
+        return index_rebuild(builder, slots_for(builder->count + 1));
+    return index_insert(builder, place, key, hash);
+}
+
 bool frozen_entry_end(struct frozen_builder *builder, uint64_t place)
 {
     const struct header *header = header_at(builder, place);
-    const uint64_t slots = slots_for(builder->count + 1);
-    if (slots * FROZEN_SLOT_NBYTES > builder->index.nbytes)
-        return index_rebuild(builder, slots); /* this record among them, as the last */
-    return index_insert(builder, place,
-                        &(struct frozen_key){(const uint8_t *)(header + 1), header->key_nbytes, header->key_kind});
+    const struct frozen_key key = {(const uint8_t *)(header + 1), header->key_nbytes, header->key_kind};
+    return frozen_entry_end_hashed(builder, place, &key, frozen_hash(builder->seed, &key));
 }
 
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word)
@@ -400,8 +452,8 @@ uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint
     return offset;
 }
 
-/* Keep the last record of each key, at the place of the first. Without `removed`, drop keys that were removed. */
-static bool entries_compact(struct frozen_builder *builder, bool removed)
+/* Keep the last record of each key, at the place of the first. */
+static bool entries_compact(struct frozen_builder *builder)
 {
     const struct frozen table = builder_table(builder);
     struct frozen_buffer packed = {0};
@@ -422,8 +474,6 @@ static bool entries_compact(struct frozen_builder *builder, bool removed)
         header->flags |= FLAG_KEPT;
         end = first;
         frozen_read(table.entries, table.entries_nbytes, &end, &last);
-        if (header->kind == FROZEN_NO_KEY && !removed)
-            continue;
         uint8_t *bytes = buffer_extend(&packed, end - first);
         room = bytes != NULL;
         if (room) {
@@ -450,11 +500,5 @@ static bool builder_trim(struct frozen_builder *builder)
 
 bool frozen_builder_end(struct frozen_builder *builder)
 {
-    return ((builder->replaced == 0 && builder->removed == 0) || entries_compact(builder, false)) &&
-           builder_trim(builder);
-}
-
-bool frozen_builder_end_changes(struct frozen_builder *builder)
-{
-    return (builder->replaced <= builder->count || entries_compact(builder, true)) && builder_trim(builder);
+    return (builder->replaced == 0 || entries_compact(builder)) && builder_trim(builder);
 }

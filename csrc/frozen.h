@@ -65,6 +65,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "atomics.h"
+
 enum frozen_kind {
     FROZEN_NO_KEY = 0,
     FROZEN_NONE,
@@ -125,6 +127,10 @@ uint64_t frozen_hash(uint64_t seed, const struct frozen_key *key);
 /* Return whether the sizes fit together. The content is checked when it is read. */
 bool frozen_fits(const struct frozen *table, uint64_t index_nbytes);
 enum frozen_answer frozen_find(const struct frozen *table, const struct frozen_key *key, struct frozen_record *found);
+/* The same with the key's hash under the table's seed; prefetching it some searches ahead hides most cache misses. */
+enum frozen_answer frozen_find_hashed(const struct frozen *table, const struct frozen_key *key, uint64_t hash,
+                                      struct frozen_record *found);
+void frozen_prefetch(const struct frozen *table, uint64_t hash);
 /* Read the record or node at `offset` of `nbytes` bytes; move `offset` behind it. False if it does not lie inside. */
 bool frozen_read(const uint8_t *bytes, uint64_t nbytes, uint64_t *offset, struct frozen_record *found);
 
@@ -147,9 +153,11 @@ struct frozen_builder {
     uint64_t count, seed;
     uint64_t spare_seed; /* used when the first seed meets collisions */
     uint64_t replaced;   /* records that a later one with the same key replaced */
-    uint64_t removed;    /* records that remove a key */
+    uint64_t wasted;     /* bytes of the blob of values that were replaced */
     unsigned reseeds;
-    bool damaged; /* the table that it continues is: then functions return false although there is memory */
+    bool damaged;          /* the table that it continues is: then functions return false although there is memory */
+    bool repeated;         /* the entry that was ended last replaced another one, */
+    uint8_t repeated_kind; /* whose value was of this kind */
 };
 
 bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed);
@@ -159,16 +167,22 @@ bool frozen_builder_continue(struct frozen_builder *builder, const struct frozen
                              uint64_t blob_nbytes, uint64_t spare_seed);
 void frozen_builder_free(struct frozen_builder *builder);
 
-/* Add one entry: begin it, put its value at the place that is returned, end it. FROZEN_NO_PLACE: no memory. */
+/* Add one entry: begin it, put its value at the place that is returned, end it. In a table of changes, no value is put
+ * for a key that is removed. FROZEN_NO_PLACE: no memory. */
 #define FROZEN_NO_PLACE UINT64_MAX
 uint64_t frozen_entry_begin(struct frozen_builder *builder, const struct frozen_key *key);
 bool frozen_entry_end(struct frozen_builder *builder, uint64_t place);
+/* Add an entry: a record of this table's memory, as it is. Returns its place. */
+uint64_t frozen_entry_copy(struct frozen_builder *builder, const uint8_t *record, uint64_t nbytes);
+/* frozen_entry_end() with the key and its hash under the builder's seed. */
+bool frozen_entry_end_hashed(struct frozen_builder *builder, uint64_t place, const struct frozen_key *key,
+                             uint64_t hash);
+/* Have room for entries and a blob of this size. */
+bool frozen_builder_reserve(struct frozen_builder *builder, uint64_t entries_nbytes, uint64_t blob_nbytes);
 /* Begin a node inside a container's content; return its place. */
 uint64_t frozen_node_begin(struct frozen_builder *builder);
 
 /* Put a value without content, or with this content. */
-/* Leave the key without a value: it is removed. */
-void frozen_put_removed(struct frozen_builder *builder);
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word);
 bool frozen_put_bytes(struct frozen_builder *builder, uint64_t place, uint8_t kind, const void *bytes, uint64_t nbytes);
 /* Put a value whose content is written step by step: begin returns its start; then come words and nodes; then end. */
@@ -181,7 +195,39 @@ uint64_t frozen_blob_put(struct frozen_builder *builder, const void *bytes, uint
 /* Drop replaced records, keys whose last record is of the kind NO_KEY, and spare capacity; a key that was added twice
  * keeps its first place and its last value. */
 bool frozen_builder_end(struct frozen_builder *builder);
-/* End a table of changes: removed keys stay, and replaced records too, unless there are more of them than others. */
+/* End a table of changes: removed keys stay, and so does what was replaced, unless it is more than the rest. Spare
+ * capacity stays, and more entries may be added. */
 bool frozen_builder_end_changes(struct frozen_builder *builder);
+
+/* -- Merging (frozen_merge.c) --------------------------------------------------------------------------------------- */
+
+/* Descriptions that records refer to by number. `kept` has for each the number in the merged table, FROZEN_UNUSED if no
+ * value needs it; these numbers begin with 0. */
+#define FROZEN_UNUSED UINT64_MAX
+struct frozen_numbers {
+    uint64_t *kept;
+    uint64_t count, used;
+};
+
+/* A table, its blob, and for each dtype and each schema that its records may refer to, its index in the numbers of the
+ * merge, which knows each description once. NULL: all references stay as they are. */
+struct frozen_source {
+    struct frozen table;
+    const uint8_t *blob;
+    uint64_t blob_nbytes;
+    const uint64_t *dtypes, *schemas;
+    uint64_t dtype_count, schema_count;
+};
+
+enum frozen_merged { FROZEN_MERGED, FROZEN_STOPPED, FROZEN_MERGE_FAILED };
+
+/* Build one table of a whole table and its changes: each key of the base at its place, unless it is removed, with its
+ * last value; then the new keys. Of the blobs only what these values refer to is copied. `expected` entries come out.
+ * Looks at `stop` now and then, which another thread may set to end this early. If it fails, the builder's `damaged`
+ * says whether one of the tables is damaged, or there is no memory. Free the builder, whatever comes out. */
+enum frozen_merged frozen_merge(struct frozen_builder *builder, const struct frozen_source *base,
+                                const struct frozen_source *changes, struct frozen_numbers *dtypes,
+                                struct frozen_numbers *schemas, uint64_t expected, uint64_t spare_seed,
+                                const shared_u32 *stop);
 
 #endif

@@ -238,6 +238,8 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(core->frozen_iterator_type);
     Py_VISIT(core->frozen_table_type);
     Py_VISIT(core->frozen_memory_type);
+    Py_VISIT(core->frozen_builder_type);
+    Py_VISIT(core->frozen_part_type);
     return 0;
 }
 
@@ -259,6 +261,8 @@ static int core_clear(PyObject *module)
     Py_CLEAR(core->frozen_iterator_type);
     Py_CLEAR(core->frozen_table_type);
     Py_CLEAR(core->frozen_memory_type);
+    Py_CLEAR(core->frozen_builder_type);
+    Py_CLEAR(core->frozen_part_type);
     return 0;
 }
 

@@ -68,7 +68,8 @@ const struct board *board_of(PyObject *object);
 struct core {
     PyObject *status_error;
     PyTypeObject *attachment_type, *hold_type, *private_type, *draft_type;
-    PyTypeObject *frozen_table_type, *frozen_iterator_type, *frozen_memory_type;
+    PyTypeObject *frozen_table_type, *frozen_iterator_type, *frozen_memory_type, *frozen_builder_type,
+        *frozen_part_type;
     PyTypeObject *board_type, *tree_plan_type, *queue_type, *queue_gate_type, *queue_draft_type, *queue_item_type,
         *queue_private_type;
     struct queue_object *queues; /* the first of this process's queues, see module_queue.c */

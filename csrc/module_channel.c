@@ -151,21 +151,31 @@ static PyObject *Attachment_wait(PyObject *self, PyObject *args)
     return PyBool_FromLong(status == STATUS_OK);
 }
 
-static PyObject *Attachment_pick(PyObject *self, PyObject *argument)
+typedef enum status slot_taker(struct attachment *, uint64_t, unsigned *);
+
+/* Take a slot with this room, without the GIL. Signals that keep coming are handled before the next try. */
+static PyObject *slot_take(PyObject *self, PyObject *argument, slot_taker *take)
 {
     unsigned long long nbytes = PyLong_AsUnsignedLongLong(argument);
     if (PyErr_Occurred())
         return NULL;
     unsigned slot = 0;
     enum status status;
-    do { /* signals that keep coming are handled before the next try */
+    do {
         Py_BEGIN_ALLOW_THREADS
-        status = attachment_pick(((AttachmentObject *)self)->attachment, nbytes, &slot);
+        status = take(((AttachmentObject *)self)->attachment, nbytes, &slot);
         Py_END_ALLOW_THREADS
     } while (status == STATUS_INTERRUPTED && PyErr_CheckSignals() == 0);
     if (status == STATUS_INTERRUPTED)
         return NULL;
     return status == STATUS_OK ? PyLong_FromUnsignedLong(slot) : status_raise(core_of(self), status);
+}
+
+static PyObject *Attachment_pick(PyObject *self, PyObject *nbytes) { return slot_take(self, nbytes, attachment_pick); }
+
+static PyObject *Attachment_reserve(PyObject *self, PyObject *nbytes)
+{
+    return slot_take(self, nbytes, attachment_reserve);
 }
 
 static bool slot_parse(PyObject *argument, unsigned *slot)
@@ -175,6 +185,15 @@ static bool slot_parse(PyObject *argument, unsigned *slot)
         PyErr_Format(PyExc_ValueError, "slot %lu: expected 0 to %u", value, CHANNEL_MAX_SLOTS - 1);
     *slot = (unsigned)value;
     return !PyErr_Occurred();
+}
+
+static PyObject *Attachment_unreserve(PyObject *self, PyObject *argument)
+{
+    unsigned slot;
+    if (!slot_parse(argument, &slot))
+        return NULL;
+    attachment_unreserve(((AttachmentObject *)self)->attachment, slot);
+    Py_RETURN_NONE;
 }
 
 PyObject *draft_make(AttachmentObject *attachment, unsigned slot)
@@ -324,13 +343,23 @@ static PyObject *Attachment_read_journal(PyObject *self, PyObject *unused)
     return journal_read(&a->journal, &a->lock);
 }
 
-static PyObject *Attachment_trim(PyObject *self, PyObject *argument)
+static PyObject *Attachment_claim_spare(PyObject *self, PyObject *argument)
 {
     unsigned long long most = PyLong_AsUnsignedLongLong(argument);
     if (PyErr_Occurred())
         return NULL;
+    uint64_t nbytes;
+    const uint64_t claimed = attachment_claim_spare(((AttachmentObject *)self)->attachment, most, &nbytes);
+    return Py_BuildValue("(KK)", (unsigned long long)claimed, (unsigned long long)nbytes);
+}
+
+static PyObject *Attachment_release_spare(PyObject *self, PyObject *argument)
+{
+    unsigned long long claimed = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
-    attachment_trim(((AttachmentObject *)self)->attachment, most);
+    attachment_release_spare(((AttachmentObject *)self)->attachment, claimed);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -476,9 +505,18 @@ static PyMethodDef Attachment_methods[] = {
     {"pick", Attachment_pick, METH_O,
      "pick($self, nbytes, /)\n--\n\n"
      "Return a slot with at least this room that no reader can see."},
-    {"trim", Attachment_trim, METH_O,
-     "trim($self, most, /)\n--\n\n"
-     "Give the space of free slots that are larger than this back."},
+    {"reserve", Attachment_reserve, METH_O,
+     "reserve($self, nbytes, /)\n--\n\n"
+     "Give this much room to a slot that pick() leaves alone until unreserve(); other threads may pick meanwhile."},
+    {"unreserve", Attachment_unreserve, METH_O,
+     "unreserve($self, slot, /)\n--\n\n"
+     "Let pick() have the slot, as soon as no version refers to it."},
+    {"claim_spare", Attachment_claim_spare, METH_O,
+     "claim_spare($self, most, /)\n--\n\n"
+     "Let pick() leave free slots alone that are larger than this; return them as bits, and how many bytes they have."},
+    {"release_spare", Attachment_release_spare, METH_O,
+     "release_spare($self, claimed, /)\n--\n\n"
+     "Give the space of these slots back; other threads may pick meanwhile."},
     {"grow", Attachment_grow, METH_O,
      "grow($self, nbytes, /)\n--\n\n"
      "Give space of at least this size to one more slot."},

@@ -111,9 +111,9 @@ static PyObject *FrozenTable_iterate(PyObject *self, PyTypeObject *defining, PyO
     return (PyObject *)iterator;
 }
 
-static PyObject *parts_make(PyObject *parts) { return Py_NewRef(parts == NULL ? Py_None : parts); }
+static PyObject *parts_or_none(PyObject *parts) { return Py_NewRef(parts == NULL ? Py_None : parts); }
 
-#define FROZEN_TABLE_FIELDS(FIELD) FIELD(FrozenTable, _parts, parts_make, self->parts)
+#define FROZEN_TABLE_FIELDS(FIELD) FIELD(FrozenTable, _parts, parts_or_none, self->parts)
 FROZEN_TABLE_FIELDS(CORE_GETTER)
 
 static int FrozenTable_traverse(PyObject *object, visitproc visit, void *arg)

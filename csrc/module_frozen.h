@@ -6,6 +6,8 @@
  *     module_frozen_build.c   frozen_build     a dict, or pairs, as new parts
  *                             plain_pack       a container of plain values as one node, which plain_unpack reads
  *                             FrozenMemory     one such part; exports its bytes, read-only
+ *     module_frozen_changes.c FrozenBuilder    a table of changes that grows from version to version
+ *                             frozen_merge     a table and its changes as one table, without the GIL
  */
 #ifndef UNTORN_MODULE_FROZEN_H
 #define UNTORN_MODULE_FROZEN_H
@@ -51,6 +53,33 @@ static inline void key_close(struct key_hold *hold) { Py_XDECREF(hold->owner); }
 PyObject *key_make(const struct frozen_key *key);
 PyObject *value_make(FrozenTableObject *self, const struct frozen_record *record, unsigned depth);
 
+/* -- Building ----------------------------------------------------------------------------------------------------- */
+
+enum { BUILD_WAITING = 32 };
+
+struct build {
+    struct frozen_builder builder;
+    PyObject *pack;    /* (value) -> (kind, description, alignment, payload, shape); NULL: take plain values only */
+    PyObject *removed; /* the value of a key that is removed; NULL: there is none */
+    PyObject *refuse;  /* (path, problem) raises; problem: text, or what pack() raised; NULL: refuse without an error */
+    /* of a table of changes: what it changes, and by how much the entries make that longer; NULL: it is not counted.
+     * The records at the first `waiting` of `places` are counted as if they were not in the base */
+    const FrozenTableObject *base;
+    int64_t length;
+    unsigned waiting;
+    uint64_t places[BUILD_WAITING];
+};
+
+/* Put the entries of a dict, or pairs. */
+bool entries_put(struct build *build, PyObject *data);
+/* Raise the error of the builder; always false. */
+bool build_failed(const struct build *build);
+/* The builder's table as (index, entries, blob, count, seed); takes its memory over. */
+PyObject *parts_make(const struct core *core, struct frozen_builder *builder);
+/* Takes the buffer over. */
+PyObject *memory_make(const struct core *core, struct frozen_buffer *buffer);
+
 bool module_add_frozen_build(PyObject *module);
+bool module_add_frozen_changes(PyObject *module);
 
 #endif

@@ -10,8 +10,7 @@ typedef struct {
     struct frozen_buffer buffer;
 } FrozenMemoryObject;
 
-/* Takes the buffer over. */
-static PyObject *memory_make(const struct core *core, struct frozen_buffer *buffer)
+PyObject *memory_make(const struct core *core, struct frozen_buffer *buffer)
 {
     FrozenMemoryObject *memory = PyObject_New(FrozenMemoryObject, core->frozen_memory_type);
     if (memory != NULL) {
@@ -43,13 +42,6 @@ static PyType_Spec FrozenMemory_spec = {"untorn._core.FrozenMemory", sizeof(Froz
                                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, FrozenMemory_slots};
 
 /* -- Refusing ----------------------------------------------------------------------------------------------------- */
-
-struct build {
-    struct frozen_builder builder;
-    PyObject *pack;    /* (value) -> (kind, description, alignment, payload, shape); NULL: take plain values only */
-    PyObject *removed; /* the value of a key that is removed; NULL: there is none */
-    PyObject *refuse;  /* (path, problem) raises; problem: text, or what pack() raised; NULL: refuse without an error */
-};
 
 /* The place of a value in the tree: a key, or else an index. */
 struct step {
@@ -294,12 +286,52 @@ static bool value_put(struct build *build, PyObject *value, uint64_t place, cons
     return put;
 }
 
-static bool build_failed(const struct build *build)
+bool build_failed(const struct build *build)
 {
     return build->builder.damaged ? frozen_damaged("its records do not fit together") != NULL : no_memory();
 }
 
 /* -- Entries ------------------------------------------------------------------------------------------------------ */
+
+/* Count which of the entries that wait are in the base. All are fetched first, as most lie in no cache. */
+static bool length_settle(struct build *build)
+{
+    const struct frozen *base = &build->base->table;
+    uint64_t hashes[BUILD_WAITING];
+    struct frozen_record records[BUILD_WAITING], found;
+    for (unsigned i = 0; i < build->waiting; i++) {
+        uint64_t offset = build->places[i];
+        if (!frozen_read(build->builder.entries.bytes, build->builder.entries.nbytes, &offset, &records[i]))
+            return frozen_damaged("its records do not fit together") != NULL;
+        hashes[i] = frozen_hash(base->seed, &records[i].key);
+        frozen_prefetch(base, hashes[i]);
+    }
+    for (unsigned i = 0; i < build->waiting; i++) {
+        const enum frozen_answer answer = frozen_find_hashed(base, &records[i].key, hashes[i], &found);
+        if (answer == FROZEN_DAMAGED)
+            return frozen_damaged("its index leads outside the table") != NULL;
+        build->length -= answer == FROZEN_FOUND;
+    }
+    build->waiting = 0;
+    return true;
+}
+
+/* Count an entry that was put: it adds a key or not, or removes one or not. */
+static bool length_count(struct build *build, uint64_t place)
+{
+    const struct frozen_builder *builder = &build->builder;
+    struct frozen_record record;
+    uint64_t offset = place;
+    if (!frozen_read(builder->entries.bytes, builder->entries.nbytes, &offset, &record))
+        return frozen_damaged("its records do not fit together") != NULL;
+    build->length += record.kind != FROZEN_NO_KEY;
+    if (builder->repeated) {
+        build->length -= builder->repeated_kind != FROZEN_NO_KEY;
+        return true;
+    }
+    build->places[build->waiting++] = place;
+    return build->waiting < BUILD_WAITING || length_settle(build);
+}
 
 static bool entry_put(struct build *build, PyObject *key, PyObject *value)
 {
@@ -327,12 +359,13 @@ static bool entry_put(struct build *build, PyObject *key, PyObject *value)
                                                  "their arrays 32 GiB; make several of them"));
     if (place == FROZEN_NO_PLACE)
         return no_memory();
-    if (build->removed != NULL && value == build->removed)
-        frozen_put_removed(&build->builder);
-    else if (!value_put(build, value, place, &step, 0))
+    const bool removed = build->removed != NULL && value == build->removed;
+    if (!removed && !value_put(build, value, place, &step, 0))
         return false;
     if (!frozen_entry_end(&build->builder, place))
         return build_failed(build);
+    if (build->base != NULL && !length_count(build, place))
+        return false;
     return build->builder.count % ENTRIES_PER_SIGNAL_CHECK != 0 || PyErr_CheckSignals() == 0;
 }
 
@@ -385,6 +418,19 @@ static bool entries_of_pairs(struct build *build, PyObject *pairs)
     return put && !PyErr_Occurred();
 }
 
+bool entries_put(struct build *build, PyObject *data)
+{
+    bool put;
+    if (PyDict_CheckExact(data)) {
+        OBJECT_LOCK(data);
+        put = entries_of_dict(build, data);
+        OBJECT_UNLOCK();
+    } else {
+        put = entries_of_pairs(build, data);
+    }
+    return put && (build->waiting == 0 || length_settle(build));
+}
+
 /* Without pack(), no code of others runs, so the containers do not change meanwhile. */
 static PyObject *core_plain_pack(PyObject *module, PyObject *value)
 {
@@ -422,51 +468,40 @@ static PyObject *core_plain_unpack(PyObject *module, PyObject *args)
     return value;
 }
 
-static PyObject *core_frozen_build(PyObject *module, PyObject *args)
+PyObject *parts_make(const struct core *core, struct frozen_builder *builder)
 {
-    PyObject *data, *table = Py_None, *index = NULL, *entries = NULL, *blob = NULL, *result = NULL;
-    unsigned long long spare_seed;
-    struct build build = {0};
-    int changes = 0;
-    PyTypeObject *type = core_of_module(module)->frozen_table_type;
-    if (!PyArg_ParseTuple(args, "OKOO|OOp", &data, &spare_seed, &build.pack, &build.refuse, &build.removed, &table,
-                          &changes))
-        return NULL;
-    if (table != Py_None && !PyObject_TypeCheck(table, type))
-        return PyErr_Format(PyExc_TypeError, "under: expected a FrozenTable, found %R", Py_TYPE(table));
-    FrozenTableObject *under = table == Py_None ? NULL : (FrozenTableObject *)table;
-    struct frozen_builder *builder = &build.builder;
-    const bool dict = PyDict_CheckExact(data);
-    bool built = under == NULL ? frozen_builder_begin(builder, dict ? (uint64_t)PyDict_Size(data) : 0, spare_seed)
-                               : frozen_builder_continue(builder, &under->table, under->buffers[PART_BLOB].buf,
-                                                         (uint64_t)under->buffers[PART_BLOB].len, spare_seed);
-    built = built || build_failed(&build);
-    if (built && dict) {
-        OBJECT_LOCK(data);
-        built = entries_of_dict(&build, data);
-        OBJECT_UNLOCK();
-    } else if (built) {
-        built = entries_of_pairs(&build, data);
-    }
-    built = built &&
-            ((changes ? frozen_builder_end_changes(builder) : frozen_builder_end(builder)) || build_failed(&build));
-    const struct core *core = core_of_module(module);
-    if (built && (index = memory_make(core, &builder->index)) != NULL &&
-        (entries = memory_make(core, &builder->entries)) != NULL && (blob = memory_make(core, &builder->blob)) != NULL)
+    PyObject *result = NULL, *index = memory_make(core, &builder->index),
+             *entries = index == NULL ? NULL : memory_make(core, &builder->entries),
+             *blob = entries == NULL ? NULL : memory_make(core, &builder->blob);
+    if (blob != NULL)
         result = Py_BuildValue("(OOOKK)", index, entries, blob, (unsigned long long)builder->count,
                                (unsigned long long)builder->seed);
     Py_XDECREF(index);
     Py_XDECREF(entries);
     Py_XDECREF(blob);
+    return result;
+}
+
+static PyObject *core_frozen_build(PyObject *module, PyObject *args)
+{
+    PyObject *data, *result = NULL;
+    unsigned long long spare_seed;
+    struct build build = {0};
+    if (!PyArg_ParseTuple(args, "OKOO", &data, &spare_seed, &build.pack, &build.refuse))
+        return NULL;
+    struct frozen_builder *builder = &build.builder;
+    const uint64_t expected = PyDict_CheckExact(data) ? (uint64_t)PyDict_Size(data) : 0;
+    if ((frozen_builder_begin(builder, expected, spare_seed) || build_failed(&build)) && entries_put(&build, data) &&
+        (frozen_builder_end(builder) || build_failed(&build)))
+        result = parts_make(core_of_module(module), builder);
     frozen_builder_free(builder);
     return result;
 }
 
 static PyMethodDef build_functions[] = {
     {"frozen_build", core_frozen_build, METH_VARARGS,
-     "frozen_build($module, data, spare_seed, pack, refuse, removed=None, under=None, changes=False, /)\n--\n\n"
-     "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py. It begins with the entries of "
-     "`under`, without those of its base; the value `removed` removes a key; with `changes`, removed keys stay."},
+     "frozen_build($module, data, spare_seed, pack, refuse, /)\n--\n\n"
+     "Return (index, entries, blob, count, seed) of a new table: see frozen_dict.py."},
     {"plain_pack", core_plain_pack, METH_O,
      "plain_pack($module, value, /)\n--\n\n"
      "Return the bytes of a FrozenDict's node with this value; None if it contains other than plain values, or is "
@@ -489,5 +524,6 @@ static const struct core_constant frozen_constants[] = {
 bool module_add_frozen_build(PyObject *module)
 {
     return type_add(module, &FrozenMemory_spec, &core_of_module(module)->frozen_memory_type) &&
-           PyModule_AddFunctions(module, build_functions) == 0 && constants_add(module, frozen_constants);
+           module_add_frozen_changes(module) && PyModule_AddFunctions(module, build_functions) == 0 &&
+           constants_add(module, frozen_constants);
 }

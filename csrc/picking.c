@@ -134,10 +134,11 @@ static void inherited_drop(struct attachment *a, uint64_t free)
         gaps_punch(a, (uint64_t)stat.st_size);
 }
 
-/* The slots that may not be written: those of channel_taken(), and the bases of the versions in them. */
+/* The slots that may not be written: those of channel_taken(), those that another thread writes, and the bases of the
+ * versions in them. */
 static uint64_t attachment_taken(const struct attachment *a)
 {
-    const uint64_t taken = channel_taken(&a->channel);
+    const uint64_t taken = channel_taken(&a->channel) | a->reserved;
     uint64_t bases = 0;
     for (unsigned slot = 0; slot < a->channel.max_slots; slot++)
         bases |= (taken & slot_bit(slot)) != 0 ? a->bases[slot] : 0;
@@ -233,14 +234,108 @@ enum status attachment_pick(struct attachment *a, uint64_t nbytes, unsigned *slo
     return status;
 }
 
-void attachment_trim(struct attachment *a, uint64_t most)
+/* The extent is written first, so that no other is put there. Without the space behind it nobody uses it. */
+static enum status extent_claim(struct attachment *a, uint64_t nbytes, unsigned *slot, uint64_t *offset)
+{
+    struct control *control = a->channel.control;
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    if (a->role != ROLE_PUBLISHER || a->forked)
+        return STATUS_FORKED;
+    if (!attachment_has_data(a))
+        return STATUS_OS;
+    if (!slot_find(control, slots_free(a), 0, 0, slot))
+        return STATUS_NO_SLOT;
+    *offset = channel_find_gap(control, page_round(sizeof(struct data_header)), nbytes, page);
+    shared_store_release(&control->slots[*slot].offset, *offset);
+    shared_store_release(&control->slots[*slot].capacity, nbytes);
+    a->reserved |= slot_bit(*slot);
+    return STATUS_OK;
+}
+
+enum status attachment_reserve(struct attachment *a, uint64_t nbytes, unsigned *slot)
+{
+    const uint64_t length = page_round(nbytes);
+    uint64_t offset;
+    pthread_mutex_lock(&a->lock);
+    enum status status = extent_claim(a, length, slot, &offset);
+    pthread_mutex_unlock(&a->lock);
+    if (status != STATUS_OK)
+        return status;
+    status = space_reserve(a->data_fd, offset, length); /* takes long */
+    pthread_mutex_lock(&a->lock);
+    if (status == STATUS_OK) {
+        if (offset + length > a->reserved_nbytes)
+            a->reserved_nbytes = offset + length;
+        growth_note(a);
+        status = slot_map(a, *slot);
+    }
+    if (status != STATUS_OK) {
+        int cause = errno;
+        slot_release(a, *slot);
+        a->reserved &= ~slot_bit(*slot);
+        errno = cause;
+    }
+    pthread_mutex_unlock(&a->lock);
+    return status;
+}
+
+void attachment_unreserve(struct attachment *a, unsigned slot)
 {
     pthread_mutex_lock(&a->lock);
-    const uint64_t free = a->role == ROLE_PUBLISHER && !a->forked ? slots_free(a) : 0;
-    for (unsigned slot = 0; slot < a->channel.max_slots; slot++)
-        if ((free & slot_bit(slot)) != 0 && shared_load_relaxed(&a->channel.control->slots[slot].capacity) > most)
-            slot_release(a, slot);
+    a->reserved &= ~slot_bit(slot);
     pthread_mutex_unlock(&a->lock);
+}
+
+uint64_t attachment_claim_spare(struct attachment *a, uint64_t most, uint64_t *nbytes)
+{
+    uint64_t claimed;
+    *nbytes = 0;
+    pthread_mutex_lock(&a->lock);
+    const uint64_t free = a->role == ROLE_PUBLISHER && !a->forked ? slots_free(a) : 0;
+    for (unsigned slot = 0; slot < a->channel.max_slots; slot++) {
+        const uint64_t capacity = shared_load_relaxed(&a->channel.control->slots[slot].capacity);
+        if ((free & slot_bit(slot)) == 0 || capacity <= most)
+            continue;
+        a->spare |= slot_bit(slot);
+        *nbytes += capacity;
+    }
+    a->reserved |= a->spare;
+    claimed = a->spare;
+    pthread_mutex_unlock(&a->lock);
+    return claimed;
+}
+
+/* The extent is there until the space is gone, so nothing else is put into that meanwhile. A slot that was claimed twice,
+ * since a caller was interrupted, is released once. */
+static void spare_release(struct attachment *a, unsigned slot)
+{
+    struct slot_extent *extent = &a->channel.control->slots[slot];
+    pthread_mutex_lock(&a->lock);
+    const bool mine = (a->spare & slot_bit(slot)) != 0 && !a->forked;
+    const uint64_t offset = shared_load_relaxed(&extent->offset), capacity = shared_load_relaxed(&extent->capacity);
+    const struct slot_mapping map = mine && a->loans[slot] == 0 ? a->maps[slot] : (struct slot_mapping){0};
+    if (map.base != NULL)
+        a->maps[slot] = (struct slot_mapping){0};
+    else if (mine)
+        mapping_drop(a, slot);
+    a->spare &= ~slot_bit(slot);
+    pthread_mutex_unlock(&a->lock);
+    if (!mine)
+        return;
+    if (map.base != NULL)
+        munmap(map.base, map.length);
+    space_release(a->data_fd, offset, capacity);
+    pthread_mutex_lock(&a->lock);
+    shared_store_release(&extent->capacity, 0);
+    a->reserved &= ~slot_bit(slot);
+    pthread_mutex_unlock(&a->lock);
+}
+
+void attachment_release_spare(struct attachment *a, uint64_t claimed)
+{
+    for (unsigned slot = 0; slot < a->channel.max_slots; slot++)
+        if ((claimed & slot_bit(slot)) != 0)
+            spare_release(a, slot);
 }
 
 static enum status grow_locked(struct attachment *a, uint64_t nbytes)

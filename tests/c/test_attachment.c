@@ -398,14 +398,14 @@ static void test_pin_and_unpin(void)
     files_close(files);
 }
 
-/* Publish a version that changes the one in this pin. */
+/* Publish a version that changes the one in this pin; NULL: that changes none. */
 static void version_publish_over(struct attachment *publisher, const struct pin *base)
 {
     const uint64_t version = latest_version(channel_latest(&publisher->channel)) + 1, nbytes = payload_nbytes(0);
     const struct slot_header header = {
-        .version = version, .nbytes = nbytes, .base = latest_make(base->version, base->slot)};
+        .version = version, .nbytes = nbytes, .base = base == NULL ? 0 : latest_make(base->version, base->slot)};
     unsigned slot;
-    CHECK(attachment_pick(publisher, nbytes, &slot) == STATUS_OK && slot != base->slot);
+    CHECK(attachment_pick(publisher, nbytes, &slot) == STATUS_OK && (base == NULL || slot != base->slot));
     CHECK(attachment_finish(publisher, slot, &header) == STATUS_OK);
     channel_publish(&publisher->channel, version, slot);
 }
@@ -437,10 +437,75 @@ static void test_base(void)
     CHECK(pin_is_whole(&base));
     attachment_unpin(reader, base.slot, base.generation);
     CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK && version_publish(publisher, WORDS) == STATUS_OK);
-    attachment_trim(publisher, 50 * WORDS * sizeof(uint64_t));
-    for (unsigned slot = 0; slot < 8; slot++)
-        CHECK(shared_load_relaxed(&publisher->channel.control->slots[slot].capacity) <= 50 * WORDS * sizeof(uint64_t));
     attachment_close(reader);
+    attachment_close(publisher);
+    files_close(files);
+}
+
+static uint64_t capacity_of(const struct attachment *a, unsigned slot)
+{
+    return shared_load_relaxed(&a->channel.control->slots[slot].capacity);
+}
+
+/* Space that was claimed to be given back is given back once, and not picked meanwhile. */
+static void test_spare(void)
+{
+    struct channel_files files = files_make(READERS, 8, 4);
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER), *reader = files_attach(files, ROLE_READER);
+    const uint64_t most = 50 * WORDS * sizeof(uint64_t);
+    uint64_t nbytes, again;
+    struct pin held;
+    CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK && attachment_pin(reader, &held) == STATUS_OK);
+    CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK && version_publish(publisher, WORDS) == STATUS_OK);
+    const uint64_t claimed = attachment_claim_spare(publisher, most, &nbytes);
+    CHECK(__builtin_popcountll(claimed) == 1 && nbytes > most && (claimed & slot_bit(held.slot)) == 0);
+    CHECK(attachment_claim_spare(publisher, most, &again) == claimed && again == 0, "it was not given back yet");
+    CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK);
+    const unsigned newest = latest_slot(channel_latest(&publisher->channel));
+    CHECK((claimed & slot_bit(newest)) == 0 && pin_is_whole(&held));
+    attachment_release_spare(publisher, claimed);
+    CHECK(capacity_of(publisher, (unsigned)__builtin_ctzll(claimed)) == 0);
+    CHECK(version_publish(publisher, 100 * WORDS) == STATUS_OK && attachment_pin(reader, &held) == STATUS_OK);
+    attachment_release_spare(publisher, claimed);
+    CHECK(pin_is_whole(&held), "the second time it releases nothing");
+    attachment_close(reader);
+    attachment_close(publisher);
+    files_close(files);
+}
+
+/* A slot that is written beside the versions is left alone until a version refers to it, or it is given back. */
+static void test_reserve(void)
+{
+    struct channel_files files = files_make(READERS, 4, 2);
+    struct attachment *publisher = files_attach(files, ROLE_PUBLISHER);
+    unsigned slot, other;
+    CHECK(version_publish(publisher, WORDS) == STATUS_OK);
+    CHECK(attachment_reserve(publisher, payload_nbytes(WORDS), &slot) == STATUS_OK);
+    for (int i = 0; i < 20; i++) {
+        CHECK(version_publish(publisher, i % 2 ? WORDS : 100 * WORDS) == STATUS_OK);
+        CHECK(latest_slot(channel_latest(&publisher->channel)) != slot && capacity_of(publisher, slot) != 0);
+    }
+    const struct slot_header header = {.version = 1, .nbytes = payload_nbytes(0)};
+    const struct pin base = {.version = 1, .slot = slot};
+    CHECK(attachment_finish(publisher, slot, &header) == STATUS_OK);
+    version_publish_over(publisher, &base);
+    attachment_unreserve(publisher, slot);
+    for (int i = 0; i < 5; i++)
+        version_publish_over(publisher, &base);
+    CHECK(capacity_of(publisher, slot) != 0);
+    version_publish_over(publisher, NULL);
+    uint64_t nbytes, spare = attachment_claim_spare(publisher, 0, &nbytes);
+    CHECK((spare & slot_bit(slot)) != 0 || capacity_of(publisher, slot) == 0, "no version refers to it any more");
+    attachment_release_spare(publisher, spare);
+    CHECK(attachment_reserve(publisher, UINT64_MAX / 2, &other) == STATUS_NO_SPACE, "more than a file can have");
+    CHECK(attachment_reserve(publisher, payload_nbytes(WORDS), &slot) == STATUS_OK);
+    CHECK(attachment_reserve(publisher, payload_nbytes(WORDS), &other) != STATUS_OK || other != slot);
+    attachment_retire(publisher);
+    CHECK(attachment_reserve(publisher, payload_nbytes(WORDS), &slot) == STATUS_FORKED);
+    attachment_close(publisher);
+    publisher = files_attach(files, ROLE_PUBLISHER); /* the next one gives the space back */
+    for (int i = 0; i < 20; i++)
+        CHECK(version_publish(publisher, WORDS) == STATUS_OK);
     attachment_close(publisher);
     files_close(files);
 }
@@ -1067,6 +1132,8 @@ int main(void)
     test_garbage_behind_a_good_identity();
     test_pin_and_unpin();
     test_base();
+    test_spare();
+    test_reserve();
     test_no_slot();
     test_space();
     test_grow();

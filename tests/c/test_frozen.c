@@ -257,6 +257,108 @@ static void test_blob(uint64_t *stream)
     frozen_builder_free(&builder);
 }
 
+enum { MERGED_KEYS = 400, NO_VALUE = -1 };
+
+/* Put the array of one number, or remove the key. */
+static void array_put(struct frozen_builder *builder, uint64_t key, int64_t number)
+{
+    const struct frozen_key as_key = key_of(&key, 8, FROZEN_INT);
+    const uint64_t place = frozen_entry_begin(builder, &as_key);
+    if (number != NO_VALUE) {
+        const uint64_t list = frozen_content_begin(builder); /* [the array] */
+        CHECK(frozen_content_word(builder, 1));
+        const uint64_t node = frozen_node_begin(builder), start = frozen_content_begin(builder);
+        const uint64_t offset = frozen_blob_put(builder, &number, sizeof number, 16);
+        CHECK(frozen_content_word(builder, (uint64_t)number % 3) && frozen_content_word(builder, offset));
+        CHECK(frozen_content_word(builder, sizeof number) && frozen_content_word(builder, 1));
+        frozen_content_end(builder, node, FROZEN_ARRAY, start);
+        frozen_content_end(builder, place, FROZEN_LIST, list);
+    }
+    CHECK(frozen_entry_end(builder, place));
+}
+
+/* The words of the array in that list: description, offset, nbytes. */
+static bool array_words(const struct frozen_record *record, uint64_t words[3])
+{
+    struct frozen_record node;
+    uint64_t offset = 8;
+    if (record->kind != FROZEN_LIST || !frozen_read(record->content, record->content_nbytes, &offset, &node))
+        return false;
+    memcpy(words, node.content, 24);
+    return true;
+}
+
+static struct frozen_source source_of(const struct frozen_builder *builder, const uint64_t *dtypes, uint64_t count)
+{
+    return (struct frozen_source){.table = table_of(builder),
+                                  .blob = builder->blob.bytes,
+                                  .blob_nbytes = builder->blob.nbytes,
+                                  .dtypes = dtypes,
+                                  .schemas = dtypes,
+                                  .dtype_count = count};
+}
+
+/* A table and its changes are one table, which has the last value of each key and no others; also while they are
+ * stopped, damaged, or changed again. */
+static void test_merge(uint64_t *stream)
+{
+    static const uint64_t of_base[3] = {0, 1, 2}, of_changes[3] = {3, 4, 5};
+    int64_t model[MERGED_KEYS];
+    uint64_t kept[6], none[1], length = 0;
+    struct frozen_builder base = {0}, changes = {0}, made = {0}, other = {0};
+    CHECK(frozen_builder_begin(&base, 0, 1) && frozen_builder_begin(&changes, 0, 1));
+    for (uint64_t key = 0; key < MERGED_KEYS; key++) {
+        model[key] = key % 2 ? (int64_t)key : NO_VALUE;
+        if (key % 2)
+            array_put(&base, key, model[key]);
+    }
+    CHECK(frozen_builder_end(&base));
+    for (unsigned round = 0; round < 40; round++) {
+        for (unsigned i = 0; i < 20; i++) {
+            const uint64_t key = check_random(stream) % MERGED_KEYS;
+            model[key] = check_random(stream) % 4 ? (int64_t)(check_random(stream) % 100000) : NO_VALUE;
+            array_put(&changes, key, model[key]);
+        }
+        CHECK(frozen_builder_end_changes(&changes) && changes.wasted <= changes.blob.nbytes);
+    }
+    for (uint64_t key = 0; key < MERGED_KEYS; key++)
+        length += model[key] != NO_VALUE;
+    shared_u32 stop = 0;
+    for (uint64_t i = 0; i < 6; i++)
+        kept[i] = FROZEN_UNUSED;
+    struct frozen_numbers dtypes = {.kept = kept, .count = 6}, schemas = {.kept = none};
+    struct frozen_source of[2] = {source_of(&base, of_base, 3), source_of(&changes, of_changes, 3)};
+    CHECK(frozen_merge(&made, &of[0], &of[1], &dtypes, &schemas, length, 1, &stop) == FROZEN_MERGED);
+    const struct frozen table = table_of(&made);
+    CHECK(table.count == length && frozen_fits(&table, made.index.nbytes) && dtypes.used <= 6);
+    CHECK(made.blob.nbytes <= length * 16, "nothing that was replaced is left");
+    for (uint64_t key = 0; key < MERGED_KEYS; key++) {
+        const struct frozen_key as_key = key_of(&key, 8, FROZEN_INT);
+        struct frozen_record found;
+        uint64_t words[3];
+        int64_t number;
+        if (model[key] == NO_VALUE) {
+            CHECK(table_misses(&table, as_key));
+        } else if (CHECK(frozen_find(&table, &as_key, &found) == FROZEN_FOUND && array_words(&found, words))) {
+            const bool changed = frozen_find(&of[1].table, &as_key, &found) == FROZEN_FOUND;
+            memcpy(&number, made.blob.bytes + words[1], sizeof number);
+            CHECK(number == model[key] && words[0] == kept[(uint64_t)number % 3 + (changed ? 3 : 0)]);
+        }
+    }
+    stop = 1;
+    CHECK(frozen_merge(&other, &of[0], &of[1], &dtypes, &schemas, length, 1, &stop) == FROZEN_STOPPED);
+    frozen_builder_free(&other);
+    stop = 0;
+    of[1].dtype_count = 1;
+    other = (struct frozen_builder){0};
+    CHECK(frozen_merge(&other, &of[0], &of[1], &dtypes, &schemas, length, 1, &stop) == FROZEN_MERGE_FAILED);
+    CHECK(other.damaged, "a dtype that is not there");
+    frozen_builder_free(&other);
+    frozen_builder_free(&made);
+    frozen_builder_free(&changes);
+    frozen_builder_free(&base);
+}
+
 int main(void)
 {
     check_begin("test_frozen");
@@ -271,5 +373,6 @@ int main(void)
     test_replaced(&stream);
     test_damage(&stream);
     test_blob(&stream);
+    test_merge(&stream);
     return check_end();
 }

@@ -4,7 +4,8 @@ specs.py        the values that can be shared, as trees of described leaves
 paths.py        paths in a tree, such as "head/w"
 layout.py       the positions of leaves in a slot, and the schema for readers
 frozen_dict.py  a dictionary that is looked up in shared memory
-table_edit.py   edit and patch for one that a channel holds
+table_edit.py   the value that edit() gives for one that a channel holds
+table_writer.py its changes as versions; with table_overlay.py (what changed), compaction.py (a new base)
 storage.py      the two files of a channel: memfds, or named files in a directory
 naming.py       keeps a channel's name even if its files are removed
 guard.py        checks that a file can be trusted: its kind, owner and mode

@@ -35,7 +35,19 @@ from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, pack
 from untorn.share.specs import array_spec
 from untorn.trees import Spec
 
-__all__ = ["ADAPTERS", "REMOVED", "Changes", "FrozenDict", "changes_of", "compacted", "is_table"]
+__all__ = [
+    "ADAPTERS",
+    "REMOVED",
+    "STOP_NBYTES",
+    "Changes",
+    "FrozenDict",
+    "Packing",
+    "base_of",
+    "compacted",
+    "is_table",
+    "merged",
+    "parts_of",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -44,6 +56,8 @@ _FORMAT, _FORMAT_OF_CHANGES = 1, 2
 _FORMATS = (_FORMAT, _FORMAT_OF_CHANGES)
 #: the value of a key that is removed
 REMOVED: Any = object()
+#: the size of the word that stops merged()
+STOP_NBYTES = 4
 #: the first bytes of the documents of changes
 _BEGINNING_OF_CHANGES = b'{"format":2,'
 _SHOWN_ENTRIES = 5
@@ -171,25 +185,32 @@ def is_table(spec: Spec) -> bool:
     return spec.kind == "adapter" and bool(spec.detail[0] == FROZEN_DICT)
 
 
+def base_of(table: FrozenDict[K, V]) -> FrozenDict[K, V] | None:
+    """Return the table that this one consists of changes of; None for a whole one."""
+    base: FrozenDict[K, V] | None = table._parts[-2]  # noqa: SLF001 (of this module)
+    return base
+
+
 def compacted(table: FrozenDict[K, V]) -> FrozenDict[K, V]:
     """Return the same as one table without a base, in private memory; the table itself if it has none."""
-    base, allow_pickle = table._parts[-2:]  # noqa: SLF001 (of this module)
+    made = merged(table, bytearray(STOP_NBYTES))
+    assert made is not None
+    return made
+
+
+def merged(table: FrozenDict[K, V], stop: bytearray) -> FrozenDict[K, V] | None:
+    """Do the same, without the GIL, unless another thread sets a byte of ``stop``: then return None soon."""
+    base, allow_pickle = base_of(table), table._parts[-1]  # noqa: SLF001 (of this module)
     if base is None:
         return table
-    if base.parts()["blob"].nbytes:  # values in the blob may be replaced, and only this leaves them out
-        return FrozenDict(table.items(), allow_pickle=allow_pickle)
-    changes = ((key, table.get(key, REMOVED)) for key in table._iterate(3))  # noqa: SLF001 (likewise)
-    return FrozenDict.of_parts(_built(changes, allow_pickle, under=base), allow_pickle=allow_pickle)
-
-
-def changes_of(table: FrozenDict[K, V], more: Mapping[K, Any], length: int) -> Changes:
-    """Return the changes of a table since its base, or of the table if it has none, with more of them: keys with new
-    values or REMOVED. ``length`` is the number of entries afterwards."""
-    base, allow_pickle = table._parts[-2:]  # noqa: SLF001 (of this module)
-    under = None if base is None else table
-    return Changes(
-        _built(more, allow_pickle, under=under, length=length), allow_pickle, table if base is None else base
-    )
+    packing = Packing(allow_pickle)
+    of_base, of_changes = (packing.join(each._parts[3]) for each in (base, table))  # noqa: SLF001 (of this module)
+    made = _core.frozen_merge(table, secrets.randbits(64), of_base, of_changes, packing.counts(), stop)
+    if made is None:
+        return None
+    memory, dtypes, schemas = made
+    packing.keep(dtypes, schemas)
+    return FrozenDict.of_parts(parts_of(memory, packing), allow_pickle=allow_pickle)
 
 
 class Changes:
@@ -198,12 +219,10 @@ class Changes:
     Args:
         parts: as FrozenDict.parts() returns them.
         allow_pickle: as for FrozenDict.
-        base: the older version, if it is known.
     """
 
-    def __init__(self, parts: dict[str, Any], allow_pickle: bool, base: FrozenDict[Any, Any] | None = None) -> None:
+    def __init__(self, parts: dict[str, Any], allow_pickle: bool) -> None:
         self.parts = parts
-        self.base = base
         self._allow_pickle = allow_pickle
 
     @property
@@ -218,24 +237,18 @@ class Changes:
         return FrozenDict._over(base, self.parts, self._allow_pickle)  # noqa: SLF001 (of this module)
 
 
-def _built(
-    source: Any,
-    allow_pickle: bool,
-    *,
-    under: FrozenDict[Any, Any] | None = None,
-    length: int | None = None,
-) -> dict[str, Any]:
-    """Return the parts of a table with these entries, and before them those of ``under``. With ``length`` it is a table
-    of changes."""
-    packing = _Packing(allow_pickle)
-    if under is not None:
-        packing.begin(under._parts[3])  # noqa: SLF001 (of this module)
-    *memory, entries, seed = _core.frozen_build(
-        source, secrets.randbits(64), packing.pack, packing.refuse, REMOVED, under, length is not None
-    )
-    index, *rest = map(_flat, ("index", "entries", "blob"), memory)
+def parts_of(memory: tuple[Any, Any, Any, int, int], packing: Packing, length: int | None = None) -> dict[str, Any]:
+    """Return the parts of a table that the core built. With ``length`` it is a table of changes."""
+    *flat, entries, seed = memory
+    index, *rest = map(_flat, ("index", "entries", "blob"), flat)
     parts = dict(zip(("index", "entries", "blob"), (index.view(np.uint64), *rest), strict=True))
     return {**parts, "documents": packing.documents(entries, seed, length)}
+
+
+def _built(source: Any, allow_pickle: bool) -> dict[str, Any]:
+    """Return the parts of a table with these entries."""
+    packing = Packing(allow_pickle)
+    return parts_of(_core.frozen_build(source, secrets.randbits(64), packing.pack, packing.refuse), packing)
 
 
 def _unpickle(cls: type[FrozenDict[Any, Any]], parts: dict[str, Any], allow_pickle: bool) -> FrozenDict[Any, Any]:
@@ -266,7 +279,7 @@ class _Items(ItemsView[Any, Any]):
         return self._mapping._iterate(2)  # noqa: SLF001 (likewise)
 
 
-class _Packing:
+class Packing:
     """Builds the entries that the core cannot build: arrays, and values that share supports but C does not."""
 
     def __init__(self, allow_pickle: bool) -> None:
@@ -274,11 +287,29 @@ class _Packing:
         self._dtypes: dict[np.dtype[Any], int] = {}
         self._schemas: dict[bytes, int] = {}
 
-    def begin(self, documents: bytes) -> None:
-        """Take over the descriptions to which the entries of a table refer."""
-        *_, dtypes, schemas = _read_documents(documents, *_FORMATS)
+    def begin(self, table: FrozenDict[Any, Any]) -> None:
+        """Take over the descriptions to which the entries of a table refer, with their numbers."""
+        *_, dtypes, schemas = _read_documents(table._parts[3], *_FORMATS)  # noqa: SLF001 (of this module)
         self._dtypes = {dtype: number for number, dtype in enumerate(dtypes)}
         self._schemas = {schema: number for number, schema in enumerate(schemas)}
+
+    def join(self, documents: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Add the descriptions of another table, each once; return their numbers here, of dtypes and of schemas."""
+        *_, dtypes, schemas = _read_documents(documents, *_FORMATS)
+        return (
+            tuple(self._dtypes.setdefault(dtype, len(self._dtypes)) for dtype in dtypes),
+            tuple(self._schemas.setdefault(schema, len(self._schemas)) for schema in schemas),
+        )
+
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of dtypes and of schemas."""
+        return len(self._dtypes), len(self._schemas)
+
+    def keep(self, dtypes: list[int], schemas: list[int]) -> None:
+        """Keep the descriptions with these numbers only, in this order."""
+        known, known_schemas = list(self._dtypes), list(self._schemas)
+        self._dtypes = {known[number]: place for place, number in enumerate(dtypes)}
+        self._schemas = {known_schemas[number]: place for place, number in enumerate(schemas)}
 
     def pack(self, value: Any) -> tuple[int, int, int, Any, tuple[int, ...]]:
         """Return (kind, number of the description, alignment, bytes, shape) of a value."""

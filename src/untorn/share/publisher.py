@@ -22,7 +22,6 @@ from untorn.first_guesses import only_known_arguments, unknown_arguments, unknow
 from untorn.share import notes, storage
 from untorn.share.attached import Attached, attached_to, drop_dead_attachments
 from untorn.share.edit import Edit
-from untorn.share.frozen_dict import Changes
 from untorn.share.journal import log_channel
 from untorn.share.naming import NameKeeper
 from untorn.share.paths import InsidePacked
@@ -30,6 +29,7 @@ from untorn.share.storage import Address, Files
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
 from untorn.share.table_edit import TableEdit
+from untorn.share.table_writer import TableWriter
 from untorn.share.versions import (
     FREE_SLOT_TIMEOUT_S,
     Planned,
@@ -324,9 +324,10 @@ class Publisher(Generic[T]):
     ) -> None:
         self._files = files
         self._keep = keep
-        self._when_dropped = weakref.finalize(self, _dropped, versions, keep=keep)
-        self._when_dropped.atexit = not keep
         self._label = files.label if files else "anonymous"
+        self._tables = TableWriter(self._label, allow_pickle=allow_pickle, durable=versions.durable)
+        self._when_dropped = weakref.finalize(self, _dropped, versions, self._tables, keep=keep)
+        self._when_dropped.atexit = not keep
         self._id = versions.attachment.id
         self._allow_pickle = allow_pickle
         self._open_versions: Versions | None = versions  # None: closed
@@ -565,18 +566,14 @@ class Publisher(Generic[T]):
         if self._reader is None:
             self._reader = attached_to(self.subscriber().address)
         pinned = self._reader.pin()
-        edit = TableEdit(self._reader.value(pinned, self._allow_pickle))
+        table = self._reader.value(pinned, self._allow_pickle)
+        edit = TableEdit(table)
         try:
             yield edit
-            made = edit.collect()
+            changes = edit.changes()
         finally:
             edit.end()
-        tree = Tree.of(made, allow_pickle=self._allow_pickle)
-        if isinstance(made, Changes):
-            base = pinned.base() if pinned.base_version else pinned
-            versions.publish_changes(tree, (base.version, base.slot), timeout_s)
-        else:
-            versions.publish(tree, timeout_s)
+        self._tables.write(versions, self._reader, pinned, table, changes, timeout_s)
 
     def _edit_planned(self, versions: Versions, planned: Planned, draft: _core.Draft, timeout_s: float) -> Iterator[T]:
         """Run the rest of _edit() for a tree whose arrays were all changed in place, or replaced by others."""
@@ -616,6 +613,7 @@ class Publisher(Generic[T]):
                 try:
                     self._is_writing = True
                     self._look_after_name()
+                    self._tables.end()
                     attachment = self._open()
                     slot, room = self._versions.begin_received(nbytes, version, timeout_s)
                     try:
@@ -644,6 +642,7 @@ class Publisher(Generic[T]):
                 try:
                     self._is_writing = True
                     self._look_after_name()
+                    self._tables.end()
                     return write(self._versions)
                 except ClosedError:
                     self._check_open()
@@ -661,6 +660,7 @@ class Publisher(Generic[T]):
         versions = self._open_versions
         if versions is not None:
             log_channel(versions.attachment, self._label)
+        self._tables.log_news()
 
     def _check_turn(self, what: str) -> None:
         """Raise BusyError if this thread is writing already. A second thread waits for the lock instead."""
@@ -712,6 +712,7 @@ class Publisher(Generic[T]):
         with contextlib.nullcontext() if forked else self._lock:
             self._when_dropped.detach()
             if not forked:
+                self._tables.end()
                 if versions.name is not None and not self._keep:
                     versions.name.unlink()
                 _end_living(versions.attachment)
@@ -791,11 +792,12 @@ def _end_living(attachment: _core.Attachment) -> None:
         notes.end_living(attachment)
 
 
-def _dropped(versions: Versions, *, keep: bool) -> None:
+def _dropped(versions: Versions, tables: TableWriter, *, keep: bool) -> None:
     """End the channel of a Publisher that was garbage-collected without close(), or whose process exits."""
     attachment = versions.attachment
     if attachment.forked:
         return
+    tables.end()
     with contextlib.suppress(OSError):  # then readers learn only that the publisher is gone
         if threading.main_thread().is_alive():  # otherwise the process exits
             notes.note_dropped(attachment)

@@ -1,40 +1,14 @@
-"""Change a FrozenDict that a channel holds: what Publisher.edit() and patch() do if the newest version is one.
-
-A version is a whole table, or the changes of an older one that is whole, its *base*::
-
-    version     1        2              3                        90              91
-    slot        0        1              2                        0               1
-                table    changes of 1   changes of 1   ...       table           changes of 90
-                  ^         |              |                        ^               |
-                  +---------+--------------+                        +---------------+
-
-All changes since the base are written anew in each version, so this costs in proportion to them. If they would be
-larger than a share of the base, the next version is a whole table again (it is *compacted*), and costs in proportion to
-that.
-
-A base stays in its slot as long as a version that refers to it is the newest or held (csrc/picking.c), so no reader is
-stopped, and a publisher that is killed anywhere leaves the newest version with its base.
-"""
+"""A FrozenDict that is being changed, as the block of Publisher.edit() gets it. table_writer.py publishes it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from untorn.errors import ClosedError
-from untorn.share.frozen_dict import REMOVED, Changes, FrozenDict, changes_of, compacted
+from untorn.share.frozen_dict import REMOVED, FrozenDict
 
-__all__ = ["TableEdit", "next_table"]
-
-#: changes may have this share of the size of their base: with three slots of them, a channel needs 1.3 times its size
-_MAX_SHARE = 12
-
-
-def next_table(table: FrozenDict[Any, Any], changes: Mapping[Any, Any], length: int) -> Changes | FrozenDict[Any, Any]:
-    """Return what to publish for a table with these changes: the changes of its base, or a whole table."""
-    made = changes_of(table, changes, length)
-    assert made.base is not None
-    return made if made.nbytes * _MAX_SHARE <= made.base.nbytes else compacted(made.over(made.base))
+__all__ = ["TableEdit"]
 
 
 class TableEdit(MutableMapping[Any, Any]):
@@ -55,9 +29,10 @@ class TableEdit(MutableMapping[Any, Any]):
             raise ClosedError("this block of edit() has ended; begin another one to change the FrozenDict")
         return table
 
-    def collect(self) -> Changes | FrozenDict[Any, Any]:
-        """Return what is to be published, in private memory."""
-        return next_table(self._open(), self._changes, len(self))
+    def changes(self) -> dict[Any, Any]:
+        """Return the keys that changed, with their new values, or REMOVED."""
+        self._open()
+        return self._changes
 
     def end(self) -> None:
         """End the block."""

@@ -46,8 +46,6 @@ FREE_SLOT_TIMEOUT_S = 5.0
 _VERSION = struct.Struct("<Q")
 #: version numbers have 58 bits
 _VERSIONS_END = 1 << 58
-#: space that is not worth giving back
-_SMALL_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,7 @@ class Versions:
         fixed: whether every version must have the structure of the first.
         packs: whether large plain containers are packed: unless the channel is fixed, or parts of one were changed by
             their paths, which costs less if they have their own places.
+        durable: whether each version is written to the disk before it becomes the newest.
         planned: for a version with the structure of the newest one; None if it must be made step by step.
     """
 
@@ -143,7 +142,7 @@ class Versions:
         self.planned: Planned | None = None
         self._newest_is_lost = False
         self._label = label
-        self._durable = durable
+        self.durable = durable
         self._contents: dict[int, _Content] = {}
         self._known_or_past = self._coming = _Known(0, None, None, 0, 0, np.zeros(0, np.uint64))
         # durable: the slot table if it is unchanged since control was last flushed, and whether `latest` was, too
@@ -191,29 +190,31 @@ class Versions:
             self._plan()
         return version
 
-    def publish_changes(self, tree: Tree, base: tuple[int, int], timeout_s: float) -> int:
+    def publish_changes(self, tree: Tree, base: tuple[int, int], timeout_s: float, *, most: int) -> int:
         """Publish the next version, as changes of an older one that a reader of this process holds. Returns its number.
 
         Args:
             tree: the changes (frozen_dict.py).
             base: the version that they change, which is no change itself, and its slot.
             timeout_s: how long to wait for a slot, in seconds.
+            most: the size to which changes grow, as a rule.
         """
         layout = Layout(tree.spec)
-        step = 1 << max(12, layout.nbytes.bit_length() - 4)  # changes grow: so the same slots are used many times
-        room = -(-layout.nbytes // step) * step
-        self._trim(room)
+        room = _room(layout.nbytes, most)
         slot, draft = self.begin(room, timeout_s)
         for index, leaf in enumerate(tree.leaves):
             layout.write_leaf(draft, index, leaf)
         layout.write_schema(draft)
         return self.finish(layout, slot, None, base=base)
 
-    def _trim(self, nbytes: int) -> None:
-        """Give back the space of versions that were a base: it would be kept for versions of this size."""
-        self._settle()
-        self._table = None
-        self.attachment.trim(max(_SMALL_NBYTES, 4 * nbytes))
+    def claim_spare(self, most: int) -> tuple[int, int]:
+        """Claim the free slots that are larger than this, to give their space back; return them as bits, and how many
+        bytes they have."""
+        self._settle()  # what the newest version on the disk needs is kept
+        claimed, nbytes = self.attachment.claim_spare(most)
+        if claimed:
+            self._table = None
+        return claimed, nbytes
 
     # -- versions with the structure of the newest one, in one call. The core leaves a slot without a version until it
     # is complete, and _known() notices versions that it did not make, so an interrupt may come at any step
@@ -222,7 +223,7 @@ class Versions:
         """Prepare for more versions with the structure of the newest one."""
         known = self._known()
         layout = known.layout
-        if layout is None or self._durable or self._newest_is_lost:
+        if layout is None or self.durable or self._newest_is_lost:
             return None
         if layout.plan is None:
             layout.plan = tree_plan_of(layout.schema, layout.payload, layout.nbytes) or False
@@ -421,7 +422,7 @@ class Versions:
         self._settle()
         table, self._table = self._table, None  # an error below must not hide that it was changed in between
         slot = self._pick(nbytes, timeout_s)
-        if self._durable and table == self._read_table():
+        if self.durable and table == self._read_table():
             self._table = table
         content = self._contents.pop(slot, None)
         return slot, self._draft(slot), content
@@ -535,7 +536,7 @@ class Versions:
         """Before any slot is written, ensure that the newest version is on the disk and is the newest there, too. It
         may not be if the previous publisher was not durable, or if one was killed or interrupted between its last two
         steps. Then the version that is the newest on the disk lies in a slot that seems to be free."""
-        if not self._durable or self._settled:
+        if not self.durable or self._settled:
             return
         attachment = self.attachment
         storage.sync_names(attachment.control_fd)
@@ -548,7 +549,7 @@ class Versions:
 
     def _sync_data(self) -> None:
         """Flush what the latest word is about to refer to, the bytes and the slot table, before that word."""
-        if not self._durable:
+        if not self.durable:
             return
         os.fdatasync(self.attachment.data_fd)
         if self._table is None:
@@ -556,7 +557,7 @@ class Versions:
 
     def _sync_latest(self) -> None:
         """Flush, so that the newest version is on the disk when this returns."""
-        if not self._durable:
+        if not self.durable:
             return
         table = self._read_table()
         os.fdatasync(self.attachment.control_fd)
@@ -620,6 +621,13 @@ class Versions:
             f"{attachment.max_slots} are held ({holders or 'by readers that just went'}); "
             "let old snapshots go, or publish with a larger max_slots"
         )
+
+
+def _room(nbytes: int, most: int) -> int:
+    """Return how much space to give to changes of this size. They grow, and so the same slots are used many times."""
+    step = 1 << max(12, nbytes.bit_length() - 2)
+    room = -(-nbytes // step) * step
+    return most if nbytes <= most < room else room
 
 
 def _check_apart(places: list[Place]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import untorn
 import untorn.adapters.python  # an import that fails in the middle of an operation is not what is looked for
 from sweep.scenes import LARGE, NAME, SMALL, AnonymousScene, NamedScene, ReaderScene, Scene, payload, table, whole
 from untorn.cli.gc import collect
+from untorn.share import compaction, table_writer
 
 __all__ = ["MISTAKES", "OPERATIONS", "Operation", "Stage"]
 
@@ -339,6 +341,46 @@ def _compact_table(stage: Stage, publisher: untorn.Publisher) -> None:
 def _compact_table_and_go_on(stage: Stage, publisher: untorn.Publisher) -> None:
     publisher.patch(payload(4, LARGE))
     publisher.patch(payload(5))
+
+
+class _InPlace(threading.Thread):
+    """A thread whose work is done by start(), so that a sweep has one order of steps."""
+
+    def start(self) -> None:
+        self.run()
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+def large_table_channel(stage: Stage, **arguments: Any) -> untorn.Publisher:
+    """A channel of a FrozenDict that is compacted in a thread, with the next version."""
+    compaction.threading = SimpleNamespace(Thread=_InPlace, current_thread=threading.current_thread)
+    table_writer._SMALL_NBYTES = table_writer._LARGE_NBYTES = 0
+    return table_channel(stage, **arguments)
+
+
+def _compact_beside(stage: Stage, publisher: untorn.Publisher) -> None:
+    publisher.patch(payload(4, LARGE // 10))
+    publisher.patch(payload(5))
+    publisher.patch(payload(6))
+
+
+operation(large_table_channel, versions=(3, 4, 5, 6))(_compact_beside)
+
+
+@operation(partial(large_table_channel, durable=True), versions=(3, 4, 5, 6))
+def _compact_beside_durable(stage: Stage, publisher: untorn.Publisher) -> None:
+    _compact_beside(stage, publisher)
+
+
+@operation(large_table_channel, versions=(3, 4, 5))
+def _compact_beside_in_vain(stage: Stage, publisher: untorn.Publisher) -> None:
+    publisher.patch(payload(4, LARGE // 10))
+    publisher.update(table(5))
 
 
 @operation(lambda stage: in_a_killed_child(lambda: table_channel(stage)))

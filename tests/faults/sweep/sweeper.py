@@ -193,12 +193,12 @@ def _where(plan: Plan, run: Run) -> str:
 
 def mark_extension(mark: Callable[..., Any]) -> None:
     """Wrap all that goes into the C extension: its functions, what ends holds and attachments, and fork."""
-    for type_ in (_core.Attachment, _core.Board, _core.Queue, _core.QueueItem):
+    for type_ in (_core.Attachment, _core.Board, _core.Queue, _core.QueueItem, _core.FrozenBuilder):
         for name, method in vars(type_).items():
             if inspect.ismethoddescriptor(method) and not name.startswith("__"):
                 setattr(type_, name, mark(method))
     for owner, names in (
-        (_core, ("copy", "copy_leaves", "format_control", "format_queue", "frozen_build")),
+        (_core, ("copy", "copy_leaves", "format_control", "format_queue", "frozen_build", "frozen_merge")),
         (storage, ("attach",)),
         (Snapshot, ("close",)),
         (Subscriber, ("close",)),

@@ -1,9 +1,14 @@
 """A FrozenDict that a channel holds changes by edit() and patch(), and every snapshot equals the dict of its moment."""
 
 import copy
+import errno
+import gc
+import os
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,9 +19,11 @@ from hypothesis import strategies as st
 import untorn
 from untorn.cli.group import group
 from untorn.errors import CapacityError, ClosedError, FormatError, UnsupportedTypeError
-from untorn.share.frozen_dict import Changes, FrozenDict, changes_of
+from untorn.share import compaction, table_writer
+from untorn.share.frozen_dict import Changes, FrozenDict, compacted
 from untorn.share.inspect import ChannelView, files_of
-from untorn.share.lowlevel import copy_value, private_value, publish_raw, raw_version, read_value
+from untorn.share.lowlevel import copy_value, private_value, publish_raw, raw_version, read_value, update_raw
+from untorn.share.table_overlay import Overlay
 
 COUNT = 2000
 
@@ -81,33 +88,198 @@ def test_changed_keys_keep_their_place_and_new_ones_come_last(channel):
         assert list(table) == [*expected, "last"]
 
 
-OPERATIONS = st.lists(
-    st.tuples(
-        st.booleans(),
-        st.one_of(st.integers(0, 60), st.sampled_from(["a", b"a", "ü", "", 2**70]), st.integers(-(2**63), 2**63 - 1)),
-        st.one_of(st.none(), st.integers(), st.text(max_size=40), st.lists(st.floats(allow_nan=False), max_size=3)),
-    ),
-    max_size=25,
+KEYS = st.one_of(
+    st.integers(0, 60),
+    st.sampled_from(["a", b"a", "\u00fc", "", b"", "\ud800", 2**70, -(2**64), np.int16(7)]),
+    st.integers(-(2**63), 2**63 - 1),
+)
+VALUES = st.one_of(
+    st.none(),
+    st.integers(),
+    st.text(max_size=40),
+    st.lists(st.floats(allow_nan=False), max_size=3),
+    st.dates(),
+    st.integers(0, 40).map(lambda size: [np.full(size, size, "i4"), {"size": size}]),
+)
+OPERATIONS = st.lists(st.tuples(st.booleans(), KEYS, VALUES), max_size=25)
+PROGRAMS = st.lists(
+    st.tuples(st.sampled_from(["edit", "edit", "patch", "fail", "update", "hold"]), OPERATIONS), max_size=14
 )
 
 
-@settings(max_examples=25, deadline=None, database=None)
-@given(edits=st.lists(OPERATIONS, max_size=12), count=st.sampled_from([0, 1, 400]))
-def test_it_equals_a_dict_through_edits_and_compactions(edits, count):
+@settings(max_examples=40, deadline=None, database=None)
+@given(program=PROGRAMS, count=st.sampled_from([0, 1, 400]), in_threads=st.booleans())
+def test_it_equals_a_dict_through_edits_and_compactions(program, count, in_threads):
+    """With threads, small tables are compacted as large ones are."""
     model = {i: i * 3 for i in range(count)}
-    with untorn.publish(FrozenDict(model)) as publisher, publisher.subscriber() as reader:
+    with (
+        mock.patch.object(table_writer, "_SMALL_NBYTES", 0 if in_threads else 1 << 20),
+        untorn.publish(FrozenDict(model)) as publisher,
+        publisher.subscriber() as reader,
+    ):
         held = [(reader.snapshot(), dict(model))]
-        for operations in edits:
-            with publisher.edit() as table:
-                for is_set, key, value in operations:
-                    if is_set:
-                        table[key] = model[key] = value
-                    else:
-                        assert table.pop(key, "no") == model.pop(key, "no")
-                assert len(table) == len(model) and dict(table.items()) == model
-            held.append((reader.snapshot(), dict(model)))
+        for what, operations in program:
+            _run(publisher, model, what, operations)
+            found = publisher.subscriber().snapshot()
+            assert len(found.value) == len(model)
+            if what == "hold":
+                held.append((found, dict(model)))
+        held.append((reader.snapshot(), dict(model)))
         for snapshot, then in held:
-            assert_equals(snapshot.value, then)
+            assert_same(snapshot.value, then)
+
+
+def _run(publisher: untorn.Publisher, model: dict, what: str, operations: list) -> None:
+    """Do the same to a channel and to a dict."""
+    if what == "update":
+        publisher.update(FrozenDict(model))
+    elif what == "patch":
+        model |= (changes := {key: value for is_set, key, value in operations if is_set and key != ""})
+        publisher.patch(changes)
+    elif what == "fail":
+        with pytest.raises(UnsupportedTypeError):
+            publisher.patch({key: value for _, key, value in operations if key != ""} | {"key": object()})
+    else:
+        with publisher.edit() as table:
+            for is_set, key, value in operations:
+                if is_set:
+                    table[key] = model[key] = value
+                else:
+                    assert_equal(table.pop(key, "no"), model.pop(key, "no"))
+            assert len(table) == len(model) and set(table) == set(model)
+
+
+def assert_equal(found: object, expected: object) -> None:
+    """Compare values that may contain an array."""
+    if isinstance(expected, list) and expected and isinstance(expected[0], np.ndarray):
+        assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
+    else:
+        assert found == expected
+
+
+def assert_same(table: FrozenDict, model: dict) -> None:
+    assert len(table) == len(model) and list(table) == [key for key, _ in table.items()]
+    assert set(table) == set(model)
+    for key, value in table.items():
+        assert_equal(value, model[key])
+        assert_equal(table[key], model[key])
+
+
+LARGE = 40_000
+
+
+def changes_of_round(round_: int, count: int = 1000) -> dict:
+    return {f"key-{(round_ * 7919 + i * 31) % (LARGE + 500)}": round_ for i in range(count)}
+
+
+def test_a_large_table_is_compacted_beside_the_changes():
+    """No version is whole, and each equals the dict of its moment, held from before or read after."""
+    model, bases, held = plain(LARGE), set(), []
+    with untorn.publish(FrozenDict(model)) as publisher, publisher.subscriber() as reader:
+        for round_ in range(60):
+            changes = changes_of_round(round_)
+            publisher.patch(changes)
+            model |= changes
+            snapshot = reader.snapshot()
+            assert not is_whole(snapshot)
+            bases.add(snapshot._held().base_version)
+            if round_ % 7 == 0:
+                held.append((snapshot, dict(model)))
+            assert snapshot.value["key-31"] == model["key-31"] and len(snapshot.value) == len(model)
+        assert len(bases) > 2, "it was compacted"
+        for snapshot, then in held:
+            assert snapshot.value == then
+        snapshot.close()
+        held.clear()
+        model |= (changes := changes_of_round(60))
+        with publisher.edit() as table:
+            del table["key-5"], model["key-5"]
+            table.update(changes)
+        assert_equals(reader.snapshot().value, model)
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Compactions that do not end unless they are stopped; set it and they end."""
+    release = threading.Event()
+
+    def merged(table, stop):
+        while not stop[0] and not release.wait(0.001):
+            pass
+        return really(table, stop)
+
+    really = compaction.merged
+    monkeypatch.setattr(compaction, "merged", merged)
+    return release
+
+
+def compacting(publisher: untorn.Publisher, model: dict) -> None:
+    """Change the table until it is being written again."""
+    for round_ in range(20):
+        model |= (changes := changes_of_round(round_))
+        publisher.patch(changes)
+        if publisher._tables._compaction is not None:
+            return
+    raise AssertionError("no compaction has begun")
+
+
+@pytest.mark.parametrize("end", ["close", "drop", "update", "receive", "fork"])
+def test_a_compaction_ends_with_whatever_comes_in_between(end, endless):
+    model = plain(LARGE)
+    publisher = untorn.publish(FrozenDict(model))
+    reader = publisher.subscriber()
+    compacting(publisher, model)
+    running = publisher._tables._compaction
+    if end == "close":
+        publisher.close()
+    elif end == "drop":
+        del publisher
+        gc.collect()
+    elif end == "update":
+        publisher.update([1, 2])
+        assert reader.snapshot().value == [1, 2]
+    elif end == "receive":
+        with reader.snapshot() as snapshot:
+            raw = raw_version(snapshot)
+        publish_raw(raw, 9).close()
+        update_raw(publisher, raw, 99)
+        assert reader.snapshot().version == 99
+    else:
+        child = os.fork()
+        if child == 0:
+            os._exit(threading.active_count() != 1)
+        assert os.waitpid(child, 0)[1] == 0
+        endless.set()
+        for round_ in range(20, 60):
+            model |= (changes := changes_of_round(round_))
+            publisher.patch(changes)
+        with reader.snapshot() as snapshot:
+            assert snapshot._held().base_version > 1
+            assert_equals(snapshot.value, model)
+        publisher.close()
+    assert running.is_over
+    if end in ("update", "receive"):
+        assert not publisher._tables._compaction
+        publisher.close()
+
+
+def test_without_room_for_a_second_table_changes_go_on(monkeypatch, caplog):
+    model = plain(LARGE)
+    with untorn.publish(FrozenDict(model), name=None) as publisher, publisher.subscriber() as reader:
+        with mock.patch.object(compaction.Compaction, "_place", side_effect=OSError(errno.ENOSPC, "full")):
+            for round_ in range(60):
+                model |= (changes := changes_of_round(round_))
+                publisher.patch(changes)
+                assert reader.snapshot()._held().base_version == 1
+        assert_equals(reader.snapshot().value, model)
+        assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+        assert "could not be written again" in caplog.text and "full" in caplog.text
+        for round_ in range(60, 90):
+            model |= (changes := changes_of_round(round_, 9000))
+            publisher.patch(changes)
+        with reader.snapshot() as snapshot:
+            assert snapshot._held().base_version > 1
+            assert_equals(snapshot.value, model)
 
 
 def test_compactions_come_by_themselves_and_keep_the_space_small(channel):
@@ -143,14 +315,27 @@ def test_old_snapshots_and_their_values_outlive_compactions(channel):
 
 
 def test_a_base_is_kept_while_a_version_of_its_changes_is_held():
-    """With two slots, there is none for a third version as long as a reader holds changes and so their base."""
-    with untorn.publish(FrozenDict(plain()), max_slots=2) as publisher:
+    """With three slots, there is none for a fourth version as long as a reader holds changes and so their base."""
+    with untorn.publish(FrozenDict(plain()), max_slots=3) as publisher:
         reader = publisher.subscriber()
         publisher.patch({"key-1": "one"})
         with reader.snapshot() as held:
+            publisher.update(FrozenDict({}))
             with pytest.raises(CapacityError, match="no free slot"):
                 publisher.update(FrozenDict({}), timeout_s=0)
             assert held.value["key-1"] == "one" and held.value["key-2"] == 2
+        for round_ in range(100):
+            publisher.patch({"key-1": round_})
+        assert reader.snapshot().value == {"key-1": 99}
+
+
+def test_with_two_slots_every_version_is_whole():
+    with untorn.publish(FrozenDict(plain()), max_slots=2) as publisher:
+        for round_ in range(3):
+            publisher.patch({"key-1": round_})
+        with publisher.subscriber().snapshot() as snapshot:
+            assert is_whole(snapshot)
+            assert_equals(snapshot.value, plain() | {"key-1": 2})
 
 
 def test_values_of_every_kind_are_changed_and_compacted():
@@ -284,7 +469,9 @@ def test_threads_edit_in_turn(channel):
 
 def test_damaged_changes_are_an_error():
     base = FrozenDict(plain(50))
-    made = changes_of(base, {"key-1": 2}, 50)
+    overlay = Overlay.of(base, allow_pickle=False)
+    overlay.add({"key-1": 2}, base)
+    made = overlay.changes()
     with pytest.raises(FormatError, match="changes of another version"):
         FrozenDict.of_parts(made.parts)
     with pytest.raises(FormatError, match="its base is a list"):
@@ -297,6 +484,12 @@ def test_damaged_changes_are_an_error():
     entries = np.frombuffer(bytes(made.parts["entries"]), np.uint8).copy()
     entries[4:8] = 255  # the size of the key
     table = Changes({**made.parts, "entries": entries}, False).over(base)
-    for use in (lambda: changes_of(table, {"key-1": 3}, 50), lambda: list(table), lambda: table["key-1"]):
+    uses = (
+        lambda: Overlay.of(table, allow_pickle=False),
+        lambda: compacted(table),
+        lambda: list(table),
+        lambda: table["key-1"],
+    )
+    for use in uses:
         with pytest.raises(FormatError, match="damaged"):
             use()
