@@ -35,20 +35,31 @@ static PyObject *core_copy(PyObject *module, PyObject *args)
 enum copied { COPY_FAILED = -1, COPY_MISSED, COPY_DONE, COPY_NOT_FINITE };
 
 /* Copy bytes; of a gradient, look also whether all of its numbers are finite. */
-static enum copied bytes_copy(char *target, const Py_buffer *source, bool is_gradient)
+static enum copied numbers_copy(char *target, const void *source, uint64_t nbytes, char format, bool is_gradient)
 {
-    const uint64_t nbytes = (uint64_t)source->len;
     if (!is_gradient) {
-        memcpy(target, source->buf, nbytes);
+        memcpy(target, source, nbytes);
         return COPY_DONE;
     }
-    const enum kernel_dtype dtype = *source->format == 'f' ? KERNEL_F32 : KERNEL_F64;
-    const bool finite = kernel_copy_finite(dtype, nbytes / kernel_itemsize(dtype), target, source->buf);
+    const enum kernel_dtype dtype = format == 'f' ? KERNEL_F32 : KERNEL_F64;
+    const bool finite = kernel_copy_finite(dtype, nbytes / kernel_itemsize(dtype), target, source);
     return finite ? COPY_DONE : COPY_NOT_FINITE;
 }
 
+static enum copied bytes_copy(char *target, const void *source, uint64_t nbytes, char format, bool is_gradient)
+{
+    if (nbytes < COPY_LARGE_NBYTES)
+        return numbers_copy(target, source, nbytes, format, is_gradient);
+    enum copied copied;
+    Py_BEGIN_ALLOW_THREADS
+    copied = numbers_copy(target, source, nbytes, format, is_gradient);
+    Py_END_ALLOW_THREADS
+    return copied;
+}
+
 /* Copy one leaf to its place if it is just the bytes that belong there: contiguous, of that format and size. */
-static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf, bool is_gradient)
+static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject *leaf, bool is_gradient,
+                             bool is_address)
 {
     unsigned long long offset, nbytes;
     const char *format;
@@ -63,21 +74,20 @@ static enum copied leaf_copy(const Py_buffer *target, PyObject *place, PyObject 
         PyErr_SetString(PyExc_ValueError, "copy_leaves: a gradient's format must be f or d");
         return COPY_FAILED;
     }
+    char *to = (char *)target->buf + offset;
+    if (is_address) {
+        const void *address = PyLong_AsVoidPtr(leaf);
+        if (PyErr_Occurred())
+            return COPY_FAILED;
+        return nbytes == 0 ? COPY_MISSED : bytes_copy(to, address, nbytes, *format, is_gradient);
+    }
     if (PyObject_GetBuffer(leaf, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
         PyErr_Clear();
         return COPY_MISSED;
     }
     enum copied copied = COPY_MISSED;
-    if ((uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0) {
-        char *to = (char *)target->buf + offset;
-        if (nbytes >= COPY_LARGE_NBYTES) {
-            Py_BEGIN_ALLOW_THREADS
-            copied = bytes_copy(to, &source, is_gradient);
-            Py_END_ALLOW_THREADS
-        } else {
-            copied = bytes_copy(to, &source, is_gradient);
-        }
-    }
+    if ((uint64_t)source.len == nbytes && source.format != NULL && strcmp(source.format, format) == 0)
+        copied = bytes_copy(to, source.buf, nbytes, *format, is_gradient);
     PyBuffer_Release(&source);
     return copied;
 }
@@ -102,8 +112,9 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
     PyObject *places, *leaves, *missed = NULL;
     Py_buffer target;
     Py_ssize_t first_gradient, buffers, absent_at, bad = -1;
-    if (!PyArg_ParseTuple(args, "w*O!O!nnn", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient,
-                          &buffers, &absent_at))
+    int are_addresses;
+    if (!PyArg_ParseTuple(args, "w*O!O!nnnp", &target, &PyTuple_Type, &places, &PyList_Type, &leaves, &first_gradient,
+                          &buffers, &absent_at, &are_addresses))
         return NULL;
     Py_ssize_t count = PyTuple_Size(places);
     if (count != PyList_Size(leaves))
@@ -116,8 +127,8 @@ static PyObject *core_copy_leaves(PyObject *module, PyObject *args)
         PyObject *leaf = PyList_GetItem(leaves, i), *place = PyTuple_GetItem(places, i);
         if (i >= buffers)
             ((uint8_t *)target.buf)[absent_at + i - buffers] = leaf == Py_None;
-        enum copied copied =
-            leaf == Py_None ? place_clear(&target, place) : leaf_copy(&target, place, leaf, i >= first_gradient);
+        enum copied copied = leaf == Py_None ? place_clear(&target, place)
+                                             : leaf_copy(&target, place, leaf, i >= first_gradient, are_addresses != 0);
         if (copied == COPY_NOT_FINITE && bad < 0)
             bad = i;
         if (copied == COPY_FAILED || (copied == COPY_MISSED && !list_append_new(missed, PyLong_FromSsize_t(i))))
@@ -204,10 +215,11 @@ static PyMethodDef copy_functions[] = {
      "first "
      "clear the table, if it begins. Without indices, do no more. Return whether the results are finite."},
     {"copy_leaves", core_copy_leaves, METH_VARARGS,
-     "copy_leaves($module, target, places, leaves, first_gradient, buffers, absent_at, /)\n--\n\n"
+     "copy_leaves($module, target, places, leaves, first_gradient, buffers, absent_at, are_addresses, /)\n--\n\n"
      "Copy each leaf to its place, (offset, nbytes, format), in the target; of None write zeros there. Return the "
      "indices of the leaves that are not such bytes, and the index of a gradient that is not finite, or -1. For each "
-     "leaf behind the first `buffers`, write to the bytes from `absent_at` on whether it is None."},
+     "leaf behind the first `buffers`, write to the bytes from `absent_at` on whether it is None. If `are_addresses`, "
+     "the leaves are addresses of such bytes."},
     {"copy", core_copy, METH_VARARGS,
      "copy($module, target, offset, source, together=0, /)\n--\n\n"
      "Copy the source into the target, without the GIL. If it is one of several, `together` is their size: copies that "

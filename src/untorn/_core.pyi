@@ -397,6 +397,7 @@ def copy_leaves(
     first_gradient: int,
     buffers: int,
     absent_at: int,
+    are_addresses: bool,
     /,
 ) -> tuple[list[int], int]: ...
 def put_rows(

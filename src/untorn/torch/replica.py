@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -77,6 +76,9 @@ class TorchReplica(Replica):
         self._random, self._random_in_evaluation = SeededRandom(), SeededRandom()
         self._random_in_prediction = SeededRandom()
         self._generators = generators_of(self._modules)
+        self._dtypes = [p.dtype for p in self._trained]
+        #: the parameters' versions after the last gradient; None if something else has computed since
+        self._versions: list[int] | None = None
         self.takes_rng = True
         self.needs_several = any(map(_is_batch_norm, self._modules))
 
@@ -86,7 +88,7 @@ class TorchReplica(Replica):
         compute = self._test_written_to if name in self._untested else self._gradient
         with self._in_use:
             try:
-                with _unoptimized():
+                with _Unoptimized():
                     return self._random(*self._seeded(rng, lambda: compute(params, batch, rng)))
             except Exception as error:
                 explain(error)
@@ -133,7 +135,8 @@ class TorchReplica(Replica):
     def _gradient(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         self._move_to(params)
         self._train()
-        traces = self._traces()
+        versions, self._versions = self._versions or list(map(_version_of, self._watched)), None
+        places = list(map(_address_of, self._watched))
         loss, outputs, tensors = self._loss(self._module, batch, rng)
         metrics = self._loss.metrics_of(outputs, tensors)
         if not loss.requires_grad:
@@ -144,11 +147,19 @@ class TorchReplica(Replica):
         number = checked_loss(loss.item())
         _backward(loss)
         del loss, outputs
-        if traces != self._traces():
+        # the traces that in-place operations, and assignments to .data, leave behind
+        if versions != list(map(_version_of, self._watched)) or places != list(map(_address_of, self._watched)):
             raise self._written_to()
-        self._check_not_stale()
+        self._versions = versions
+        if self._stale:
+            self._check_not_stale()
+        gradients = [parameter.grad for parameter in self._trained]
+        if not self._buffers and self._turn is None:
+            addresses = _addresses_of(gradients, self._dtypes)
+            if addresses is not None:
+                return Gradient(number, lambda: _gradients_of(gradients, self._tables), metrics, addresses)
         leaves: list[Any] = [buffer.taken() for buffer in self._buffers.values()]
-        leaves += only_trained(_gradients_of(self._trained, self._tables), self._turn)
+        leaves += only_trained(_gradients_of(gradients, self._tables), self._turn)
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
@@ -156,10 +167,6 @@ class TorchReplica(Replica):
         if self._modes != [module.training for module in self._modules]:
             self._module.train()
             self._modes = [module.training for module in self._modules]
-
-    def _traces(self) -> tuple[list[int], list[int]]:
-        """Return the traces that in-place operations, and assignments to .data, leave behind."""
-        return list(map(_version_of, self._watched)), list(map(torch.Tensor.data_ptr, self._watched))
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Compute the first gradient of a job on a copy, since a write through .data shows only in the values."""
@@ -217,7 +224,8 @@ class TorchReplica(Replica):
         """See Replica."""
 
         def compute() -> None:
-            with torch.no_grad(), _unoptimized():
+            with torch.no_grad(), _Unoptimized():
+                self._versions = None
                 self._move_to(params, batch=batch)
                 self._train()
                 self._loss(self._module, batch, rng)
@@ -235,7 +243,7 @@ class TorchReplica(Replica):
         """See Replica."""
 
         def compute() -> Gradient:
-            with torch.no_grad(), _unoptimized(), self._evaluating(params, batch):
+            with torch.no_grad(), _Unoptimized(), self._evaluating(params, batch):
                 if "" not in self._losses:
                     found = {name: each(self._module, batch, rng)[0] for name, each in self._losses.items()}
                     return of_all({name: checked_loss(loss.item()) for name, loss in found.items()})
@@ -250,7 +258,7 @@ class TorchReplica(Replica):
         inputs = tensors_of(x)
 
         def compute() -> Any:
-            with torch.no_grad(), _unoptimized(), self._evaluating(params, x, predicting=True):
+            with torch.no_grad(), _Unoptimized(), self._evaluating(params, x, predicting=True):
                 seed_generators(self._generators, 0)
                 return predicted(self._outputs(inputs), "")
 
@@ -266,6 +274,7 @@ class TorchReplica(Replica):
 
     @contextmanager
     def _evaluating(self, params: Any, batch: Any, *, predicting: bool = False) -> Iterator[None]:
+        self._versions = None
         try:
             self._move_to(params, batch=batch)
             self._module.eval()
@@ -277,9 +286,28 @@ class TorchReplica(Replica):
             self._move_away()
 
 
-def _gradients_of(parameters: list[nn.Parameter], tables: list[bool]) -> list[NDArray[Any] | Rows | None]:
-    """Return the gradient of each; None where the loss does not depend on it. ``tables`` tells which are tables."""
-    gradients = [parameter.grad for parameter in parameters]
+def _addresses_of(gradients: list[torch.Tensor | None], dtypes: list[torch.dtype]) -> list[Any] | None:
+    """Return where these lie in memory, None where there is none. Return None if one of them is not, as it lies there,
+    an array of this dtype."""
+    addresses: list[int | None] = []
+    for gradient, dtype in zip(gradients, dtypes, strict=True):
+        if gradient is None:
+            addresses.append(None)
+        elif (
+            type(gradient) is not torch.Tensor
+            or gradient.layout is not torch.strided
+            or gradient.dtype is not dtype
+            or not gradient.is_contiguous()
+            or gradient.is_neg()
+        ):
+            return None
+        else:
+            addresses.append(gradient.data_ptr())
+    return addresses
+
+
+def _gradients_of(gradients: list[torch.Tensor | None], tables: list[bool]) -> list[NDArray[Any] | Rows | None]:
+    """Return each as an array or Rows; None where the loss does not depend on it. ``tables`` tells which are tables."""
     try:
         return [None if gradient is None else gradient.numpy() for gradient in gradients]
     except (TypeError, RuntimeError):  # one is sparse, or has a graph of its own
@@ -306,6 +334,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 _version_of = attrgetter("_version")  # a tensor's, which is documented
+_address_of = torch.Tensor.data_ptr
 
 _replicas: weakref.WeakSet[TorchReplica] = weakref.WeakSet()
 
@@ -318,8 +347,20 @@ def _free_replicas() -> None:
 
 os.register_at_fork(after_in_child=_free_replicas)
 
-#: code of torch.jit is optimized when it has run a few times, and then gives other bits
-_unoptimized = partial(torch.jit.optimized_execution, False)  # type: ignore[attr-defined]  # it is documented
+
+class _Unoptimized:
+    """torch.jit.optimized_execution(False), at a third of its cost: code of torch.jit is optimized when it has run a
+    few times, and then gives other bits."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = torch._C._get_graph_executor_optimize()  # noqa: SLF001 (what that calls)
+        torch._C._set_graph_executor_optimize(False)  # noqa: SLF001 (likewise)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_graph_executor_optimize(self._before)  # noqa: SLF001 (likewise)
+
 
 _ONE = {dtype: torch.ones((), dtype=dtype) for dtype in TRAINABLE}
 _run_backward: Any = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
@@ -338,7 +379,8 @@ def _backward(loss: torch.Tensor) -> None:
 
 
 def _spend_the_warning_of_read_only_memory() -> None:
-    """It comes once per process: torch knows no read-only memory. _traces and _test_written_to see to that instead."""
+    """It comes once per process: torch knows no read-only memory. _gradient and _test_written_to see to
+    that instead."""
     array = np.zeros(1)
     array.flags.writeable = False
     with silenced():

@@ -25,24 +25,42 @@ __all__ = ["Gradient", "Model", "Parts", "Replica", "Rows", "Turn", "check_no_pa
 class Gradient:
     """The checked answer of a model to one batch.
 
+    Args:
+        leaves: see below; or a function that makes them, and that keeps the memory at the addresses.
+
     Attributes:
         loss: mean over the batch.
-        leaves: the contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
-            buffers, if it has any, and one gradient per trained parameter, which may be Rows; None if the loss does not
-            depend on it, or if the turn does not train it.
         metrics: means over the batch, by name.
+        addresses: where the leaves lie, if all of them are arrays in C order of the type and shape of their parameter:
+            then they can be copied from there, and need not be made. None is in the place of a leaf that is None.
     """
 
-    __slots__ = ("leaves", "loss", "metrics")
+    __slots__ = ("_leaves", "addresses", "loss", "metrics")
 
     loss: float
-    leaves: list[Any]
     metrics: Mapping[str, float]
+    addresses: list[Any] | None
 
-    def __init__(self, loss: float, leaves: list[Any], metrics: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        loss: float,
+        leaves: list[Any] | Callable[[], list[Any]],
+        metrics: Mapping[str, float],
+        addresses: list[Any] | None = None,
+    ) -> None:
         self.loss = loss
-        self.leaves = leaves
+        self._leaves = leaves
         self.metrics = metrics
+        self.addresses = addresses
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The contents of a gradient buffer, in the order of the parameter layout: the new values of the model's
+        buffers, if it has any, and one gradient per trained parameter, which may be Rows; None if the loss does not
+        depend on it, or if the turn does not train it."""
+        if callable(self._leaves):
+            self._leaves = self._leaves()
+        return self._leaves
 
 
 class Rows:

@@ -206,16 +206,20 @@ class GradientWorker:
         for index, value in enumerate(gradient.metrics.values()):
             buffer.measured[1 + index] = value
         carried = self.job.layout.carried
-        for index in carried:
-            buffer.views[index][self._rows] = gradient.leaves[index]
-            gradient.leaves[index] = None
+        leaves: list[Any] | None = gradient.addresses
+        if leaves is None:
+            leaves = gradient.leaves
+            for index in carried:
+                buffer.views[index][self._rows] = leaves[index]
+                leaves[index] = None
         missed, bad = _core.copy_leaves(
             self.board,
             buffer.places,
-            gradient.leaves,
+            leaves,
             self._first_checked,
             self.job.layout.buffers,
             buffer.absent_at,
+            leaves is gradient.addresses,
         )
         converted = []
         for index in missed:
