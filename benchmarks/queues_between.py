@@ -5,17 +5,22 @@ milliseconds of page faults, many times what a queue does, and multiprocessing.Q
 once, and the time ends with the consumers' last item.
 
 Ray's queue is an actor, so each put and each get is a call of another process, whatever its size. Its producers and
-consumers are actors, and it carries fewer items, of one size. iceoryx2 gives every item to every subscriber, so it is
-no queue for several consumers, and its subscribers look again and again.
+consumers are actors, and it carries fewer items, of one size. Ray takes most of a minute to start these where other
+programs run, so it starts once, at the end. iceoryx2 gives every item to every subscriber, so it is no queue for
+several consumers, and its subscribers look again and again.
+
+A queue that does not carry its items in time is left out of the next turns, and its row says so.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.measure import Row, interleaved, row
@@ -29,6 +34,7 @@ SIZES = ("small tree", "10 KB")
 MANY, MANY_OF_RAY = 4000, 40
 FIRST = 8  # items of each producer for each consumer that are not timed
 TURNS = 7
+PATIENCE_S, PATIENCE_OF_RAY_S = 30, 120  # for all items of one turn; Ray's first turn starts it
 
 
 def _join(each: Peer, side: str, shape: tuple[int, int]) -> None:
@@ -36,7 +42,7 @@ def _join(each: Peer, side: str, shape: tuple[int, int]) -> None:
         each.join(side, *shape)
 
 
-def _produce(each: Peer, value: Any, shape: tuple[int, int], ready: Any, joined: Any, go: Any) -> None:
+def _produce(each: Peer, value: Any, shape: tuple[int, int], ready: Any, joined: Any, go: Any, over: Any) -> None:
     producers, consumers = shape
     if isinstance(each, Iceoryx2):  # a subscriber gets what is published after it has come
         joined.wait()
@@ -51,6 +57,7 @@ def _produce(each: Peer, value: Any, shape: tuple[int, int], ready: Any, joined:
         each.close()
         each.join_thread()
     elif isinstance(each, Zmq):
+        over.wait()  # what a consumer with a full buffer did not read yet would be lost
         each.flush()
 
 
@@ -68,122 +75,178 @@ def _consume(each: Peer, shape: tuple[int, int], ready: Any, joined: Any, go: An
 
 
 def _acquire(semaphore: Any, number: int, processes: Sequence[multiprocessing.Process]) -> None:
-    """Wait for this number of the processes. Raises RuntimeError if one fails."""
+    """Wait for this number of the processes. Raises RuntimeError if one fails, and TimeoutError."""
+    deadline = time.monotonic() + PATIENCE_S
     while number:
+        failed = any(process.exitcode for process in processes)
         if semaphore.acquire(timeout=1):
             number -= 1
-        elif any(process.exitcode for process in processes):
+        elif failed or time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-            raise RuntimeError("a process failed; its traceback is above")
+            if failed:
+                raise RuntimeError("a process failed; its traceback is above")
+            raise TimeoutError
 
 
 def throughput(make: Callable[[], Peer], value: Any, shape: tuple[int, int]) -> float:
-    """Return the seconds per item."""
+    """Return the seconds per item. Raises TimeoutError."""
     each, (producers, consumers) = make(), shape
     ready, done = multiprocessing.Semaphore(0), multiprocessing.Semaphore(0)
-    go, joined = multiprocessing.Event(), multiprocessing.Event()
+    go, joined, over = (multiprocessing.Event() for _ in range(3))
     processes = [
-        multiprocessing.Process(target=_produce, args=(each, value, shape, ready, joined, go), daemon=True)
+        multiprocessing.Process(target=_produce, args=(each, value, shape, ready, joined, go, over), daemon=True)
         for _ in range(producers)
     ] + [
         multiprocessing.Process(target=_consume, args=(each, shape, ready, joined, go, done), daemon=True)
         for _ in range(consumers)
     ]
-    for process in processes:
-        process.start()
-    _acquire(ready, len(processes), processes)
-    start = time.perf_counter()
-    go.set()
-    _acquire(done, consumers, processes)
-    took = time.perf_counter() - start
-    for process in processes:
-        process.join()
-    removed(each)
+    try:
+        for process in processes:
+            process.start()
+        _acquire(ready, len(processes), processes)
+        start = time.perf_counter()
+        go.set()
+        _acquire(done, consumers, processes)
+        took = time.perf_counter() - start
+        over.set()
+        for process in processes:
+            process.join()
+    finally:
+        removed(each)
     return took / MANY
 
 
-class _RayProcesses:
-    """Actors that put into Ray's queue, and actors that get from it."""
+def _serve_ray(value: Any, pipe: Connection) -> None:
+    """Carry items through Ray's queue, for each number of producers and consumers that comes through the pipe."""
+    import ray
 
-    def __init__(self, value: Any, shape: tuple[int, int]) -> None:
-        import ray
+    each = Ray()
+    queue = each.queue
 
-        self._each = Ray()
-        queue = self._each.queue
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def put(self, number: int) -> None:
+            for _ in range(number):
+                queue.put(value)
 
-        @ray.remote(num_cpus=0)
-        class Worker:
-            def put(self, number: int) -> None:
-                for _ in range(number):
-                    queue.put(value)
+        def get(self, number: int) -> None:
+            for _ in range(number):
+                queue.get()
 
-            def get(self, number: int) -> None:
-                for _ in range(number):
-                    queue.get()
-
-        self._producers = [Worker.remote() for _ in range(shape[0])]
-        self._consumers = [Worker.remote() for _ in range(shape[1])]
-
-    def throughput(self) -> float:
-        """Return the seconds per item."""
-        import ray
-
+    workers = [Worker.remote() for _ in range(max(map(sum, SHAPES.values())))]
+    while (shape := pipe.recv()) is not None:
+        producers, consumers = shape
+        putters, getters = workers[:producers], workers[producers : producers + consumers]
+        ray.get([worker.put.remote(0) for worker in workers])  # all have started
         start = time.perf_counter()
-        putting = [each.put.remote(MANY_OF_RAY // len(self._producers)) for each in self._producers]
-        ray.get([each.get.remote(MANY_OF_RAY // len(self._consumers)) for each in self._consumers])
+        putting = [worker.put.remote(MANY_OF_RAY // producers) for worker in putters]
+        ray.get([worker.get.remote(MANY_OF_RAY // consumers) for worker in getters])
         took = time.perf_counter() - start
         ray.get(putting)
-        return took / MANY_OF_RAY
+        pipe.send(took / MANY_OF_RAY)
+    each.remove()
+
+
+class _RayProcess:
+    """Ray in a process of its own: forks of a process that has Ray's threads may hang."""
+
+    def __init__(self, value: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve_ray, args=(value, other))
+        self._process.start()
+        other.close()
+
+    def throughput(self, shape: tuple[int, int]) -> float:
+        """Return the seconds per item. Raises TimeoutError."""
+        if not self._process.is_alive():
+            raise TimeoutError
+        self._pipe.send(shape)
+        if not self._pipe.poll(PATIENCE_OF_RAY_S):
+            self._process.terminate()  # or its answer would be taken for that of the next turn
+            self._process.join()
+            raise TimeoutError
+        return float(self._pipe.recv())
 
     def end(self) -> None:
-        """End them, and Ray."""
-        import ray
+        """End Ray."""
+        if self._process.is_alive():
+            self._pipe.send(None)
+        self._process.join(PATIENCE_S)
+        if self._process.is_alive():
+            self._process.terminate()  # Ray then ends what it has started
+            self._process.join()
 
-        for each in self._producers + self._consumers:
-            ray.kill(each)
-        self._each.remove()
+
+def _in_time(contestant: Callable[[], float]) -> Callable[[], float]:
+    """Return a contestant that takes NaN seconds in each turn, if once it did not end in time."""
+    late = []
+
+    def measured() -> float:
+        if not late:
+            try:
+                return contestant()
+            except TimeoutError:
+                late.append(True)
+        return math.nan
+
+    return measured
+
+
+def _compared(contestants: dict[str, Callable[[], float]], *, turns: int = TURNS) -> dict[str, list[float]]:
+    return interleaved({name: _in_time(each) for name, each in contestants.items()}, turns=turns, warm_up=1)
+
+
+def _line(what: str, times: list[float], *, to: list[float], ratio_to: str, aim: float | None = None) -> Row:
+    if any(map(math.isnan, times + to)):
+        return Row(what, None, note="not in time")
+    return row(what, times, to=to, ratio_to=ratio_to, ratio_at_most=aim)
 
 
 def _times(value: Any, shape: tuple[int, int]) -> dict[str, list[float]]:
     makers = peers()
     if shape[1] > 1:
         makers.pop("iceoryx2", None)
-    contestants = {name: partial(throughput, make, value, shape) for name, make in makers.items()}
-    return interleaved(contestants, turns=TURNS, warm_up=1)
-
-
-def _times_of_ray(value: Any, shape: tuple[int, int]) -> dict[str, list[float]]:
-    """Time Ray after the others, and untorn with it: its processes would keep the processors busy."""
-    actors = _RayProcesses(value, shape)
-    contestants = {"Ray": actors.throughput, "untorn": partial(throughput, peers()["untorn"], value, shape)}
-    times = interleaved(contestants, turns=TURNS, warm_up=1)
-    actors.end()
-    return times
+    return _compared({name: partial(throughput, make, value, shape) for name, make in makers.items()})
 
 
 def _two_and_one(size: str) -> Row:
     """Compare two producers with one, in turns."""
     make = peers()["untorn"]
-    contestants = {name: partial(throughput, make, ITEMS[size], SHAPES[name]) for name in ("1 to 1", "2 to 1")}
-    times = interleaved(contestants, turns=2 * TURNS, warm_up=1)
+    times = _compared(
+        {name: partial(throughput, make, ITEMS[size], SHAPES[name]) for name in ("1 to 1", "2 to 1")}, turns=2 * TURNS
+    )
     aim = 1.1  # never slower than one, within the noise of a turn
-    return row(f"untorn, {size}, 2 to 1", times["2 to 1"], to=times["1 to 1"], ratio_to="1 to 1", ratio_at_most=aim)
+    return _line(f"untorn, {size}, 2 to 1", times["2 to 1"], to=times["1 to 1"], ratio_to="1 to 1", aim=aim)
 
 
 def _rows(size: str) -> Iterator[Row]:
     yield _two_and_one(size)
     for name, shape in SHAPES.items():
         times = _times(ITEMS[size], shape)
-        best = min((peer for peer in times if peer != "untorn"), key=lambda peer: sum(times[peer]))
-        yield row(f"untorn, {size}, {name}", times["untorn"], to=times[best], ratio_to=best)
+        in_time = [peer for peer in times if peer != "untorn" and not math.isnan(sum(times[peer]))]
+        best = min(in_time, key=lambda peer: sum(times[peer]))
+        yield _line(f"untorn, {size}, {name}", times["untorn"], to=times[best], ratio_to=best)
         for peer in times:
             if peer != "untorn":
-                yield row(f"{peer}, {size}, {name}", times[peer], to=times["untorn"], ratio_to="untorn")
-        if importlib.util.find_spec("ray") and size == SIZES[0] and name != "2 to 1":
-            times = _times_of_ray(ITEMS[size], shape)
-            yield row(f"Ray, {size}, {name}", times["Ray"], to=times["untorn"], ratio_to="untorn")
+                yield _line(f"{peer}, {size}, {name}", times[peer], to=times["untorn"], ratio_to="untorn")
+
+
+def _rows_of_ray(size: str) -> Iterator[Row]:
+    """Time Ray after the others, and untorn with it: its processes keep the processors busy."""
+    ray = _RayProcess(ITEMS[size])
+    for name, shape in SHAPES.items():
+        times = _compared(
+            {
+                "Ray": partial(ray.throughput, shape),
+                "untorn": partial(throughput, peers()["untorn"], ITEMS[size], shape),
+            }
+        )
+        yield _line(f"Ray, {size}, {name}", times["Ray"], to=times["untorn"], ratio_to="untorn")
+    ray.end()
 
 
 def run() -> list[Row]:
-    return [line for size in SIZES for line in _rows(size)]
+    rows = [line for size in SIZES for line in _rows(size)]
+    return rows + list(_rows_of_ray(SIZES[0])) if importlib.util.find_spec("ray") else rows
