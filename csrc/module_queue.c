@@ -151,12 +151,14 @@ static PyObject *Queue_close(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *Queue_reap(PyObject *self, PyObject *argument)
+static PyObject *Queue_reap(PyObject *self, PyObject *unused)
 {
-    const int all = PyObject_IsTrue(argument);
-    if (all < 0)
-        return NULL;
-    return PyLong_FromUnsignedLong(queue_side_reap(side_of(self), all));
+    return PyLong_FromUnsignedLong(queue_side_reap(side_of(self), false));
+}
+
+static PyObject *Queue_look_for_dead(PyObject *self, PyObject *unused)
+{
+    return PyLong_FromUnsignedLong(queue_side_look(side_of(self)));
 }
 
 static PyObject *Queue_read_journal(PyObject *self, PyObject *unused)
@@ -272,9 +274,12 @@ static PyMethodDef Queue_methods[] = {
     {"close", Queue_close, METH_NOARGS,
      "close($self, /)\n--\n\n"
      "Let no item come behind those in the queue."},
-    {"reap", Queue_reap, METH_O,
-     "reap($self, all, /)\n--\n\n"
-     "Undo what dead processes left; return how many were found."},
+    {"reap", Queue_reap, METH_NOARGS,
+     "reap($self, /)\n--\n\n"
+     "Undo what dead processes left that have slots; return how many were found."},
+    {"look_for_dead", Queue_look_for_dead, METH_NOARGS,
+     "look_for_dead($self, /)\n--\n\n"
+     "Undo what any dead process left, unless a process did that a moment ago; return how many were found."},
     {"read_journal", Queue_read_journal, METH_NOARGS,
      "read_journal($self, /)\n--\n\n"
      "Return a list of (kind, pid, slots, nbytes, returned) of what happened since the last call, and how many "

@@ -103,7 +103,8 @@ struct queue_head {
     shared_u64 space;      /* number of the last change << 18 | the slot whose pages it changes; see queue_space.c */
     shared_u32 high_water; /* no row above this one was ever taken; grows only */
     shared_u32 closed;     /* 1: it is closed; for those who look from outside. The ring is what counts */
-    uint8_t pad4[40];
+    shared_u64 looked_ns;  /* when a process last looked for dead ones, by the monotonic clock; any may write it */
+    uint8_t pad4[32];
 };
 _Static_assert(offsetof(struct queue_head, tail) == 192, "docs/format.md says so");
 _Static_assert(offsetof(struct queue_head, head) == 256, "docs/format.md says so");

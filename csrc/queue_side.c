@@ -13,7 +13,7 @@
 #include "space.h"
 
 static const int64_t QUEUE_SPIN_NS = 20000;
-static const int64_t REAP_INTERVAL_NS = 100000000;
+static const uint64_t LOOK_INTERVAL_NS = 50000000;
 
 /* -- coming and going -------------------------------------------------------------------------------------------- */
 
@@ -352,6 +352,25 @@ unsigned queue_side_reap(struct queue_side *side, bool all)
     return reaped;
 }
 
+/* A process that is killed between the two steps delays the next look by a moment. A number from the future is that of a
+ * container with another clock. */
+static unsigned look_locked(struct queue_side *side)
+{
+    shared_u64 *looked = &side->queue.head->looked_ns;
+    const uint64_t found = shared_load_relaxed(looked), now = (uint64_t)clock_monotonic_ns();
+    if ((now >= found && now - found < LOOK_INTERVAL_NS) || side_ready(side) != STATUS_OK)
+        return 0;
+    return shared_swap_if(looked, found, now) ? reap_locked(side, true) : 0;
+}
+
+unsigned queue_side_look(struct queue_side *side)
+{
+    pthread_mutex_lock(&side->lock);
+    unsigned reaped = side->queue.head != NULL ? look_locked(side) : 0;
+    pthread_mutex_unlock(&side->lock);
+    return reaped;
+}
+
 enum status queue_side_row_alive(struct queue_side *side, uint32_t row, bool *alive)
 {
     *alive = true;
@@ -369,11 +388,8 @@ enum status queue_side_row_alive(struct queue_side *side, uint32_t row, bool *al
 enum status queue_side_take(struct queue_side *side, struct queue_place *place)
 {
     pthread_mutex_lock(&side->lock);
-    const int64_t now_ns = clock_monotonic_ns();
-    if (now_ns - side->reaped_ns >= REAP_INTERVAL_NS) {
-        side->reaped_ns = now_ns;
-        (void)reap_locked(side, true);
-    }
+    if (side->queue.head != NULL)
+        (void)look_locked(side);
     enum status status = take_locked(side, place);
     pthread_mutex_unlock(&side->lock);
     return status;

@@ -32,7 +32,6 @@ struct queue_side {
     pthread_mutex_t lock;   /* guards all that follows */
     uint32_t row;           /* 0: none */
     uint32_t generation;    /* grows in a forked child: what was owned before is the parent's */
-    int64_t reaped_ns;      /* when it last looked for dead processes, by the monotonic clock */
     struct journal journal;
     struct queue_window *windows;
     bool *used; /* per slot: an item or a draft of this process points to its bytes */
@@ -64,8 +63,8 @@ enum status queue_side_begin(struct queue_side *side, uint64_t nbytes, bool wind
 enum status queue_side_put(struct queue_side *side, const struct queue_place *place);
 /* Let later writes through a windowed place go to a private copy. The caller is about to put it. */
 enum status queue_side_seal(struct queue_side *side, struct queue_place *place);
-/* Take an item: its bytes and their number. Looks for dead processes ten times a second, so that what they had taken
- * comes back although other items wait. STATUS_EMPTY, STATUS_ENDED. */
+/* Take an item: its bytes and their number. Looks for dead processes now and then (queue_side_look), so that what they
+ * had taken comes back although other items wait. STATUS_EMPTY, STATUS_ENDED. */
 enum status queue_side_take(struct queue_side *side, struct queue_place *place);
 enum status queue_side_finish(struct queue_side *side, const struct queue_place *place);
 /* What becomes of a slot: it is not this process's any more; it is free; its item goes back into the queue. */
@@ -77,6 +76,9 @@ enum status queue_side_map_private(struct queue_side *side, const struct queue_p
 
 /* Undo what dead processes left; returns how many were found. `all`: also those that own no slot. */
 unsigned queue_side_reap(struct queue_side *side, bool all);
+/* The same for all, unless any process did it a moment ago: it costs a system call for each that has the queue, and so
+ * if each of them did it, their number squared. */
+unsigned queue_side_look(struct queue_side *side);
 /* Find out whether a living process has this row. */
 enum status queue_side_row_alive(struct queue_side *side, uint32_t row, bool *alive);
 /* Sleep until the gate's events are no more `seen`, at most `timeout_ns`; spins first. STATUS_TIMEOUT,

@@ -104,7 +104,7 @@ class Putter:
                 raise labelled(error, self._label) from None
             if not looked or wait(core, True, seen, deadline):
                 looked = True
-                core.reap(False)
+                core.reap()
                 continue
             raise FullError(self._why_full(core, reason, nbytes))
 

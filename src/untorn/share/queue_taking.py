@@ -42,7 +42,7 @@ class Taker:
                 return item
             if not looked:
                 looked = True
-                if core.reap(False):
+                if core.reap():
                     continue
             if not wait(core, False, seen, deadline):
                 raise EmptyError(f"queue {self._label!r} is empty")

@@ -33,7 +33,7 @@ def wait(core: _core.Queue, for_room: bool, seen: int, deadline: float | None) -
         return False
     try:
         if not core.wait(for_room, seen, min(left, LIVENESS_INTERVAL_S)) and left > LIVENESS_INTERVAL_S:
-            core.reap(True)
+            core.look_for_dead()
     except BaseException:  # of a signal handler: what this process may have been woken for is there for another one
         core.pass_on(for_room)
         raise
@@ -52,5 +52,5 @@ async def wait_async(
         gate = gates[for_room] = _core.QueueGate(core, for_room)
     await waiting.changed(gate, seen, or_lost=False, timeout_s=min(left, LIVENESS_INTERVAL_S))
     if core.events(for_room) == seen:
-        core.reap(True)
+        core.look_for_dead()
     return True

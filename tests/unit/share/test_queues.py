@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import multiprocessing
 import os
 import pickle
@@ -14,6 +15,7 @@ import re
 import struct
 import subprocess
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -453,6 +455,32 @@ def test_tells_who_has_it(queue):
             assert there.nbytes >= 16_000
             if there.waits_for == "item":  # it sleeps by now, with moments between its looks
                 break
+
+
+def test_the_dead_are_looked_for_by_one_process_at_a_time(queue):
+    taken = math.inf
+    while taken >= 0.04:  # until this process is not kept waiting in between
+        with start(_idle, queue) as child:
+            child.kill()
+        row_at = struct.unpack_from("<Q", os.pread(queue._side.fd, 96, 0), 88)[0] + 2 * 64
+        begun = time.monotonic_ns()
+        os.pwrite(queue._side.fd, struct.pack("<Q", begun), 344)
+        assert pass_one(queue) == 1
+        attached = os.pread(queue._side.fd, 4, row_at)
+        taken = (time.monotonic_ns() - begun) / 1e9
+    assert attached == b"\1\0\0\0"  # another one had looked just before
+    os.pwrite(queue._side.fd, struct.pack("<Q", begun - 10**9), 344)
+    assert pass_one(queue) == 1
+    assert os.pread(queue._side.fd, 4, row_at) == bytes(4)
+
+
+def pass_one(queue) -> int:
+    queue.put(1)
+    return queue.get()
+
+
+def _idle(pipe, queue):
+    pipe.get()
 
 
 def _hold_and_wait(pipe, queue):
