@@ -8,10 +8,12 @@ table_edit.py   the value that edit() gives for one that a channel holds
 table_writer.py its changes as versions; with table_overlay.py (what changed), compaction.py (a new base)
 storage.py      the two files of a channel: memfds, or named files in a directory
 naming.py       keeps a channel's name even if its files are removed
+near_names.py   names that a misspelled one may mean
 guard.py        checks that a file can be trusted: its kind, owner and mode
 storage_errors.py    errors of the system and the core, with what to do
 versions.py     makes a version, and knows what each slot contains
-publisher.py    publish, update, patch
+publishing.py   publish: opens a channel, or takes over a dead one's
+publisher.py    update, patch
 edit.py         edit: writes the next version in place
 attached.py     this process's reading side of a channel
 snapshot.py     one version, as readers see it
@@ -34,7 +36,8 @@ lowlevel.py     the names of this package that other packages of untorn use
 """
 
 from untorn.share.frozen_dict import FrozenDict
-from untorn.share.publisher import Publisher, publish
+from untorn.share.publisher import Publisher
+from untorn.share.publishing import publish
 from untorn.share.queue_items import Item
 from untorn.share.queue_opening import queue
 from untorn.share.queue_processes import QueueProcess

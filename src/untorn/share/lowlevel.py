@@ -70,7 +70,8 @@ from untorn.share.inspect import (
 )
 from untorn.share.journal import log_channel
 from untorn.share.layout import MALFORMED, Decoder, Layout
-from untorn.share.publisher import Publisher, continue_channel, publish_received, publish_tree
+from untorn.share.publisher import Publisher
+from untorn.share.publishing import continue_channel, publish_received, publish_tree
 from untorn.share.queue_files import remove_unused as remove_queue
 from untorn.share.queue_inspect import QueueState, QueueView, queue_files_of
 from untorn.share.received import whole_version
