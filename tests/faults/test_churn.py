@@ -17,7 +17,7 @@ import untorn
 from helpers import start
 from untorn import BusyError, ChannelNotFoundError, _core
 from untorn.cli.gc import collect
-from untorn.share import storage
+from untorn.share import opening
 from untorn.share.storage_errors import MixedError
 
 OPENS = 3_000
@@ -72,7 +72,7 @@ class Counts:
 @pytest.fixture
 def counts(monkeypatch):
     """Return the counts; every YIELD_EVERY-th opening of a data file lets others run first."""
-    counts, real_open, real_attach = Counts(), storage.open_path, storage.attach
+    counts, real_open, real_attach = Counts(), opening.open_path, opening.attach
 
     def yielding(path, flags):
         if path.endswith(".data"):
@@ -88,8 +88,8 @@ def counts(monkeypatch):
             counts.refused += 1
             raise
 
-    monkeypatch.setattr(storage, "open_path", yielding)
-    monkeypatch.setattr(storage, "attach", counting)
+    monkeypatch.setattr(opening, "open_path", yielding)
+    monkeypatch.setattr(opening, "attach", counting)
     return counts
 
 
@@ -106,7 +106,7 @@ def run(folder, counts: Counts, count: int) -> float:
         begin = time.monotonic()
         while counts.opened < count:
             try:
-                attachment = storage.open_channel(places, "c", _core.READER)
+                attachment = opening.open_channel(places, "c", _core.READER)
             except ChannelNotFoundError:
                 continue
             counts.opened += 1

@@ -1,4 +1,5 @@
-"""A model of opening a channel (`src/untorn/share/storage.py`): two names, one channel, before any process is attached.
+"""A model of opening a channel (`opening.py` and `storage.py` of `src/untorn/share`): two names, one channel, before
+any process is attached.
 
     reader      open control; open data; compare the ids: equal, it is attached; else it begins again
     publisher   open control; lock; check its name; open data; compare; check both names

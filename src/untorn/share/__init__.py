@@ -6,7 +6,9 @@ layout.py       the positions of leaves in a slot, and the schema for readers
 frozen_dict.py  a dictionary that is looked up in shared memory
 table_edit.py   the value that edit() gives for one that a channel holds
 table_writer.py its changes as versions; with table_overlay.py (what changed), compaction.py (a new base)
-storage.py      the two files of a channel: memfds, or named files in a directory
+places.py       where the two files of a channel are
+opening.py      opens them
+storage.py      makes them: memfds, or named files in a directory; takes over those of a dead publisher
 naming.py       keeps a channel's name even if its files are removed
 near_names.py   names that a misspelled one may mean
 guard.py        checks that a file can be trusted: its kind, owner and mode

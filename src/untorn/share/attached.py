@@ -12,13 +12,13 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
-from untorn.share import storage
+from untorn.share import opening
 from untorn.share.caching import Results
 from untorn.share.frozen_dict import Changes, FrozenDict
 from untorn.share.journal import log_channel
 from untorn.share.layout import UNREADABLE, Decoder, unreadable
 from untorn.share.naming import signpost_target
-from untorn.share.storage import Address
+from untorn.share.places import Address
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.tree_plans import tree_plan_of
 
@@ -141,7 +141,7 @@ def attached_to(address: Address) -> Attached:
     known = _attached.get(address.id)
     if known is not None:
         return _unless_copied(known, address)
-    attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id or None)
+    attachment = opening.open_channel(address.places, address.label, _core.READER, id=address.id or None)
     if attachment.version == 0:
         attachment, address = _follow(attachment, address)
     known = _attached.get(attachment.id)  # the same channel at another address, or a copy of its files
@@ -159,7 +159,7 @@ def _unless_copied(known: Attached, address: Address) -> Attached:
     exists if a channel's files were copied and both are in use."""
     with contextlib.suppress(UntornError, OSError):  # it is gone, or another channel has the name now
         if address.leads_elsewhere(known.attachment):
-            attachment = storage.open_channel(address.places, address.label, _core.READER, id=address.id)
+            attachment = opening.open_channel(address.places, address.label, _core.READER, id=address.id)
             if attachment is not known.attachment and attachment.version != 0:
                 return Attached(attachment, address)
     return known
@@ -171,9 +171,9 @@ def _follow(signpost: _core.Attachment, address: Address) -> tuple[_core.Attachm
     target = signpost_target(signpost.control_fd, address.label)
     if target is not None:
         with contextlib.suppress(ChannelNotFoundError):
-            attachment = storage.open_channel(target.places, target.label, _core.READER, id=target.id)
+            attachment = opening.open_channel(target.places, target.label, _core.READER, id=target.id)
             return attachment, Address(target.id, (*target.places, *address.places), target.label)
-    raise storage.not_found(address.places, address.label)
+    raise opening.not_found(address.places, address.label)
 
 
 #: attachments of unpickled subscribers, the most recent last; without these, a pool's task that receives a Subscriber

@@ -27,11 +27,11 @@ from typing import Any, Literal, NamedTuple
 
 from untorn.descriptors import keep
 from untorn.errors import BusyError, ChannelNotFoundError, FormatError
-from untorn.share import storage
+from untorn.share import places
 from untorn.share.guard import check_file, is_folder, is_there, no_file
 from untorn.share.naming import signpost_target
 from untorn.share.near_names import near_names
-from untorn.share.storage import Files, default_path
+from untorn.share.places import Files, default_path
 from untorn.share.storage_errors import remedied
 
 __all__ = [
@@ -296,7 +296,7 @@ def files_of(channel: str) -> Files:
     if not folder and "/" not in channel:
         if not is_there(default_path()):
             raise ChannelNotFoundError(f"no channel {channel!r}: {default_path()} does not exist; nothing is published")
-        return storage.named(name)
+        return places.named(name)
     folder = folder or "/"
     for ending in (".control", ".data"):
         stem = name.removesuffix(ending)
@@ -304,7 +304,7 @@ def files_of(channel: str) -> Files:
             name = stem
     if not is_folder(folder):
         raise ChannelNotFoundError(f"no channel {channel!r}: there is no directory {folder!r}")
-    return storage.named(name, folder)
+    return places.named(name, folder)
 
 
 class ChannelView:

@@ -70,6 +70,8 @@ from untorn.share.inspect import (
 )
 from untorn.share.journal import log_channel
 from untorn.share.layout import MALFORMED, Decoder, Layout
+from untorn.share.opening import open_channel
+from untorn.share.places import Address, Files, default_directory, default_path, named
 from untorn.share.publisher import Publisher
 from untorn.share.publishing import continue_channel, publish_received, publish_tree
 from untorn.share.queue_files import remove_unused as remove_queue
@@ -77,16 +79,7 @@ from untorn.share.queue_inspect import QueueState, QueueView, queue_files_of
 from untorn.share.received import whole_version
 from untorn.share.snapshot import Snapshot
 from untorn.share.specs import Deferred, class_at, flatten
-from untorn.share.storage import (
-    Address,
-    Files,
-    claim_name,
-    default_directory,
-    default_path,
-    named,
-    open_channel,
-    take_over,
-)
+from untorn.share.storage import claim_name, take_over
 from untorn.share.storage_errors import meaning, shortage
 from untorn.share.subscriber import Subscriber
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions

@@ -23,10 +23,10 @@ from typing import final
 
 from untorn import _core
 from untorn.errors import BrokenChannelError, CapacityError
-from untorn.share import storage
+from untorn.share import opening, places, storage
 from untorn.share.guard import is_there
 from untorn.share.notes import read_note, write_note
-from untorn.share.storage import Address, Files
+from untorn.share.places import Address, Files
 
 __all__ = ["NameKeeper", "signpost_target"]
 
@@ -132,8 +132,8 @@ class NameKeeper:
     def _find_again(self) -> str:
         """Make the channel findable again. Returns a sentence about its name."""
         try:
-            if self._files.folder == storage.default_path():
-                storage.default_directory()  # systemd removes it as well
+            if self._files.folder == places.default_path():
+                places.default_directory()  # systemd removes it as well
             if self._files.is_same_file(self._named().control_fd):
                 self._files.unlink()  # one of the two names exists
             if self._signpost is None and self._is_linked() and self._take_back():
@@ -190,7 +190,7 @@ def _not_found(why: Exception) -> str:
 
 def _put_signpost(files: Files, attachment: _core.Attachment) -> _core.Attachment | None:
     """Give the name to a signpost to this channel. Returns None if another channel has the name."""
-    made = storage.attach(*storage.nameless(files, _SIGNPOST_READERS, 2, 1), _core.PUBLISHER, files.label)
+    made = opening.attach(*storage.nameless(files, _SIGNPOST_READERS, 2, 1), _core.PUBLISHER, files.label)
     target = {
         "pid": os.getpid(),
         "control": attachment.control_fd,

@@ -22,7 +22,7 @@ from untorn.share.attached import Attached, attached_to, drop_dead_attachments
 from untorn.share.edit import Edit
 from untorn.share.journal import log_channel
 from untorn.share.paths import InsidePacked
-from untorn.share.storage import Address, Files
+from untorn.share.places import Address, Files
 from untorn.share.storage_errors import labelled, meaning
 from untorn.share.subscriber import Subscriber
 from untorn.share.table_edit import TableEdit

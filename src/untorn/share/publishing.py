@@ -11,11 +11,11 @@ from typing import Never
 from untorn import _core
 from untorn.errors import BusyError
 from untorn.first_guesses import only_known_arguments, unknown_arguments, words
-from untorn.share import notes, storage
+from untorn.share import notes, opening, places, storage
 from untorn.share.journal import log_channel
 from untorn.share.naming import NameKeeper
+from untorn.share.places import Files
 from untorn.share.publisher import Publisher
-from untorn.share.storage import Files
 from untorn.share.storage_errors import meaning
 from untorn.share.versions import FREE_SLOT_TIMEOUT_S, Tree, Versions
 from untorn.typevars import T
@@ -186,7 +186,7 @@ def continue_channel(name: str, *, tolerant: bool = False) -> Publisher | None:
     None if there is no channel of this name; raises BusyError if it has a living publisher.
 
     Until the next whole version, its parts cannot be changed."""
-    files = storage.named(name)
+    files = places.named(name)
     taken = _take_over(files)
     if taken is None:
         return None
@@ -212,16 +212,16 @@ def _open_channel(
     """Open a new channel, or take over one, with a first version that ``write_first`` makes. It is called again if
     another channel took the name meanwhile."""
     if name is None:
-        attachment = storage.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
+        attachment = opening.attach(*storage.anonymous(*sizes), _core.PUBLISHER, "anonymous")
         versions = _begun(attachment, write_first, "anonymous", fixed=fixed)
         storage.seal(attachment)
         return Publisher(versions, None, allow_pickle=allow_pickle)
-    files = storage.named(name, directory)
+    files = places.named(name, directory)
     while True:
         taken = _take_over(files)
         if taken is None and files.exists():
             continue
-        attachment = taken or storage.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
+        attachment = taken or opening.attach(*storage.nameless(files, *sizes), _core.PUBLISHER, files.label)
         notes.write_note(attachment, {} if keep else {notes.KEEP: False})
         versions = _begun(attachment, write_first, files.label, durable=durable, fixed=fixed)
         notes.begin_living(attachment)

@@ -21,9 +21,9 @@ from typing import NamedTuple
 from untorn import _core
 from untorn.descriptors import keep
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UntornError
-from untorn.share import storage
+from untorn.share import opening, places, storage
 from untorn.share.guard import check_file
-from untorn.share.storage import Files
+from untorn.share.places import Files
 from untorn.share.storage_errors import FULL, explained, labelled, no_space
 
 __all__ = [
@@ -124,7 +124,7 @@ def look(core: _core.Queue, label: str) -> tuple[int, bool]:
 
 def named(name: str, directory: str | os.PathLike[str] | None) -> Files:
     """Return the file of the queue of that name. Raises ValueError if the name is not valid."""
-    files = storage.named(name, directory)
+    files = places.named(name, directory)
     path = files.control.removesuffix(".control") + ".queue"
     return Files(path, path, files.label, "queue")
 
@@ -217,9 +217,9 @@ def _opened(files: Files) -> _core.Queue | None:
 def _open(files: Files) -> int:
     path = files.control
     if path.startswith("/proc/"):
-        return storage.open_path(path, os.O_RDWR)
+        return opening.open_path(path, os.O_RDWR)
     try:
-        fd = storage.open_path(path, os.O_RDWR)
+        fd = opening.open_path(path, os.O_RDWR)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise explained(error, files.title, "cannot be opened for reading and writing", path) from None

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self
 from untorn import _core
 from untorn.errors import FormatError
 from untorn.share.inspect import files_of, living_bytes, open_file
-from untorn.share.storage import Files
+from untorn.share.places import Files
 
 __all__ = ["QueueProcessState", "QueueState", "QueueView", "queue_files_of"]
 

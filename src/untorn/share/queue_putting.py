@@ -7,7 +7,6 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import CapacityError, ClosedError, FullError
-from untorn.share import storage
 from untorn.share.edit import Edit
 from untorn.share.journal import log_queue
 from untorn.share.layout import Layout
@@ -15,7 +14,7 @@ from untorn.share.queue_files import look, meaning
 from untorn.share.queue_processes import processes_of
 from untorn.share.queue_waiting import wait
 from untorn.share.specs import flatten
-from untorn.share.storage_errors import labelled
+from untorn.share.storage_errors import labelled, no_space
 from untorn.share.tree_plans import drop_oldest
 from untorn.trees import Spec
 
@@ -126,7 +125,7 @@ class Putter:
                 f"{core.limit_nbytes:,}; make the queue with a larger nbytes, or put the value in parts"
             )
         if error.args[0] == "no_space":
-            return storage.no_space(core.fd, nbytes, f"queue {self._label!r}: an item", number=error.args[1])
+            return no_space(core.fd, nbytes, f"queue {self._label!r}: an item", number=error.args[1])
         return meaning(error, self._label)
 
     def _insert(self, core: _core.Queue, draft: _core.QueueDraft, layout: Layout, deadline: float | None) -> None:

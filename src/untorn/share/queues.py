@@ -22,6 +22,7 @@ from untorn.errors import ClosedError, EmptyError, FullError
 from untorn.first_guesses import unknown_attribute, words
 from untorn.share import queue_files as files_of
 from untorn.share.journal import log_queue
+from untorn.share.places import Files
 from untorn.share.queue_files import QueueAddress, check_range, meaning
 from untorn.share.queue_items import Item, OnError
 from untorn.share.queue_processes import QueueProcess, processes_of
@@ -29,7 +30,6 @@ from untorn.share.queue_putting import Putter
 from untorn.share.queue_taking import Taker
 from untorn.share.queue_waiting import deadline_of, wait_async
 from untorn.share.specs import flatten
-from untorn.share.storage import Files
 from untorn.share.tree_plans import Plans
 from untorn.typevars import T
 

@@ -26,8 +26,8 @@ from untorn.share.attached import Attached, attached_to, forget, keep
 from untorn.share.caching import key_of
 from untorn.share.following import Following, Source
 from untorn.share.journal import log_channel
+from untorn.share.places import Address
 from untorn.share.snapshot import Snapshot
-from untorn.share.storage import Address
 from untorn.share.storage_errors import labelled
 from untorn.typevars import T_co
 

@@ -9,10 +9,10 @@ from typing import Any, Never, overload
 
 from untorn.errors import ChannelNotFoundError
 from untorn.first_guesses import only_known_arguments, unknown_arguments, words
-from untorn.share import notes, storage
+from untorn.share import notes, places
 from untorn.share.attached import Attached, attached_to
+from untorn.share.places import Address
 from untorn.share.publisher import Publisher
-from untorn.share.storage import Address
 from untorn.share.subscriber import Subscriber
 from untorn.share.waiting import deadline_of
 from untorn.typevars import T
@@ -135,11 +135,11 @@ def _attacher(
         )
     text = os.fspath(channel)
     if directory is not None:
-        files = storage.named(text, directory)
+        files = places.named(text, directory)
     elif "/" in text or not isinstance(channel, str):
-        files = storage.named(os.path.basename(text), os.path.dirname(text) or ".")
+        files = places.named(os.path.basename(text), os.path.dirname(text) or ".")
     else:
-        files = storage.named(text)
+        files = places.named(text)
     address = Address(b"", ((files.control, files.data),), files.label)
     return lambda: Subscriber(address, _kept(attached_to(address)), allow_pickle=allow_pickle)
 

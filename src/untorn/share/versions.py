@@ -35,7 +35,7 @@ from untorn.share.naming import NameKeeper
 from untorn.share.paths import InsidePacked, New, Place, expanded, find, leaf_count, replaced
 from untorn.share.received import Room, received_schema
 from untorn.share.specs import flatten
-from untorn.share.storage_errors import labelled, meaning, unmappable
+from untorn.share.storage_errors import labelled, meaning, no_space, unmappable
 from untorn.share.tree_plans import tree_plan_of
 from untorn.trees import Spec
 
@@ -598,7 +598,7 @@ class Versions:
         self._contents.clear()
 
     def _no_space(self, nbytes: int, number: int) -> CapacityError:
-        return storage.no_space(self.attachment.data_fd, nbytes, self._next_version(), number=number)
+        return no_space(self.attachment.data_fd, nbytes, self._next_version(), number=number)
 
     def _next_version(self) -> str:
         return f"channel {self._label!r}: version {self.attachment.version + 1}"

@@ -28,7 +28,7 @@ from sweep.operations import MISTAKES, OPERATIONS, Operation, Stage
 from sweep.queues import QUEUE_OPERATIONS
 from sweep.tracer import Failure, Plan, Run, Victim, marked, stepped, watched
 from untorn import Publisher, Snapshot, Subscriber, _core
-from untorn.share import storage, waiting
+from untorn.share import opening, waiting
 from untorn.share.attached import drop_dead_attachments
 
 __all__ = ["Sweep", "judged", "mark_extension", "serve", "sweep", "swept"]
@@ -199,7 +199,7 @@ def mark_extension(mark: Callable[..., Any]) -> None:
                 setattr(type_, name, mark(method))
     for owner, names in (
         (_core, ("copy", "copy_leaves", "format_control", "format_queue", "frozen_build", "frozen_merge")),
-        (storage, ("attach",)),
+        (opening, ("attach",)),
         (Snapshot, ("close",)),
         (Subscriber, ("close",)),
         (Publisher, ("close",)),

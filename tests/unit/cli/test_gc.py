@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 import helpers
 import untorn
 from untorn.cli import gc as gc_module
-from untorn.cli import listing
+from untorn.cli import listing, queues
 from untorn.cli.gc import collect
 from untorn.cli.group import group
-from untorn.share import inspect, storage
+from untorn.share import inspect, places, storage
 
 
 def run(*args: object) -> Result:
@@ -162,9 +162,9 @@ def test_a_directory_needs_a_yes(tmp_path):
 def own_directory(tmp_path, monkeypatch):
     """gc without an argument, but not in the directory that other runs use as well."""
     tmp_path.chmod(0o700)
-    for module in (inspect, listing, gc_module):
+    for module in (inspect, listing, gc_module, queues):
         monkeypatch.setattr(module, "default_path", lambda: str(tmp_path))
-    for module in (storage, listing):
+    for module in (places, listing):
         monkeypatch.setattr(module, "default_directory", lambda: tmp_path)
     return tmp_path
 

@@ -17,7 +17,7 @@ import untorn
 from helpers import start
 from untorn.cli.gc import collect
 from untorn.descriptors import keep, keep_socket, opener, standard_streams
-from untorn.share import storage
+from untorn.share import opening
 from untorn.share.inspect import ChannelView, files_of
 
 
@@ -140,7 +140,7 @@ def _places():
     """Opened by numbers of /proc, of which each opens the lowest that is free."""
     with untorn.publish(1) as publisher:
         address = publisher.subscriber().address
-        attachment = storage.open_channel(address.places, "x", untorn._core.READER, id=address.id)
+        attachment = opening.open_channel(address.places, "x", untorn._core.READER, id=address.id)
         assert attachment.control_fd > 2 and attachment.data_fd > 2
         return low()
 

@@ -15,7 +15,7 @@ from helpers import WATCHDOG_S, start
 from untorn import FormatError, _core
 from untorn.cli.gc import collect
 from untorn.cli.listing import list_channels
-from untorn.share import storage
+from untorn.share import opening, places
 from untorn.share.inspect import ChannelView
 
 NOBODY, OTHER = 65534, 65533
@@ -27,15 +27,15 @@ def publish(folder, value=1, **options):
 
 
 def write_as_a_worker(folder):
-    files = storage.named("c", folder)
-    return storage.open_channel(((files.control, files.data),), files.label, _core.WRITER)
+    files = places.named("c", folder)
+    return opening.open_channel(((files.control, files.data),), files.label, _core.WRITER)
 
 
 OPENERS = {
     "subscribe": lambda folder: untorn.subscribe(f"{folder}/c"),
     "subscribe and wait": lambda folder: untorn.subscribe(f"{folder}/c", timeout_s=0.1),
     "publish": publish,
-    "look": lambda folder: ChannelView.open(storage.named("c", folder)),
+    "look": lambda folder: ChannelView.open(places.named("c", folder)),
     "write as a worker": write_as_a_worker,
 }
 #: only for these, files of another user who gave others the right to them are good enough

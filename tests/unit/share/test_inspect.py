@@ -13,7 +13,7 @@ import pytest
 import helpers
 import untorn
 from untorn.errors import ChannelNotFoundError, FormatError
-from untorn.share import inspect, storage
+from untorn.share import inspect, places
 from untorn.share.inspect import ChannelView, decode_control, decode_rows, decode_schema, decode_slot_header, files_of
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def look(folder: str, name: str = "c") -> inspect.ChannelState:
-    with ChannelView.open(storage.named(name, folder)) as view:
+    with ChannelView.open(places.named(name, folder)) as view:
         return view.state()
 
 
@@ -119,7 +119,7 @@ def test_readers_and_what_they_hold(folder):
 def test_looking_changes_nothing(folder):
     """No byte, no row, no lock; and this process's own locks outlive the look."""
     with untorn.publish([1, 2], name="c", directory=folder, max_readers=1) as publisher:
-        files = storage.named("c", folder)
+        files = places.named("c", folder)
         before = [open_and_read(path) for path in (files.control, files.data)]
         with ChannelView.open(files) as view:
             assert view.state().publisher_pid == os.getpid()
@@ -151,7 +151,7 @@ def alternate(pipe, folder: str) -> None:
 def test_the_schema_is_of_one_version_whatever_the_publisher_does(folder):
     with helpers.start(alternate, folder) as child:
         child.get()
-        with ChannelView.open(storage.named("c", folder)) as view:
+        with ChannelView.open(places.named("c", folder)) as view:
             seen = [view.schema() for _ in range(500)]
         child.put()
         child.join()
@@ -188,7 +188,7 @@ def lock(kind: int, start: int, length: int) -> bytes:
 
 def test_a_channel_is_named_as_subscribe_names_it(folder, monkeypatch):
     with untorn.publish(1, name="c", directory=folder) as publisher:
-        expected = storage.named("c", folder)
+        expected = places.named("c", folder)
         for text in (f"{folder}/c", f"{folder}/c.control", f"{folder}/c.data"):
             assert files_of(text) == expected
         monkeypatch.chdir(folder)
@@ -293,7 +293,7 @@ def test_random_damage_never_crashes(folder, rng):
             with open(f"{folder}/c.{part}", "wb") as file:
                 file.write(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
         try:
-            with ChannelView.open(storage.named("c", folder)) as view:
+            with ChannelView.open(places.named("c", folder)) as view:
                 view.state()
                 view.schema()
         except untorn.UntornError:

@@ -18,9 +18,9 @@ from helpers import start
 from untorn import BusyError, ChannelNotFoundError, FormatError, _core
 from untorn.cli.gc import collect
 from untorn.cli.listing import list_channels
-from untorn.share import inspect, storage
+from untorn.share import inspect, opening, places, storage
 from untorn.share.inspect import ChannelView
-from untorn.share.storage import Address
+from untorn.share.places import Address
 
 
 def publish(folder, value, **options):
@@ -28,7 +28,7 @@ def publish(folder, value, **options):
 
 
 def files_of(folder):
-    return storage.named("c", folder)
+    return places.named("c", folder)
 
 
 def replace(folder, old):
@@ -44,7 +44,7 @@ def between(monkeypatch):
 
     def arrange(action):
         pending = [action]
-        for module, name in ((storage, "open_path"), (inspect, "open_file")):
+        for module, name in ((opening, "open_path"), (inspect, "open_file")):
             real = getattr(module, name)
 
             def interrupted(path, *args, real=real):
@@ -75,7 +75,7 @@ def test_subscribe(tmp_path, between):
 def test_subscribe_again_and_again(tmp_path, monkeypatch):
     """A successor at every single try, up to the last."""
     publishers = [publish(tmp_path, "old")]
-    real, tries = storage.open_path, []
+    real, tries = opening.open_path, []
 
     def interrupted(path, flags):
         if path.endswith(".data") and len(tries) < 12:
@@ -83,7 +83,7 @@ def test_subscribe_again_and_again(tmp_path, monkeypatch):
             publishers.append(replace(tmp_path, publishers[-1]))
         return real(path, flags)
 
-    monkeypatch.setattr(storage, "open_path", interrupted)
+    monkeypatch.setattr(opening, "open_path", interrupted)
     assert untorn.subscribe(tmp_path / "c").snapshot().value == "new" and len(tries) == 12
 
 
@@ -91,7 +91,7 @@ def test_a_worker_that_writes(tmp_path, between):
     publishers = [publish(tmp_path, "old")]
     between(lambda: publishers.append(replace(tmp_path, publishers[0])))
     files = files_of(tmp_path)
-    writer = storage.open_channel(((files.control, files.data),), files.label, _core.WRITER)
+    writer = opening.open_channel(((files.control, files.data),), files.label, _core.WRITER)
     assert writer.id == publishers[1].subscriber().address.id
 
 
@@ -104,7 +104,7 @@ def test_a_subscriber_that_was_handed_over_never_gets_a_successor(tmp_path, betw
     between(lambda: publishers.append(replace(tmp_path, old)))
     address = pickle.loads(text)
     with pytest.raises(ChannelNotFoundError):
-        storage.open_channel(address.places, address.label, _core.READER, id=address.id)
+        opening.open_channel(address.places, address.label, _core.READER, id=address.id)
     assert publishers[0].readers() == []
 
 
@@ -183,8 +183,8 @@ def test_numbers_that_lead_to_two_channels():
             ("/proc/1/fd/x",) * 2,
         ):
             with pytest.raises(ChannelNotFoundError):
-                storage.open_channel((place,), "one", role, id=id)
-            attachment = storage.open_channel((place, first), "one", role, id=id)
+                opening.open_channel((place,), "one", role, id=id)
+            attachment = opening.open_channel((place, first), "one", role, id=id)
             assert attachment.id == id
             del attachment
     assert one.readers() == two.readers() == []
@@ -194,7 +194,7 @@ def test_numbers_that_lead_to_two_channels():
 def test_the_data_files_number_is_used_again_between_the_two_steps(monkeypatch):
     one, two = untorn.publish(np.zeros(3)), untorn.publish(np.ones(3))
     text = pickle.dumps(one.subscriber())
-    data_fd, real, pending = one._attachment.data_fd, storage.open_path, [True]
+    data_fd, real, pending = one._attachment.data_fd, opening.open_path, [True]
 
     def interrupted(path, flags):
         if path.endswith(f"/{data_fd}") and pending:
@@ -203,7 +203,7 @@ def test_the_data_files_number_is_used_again_between_the_two_steps(monkeypatch):
         return real(path, flags)
 
     saved = os.dup(data_fd)
-    monkeypatch.setattr(storage, "open_path", interrupted)
+    monkeypatch.setattr(opening, "open_path", interrupted)
     monkeypatch.setattr("untorn.share.attached._attached", {})
     try:
         with pytest.raises(ChannelNotFoundError):
@@ -230,7 +230,7 @@ def mixed(tmp_path):
 
 
 def test_a_pair_that_stays_mixed_is_a_format_error_that_says_what_to_do(mixed, monkeypatch):
-    monkeypatch.setattr(storage, "_MIXED_S", 0.02)
+    monkeypatch.setattr(opening, "_MIXED_S", 0.02)
     contents = [(mixed / f"c.{part}").read_bytes() for part in ("control", "data")]
     for use in (
         lambda: untorn.subscribe(mixed / "c"),
@@ -246,7 +246,7 @@ def test_a_pair_that_stays_mixed_is_a_format_error_that_says_what_to_do(mixed, m
 
 
 def test_a_mixed_pair_that_goes_away_is_a_channel_that_is_not_found(mixed, monkeypatch):
-    real, tries = storage.open_path, []
+    real, tries = opening.open_path, []
 
     def interrupted(path, flags):
         if path.endswith(".control"):
@@ -255,7 +255,7 @@ def test_a_mixed_pair_that_goes_away_is_a_channel_that_is_not_found(mixed, monke
                 files_of(mixed).unlink()
         return real(path, flags)
 
-    monkeypatch.setattr(storage, "open_path", interrupted)
+    monkeypatch.setattr(opening, "open_path", interrupted)
     with pytest.raises(ChannelNotFoundError):
         untorn.subscribe(mixed / "c")
 
@@ -328,7 +328,7 @@ def test_a_publisher_stopped_among_its_names_is_waited_for(tmp_path, monkeypatch
         outcome.append((kept.removed, "living publisher" in kept.reason))
         real_remove(files)
 
-    monkeypatch.setattr(storage, "_MIXED_S", 0.02)
+    monkeypatch.setattr(opening, "_MIXED_S", 0.02)
     monkeypatch.setattr(storage, "_remove_stale_data", removing)
     with publish(tmp_path, "new") as publisher:
         assert untorn.subscribe(tmp_path / "c").snapshot().value == "new"

@@ -15,7 +15,7 @@ import pytest
 import untorn
 from helpers import WATCHDOG_S, start
 from untorn import CapacityError, ChannelNotFoundError
-from untorn.share import storage
+from untorn.share import opening, places, storage
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a file system, or becomes another user")
@@ -124,8 +124,8 @@ def test_with_no_way_to_name_a_file(tmp_path, monkeypatch, number, nameless):
 def test_a_second_creator_without_nameless_files(without_tmpfile, tmp_path, monkeypatch):
     """Both made their files, and the name is taken when the slower one wants it."""
     first = publish(tmp_path, 1)
-    files = storage.named("channel", tmp_path)
-    made = storage.attach(*storage.nameless(files, 4, 2, 2), untorn._core.PUBLISHER, "second")
+    files = places.named("channel", tmp_path)
+    made = opening.attach(*storage.nameless(files, 4, 2, 2), untorn._core.PUBLISHER, "second")
     assert len(names(tmp_path)) == 4
     assert not storage.give_names(files, made, durable=False)
     assert names(tmp_path) == ["channel.control", "channel.data"]
@@ -176,7 +176,7 @@ def test_what_a_kill_leaves_is_no_channel(without_tmpfile, tmp_path):
 
 
 def test_a_child_forked_meanwhile_leaves_the_temporary_names(without_tmpfile, tmp_path):
-    files = storage.named("channel", tmp_path)
+    files = places.named("channel", tmp_path)
     fds = storage.nameless(files, 4, 2, 2)
     before = names(tmp_path)
     pid = os.fork()

@@ -20,7 +20,7 @@ import untorn
 from helpers import WATCHDOG_S, start
 from mounts import mount, own_mounts
 from untorn import BusyError, CapacityError, ChannelNotFoundError, FormatError, _core
-from untorn.share import storage
+from untorn.share import places
 
 ROWS = 4096  # offset of the reader rows, docs/format.md
 
@@ -112,7 +112,7 @@ def test_subscribe_waits_for_a_channel_to_appear(name):
 
 def test_files_are_private_and_go_with_unlink(name):
     with untorn.publish(1, name=name) as publisher:
-        directory = storage.default_directory()
+        directory = places.default_directory()
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         for part in ("control", "data"):
             assert stat.S_IMODE((directory / f"{name}.{part}").stat().st_mode) == 0o600
@@ -164,7 +164,7 @@ def test_an_unsafe_directory_is_refused(tmp_path, monkeypatch, mode):
     unsafe = tmp_path / "untorn"
     unsafe.mkdir()
     unsafe.chmod(mode)
-    monkeypatch.setattr(storage, "Path", lambda path: unsafe if str(path).startswith("/dev/shm") else Path(path))
+    monkeypatch.setattr(places, "Path", lambda path: unsafe if str(path).startswith("/dev/shm") else Path(path))
     with pytest.raises(PermissionError, match="mode 0700"):
         untorn.publish(1, name="x")
 
@@ -173,7 +173,7 @@ def test_a_link_in_place_of_the_directory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.setattr(
-        storage, "Path", lambda path: tmp_path / "link" if str(path).startswith("/dev/shm") else Path(path)
+        places, "Path", lambda path: tmp_path / "link" if str(path).startswith("/dev/shm") else Path(path)
     )
     with pytest.raises(PermissionError, match="mode 0700"):
         untorn.publish(1, name="x")
