@@ -253,11 +253,11 @@ class Publisher(Generic[T]):
         self._check_open()
         try:
             with self._lock:
-                self._check_turn("edit")
+                versions = self._check_turn("edit")
                 try:
                     self._is_writing = True
-                    self._look_after_name()
-                    versions = self._versions
+                    if versions.name is not None:
+                        versions.name.look()
                     if leaves is None and versions.planned is None and versions.is_table:
                         yield from self._edit_table(versions, timeout_s)
                         return
@@ -384,12 +384,13 @@ class Publisher(Generic[T]):
         self._check_open()  # first: in a forked child, a thread that does not exist there may hold the lock
         try:
             with self._lock:
-                self._check_turn(what)
+                versions = self._check_turn(what)
                 try:
                     self._is_writing = True
-                    self._look_after_name()
+                    if versions.name is not None:
+                        versions.name.look()
                     self._tables.end()
-                    return write(self._versions)
+                    return write(versions)
                 except ClosedError:
                     self._check_open()
                     raise
@@ -408,19 +409,22 @@ class Publisher(Generic[T]):
             log_channel(versions.attachment, self._label)
         self._tables.log_news()
 
-    def _check_turn(self, what: str) -> None:
+    def _check_turn(self, what: str) -> Versions:
         """Raise BusyError if this thread is writing already. A second thread waits for the lock instead."""
-        self._check_open()
+        versions = self._check_open()
         if self._is_writing:
             raise BusyError(
                 f"channel {self._label!r}: {what}() inside edit(), or inside a call that a signal handler or a "
                 "finalizer interrupts; end the block first: it publishes on exit"
             )
+        return versions
 
-    def _check_open(self) -> None:
+    def _check_open(self) -> Versions:
         """Raise an error if a signal handler closed this in the middle of a version, or if this is a forked child."""
-        if self._open().forked:
+        versions = self._versions
+        if versions.attachment.forked:
             raise forked_error(self._label)
+        return versions
 
     def _look_after_name(self) -> None:
         """Notice, after some time, that the channel's files were removed, as writing does by itself. For a channel
