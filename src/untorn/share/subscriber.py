@@ -220,14 +220,15 @@ class Subscriber(Generic[T_co]):
             raise unknown_arguments("wait_async", keywords=unknown, guesses=_SNAPSHOT_GUESSES)
         attachment = self._waited(newer_than)
         deadline = None if timeout_s is None else waiting.deadline_of(timeout_s)
-        version = self._verdict(attachment, newer_than, timeout_s, deadline)
-        if version is not None:
+        if attachment.version > newer_than:
             await asyncio.sleep(0)
-        while version is None:
+        while attachment.version <= newer_than:
+            version = self._verdict(attachment, newer_than, timeout_s, deadline)
+            if version is not None:
+                return version
             left_s = None if deadline is None else deadline - time.monotonic()
             await waiting.changed(attachment, newer_than, or_lost=True, timeout_s=left_s)
-            version = self._verdict(attachment, newer_than, timeout_s, deadline)
-        return version
+        return attachment.version
 
     @only_known_arguments
     async def snapshot_async(

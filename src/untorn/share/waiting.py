@@ -161,6 +161,7 @@ class _Watcher:
         # used only by the thread: the waiters of each channel, and the oldest version that one of them knows
         self._waiters: dict[Source, list[_Waiter]] = {}
         self._versions: dict[Source, int] = {}
+        self._due: deque[_Waiter] = deque()  # those to wake, which are in the table no more
         self._look_at = 0.0  # when to check next which publishers are alive
         self._idle_until = 0.0
 
@@ -208,6 +209,7 @@ class _Watcher:
     def forget(self) -> None:
         """Forget everything in a forked child, which does not have the thread."""
         self._inbox.clear()
+        self._due.clear()
         self._waiters.clear()
         self._versions.clear()
         self._watch.forget()
@@ -260,15 +262,25 @@ class _Watcher:
             self._look_at = now + LIVENESS_INTERVAL_S
             ready = list(self._waiters)
         for attachment in ready:
-            lost, version = _is_lost(attachment), attachment.version
-            if isinstance(attachment, _core.QueueGate) and version > self._versions[attachment]:
-                attachment.pass_on()  # it wakes one process, and the coroutines here may be busy or cancelled
-            for waiter in self._waiters[attachment]:
-                if version > waiter.newer_than or (lost and waiter.or_lost):
-                    waiter.nudge()
-                elif waiter.loop.is_closed():  # and its tasks were not cancelled
-                    waiter.gone = True
+            self._find_due(attachment)
             self._tidy(attachment)
+        while self._due:  # at the end: the thread of a loop that is woken needs the GIL at once
+            self._due.popleft().nudge()
+
+    def _find_due(self, attachment: Source) -> None:
+        """Note the waiters that should check this channel."""
+        version = attachment.version
+        if isinstance(attachment, _core.QueueGate) and version > self._versions[attachment]:
+            attachment.pass_on()  # it wakes one process, and the coroutines here may be busy or cancelled
+        waiters = self._waiters[attachment]
+        asks = any(waiter.or_lost and version <= waiter.newer_than for waiter in waiters)
+        lost = asks and _is_lost(attachment)
+        for waiter in waiters:
+            if version > waiter.newer_than or (lost and waiter.or_lost):
+                self._due.append(waiter)
+                waiter.gone = True
+            elif waiter.loop.is_closed():  # and its tasks were not cancelled
+                waiter.gone = True
 
     def _tidy(self, attachment: Source) -> None:
         """Drop the waiters of a channel that are gone, and the channel with the last."""
@@ -282,7 +294,8 @@ class _Watcher:
 
     def _give_up(self) -> list[_Waiter]:
         """Forget all waiters after a failure, and return them."""
-        waiters = [waiter for group in self._waiters.values() for waiter in group]
+        waiters = [*self._due, *(waiter for group in self._waiters.values() for waiter in group)]
+        self._due.clear()
         self._waiters.clear()
         self._versions.clear()
         return waiters
