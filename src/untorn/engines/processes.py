@@ -38,7 +38,7 @@ from untorn.share.lowlevel import Address
 __all__ = ["ProcessEngine", "worker_variables"]
 
 _log = logging.getLogger(__name__)
-_POLL_INTERVAL_S = 0.02
+_POLL_INTERVAL_S = 0.01
 _JOIN_S = 5.0
 #: how long no step ends before the server looks for stopped workers
 _LOOK_FOR_STOPPED_S = 0.1
@@ -158,6 +158,7 @@ class ProcessEngine(Engine):
     def resize(self, workers: int) -> None:
         """See Engine. Between two jobs, surplus workers end at once."""
         self.workers = workers
+        self._looked_after_s = 0.0  # start the missing ones at the next call of advance()
         for index in [index for index in self._processes if index >= workers]:
             if self._boards:
                 self._leaving.add(index)
