@@ -1,6 +1,7 @@
 """The number of workers: the tuner of workers='auto', and the arguments that resize() refuses."""
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -58,10 +59,39 @@ def test_the_time_between_epochs_is_not_counted():
     tuner = Tuner(2)
     tuner.begin_epoch(0.0, 0)
     tuner.observe(0.0, 0, [1, 1])
-    tuner.observe(0.1, 10, [2, 2])
-    tuner.begin_epoch(100.0, 10)
-    tuner.observe(100.1, 20, [3, 3])
-    assert tuner._windows == [pytest.approx(100.0)]
+    tuner.observe(0.1, 5, [2, 2])
+    tuner.begin_epoch(100.0, 5)
+    tuner.observe(100.1, 10, [3, 3])
+    assert tuner._windows == [pytest.approx(50.0)]
+
+
+def paced(most: int, seconds: Callable[[int, int], float]) -> tuple[Tuner, int]:
+    """Run a tuner that is asked whenever it wants to be. ``seconds`` tells what a step takes, for a number of workers
+    and the number of the step. Return the tuner and the steps that it took."""
+    tuner, now, step = Tuner(most), 0.0, 0
+    tuner.begin_epoch(now, step)
+    while not tuner.found:
+        for _ in range(tuner.pace or 10):
+            now += seconds(tuner.workers, step)
+            step += 1
+        tuner.observe(now, step, [1] * most)
+    return tuner, step
+
+
+@pytest.mark.parametrize("most", [2, 3, 4, 6, 8, 16, 32])
+@pytest.mark.parametrize("one_is_best", [True, False])
+def test_a_clear_choice_takes_fewer_than_fifty_steps(most, one_is_best):
+    tuner, steps = paced(most, lambda workers, _: 1e-4 * (workers if one_is_best else 1 / workers))
+    assert tuner.workers == (1 if one_is_best else most)
+    assert steps < 50
+
+
+def test_numbers_that_are_close_are_measured_again():
+    """One of the short windows with two workers is disturbed."""
+    tuner, steps = paced(2, lambda workers, step: 1e-2 if step == 4 else 1e-4 * (2 if workers == 1 else 1.5))
+    assert tuner.workers == 2
+    assert steps > 50
+    assert tuner.steps_per_s[2] == pytest.approx(1e4 / 1.5)
 
 
 def test_one_processor_needs_no_measuring():

@@ -358,6 +358,7 @@ class FitLoop:
     def _run_steps(self, segment: Segment, rates: list[float]) -> None:
         strategy, log, state = segment.strategy, segment.log, self._state
         board, version = strategy.board, segment.version
+        strategy.pace(self._pool.pace)
         strategy.begin(board.steps)
         self._pool.begin_epoch(state.step)
         seen = 0
@@ -384,6 +385,7 @@ class FitLoop:
             self._status.update(seen)
             self.answer_requests()
             self._pool.follow(board, state.step)
+            strategy.pace(self._pool.pace)
 
     def _tell_listeners(self, log: StepLog, steps: range, rates: list[float]) -> None:
         if not self._listeners:

@@ -149,6 +149,11 @@ class Pool(ABC):
     def begin_epoch(self, step: int) -> None:
         """Tell the tuner that an epoch, or a segment of one, begins at this step."""
 
+    @property
+    def pace(self) -> int | None:
+        """The number of steps after which the next call of follow() is due; None for whenever it comes."""
+        return None
+
     @abstractmethod
     def follow(self, board: Board, step: int) -> None:
         """Adopt the target number of workers, which the tuner may change first."""
@@ -347,6 +352,11 @@ class WorkerPool(Pool):
         """See Pool."""
         if self.tuner is not None:
             self.tuner.begin_epoch(time.monotonic(), step)
+
+    @property
+    def pace(self) -> int | None:
+        """See Pool."""
+        return None if self.tuner is None else self.tuner.pace
 
     def follow(self, board: Board, step: int) -> None:
         """See Pool."""

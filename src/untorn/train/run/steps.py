@@ -59,6 +59,9 @@ class StepStrategy(ABC):
         """Do the server's part of the work, if any. Return the number of steps of the epoch that are made."""
         return min(self.steps, self.made - self.first)
 
+    def pace(self, steps: int | None) -> None:  # noqa: B027 - the other strategies return after each step anyway
+        """Let the workers stop after this number of steps more, until the next call; None for no such stop."""
+
     def settled(self) -> bool:
         """Return whether a checkpoint may be taken now. Begins no new work until resume()."""
         return True
@@ -79,6 +82,9 @@ class StepStrategy(ABC):
 class WorkerSteps(StepStrategy):
     """The workers make the steps without the server."""
 
+    #: the board's step that they stop at, if that comes before the end of the epoch
+    _stop: int | None = None
+
     @property
     def made(self) -> int:
         """See StepStrategy."""
@@ -87,7 +93,15 @@ class WorkerSteps(StepStrategy):
     @property
     def until(self) -> int:
         """See StepStrategy."""
-        return self.first + self.steps
+        end = self.first + self.steps
+        return end if self._stop is None else min(end, self._stop)
+
+    def pace(self, steps: int | None) -> None:
+        """See StepStrategy."""
+        stop = None if steps is None else self.made + steps
+        if stop != self._stop:
+            self._stop = stop
+            self._go()
 
     def _go(self) -> None:
         self.board.set_limit(self.until)
