@@ -254,6 +254,19 @@ class TestProgressBar:
         assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
         assert "val_loss 2.5000  5,200 examples/s  version 7\n" in out.getvalue()
 
+    def test_a_notebook_gets_a_line_that_is_written_again(self, monkeypatch):
+        monkeypatch.setattr(progress_bar, "_REWRITE_INTERVAL_S", 0.0)
+        out = io.StringIO()
+        train_with(ProgressBar(file=out, rich=False, rewrite=True))
+        first, second = out.getvalue().removesuffix("\n").split("\n")
+        assert first.startswith("\repoch 1/2  ━━━───────  1/3  loss 2.0000")
+        assert "\repoch 1/2  ━━━━━━━━━━  3/3  loss 2.0000" in first
+        for line, version in ((first, 4), (second, 7)):  # as a cell shows them: what was there before is gone
+            *before, last = line.split("\r")
+            text = f"loss 2.0000  accuracy 0.5000  val_loss 2.5000  5,200 examples/s  version {version}"
+            assert last.rstrip().endswith(text)
+            assert len(last) >= max(map(len, before))
+
     def test_closing_in_the_middle_gives_the_cursor_back(self, monkeypatch):
         pytest.importorskip("rich")
         monkeypatch.setenv("TERM", "xterm")

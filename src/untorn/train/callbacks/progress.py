@@ -28,7 +28,8 @@ def with_progress(callbacks: list[Callback], verbose: Any) -> list[Callback]:
     if verbose is None and not notebook and not _is_watched():
         return callbacks
     # in a notebook, standard error has a red background
-    bar = ProgressBar(file=sys.stdout if notebook else None, rich=False if notebook or verbose == 2 else None)
+    rich = False if notebook or verbose == 2 else None
+    bar = ProgressBar(file=sys.stdout if notebook else None, rich=rich, rewrite=notebook and verbose != 2)
     return [*callbacks, bar]
 
 

@@ -7,6 +7,9 @@ terminal without rich gets::
 
     epoch  2/20  loss 0.3121  val_loss 0.2410  val_accuracy 0.9417  52,381 examples/s  lr 0.01  version 46
 
+In a cell of a notebook the line of the running epoch is text, too. It is written again and again, after a carriage
+return, which is all that Jupyter and its descendants understand.
+
 A failure to write (the pipe is closed, the terminal is gone) does not end training; no more is written then. There is
 no thread: ``on_batch_end`` draws the bar, at most ten times a second.
 """
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar"]
 
 _REDRAW_INTERVAL_S = 0.1
+#: of a line that is written again; a shorter epoch writes its last line only
+_REWRITE_INTERVAL_S = 0.5
+_REWRITTEN_COLUMNS = 100
 # Entries in the logs of a step or an epoch that are not metrics.
 _NOT_METRICS = frozenset(
     {
@@ -47,6 +53,8 @@ class ProgressBar(Callback):
     Args:
         file: a stream to write to; by default, ``sys.stderr`` as it is when training begins.
         rich: True always draws bars (ImportError without rich), False always prints lines; None draws bars if possible.
+        rewrite: where no bars are drawn, show the running epoch in its line, which is written again after a carriage
+            return: for a cell of a notebook. ``fit`` does so there.
 
     Example:
         >>> import sys
@@ -59,13 +67,15 @@ class ProgressBar(Callback):
 
     """
 
-    def __init__(self, *, file: TextIO | None = None, rich: bool | None = None) -> None:
+    def __init__(self, *, file: TextIO | None = None, rich: bool | None = None, rewrite: bool = False) -> None:
         self._file = file
+        self._rewrite = rewrite
         self._rich = rich
         self._out: TextIO | None = None
         self._console: Console | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._epoch = 0
         self._begin_epoch({})
         self._forget()
 
@@ -81,6 +91,7 @@ class ProgressBar(Callback):
         self._examples = 0
         self._began_at = time.monotonic()
         self._drawn_at = -math.inf
+        self._drawn_columns = 0  # of a line that is written again
 
     def on_train_begin(self, logs: Logs) -> None:
         """Choose the stream and the form of output."""
@@ -91,6 +102,7 @@ class ProgressBar(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Start a bar."""
         self._begin_epoch(logs)
+        self._epoch = epoch
         if self._console is not None:
             self._safely(lambda: self._start_bar(epoch))
 
@@ -106,6 +118,8 @@ class ProgressBar(Callback):
         if self._bar is not None and now - self._drawn_at >= _REDRAW_INTERVAL_S:
             self._drawn_at = now
             self._safely(lambda: self._draw(batch + 1, now))
+        elif self._rewrite and self._console is None:
+            self._safely(lambda: self._draw_line(batch + 1, now))
 
     def _note(self, logs: Logs) -> None:
         self._version = logs.get("version", self._version)
@@ -117,7 +131,8 @@ class ProgressBar(Callback):
         """Remove the bar and print the epoch's line."""
         self.close()
         self._note(logs)
-        self._safely(lambda: self._write_line(self._line(epoch, logs)))
+        line, again = self._line(epoch, logs), "\r" if self._drawn_columns else ""
+        self._safely(lambda: self._write(f"{again}{line.ljust(self._drawn_columns)}\n"))
 
     def on_train_end(self, logs: Logs) -> None:
         """Restore the terminal."""
@@ -150,13 +165,30 @@ class ProgressBar(Callback):
     def _draw(self, steps_done: int, now: float) -> None:
         if self._bar is None or self._task is None:
             return
-        means = {name: total / max(self._examples, 1) for name, total in self._sums.items()}
+        means = self._means()
         speed = self._examples / max(now - self._began_at, 1e-9)
         # the bar's columns: title, bar, step/steps, numbers, with a blank between them
         taken = len(self._bar.tasks[0].description) + self._bar_width() + 2 * len(str(self._steps)) + 1 + 3
         numbers = _fitting(self._numbers(means, speed), self._columns() - taken)
         self._bar.update(self._task, completed=steps_done, numbers=numbers)
         self._bar.refresh()
+
+    def _draw_line(self, steps_done: int, now: float) -> None:
+        if now - max(self._drawn_at, self._began_at) < _REWRITE_INTERVAL_S:
+            return
+        self._drawn_at = now
+        parts = [self._title(self._epoch)]
+        if self._steps:
+            done = _NARROW_BAR_WIDTH * steps_done // self._steps
+            parts.append("━" * done + "─" * (_NARROW_BAR_WIDTH - done))
+        parts.append(f"{steps_done}/{self._steps}" if self._steps else f"step {steps_done}")
+        numbers = self._numbers(self._means(), self._examples / (now - self._began_at))
+        line = _fitting([*parts, *numbers], _REWRITTEN_COLUMNS)
+        self._write("\r" + line.ljust(self._drawn_columns))
+        self._drawn_columns = max(self._drawn_columns, len(line))
+
+    def _means(self) -> dict[str, float]:
+        return {name: total / max(self._examples, 1) for name, total in self._sums.items()}
 
     def _columns(self) -> int:
         return 10_000 if self._console is None else self._console.width
@@ -188,9 +220,9 @@ class ProgressBar(Callback):
             parts.append(f"version {self._version}")
         return parts
 
-    def _write_line(self, line: str) -> None:
+    def _write(self, text: str) -> None:
         if self._out is not None:
-            self._out.write(line + "\n")
+            self._out.write(text)
             self._out.flush()
 
     def _safely(self, action: Callable[[], object]) -> None:
