@@ -12,6 +12,7 @@ from typing import Protocol
 from untorn.board import Board, FailureReport
 from untorn.engines import Death
 from untorn.errors import WorkerError
+from untorn.train.run.cell_sources import with_sources
 
 __all__ = ["Supervisor", "Tasks"]
 
@@ -65,7 +66,7 @@ class Supervisor:
             self._count(board, tasks, death)
         report = board.failure
         if report is not None:
-            raise tasks.failure(report)
+            raise tasks.failure(report._replace(traceback=with_sources(report.traceback)))
 
     def _count(self, board: Board, tasks: Tasks, death: Death) -> None:
         if death.shard >= 0:
