@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from markdown_it import MarkdownIt
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
@@ -136,10 +138,19 @@ def program_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Make the pages of the programs in examples/, which look like the other pages."""
     for place in all_needed(app.env):
         if place.startswith("examples/"):
-            text = (ROOT / place).read_text()
-            language = _LANGUAGES[Path(place).suffix]
-            body = app.builder.highlighter.highlight_block(text, language)  # type: ignore[attr-defined]
-            yield page_of(place), {"title": place, "body": f"<h1>{escape(place)}</h1>{body}"}, "page.html"
+            text, suffix = (ROOT / place).read_text(), Path(place).suffix
+            cells = notebook_cells(text) if suffix == ".ipynb" else [(_LANGUAGES[suffix], text)]
+            highlight = app.builder.highlighter.highlight_block  # type: ignore[attr-defined]
+            body = "".join(highlight(source, language) if language else source for language, source in cells)
+            title = "" if suffix == ".ipynb" else f"<h1>{escape(place)}</h1>"
+            yield page_of(place), {"title": place, "body": title + body}, "page.html"
+
+
+def notebook_cells(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the language and the source of a notebook's cells of code, and ("", HTML) of the other ones."""
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        yield ("python", source) if cell["cell_type"] == "code" else ("", MarkdownIt().render(source))
 
 
 def plain_pages(app: Sphinx, exception: Exception | None) -> None:
