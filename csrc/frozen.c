@@ -378,6 +378,14 @@ uint64_t frozen_node_begin(struct frozen_builder *builder)
     return frozen_entry_begin(builder, &(struct frozen_key){NULL, 0, FROZEN_NO_KEY});
 }
 
+bool frozen_node_word(struct frozen_builder *builder, uint8_t kind, uint64_t word)
+{
+    uint8_t *bytes = buffer_extend(&builder->entries, HEADER_NBYTES);
+    if (bytes != NULL)
+        *(struct header *)bytes = (struct header){.key_kind = FROZEN_NO_KEY, .kind = kind, .word = word};
+    return bytes != NULL;
+}
+
 uint64_t frozen_entry_copy(struct frozen_builder *builder, const uint8_t *record, uint64_t nbytes)
 {
     const uint64_t place = builder->entries.nbytes;

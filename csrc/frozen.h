@@ -181,6 +181,8 @@ bool frozen_entry_end_hashed(struct frozen_builder *builder, uint64_t place, con
 bool frozen_builder_reserve(struct frozen_builder *builder, uint64_t entries_nbytes, uint64_t blob_nbytes);
 /* Begin a node inside a container's content; return its place. */
 uint64_t frozen_node_begin(struct frozen_builder *builder);
+/* Put a whole node whose value has no content. */
+bool frozen_node_word(struct frozen_builder *builder, uint8_t kind, uint64_t word);
 
 /* Put a value without content, or with this content. */
 void frozen_put_word(struct frozen_builder *builder, uint64_t place, uint8_t kind, uint64_t word);

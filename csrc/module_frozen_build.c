@@ -1,6 +1,8 @@
 /* Building a frozen table in private memory, in one pass over a dict or over pairs: see module_frozen.h. */
 #include "module_frozen.h"
 
+#include <string.h>
+
 enum { ENTRIES_PER_SIGNAL_CHECK = 1 << 16 };
 
 /* -- FrozenMemory ----------------------------------------------------------------------------------------------- */
@@ -105,8 +107,32 @@ static bool no_memory(void)
 
 static bool value_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth);
 
+/* Get the kind and the word of a value that has no content; false for all others. */
+static bool word_of(PyObject *value, uint8_t *kind, uint64_t *word)
+{
+    int overflow = 0;
+    if (PyFloat_CheckExact(value)) {
+        const double number = PyFloat_AsDouble(value);
+        memcpy(word, &number, sizeof number);
+        *kind = FROZEN_FLOAT;
+        return true;
+    }
+    if (PyLong_CheckExact(value)) {
+        *word = (uint64_t)PyLong_AsLongLongAndOverflow(value, &overflow);
+        *kind = FROZEN_INT;
+        return overflow == 0;
+    }
+    *word = value == Py_True;
+    *kind = value == Py_None ? FROZEN_NONE : FROZEN_BOOL;
+    return value == Py_None || PyBool_Check(value);
+}
+
 static bool node_put(struct build *build, PyObject *value, const struct step *step, unsigned depth)
 {
+    uint8_t kind;
+    uint64_t word;
+    if (word_of(value, &kind, &word))
+        return frozen_node_word(&build->builder, kind, word) || no_memory();
     const uint64_t place = frozen_node_begin(&build->builder);
     if (place == FROZEN_NO_PLACE)
         return no_memory();
@@ -210,29 +236,16 @@ static bool container_put(struct build *build, PyObject *value, uint64_t place, 
     return put;
 }
 
-/* A str, bytes or int: what can be a key is the same as a value. */
+/* A str, bytes or large int: what can be a key is the same as a value. */
 static bool plain_put(struct build *build, PyObject *value, uint64_t place)
 {
     struct key_hold hold;
-    bool put = true;
     if (key_open(value, &hold) != 1)
         return false;
-    if (hold.key.kind == FROZEN_INT)
-        frozen_put_word(&build->builder, place, FROZEN_INT, (uint64_t)hold.number);
-    else
-        put = frozen_put_bytes(&build->builder, place, hold.key.kind, hold.key.bytes, hold.key.nbytes);
+    const bool put =
+        frozen_put_bytes(&build->builder, place, hold.key.kind, hold.key.bytes, hold.key.nbytes) || no_memory();
     key_close(&hold);
-    return put || no_memory();
-}
-
-static bool float_put(struct build *build, PyObject *value, uint64_t place)
-{
-    const union {
-        double number;
-        uint64_t word;
-    } bits = {PyFloat_AsDouble(value)};
-    frozen_put_word(&build->builder, place, FROZEN_FLOAT, bits.word);
-    return true;
+    return put;
 }
 
 static bool complex_put(struct build *build, PyObject *value, uint64_t place)
@@ -263,14 +276,14 @@ static bool blob_put(struct build *build, PyObject *packed, uint64_t place)
 
 static bool value_put(struct build *build, PyObject *value, uint64_t place, const struct step *step, unsigned depth)
 {
-    if (PyUnicode_CheckExact(value) || PyLong_CheckExact(value) || PyBytes_CheckExact(value))
-        return plain_put(build, value, place);
-    if (PyFloat_CheckExact(value))
-        return float_put(build, value, place);
-    if (value == Py_None || PyBool_Check(value)) {
-        frozen_put_word(&build->builder, place, value == Py_None ? FROZEN_NONE : FROZEN_BOOL, value == Py_True);
+    uint8_t kind;
+    uint64_t word;
+    if (word_of(value, &kind, &word)) {
+        frozen_put_word(&build->builder, place, kind, word);
         return true;
     }
+    if (PyUnicode_CheckExact(value) || PyLong_CheckExact(value) || PyBytes_CheckExact(value))
+        return plain_put(build, value, place);
     if (PyComplex_CheckExact(value))
         return complex_put(build, value, place);
     if (PyList_CheckExact(value) || PyTuple_CheckExact(value) ||
