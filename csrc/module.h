@@ -18,7 +18,8 @@
  *     module_block.c     Block        a context manager over a generator, with no gap for an interrupt
  *     module_copy.c      copy, copy_leaves: bytes and a tree's leaves, gradients included, into shared memory
  *     module_step.c      step_arrays: a step of an optimizer on arrays of this process (kernels.h)
- *     module_sibling.c   fork_sibling: fork a child of this process's parent (sibling.h)
+ *     module_sibling.c   fork_sibling: fork a child of this process's parent (sibling.h); follow_lifeline: end with
+ *                        another process (lifeline.h)
  *     module.c           StatusError  (code, errno): the error, from the one table of status.h. The Python layer
  *                                     above knows the names of things and turns it into messages for people
  *                                     (share/storage_errors.py). A system call that failed is an OSError at once.

@@ -1,8 +1,9 @@
-/* Forking a sibling with an interpreter in it: see module.h. */
+/* Forking a sibling with an interpreter in it, and ending with another process: see module.h. */
 #include "module.h"
 
 #include <errno.h>
 
+#include "lifeline.h"
 #include "sibling.h"
 
 static PyObject *core_fork_sibling(PyObject *module, PyObject *argument)
@@ -27,11 +28,25 @@ static PyObject *core_fork_sibling(PyObject *module, PyObject *argument)
     return pid < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(pid);
 }
 
+static PyObject *core_follow_lifeline(PyObject *module, PyObject *args)
+{
+    int fd;
+    unsigned grace_s;
+    if (!PyArg_ParseTuple(args, "iI", &fd, &grace_s))
+        return NULL;
+    if (lifeline_follow(fd, grace_s) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef sibling_functions[] = {
     {"fork_sibling", core_fork_sibling, METH_O,
      "fork_sibling($module, word, /)\n--\n\n"
      "Fork as os.fork() does, but as a child of this process's parent. The kernel writes the id of the copy to the "
      "first four bytes of the word before the copy runs. This process must have one thread only."},
+    {"follow_lifeline", core_follow_lifeline, METH_VARARGS,
+     "follow_lifeline($module, fd, grace_s, /)\n--\n\n"
+     "End this process so many seconds after nobody has this pipe open for writing. See lifeline.h."},
     {NULL, NULL, 0, NULL},
 };
 

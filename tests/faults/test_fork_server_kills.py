@@ -237,6 +237,42 @@ def test_no_process_survives_the_program(tmp_path, way):
             os.close(pidfd)
 
 
+BUSY_PROGRAM = """
+import os, sys, time
+import numpy as np
+from untorn import SGD, Trainer
+
+STARTING, METHOD = sys.argv[1] == "starting", sys.argv[2]
+
+def wait():
+    print(os.getpid(), flush=True)
+    while True:
+        pass
+
+def line(params, batch):
+    wait()
+
+if __name__ == "__main__":
+    with Trainer(line, {"w": np.zeros(1)}, optimizer=SGD(0.1), workers=1, shards=1, start_method=METHOD) as trainer:
+        trainer.fit(np.zeros((4, 1)), epochs=1, batch_size=4)
+elif STARTING:
+    wait()
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("place", ["starting", "computing"])
+def test_a_worker_that_never_comes_back_ends_with_the_program(tmp_path, place, method):
+    (tmp_path / "program.py").write_text(BUSY_PROGRAM)
+    command = [sys.executable, tmp_path / "program.py", place, method]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        worker = os.pidfd_open(int(program.stdout.readline()))
+        program.kill()
+        assert select.select([worker], [], [], helpers.WATCHDOG_S)[0]
+        os.close(worker)
+
+
 def test_a_forked_copy_of_the_program_leaves_the_server_alone(logs):
     server = warm_up(logs)
     pid = os.fork()

@@ -23,6 +23,7 @@ from untorn.engines.child import WorkerHandle
 from untorn.engines.forked_worker import ForkedWorker, ForkServer
 from untorn.engines.inherited import inherited, variables_of_worker
 from untorn.engines.launching import Call, launch
+from untorn.engines.lifeline import lifeline_descriptors
 
 __all__ = ["StartMethod", "end_fork_servers", "fork_server_resources", "hold_fork_servers", "launch_worker",
            "release_fork_servers"]  # fmt: skip
@@ -151,7 +152,8 @@ class _Servers:
         with self._lock:
             self._drop_ended()
             servers = [*self._by_key.values(), *self._ending]
-            return {each.process.pid for each in servers}, {fd for each in servers for fd in each.descriptors}
+            used = {fd for each in servers for fd in each.descriptors}
+        return {each.process.pid for each in servers}, used | lifeline_descriptors()
 
     def forget(self) -> None:
         for server in [*self._by_key.values(), *self._ending]:
@@ -192,7 +194,8 @@ def release_fork_servers() -> None:
 
 
 def fork_server_resources() -> tuple[set[int], set[int]]:
-    """Return the process ids of the fork servers, and the descriptors that this process has open for them."""
+    """Return the process ids of the fork servers, and the descriptors that this process has open for them and for its
+    lifeline."""
     return _servers.resources()
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from untorn import _core
 from untorn.engines.forkable import why_not_forkable
 from untorn.engines.import_watch import ImportWatch
+from untorn.engines.lifeline import lifeline_descriptors
 from untorn.engines.starting import be_fork, begin, run_main
 
 __all__ = ["CANCELLED_AT", "CONTENT_AT", "MAX_NBYTES", "PID_AT", "run_server"]
@@ -60,7 +61,7 @@ def run_server(start: dict[str, Any]) -> None:
         problem = run_main(start["main"])
         if problem is None:
             watch.import_modules(start["modules"])
-    known = {0, 1, 2, start["logs"], control.fileno(), program}
+    known = {0, 1, 2, start["logs"], control.fileno(), program} | lifeline_descriptors()
     reason = watch.reasons[0] if watch.reasons else why_not_forkable(known)
     server = _Server(control, program, known, watch, problem, start["idle_s"])
     if reason is not None:

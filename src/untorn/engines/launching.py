@@ -28,6 +28,7 @@ from untorn.descriptors import keep, standard_streams
 from untorn.engines.child import ChildProcess
 from untorn.engines.importable import main_program, worker_path
 from untorn.engines.inherited import variables_of_worker
+from untorn.engines.lifeline import lifeline
 from untorn.engines.starting import runs_main
 
 __all__ = ["Call", "call_of", "launch", "launch_server", "memory_file", "tracker_descriptor"]
@@ -69,6 +70,7 @@ def launch_server(
         "modules": list(modules),
         "control": control,
         "program": os.getpid(),
+        "lifeline": lifeline(),
         "idle_s": idle_s,
     }
     return _start("fork_serving", "run_server", start, variables, [logs, control])
@@ -76,7 +78,7 @@ def launch_server(
 
 def call_of(name: str, call: Call) -> dict[str, Any]:
     """Return what a worker needs to know of its own."""
-    return {"name": name, "call": pickle.dumps(call, protocol=5), "authkey": _authkey()}
+    return {"name": name, "call": pickle.dumps(call, protocol=5), "authkey": _authkey(), "lifeline": lifeline()}
 
 
 def _start(

@@ -17,6 +17,7 @@ import threading
 import types
 from typing import Any
 
+from untorn.engines.lifeline import follow
 from untorn.engines.worker_logs import send_logs_to
 
 __all__ = ["MainProgramError", "be_fork", "be_worker", "begin", "is_worker", "run", "run_main", "runs_main"]
@@ -67,9 +68,12 @@ def be_fork(start: dict[str, Any], problem: Exception | None) -> None:
 
 
 def _be_a_process_of(start: dict[str, Any]) -> None:
-    """Set what multiprocessing also sets in its processes: the name in log records, the key that proxies of a Manager
-    need, and the process that cleans up shared memory, so that the end of this process unlinks none."""
+    """Follow the program, and set what multiprocessing also sets in its processes: the name in log records, the key
+    that proxies of a Manager need, and the process that cleans up shared memory, so that the end of this process
+    unlinks none."""
     from multiprocessing import process, resource_tracker
+
+    follow(start["lifeline"])
 
     process.current_process().name = start["name"]
     if start["authkey"] is not None:
