@@ -42,7 +42,8 @@ class TorchModel(Model[_ModuleT_co]):
     and the others are the module's inputs: ``loss(module(*inputs), target)``. In a dict, the target is the part named
     "target", or else the last one, and the others are keyword arguments: ``loss(module(**inputs), target)``.
 
-    In training the module is in training mode; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
+    In training the module is in training mode, except for the parts that are in evaluation mode while the module itself
+    is not, such as a frozen BatchNorm; in Trainer.evaluate and Trainer.predict it is in evaluation mode,
     without gradients. Torch's random numbers, such as dropout's, are keyed by (seed, step, shard), and the state of its
     generator in this process stays as it is. Parameters without requires_grad are not trained;
     those that the loss of a batch does not depend on have no gradient in its step, and are skipped as torch.optim does:

@@ -59,6 +59,8 @@ class TorchReplica(Replica):
         self._aliases = aliases
         self._modules = list(module.modules())
         self._modes: list[bool] = []
+        #: the parts that stay in evaluation mode, such as a frozen BatchNorm
+        self._evaluated = [part for part in self._modules if not part.training] if module.training else []
         self._parameters = dict(module.named_parameters())
         self._trained = [p for p in self._parameters.values() if p.requires_grad]
         #: of each trained parameter, whether it is a table
@@ -80,7 +82,7 @@ class TorchReplica(Replica):
         #: the parameters' versions after the last gradient; None if something else has computed since
         self._versions: list[int] | None = None
         self.takes_rng = True
-        self.needs_several = any(map(_is_batch_norm, self._modules))
+        self.needs_several = any(_is_batch_norm(part) for part in self._modules if not self._stays(part))
 
     def __call__(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """See Replica."""
@@ -163,10 +165,16 @@ class TorchReplica(Replica):
         return Gradient(number, leaves, metrics)
 
     def _train(self) -> None:
-        """Set training mode as train() does, unless it is set already, which is faster to check."""
+        """Set training mode as train() does, except for the parts that stay in evaluation mode; unless it is set
+        already, which is faster to check."""
         if self._modes != [module.training for module in self._modules]:
             self._module.train()
+            for part in self._evaluated:
+                part.training = False
             self._modes = [module.training for module in self._modules]
+
+    def _stays(self, part: nn.Module) -> bool:
+        return any(part is each for each in self._evaluated)
 
     def _test_written_to(self, params: Any, batch: Any, rng: np.random.Generator | None) -> Gradient:
         """Compute the first gradient of a job on a copy, since a write through .data shows only in the values."""

@@ -453,6 +453,20 @@ def test_evaluate_and_predict_use_the_newest_weights_in_evaluation_mode():
             assert measured["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
 
 
+def test_a_part_in_evaluation_mode_stays_in_it():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    module[1].running_mean += 0.5
+    module[1].eval()
+    data = regression(41)  # the last batch has one example, which is enough
+    with trainer_of(TorchModel(module, nn.MSELoss()), shards=1) as trainer:
+        trainer.fit(data, epochs=2, batch_size=8, validation_data=data)
+        got = trainer.module()
+    assert [part.training for part in got.modules()] == [True, True, False, True]
+    expected = plain(module, data, call=lambda module, x: module[2](module[1].eval()(module[0](x))))
+    assert_same(got, expected)
+    assert torch.equal(got[1].running_mean, module[1].running_mean)
+
+
 def test_predict_with_several_inputs():
     a, b, y = product_of(lambda *data: data)
     with trainer_of(TorchModel(Product(), nn.MSELoss())) as trainer:
