@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import targets
+from targets import base_table
 
 from untorn import FrozenDict
 from untorn.adapter_registry import Parts
+from untorn.share.frozen_dict import REMOVED
 from untorn.share.layout import pack
+from untorn.share.table_overlay import Overlay
 from untorn.train.checkpoints import checkpoint
 
 HERE = Path(__file__).parent / "corpus"
@@ -108,6 +111,21 @@ def frozen_input(parts: list[bytes]) -> bytes:
     return struct.pack("<3I", *map(len, parts[:3])) + b"".join(parts)
 
 
+def changes_of_base(changes: dict[Any, Any], removed: tuple[Any, ...]) -> list[bytes]:
+    """Return the parts of changes of the base of the targets."""
+    overlay = Overlay.begin(base := base_table(), allow_pickle=False)
+    overlay.add(changes, base)
+    overlay.add(dict.fromkeys(removed, REMOVED) | dict(list(changes.items())[:1]), base)
+    parts = overlay.changes().parts
+    return [bytes(memoryview(parts[name])) for name in ("index", "entries", "blob", "documents")]
+
+
+def merge_input(base: list[bytes], changes: list[bytes]) -> bytes:
+    """Join a base and changes as the C target of merging takes them; they have one blob."""
+    heads = [struct.pack("<BBH", 0, (len(part[0]) // 80).bit_length() - 1, len(part[1])) for part in (base, changes)]
+    return b"".join([*heads, *base[:2], *changes[:2], max(base[2], changes[2], key=len)])
+
+
 def damaged_axes() -> bytes:
     """An array of 2**63 - 1 bytes in a blob of 168."""
     parts = frozen_parts({"first": np.zeros(64, "u1"), "a": np.arange(100, dtype="u1")})
@@ -166,7 +184,7 @@ def link(way: int, *operations: tuple[int, bytes]) -> bytes:
 
 def made() -> dict[str, dict[str, bytes]]:
     """The whole corpus: target -> name -> bytes."""
-    found: dict[str, dict[str, bytes]] = {"schema": {}, "frozendict": {}, "frozen": {}}
+    found: dict[str, dict[str, bytes]] = {"schema": {}, "frozendict": {}, "frozen": {}, "merge": {}, "changes": {}}
     for name, value in values().items():
         schema, payload = pack(value, plain=True)
         found["schema"][name] = schema + b"\n" + bytes(payload)
@@ -177,6 +195,9 @@ def made() -> dict[str, dict[str, bytes]]:
         found["frozendict"][name] = frozen_input(parts)
         buckets = len(parts[0]) // 80
         found["frozen"][name] = struct.pack("<BBH", 0, buckets.bit_length() - 1, len(parts[1])) + parts[0] + parts[1]
+        changed = changes_of_base(data, ("key 1", "key 7"))
+        found["changes"][name] = frozen_input(changed)
+        found["merge"][name] = merge_input(frozen_parts(dict(base_table())), changed)
     found["frozendict"]["largest"] = damaged_axes()
     found["checkpoint"] = checkpoints()
     found["socket"] = {

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 BUILD = HERE / "build"
 #: that an input may ask for, beside what the libraries have taken
 _MEMORY_NBYTES = 4 << 30
-NAMES = ("schema", "frozendict", "checkpoint", "socket", "files", "queues")
+NAMES = ("schema", "frozendict", "changes", "checkpoint", "socket", "files", "queues")
 
 
 def with_atheris(name: str, seconds: int) -> None:

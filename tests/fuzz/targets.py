@@ -17,6 +17,7 @@ import re
 import struct
 import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,10 @@ from untorn.cli.outline import outline, walk
 from untorn.control import client, protocol
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
+from untorn.share.frozen_dict import REMOVED, Changes, base_of, compacted
 from untorn.share.layout import UNREADABLE, Decoder
 from untorn.share.queue_inspect import QueueView, queue_files_of
+from untorn.share.table_overlay import Overlay
 from untorn.share.tree_plans import tree_plan_of
 from untorn.train.checkpoints import checkpoint
 
@@ -70,21 +73,48 @@ def schema(data: bytes) -> None:
                 pass
 
 
-def frozen(data: bytes) -> None:
-    """Three lengths as u32, and then index, entries, blob and documents."""
+def _parts(data: bytes) -> dict[str, Any]:
     lengths = struct.unpack("<3I", data[:12].ljust(12, b"\0"))
     parts, rest = {}, data[12:]
     for name, nbytes in zip(("index", "entries", "blob"), lengths, strict=True):
         parts[name] = np.frombuffer(rest[:nbytes], np.uint8)
         rest = rest[nbytes:]
+    return {**parts, "documents": rest}
+
+
+def frozen(data: bytes) -> None:
+    """Three lengths as u32, and then index, entries, blob and documents."""
     with contextlib.suppress(*ANSWERS):
-        made = untorn.FrozenDict.of_parts({**parts, "documents": rest})
+        made = untorn.FrozenDict.of_parts(_parts(data))
         keys = _taken(made)
         for key in [*keys, "absent", 77]:
             with contextlib.suppress(KeyError, *ANSWERS):
                 _look(made[key], len(data))
         assert len(_taken(made.values())) <= len(data) // 16
         _taken(made.items())
+
+
+def base_table() -> untorn.FrozenDict[Any, Any]:
+    """Return the base that the changes of the targets are of."""
+    return untorn.FrozenDict({f"key {i}": i for i in range(20)} | {"a": np.arange(3), "p": OrderedDict(a=1), 1: [1]})
+
+
+def changed_table(data: bytes) -> None:
+    """The same of changes of a FrozenDict: looked up, changed again, and written as one table."""
+    base = base_table()
+    with contextlib.suppress(*ANSWERS):
+        made = Changes(_parts(data), False).over(base)
+        _look(made, len(data) + base.nbytes)
+        for use in (_changed_again, compacted):
+            with contextlib.suppress(*ANSWERS):
+                _look(use(made), 2 * (len(data) + base.nbytes))
+
+
+def _changed_again(table: untorn.FrozenDict[Any, Any]) -> untorn.FrozenDict[Any, Any]:
+    base = base_of(table)
+    overlay = Overlay.of(table, allow_pickle=False)
+    overlay.add({"key 3": 4, "new": [np.arange(5)], 1: REMOVED}, base)
+    return overlay.changes().over(base)
 
 
 def _taken(items: Any) -> list[Any]:
@@ -340,6 +370,7 @@ def changed(data: bytes, rng: random.Random) -> bytes:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "schema": schema,
     "frozendict": frozen,
+    "changes": changed_table,
     "checkpoint": saved,
     "socket": socket,
     "files": channel,

@@ -15,7 +15,7 @@ import fuzzing
 import pytest
 
 #: a few seconds in all
-CHANGES = {"schema": 15, "frozendict": 40, "checkpoint": 40, "socket": 100, "files": 30, "queues": 20}
+CHANGES = {"schema": 15, "frozendict": 40, "changes": 40, "checkpoint": 40, "socket": 100, "files": 30, "queues": 20}
 
 
 def test_the_corpus_is_what_its_script_makes():
