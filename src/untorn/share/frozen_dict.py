@@ -22,7 +22,7 @@ import reprlib
 import secrets
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import islice
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +159,16 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         """Return a view of (key, value) pairs, in the order of insertion."""
         return _Items(self)
 
+    if not TYPE_CHECKING:  # a type checker would take it for one that can be changed
+
+        def __setitem__(self, key: object, value: object) -> NoReturn:
+            """Raise the error for a change."""
+            raise _read_only(self)
+
+        def __delitem__(self, key: object) -> NoReturn:
+            """Raise the error for a change."""
+            raise _read_only(self)
+
     def __copy__(self) -> Self:
         return self
 
@@ -178,6 +188,13 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         if more:
             shown.append(f"... {more:,} more")
         return f"{type(self).__name__}({{{', '.join(shown)}}})"
+
+
+def _read_only(table: FrozenDict[Any, Any]) -> TypeError:
+    return TypeError(
+        f"a {type(table).__name__} is read-only; if it is the value of a channel, its publisher changes keys with "
+        "edit() or patch(), otherwise make a dict of it, change that, and build it again"
+    )
 
 
 def is_table(spec: Spec) -> bool:

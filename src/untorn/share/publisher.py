@@ -20,6 +20,7 @@ from untorn.first_guesses import only_known_arguments, unknown_arguments, unknow
 from untorn.share import notes, storage
 from untorn.share.attached import Attached, attached_to, drop_dead_attachments
 from untorn.share.edit import Edit
+from untorn.share.frozen_dict import FrozenDict
 from untorn.share.journal import log_channel
 from untorn.share.paths import InsidePacked
 from untorn.share.places import Address, Files
@@ -258,8 +259,8 @@ class Publisher(Generic[T]):
                     self._is_writing = True
                     if versions.name is not None:
                         versions.name.look()
-                    if leaves is None and versions.planned is None and versions.is_table:
-                        yield from self._edit_table(versions, timeout_s)
+                    if versions.planned is None and versions.is_table:
+                        yield from self._edit_table(versions, leaves, timeout_s)
                         return
                     begun = versions.begin_planned(copy) if leaves is None else None
                     if begun is not None:
@@ -307,8 +308,13 @@ class Publisher(Generic[T]):
         finally:
             self._log_news()
 
-    def _edit_table(self, versions: Versions, timeout_s: float) -> Iterator[Any]:
+    def _edit_table(self, versions: Versions, leaves: Iterable[str] | None, timeout_s: float) -> Iterator[Any]:
         """Run the rest of _edit() for a FrozenDict. A pin keeps the base until the next version is published."""
+        if leaves is not None:
+            raise ValueError(
+                f"channel {self._label!r}: edit(leaves=...): its value is a FrozenDict, whose keys are no paths; write "
+                "edit(), which costs what is changed"
+            )
         if self._reader is None:
             self._reader = attached_to(self.subscriber().address)
         pinned = self._reader.pin()
@@ -316,9 +322,14 @@ class Publisher(Generic[T]):
         edit = TableEdit(table)
         try:
             yield edit
-            changes = edit.changes()
+            changes, replacement = edit.changes(), edit.replacement()
         finally:
             edit.end()
+        if replacement is not None:
+            self._tables.end()
+            whole = FrozenDict(replacement, allow_pickle=self._allow_pickle)
+            versions.publish(Tree.of(whole, allow_pickle=self._allow_pickle), timeout_s)
+            return
         self._tables.write(versions, self._reader, pinned, table, changes, timeout_s)
 
     def _edit_planned(self, versions: Versions, planned: Planned, draft: _core.Draft, timeout_s: float) -> Iterator[T]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from untorn.errors import ClosedError
 from untorn.share.frozen_dict import REMOVED, FrozenDict
@@ -22,17 +24,24 @@ class TableEdit(MutableMapping[Any, Any]):
     def __init__(self, table: FrozenDict[Any, Any]) -> None:
         self._table: FrozenDict[Any, Any] | None = table
         self._changes: dict[Any, Any] = {}
+        self._is_cleared = False  # then the table is as if it were empty
+        self._first: Iterator[Any] = iter(())  # of keys, for popitem()
 
     def _open(self) -> FrozenDict[Any, Any]:
         table = self._table
         if table is None:
             raise ClosedError("this block of edit() has ended; begin another one to change the FrozenDict")
-        return table
+        return _EMPTY if self._is_cleared else table
 
     def changes(self) -> dict[Any, Any]:
         """Return the keys that changed, with their new values, or REMOVED."""
         self._open()
         return self._changes
+
+    def replacement(self) -> dict[Any, Any] | None:
+        """Return all entries if clear() was called; then they replace the table. None if it was not."""
+        self._open()
+        return self._changes if self._is_cleared else None
 
     def end(self) -> None:
         """End the block."""
@@ -54,8 +63,8 @@ class TableEdit(MutableMapping[Any, Any]):
     def __delitem__(self, key: Any) -> None:
         if key not in self:
             raise KeyError(key)
-        if key in self._open():
-            self._changes[key] = REMOVED
+        if key in self._open():  # True and 1.0 find 1, but are no keys themselves
+            self._changes[int(key) if isinstance(key, bool | float | np.bool_) else key] = REMOVED
         else:
             del self._changes[key]
 
@@ -79,10 +88,29 @@ class TableEdit(MutableMapping[Any, Any]):
         self._open()
         self._changes.update(*others, **more)
 
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        """Remove all keys. The next version is written as a whole."""
+        self._open()
+        self._changes, self._is_cleared = {}, True
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove a key, the first as a rule, and return it with its value. Raises KeyError if there is none."""
+        for _ in range(2):  # the second time from the front: keys may have come back there
+            for key in self._first:
+                if key in self:
+                    return key, self.pop(key)
+            self._first = iter(self)
+        raise KeyError("popitem: the FrozenDict is empty")
+
     def __repr__(self) -> str:
         table = self._table
-        state = "ended" if table is None else f"{len(self._changes)} changes of {len(table):,} entries"
+        state = "ended" if table is None else f"{len(self._changes)} changes of {len(self._open()):,} entries"
         return f"<untorn edit of a FrozenDict, {state}>"
 
 
 _UNCHANGED = object()
+_EMPTY: FrozenDict[Any, Any] = FrozenDict()

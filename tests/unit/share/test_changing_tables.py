@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import untorn
 from untorn.cli.group import group
-from untorn.errors import CapacityError, ClosedError, FormatError, UnsupportedTypeError
+from untorn.errors import BusyError, CapacityError, ClosedError, FormatError, UnsupportedTypeError
 from untorn.share import compaction, table_writer
 from untorn.share.frozen_dict import Changes, FrozenDict, compacted
 from untorn.share.inspect import ChannelView, files_of
@@ -383,6 +383,71 @@ def test_what_cannot_be_stored_changes_nothing(channel):
     assert channel.version == 1 and channel.subscriber().snapshot().value == plain()
     with pytest.raises(ClosedError, match="has ended"):
         table["key-1"]
+
+
+def test_it_is_used_as_a_dict(channel):
+    model = plain()
+    with channel.edit() as table:
+        for each in (table, model):
+            each.update(a=1)
+            each.update({"b": 2})
+            each.update([("c", 3)])
+            each |= {"d": 4}
+            assert each.pop("a") == 1 and each.pop("a", None) is None and each.setdefault("e", 5) == 5
+            with pytest.raises(KeyError):
+                each.pop("a")
+        assert table == model and dict(table) == model and bool(table) and list(table.keys()) == list(model)
+        assert table.popitem() == ("key-0", 0) and table.popitem() == ("key-1", 1)
+        table["key-0"] = 7
+        del model["key-1"]
+        model["key-0"] = 7
+    assert channel.subscriber().snapshot().value == model
+    with channel.edit() as table:
+        while table:
+            table.popitem()
+        with pytest.raises(KeyError, match="empty"):
+            table.popitem()
+    assert channel.subscriber().snapshot().value == {}
+
+
+def test_clear_replaces_the_table(channel):
+    channel.patch({"key-1": 1.5})
+    with channel.edit() as table:
+        table["lost"] = 1
+        table.clear()
+        assert not table and list(table) == [] and "key-1" not in table and table.get("key-1") is None
+        table["new"] = [1]
+        table |= {"key-2": 2}
+        del table["new"]
+        table["last"] = 3
+        assert dict(table) == {"key-2": 2, "last": 3}
+    with channel.subscriber().snapshot() as snapshot:
+        assert is_whole(snapshot)
+        assert_equals(snapshot.value, {"key-2": 2, "last": 3})
+    channel.patch({"more": 1})
+    assert channel.subscriber().snapshot().value == {"key-2": 2, "last": 3, "more": 1}
+
+
+def test_keys_that_equal_an_int_remove_it():
+    with untorn.publish(FrozenDict({0: "a", 1: "b", 2: "c", 3: "d"})) as publisher:
+        with publisher.edit() as table:
+            del table[True], table[2.0]
+            assert table.pop(np.False_) == "a" and len(table) == 1
+        assert publisher.subscriber().snapshot().value == {3: "d"}
+
+
+def test_errors_say_how_a_table_is_changed(channel):
+    with pytest.raises(ValueError, match="keys are no paths; write edit"), channel.edit(leaves=["key-1"]):
+        pass
+    found = channel.subscriber().snapshot().value
+    with pytest.raises(TypeError, match=r"read-only.*edit\(\)"):
+        found["key-1"] = 2
+    with pytest.raises(TypeError, match="read-only"):
+        del found["key-1"]
+    for again in (channel.edit, lambda: channel.patch({"a": 1})):
+        with pytest.raises(BusyError, match="inside edit"), channel.edit():
+            again().__enter__()
+    assert channel.version == 1
 
 
 def test_the_value_itself_is_replaced_by_the_empty_path_and_by_update(channel):
