@@ -67,7 +67,8 @@ demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo-installed)
 	@$(BIN)/untorn train digits --workers 2
 
 # Tests wait for other processes half of the time, so two processes for each core, at most eight. Each file runs in one
-# of them, and in order: see testpaths in pyproject.toml. At the end come the tests that took longest.
+# of them, and in order: those marked `early`, then as testpaths in pyproject.toml says. At the end come the tests that
+# took longest.
 PARALLEL := -n $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : 8))) --dist loadfile --no-loadscope-reorder --durations=10 --durations-min=5
 
 # Makes the same random choices in every run; `make soak` and pytest itself make new ones and print their seed.

@@ -1,6 +1,7 @@
 """Fixtures of every test: a printed seed, and the check that the test left nothing behind.
 
-``UNTORN_SEED=<the printed seed>`` repeats a failing run. Tests marked ``soak`` run only with ``-m soak``.
+``UNTORN_SEED=<the printed seed>`` repeats a failing run. Tests marked ``soak`` run only with ``-m soak``. Files marked
+``early`` begin before all others: they take long, and one that began last would run alone at the end.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SEED = int(os.environ.get("UNTORN_SEED") or random.SystemRandom().randrange(2**3
 os.environ["UNTORN_SEED"] = str(SEED)  # one seed for all processes that `pytest -n` starts
 SHM = Path(f"/dev/shm/untorn-{os.geteuid()}")
 RETRIES = 50
+_JAX_RUNS = pytest.StashKey[bool]()
 _FIGURE = re.compile(r"(?!UNTORN_SEED=|BROKEN)\S.*\d")
 
 
@@ -78,14 +80,22 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Libraries that test modules import stay. Looking through what they made of themselves at every collection of
     garbage, here and in every forked child, would take more time than many tests do."""
     gc.collect()
     gc.freeze()
+    session.stash[_JAX_RUNS] = "jax" in sys.modules and bool(sys.modules["jax"]._src.xla_bridge._backends)
+
+
+@pytest.fixture
+def jax_ran_at_collection(request: pytest.FixtureRequest) -> bool:
+    """Whether a test module computed with JAX when it was imported."""
+    return request.session.stash[_JAX_RUNS]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
     if "soak" in config.option.markexpr:
         return
     soak = [item for item in items if item.get_closest_marker("soak")]

@@ -20,6 +20,8 @@ from untorn import SGD, Callback, Trainer, WorkerError
 from untorn.jax import JaxModel
 from untorn.train import weights_sha256
 
+pytestmark = pytest.mark.early
+
 
 def test_jax_in_a_process_of_its_own():
     command = [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=jax_*", __file__]

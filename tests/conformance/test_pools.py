@@ -40,6 +40,8 @@ import untorn
 from helpers import WATCHDOG_S, Failure, descriptors, start, untorn_mappings
 from untorn.share.attached import drop_dead_attachments
 
+pytestmark = pytest.mark.early
+
 WORKERS = 2
 TASKS = 60
 ELEMENTS = 100_000

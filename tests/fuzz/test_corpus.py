@@ -14,6 +14,8 @@ import corpus
 import fuzzing
 import pytest
 
+pytestmark = pytest.mark.early
+
 #: a few seconds in all
 CHANGES = {"schema": 15, "frozendict": 40, "changes": 40, "checkpoint": 40, "socket": 100, "files": 30, "queues": 20}
 

@@ -1,7 +1,6 @@
 """Imports run one way, and ``import untorn`` is light (docs: Layout; style rules 1 and 12)."""
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,18 +160,7 @@ def test_train_is_imported_when_it_is_used():
     assert not {"sklearn", "rich", "click", "matplotlib", "untorn.cli", "untorn.jobs"} & modules
 
 
-def test_collecting_the_tests_starts_no_jax():
-    """JAX warns at every fork of a process that it has computed in, and most tests fork."""
-    code = (
-        "import sys, importlib.util\n"
-        "for number, path in enumerate(sys.argv[1:]):\n"
-        "    spec = importlib.util.spec_from_file_location(f'collected{number}', path)\n"
-        "    spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
-        "from jax._src import xla_bridge\n"
-        "assert not xla_bridge._backends\n"
-    )
-    tests = Path(__file__).parents[1]
-    files = sorted(path for path in tests.rglob("test_*.py") if "import jax" in path.read_text())
-    path = [str(tests), str(tests / "unit" / "train")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    subprocess.run([sys.executable, "-c", code, *map(str, files)], check=True, env=environment)
+def test_collecting_the_tests_starts_no_jax(jax_ran_at_collection):
+    """JAX warns at every fork of a process that it has computed in, and most tests fork. A run of all tests imports all
+    of their modules before this."""
+    assert not jax_ran_at_collection

@@ -14,6 +14,8 @@ import pytest
 import untorn
 import untorn.typing
 
+pytestmark = pytest.mark.early
+
 for module in ("sphinx", "furo", "myst_parser", "click", "rich"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'untorn[docs]'")
 

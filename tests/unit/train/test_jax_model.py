@@ -25,6 +25,8 @@ from untorn import SGD, NonFiniteLossError, Trainer, WorkerError
 from untorn.jax import JaxModel
 from untorn.train.data.sampler import epoch_order, shard_rng
 
+pytestmark = pytest.mark.early
+
 
 def test_jax_in_a_process_of_its_own():
     command = [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=jax_*", __file__]

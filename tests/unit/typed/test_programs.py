@@ -21,6 +21,8 @@ import pytest
 import untorn
 import untorn.typing
 
+pytestmark = pytest.mark.early
+
 ROOT = Path(__file__).parents[3]
 PROGRAMS = Path(__file__).parent / "programs"
 #: kept between runs: it takes mypy far longer to read NumPy than to check all the programs
