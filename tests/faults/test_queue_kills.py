@@ -137,9 +137,10 @@ def kill_and_count(rng, kills: int) -> None:
             if number == kills // 2:
                 fds, mappings = len(descriptors()), len(untorn_mappings())
                 memory = file_nbytes(queue)
-        assert len(descriptors()) <= fds
-        assert len(untorn_mappings()) <= mappings
-        assert file_nbytes(queue) <= memory + (2 << 20)
+        used = (len(descriptors()), len(untorn_mappings()), file_nbytes(queue))
+        assert used[0] <= fds
+        assert used[1] <= mappings
+        assert used[2] <= memory + (2 << 20)
         for child, _ in processes.producers:
             assert child.kill() == -9
         queue.close()
@@ -162,7 +163,8 @@ def kill_and_count(rng, kills: int) -> None:
         assert queue.nbytes <= 2 << 20
         print(
             f"{kills} kills, {count} items put by processes that lived to see it, {count - missing} counted exactly "
-            f"once, {missing} finished by a process that was killed before it counted"
+            f"once, {missing} finished by a process that was killed before it counted; descriptors, mappings and bytes "
+            f"in the middle: {fds}, {mappings}, {memory:,}; at the end: {used[0]}, {used[1]}, {used[2]:,}"
         )
         assert count > 10 * kills
 
