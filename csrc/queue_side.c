@@ -14,6 +14,7 @@
 
 static const int64_t QUEUE_SPIN_NS = 20000;
 static const uint64_t LOOK_INTERVAL_NS = 50000000;
+static const uint64_t PAUSE_NS = 250000000; /* more than the interval at which processes that wait look */
 
 /* -- coming and going -------------------------------------------------------------------------------------------- */
 
@@ -358,9 +359,11 @@ static unsigned look_locked(struct queue_side *side)
 {
     shared_u64 *looked = &side->queue.head->looked_ns;
     const uint64_t found = shared_load_relaxed(looked), now = (uint64_t)clock_monotonic_ns();
-    if ((now >= found && now - found < LOOK_INTERVAL_NS) || side_ready(side) != STATUS_OK)
+    const bool paused = now - side->used_ns >= PAUSE_NS;
+    side->used_ns = now;
+    if ((!paused && now >= found && now - found < LOOK_INTERVAL_NS) || side_ready(side) != STATUS_OK)
         return 0;
-    return shared_swap_if(looked, found, now) ? reap_locked(side, true) : 0;
+    return shared_swap_if(looked, found, now) || paused ? reap_locked(side, true) : 0;
 }
 
 unsigned queue_side_look(struct queue_side *side)

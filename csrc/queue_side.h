@@ -32,6 +32,7 @@ struct queue_side {
     pthread_mutex_t lock;   /* guards all that follows */
     uint32_t row;           /* 0: none */
     uint32_t generation;    /* grows in a forked child: what was owned before is the parent's */
+    uint64_t used_ns;       /* when it last took, or waited, by the monotonic clock */
     struct journal journal;
     struct queue_window *windows;
     bool *used; /* per slot: an item or a draft of this process points to its bytes */
@@ -77,7 +78,8 @@ enum status queue_side_map_private(struct queue_side *side, const struct queue_p
 /* Undo what dead processes left; returns how many were found. `all`: also those that own no slot. */
 unsigned queue_side_reap(struct queue_side *side, bool all);
 /* The same for all, unless any process did it a moment ago: it costs a system call for each that has the queue, and so
- * if each of them did it, their number squared. */
+ * if each of them did it, their number squared. But a process that comes back after a pause does it itself, so that it
+ * takes what the dead had before the rest. */
 unsigned queue_side_look(struct queue_side *side);
 /* Find out whether a living process has this row. */
 enum status queue_side_row_alive(struct queue_side *side, uint32_t row, bool *alive);

@@ -347,7 +347,17 @@ def _queue_put_until_it_is_full(stage: Stage, queue: untorn.Queue[Any]) -> None:
             queue.put(payload(item, TINY), timeout_s=0.01)
 
 
+@queue_operation(filled, versions=(ITEMS, LONGER, (*LONGER, 5)))
+def _queue_put_many(stage: Stage, queue: untorn.Queue[Any]) -> None:
+    assert queue.put_many([payload(4, PAGED), payload(5, TINY)]) == 2
+
+
 # -- taking
+
+
+@queue_operation(partial(filled, size=SMALL), versions=(ITEMS, (2, 3), (3,), ()))
+def _queue_get_many(stage: Stage, queue: untorn.Queue[Any]) -> None:
+    assert tuple(map(whole, queue.get_many(5))) == ITEMS
 
 
 @queue_operation(filled, versions=(ITEMS, (2, 3)))
