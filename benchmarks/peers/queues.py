@@ -68,8 +68,8 @@ class Zmq:
         return self._sockets[side]
 
     def join(self, side: str, producers: int, consumers: int) -> None:
-        """Open this process's side. A producer of several consumers waits until all are there: it hands them the items
-        in turns, and each waits for its share."""
+        """Open this process's side. A producer of several consumers waits until all are there, and has no bound: it
+        hands them the items in turns, but for those that are full, and each waits for its share."""
         from zmq.utils.monitor import recv_monitor_message
 
         self._one_producer = producers == 1
@@ -77,6 +77,7 @@ class Zmq:
             import zmq
 
             self._sockets[side] = push = zmq.Context().socket(zmq.PUSH)
+            push.set_hwm(0)
             monitor = push.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
             push.bind(self._address)
             for _ in range(consumers):
