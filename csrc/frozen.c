@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HEADER_NBYTES = 16, CACHE_LINE = 64, MAX_RESEEDS = 4 };
+enum { HEADER_NBYTES = FROZEN_NODE_NBYTES, CACHE_LINE = 64, MAX_RESEEDS = 4 };
 
 /* While building, in a record's reserved field. */
 enum { FLAG_REPLACED = 1, FLAG_KEPT = 2 };

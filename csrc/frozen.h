@@ -160,6 +160,9 @@ struct frozen_builder {
     uint8_t repeated_kind; /* whose value was of this kind */
 };
 
+/* The size of a node without a key and without content. */
+enum { FROZEN_NODE_NBYTES = 16 };
+
 bool frozen_builder_begin(struct frozen_builder *builder, uint64_t expected, uint64_t spare_seed);
 /* Begin with the entries of a table and its blob, whose sizes are multiples of 8. Those of a whole table, which has no
  * replaced records, or of one that frozen_builder_end_changes() made. */

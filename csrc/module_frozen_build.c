@@ -157,7 +157,7 @@ static bool sequence_put(struct build *build, PyObject *sequence, uint64_t place
     if (!frozen_content_word(&build->builder, (uint64_t)count))
         return no_memory();
     for (Py_ssize_t i = 0; i < count; i++) {
-        if (list && PyList_Size(sequence) != count)
+        if (list && build->pack != NULL && PyList_Size(sequence) != count) /* pack() runs code of others */
             return size_changed();
         PyObject *item = list ? PyList_GetItem(sequence, i) : PyTuple_GetItem(sequence, i);
         if (!node_put(build, item, &(struct step){step, NULL, i}, depth + 1))
@@ -444,13 +444,23 @@ bool entries_put(struct build *build, PyObject *data)
     return put && (build->waiting == 0 || length_settle(build));
 }
 
+/* The bytes that a container takes at least: a number's node for each of its members. */
+static uint64_t container_least(PyObject *value)
+{
+    const Py_ssize_t count = PyDict_CheckExact(value)    ? 2 * PyDict_Size(value)
+                             : PyList_CheckExact(value)  ? PyList_Size(value)
+                             : PyTuple_CheckExact(value) ? PyTuple_Size(value)
+                                                         : 0;
+    return ((uint64_t)count + 2) * FROZEN_NODE_NBYTES;
+}
+
 /* Without pack(), no code of others runs, so the containers do not change meanwhile. */
 static PyObject *core_plain_pack(PyObject *module, PyObject *value)
 {
     struct build build = {0};
     struct frozen_builder *builder = &build.builder;
     PyObject *packed = NULL;
-    if (!frozen_builder_begin(builder, 0, 0)) {
+    if (!frozen_builder_begin(builder, 0, 0) || !frozen_builder_reserve(builder, container_least(value), 0)) {
         PyErr_NoMemory();
     } else if (node_put(&build, value, NULL, 0)) {
         packed = memory_make(core_of_module(module), &builder->entries);
