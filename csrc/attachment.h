@@ -64,7 +64,7 @@ struct attachment {
     /* publisher: the most slots and bytes of the channel when its growth was noted last; see growth_note */
     uint64_t told_slots, told_nbytes;
     struct journal journal;
-    struct futex_manner manner; /* of attachment_wait */
+    struct futex_manner manner; /* of attachment_wait, and of waits at a board that writes here */
     bool named;                 /* publisher: its files should have names, see attachment_pick */
     /* fork, between its prepare and its child or parent handler */
     int fork_fd;

@@ -60,10 +60,11 @@ static bool phase_end_gradient(const struct board *board, struct attachment *wei
 }
 
 /* Wait for a change after `seen`. False when wait_ns is used up. */
-static bool bell_wait(const struct board *board, uint32_t seen, int64_t spin_ns, int64_t end_ns)
+static bool bell_wait(const struct board *board, struct futex_manner *manner, uint32_t seen, int64_t spin_ns,
+                      int64_t end_ns)
 {
     struct board_header *header = board->header;
-    if (futex_spin(&header->bell, seen, spin_ns))
+    if (futex_spin_watchfully(manner, &header->bell, seen, spin_ns))
         return true;
     int64_t left = end_ns - clock_monotonic_ns();
     if (left <= 0)
@@ -168,7 +169,7 @@ struct board_run board_next(const struct board *board, struct attachment *weight
             if (wait_ns == 0)
                 return (struct board_run){.kind = RUN_NEED_SLOT};
         }
-        if (!bell_wait(board, seen, spin_ns, end_ns))
+        if (!bell_wait(board, &weights->manner, seen, spin_ns, end_ns))
             return (struct board_run){.kind = RUN_IDLE};
         if (shared_load_acquire(&header->bell) == seen)
             spin_ns = 0; /* nothing came while we spun, so it may take long: from here on only sleep */

@@ -82,7 +82,13 @@ struct futex_manner {
     shared_u32 penalty; /* how many the next crowded wait adds */
 };
 
-enum { SPIN_ALONE_NS = 2000, YIELD_SHORT_NS = 4000, SPIN_PENALTY_MIN = 32, SPIN_PENALTY_MAX = 4096 };
+enum {
+    SPIN_ALONE_NS = 2000,
+    YIELD_SHORT_NS = 4000,
+    YIELD_LONG_NS = 100000,
+    SPIN_PENALTY_MIN = 32,
+    SPIN_PENALTY_MAX = 4096
+};
 
 /* Learn from a wait whether others compete for the processors. A yield to one of them costs milliseconds, a thousand
  * times what a yield to the right process saves: so each time more waits go to sleep at once, and it takes many waits
@@ -97,6 +103,15 @@ static inline void futex_learn(struct futex_manner *manner, bool crowded)
     shared_store_relaxed(&manner->penalty, next < SPIN_PENALTY_MAX ? next : SPIN_PENALTY_MAX);
 }
 
+/* Return whether this wait is one of those that go to sleep at once. */
+static inline bool futex_skips(struct futex_manner *manner)
+{
+    const uint32_t skips = shared_load_relaxed(&manner->skips);
+    if (skips != 0)
+        shared_store_relaxed(&manner->skips, skips - 1);
+    return skips != 0;
+}
+
 /* Spin as futex_spin does, but only if that helps. If the process that will change the word shares this processor, it
  * cannot run while this one spins. So after a moment this yields the processor once. If nobody else wants it, the spin
  * goes on. If somebody ran who did not change the word, or for long, others compete for the processors: spinning would
@@ -104,11 +119,8 @@ static inline void futex_learn(struct futex_manner *manner, bool crowded)
 static inline bool futex_spin_politely(struct futex_manner *manner, const shared_u32 *word, uint32_t seen,
                                        int64_t spin_ns)
 {
-    const uint32_t skips = shared_load_relaxed(&manner->skips);
-    if (skips != 0) {
-        shared_store_relaxed(&manner->skips, skips - 1);
+    if (futex_skips(manner))
         return shared_load_acquire(word) != seen;
-    }
     if (futex_spin(word, seen, spin_ns < SPIN_ALONE_NS ? spin_ns : SPIN_ALONE_NS))
         return true;
     if (spin_ns <= SPIN_ALONE_NS)
@@ -121,6 +133,31 @@ static inline bool futex_spin_politely(struct futex_manner *manner, const shared
     if (alone || !changed || away_ns > spin_ns * 4)
         futex_learn(manner, !alone);
     return changed || (alone && futex_spin(word, seen, spin_ns - SPIN_ALONE_NS));
+}
+
+/* Spin as futex_spin does for a change that takes long, such as the end of another process's task, and measure the
+ * yields. If one takes long, others compete for the processors, which get a turn of milliseconds at each yield: then
+ * stop, and the next waits sleep at once, since a process that sleeps is preferred when it is woken. */
+static inline bool futex_spin_watchfully(struct futex_manner *manner, const shared_u32 *word, uint32_t seen,
+                                         int64_t spin_ns)
+{
+    if (shared_load_acquire(word) != seen)
+        return true;
+    if (spin_ns <= 0 || futex_skips(manner))
+        return false;
+    if (futex_spin(word, seen, spin_ns < SPIN_POLITE_NS ? spin_ns : SPIN_POLITE_NS))
+        return true;
+    bool crowded = false, changed = false;
+    for (int64_t left = spin_ns - SPIN_POLITE_NS; left > 0 && !crowded && !changed;) {
+        const int64_t before = clock_monotonic_ns();
+        sched_yield();
+        const int64_t away_ns = clock_monotonic_ns() - before;
+        crowded = away_ns > YIELD_LONG_NS;
+        changed = futex_spin(word, seen, crowded ? 0 : 1);
+        left -= clock_monotonic_ns() - before;
+    }
+    futex_learn(manner, crowded);
+    return changed;
 }
 
 /* Announce a sleeper; return the value to sleep on. The fence pairs with futex_wake's: look at the word after it. */

@@ -320,7 +320,9 @@ static void test_waits_that_learn(void)
         CHECK(shared_load_relaxed(&manner.skips) == skips);
         for (; skips != 0; skips--) {
             const int64_t hour_ns = 60 * MINUTE_NS; /* a wait that is skipped does not take it */
-            CHECK(!futex_spin_politely(&manner, &word, 7, hour_ns));
+            bool (*const spin)(struct futex_manner *, const shared_u32 *, uint32_t, int64_t) =
+                skips % 2 == 0 ? futex_spin_politely : futex_spin_watchfully;
+            CHECK(!spin(&manner, &word, 7, hour_ns));
             CHECK(shared_load_relaxed(&manner.skips) == skips - 1);
         }
     }
@@ -334,6 +336,11 @@ static void test_waits_that_learn(void)
     CHECK(futex_spin_politely(&manner, &word, 8, MINUTE_NS));
     CHECK(!futex_spin_politely(&manner, &word, 7, 1000));
     CHECK(shared_load_relaxed(&manner.skips) == 0);
+    CHECK(futex_spin_watchfully(&manner, &word, 8, MINUTE_NS));
+    CHECK(!futex_spin_watchfully(&manner, &word, 7, 0));
+    CHECK(shared_load_relaxed(&manner.penalty) == 0); /* no yield, so nothing was learned */
+    CHECK(!futex_spin_watchfully(&manner, &word, 7, 2 * SPIN_POLITE_NS));
+    CHECK(shared_load_relaxed(&manner.penalty) != 0);
 }
 
 int main(void)
