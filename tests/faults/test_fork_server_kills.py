@@ -14,9 +14,10 @@ import pytest
 import helpers
 import networks
 from untorn import SGD, Callback, Trainer, _core
-from untorn.engines import fork_servers
+from untorn.engines import fork_servers, forked_worker
 from untorn.engines.child import WorkerHandle
 from untorn.engines.fork_servers import end_fork_servers, fork_server_resources, launch_worker
+from untorn.engines.forked_worker import Request
 from untorn.engines.processes import worker_variables
 from untorn.engines.worker_logs import LogReceiver
 from untorn.train import weights_sha256
@@ -148,6 +149,21 @@ def test_a_worker_is_ended_whatever_its_server_does(logs, state):
     worker.end()
     assert worker.ended
     assert fork_server_resources()[0] == (before if state == "ready" else set())
+
+
+def test_a_worker_that_begins_before_it_can_see_that_it_is_cancelled_is_killed(logs, monkeypatch):
+    cancel = Request.cancel
+
+    def too_late(request):
+        assert request.wait(helpers.WATCHDOG_S)
+        cancel(request)
+
+    monkeypatch.setattr(Request, "cancel", too_late)
+    monkeypatch.setattr(forked_worker, "_LONG_S", 1e6)  # end() must not need another try
+    warm_up(logs)
+    worker = launched(logs, never)
+    worker.end()
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_two_trainers_wait_for_one_server_and_the_first_gives_up(logs):

@@ -237,6 +237,8 @@ class ForkedWorker:
                         worker.end()  # a signal handler was here meanwhile, and started one too
                     if self._worker is not None:
                         self._request.close()
+                        if self._cancelled:
+                            self._worker.kill()  # it began before it could see that
             finally:
                 self._finding.release()
         return self._worker
