@@ -22,6 +22,12 @@ import time
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
+# Tests run more processes than there are processors. A thread of OpenMP or OpenBLAS that spins while it waits takes the
+# processor from the thread that it waits for, and a square root of torch can take a millisecond. Libraries read these
+# when they are loaded, and child processes inherit them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
