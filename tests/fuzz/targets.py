@@ -30,8 +30,8 @@ from untorn.cli.outline import outline, walk
 from untorn.control import client, protocol
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
 from untorn.share import inspect
+from untorn.share.decoder import UNREADABLE, Decoder
 from untorn.share.frozen_dict import REMOVED, Changes, base_of, compacted
-from untorn.share.layout import UNREADABLE, Decoder
 from untorn.share.queue_inspect import QueueView, queue_files_of
 from untorn.share.table_overlay import Overlay
 from untorn.share.tree_plans import tree_plan_of

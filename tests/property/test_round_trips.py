@@ -27,8 +27,9 @@ import untorn
 from conftest import SEED
 from helpers import WATCHDOG_S, Failure, start
 from untorn.errors import FormatError, UnsupportedTypeError
+from untorn.share.decoder import Decoder
 from untorn.share.frozen_dict import FrozenDict
-from untorn.share.layout import Decoder, Layout
+from untorn.share.layout import Layout
 from untorn.share.specs import flatten
 
 #: how many documents were read, and the newest, for the parent to see

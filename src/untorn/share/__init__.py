@@ -3,6 +3,7 @@
 specs.py        the values that can be shared, as trees of described leaves
 paths.py        paths in a tree, such as "head/w"
 layout.py       the positions of leaves in a slot, and the schema for readers
+decoder.py      makes values from a slot, by its schema
 frozen_dict.py  a dictionary that is looked up in shared memory
 table_edit.py   the value that edit() gives for one that a channel holds
 table_writer.py its changes as versions; with table_overlay.py (what changed), compaction.py (a new base)

@@ -14,9 +14,9 @@ from untorn import _core
 from untorn.errors import CapacityError, ChannelNotFoundError, FormatError, UnsupportedTypeError, UntornError
 from untorn.share import opening
 from untorn.share.caching import Results
+from untorn.share.decoder import UNREADABLE, Decoder, unreadable
 from untorn.share.frozen_dict import Changes, FrozenDict
 from untorn.share.journal import log_channel
-from untorn.share.layout import UNREADABLE, Decoder, unreadable
 from untorn.share.naming import signpost_target
 from untorn.share.places import Address
 from untorn.share.storage_errors import labelled, meaning

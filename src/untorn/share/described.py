@@ -22,8 +22,20 @@ from untorn.adapter_registry import Adapter, adapter_for, adapter_named
 from untorn.errors import FormatError, UnsupportedTypeError
 from untorn.trees import MAX_DEPTH
 
-__all__ = ["check_key", "count_of", "describe_key", "items_of", "name_of", "read_dtype", "read_key", "shown"]
+__all__ = [
+    "MALFORMED",
+    "check_key",
+    "count_of",
+    "describe_key",
+    "items_of",
+    "name_of",
+    "read_dtype",
+    "read_key",
+    "shown",
+]
 
+#: the errors of taking apart a document that does not have the expected form
+MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _MAX_NBYTES = 2**63 - 1
 
 # -- keys of dicts

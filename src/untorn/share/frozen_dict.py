@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 from untorn import _core, html
 from untorn.adapter_registry import Adapter, Parts, register_library
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.described import items_of, read_dtype
-from untorn.share.layout import FROZEN_DICT, MALFORMED, Decoder, pack
+from untorn.share.decoder import Decoder
+from untorn.share.described import MALFORMED, items_of, read_dtype
+from untorn.share.layout import pack
+from untorn.share.slot_format import FROZEN_DICT
 from untorn.share.specs import array_spec
 from untorn.trees import Spec
 

@@ -55,7 +55,8 @@ from typing import Any, Literal
 from untorn import _core
 from untorn.errors import CapacityError
 from untorn.share.attached import schema_of
-from untorn.share.described import count_of, items_of, name_of, read_dtype, read_key
+from untorn.share.decoder import Decoder
+from untorn.share.described import MALFORMED, count_of, items_of, name_of, read_dtype, read_key
 from untorn.share.frozen_dict import compacted
 from untorn.share.guard import is_there
 from untorn.share.inspect import (
@@ -69,7 +70,7 @@ from untorn.share.inspect import (
     open_file,
 )
 from untorn.share.journal import log_channel
-from untorn.share.layout import MALFORMED, Decoder, Layout
+from untorn.share.layout import Layout
 from untorn.share.opening import open_channel
 from untorn.share.places import Address, Files, default_directory, default_path, named
 from untorn.share.publisher import Publisher

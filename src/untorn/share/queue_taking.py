@@ -6,8 +6,8 @@ from typing import Any
 
 from untorn import _core
 from untorn.errors import ClosedError, EmptyError, FormatError, UnsupportedTypeError
+from untorn.share.decoder import Decoder
 from untorn.share.journal import log_queue
-from untorn.share.layout import Decoder
 from untorn.share.queue_files import meaning
 from untorn.share.queue_waiting import wait
 from untorn.share.storage_errors import labelled

@@ -16,8 +16,9 @@ import numpy as np
 
 from untorn import _core
 from untorn.errors import FormatError
+from untorn.share.decoder import Decoder
 from untorn.share.described import items_of, name_of
-from untorn.share.layout import Decoder, Layout
+from untorn.share.layout import Layout
 from untorn.share.specs import flatten
 from untorn.share.views import array_over
 from untorn.trees import Path

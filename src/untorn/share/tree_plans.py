@@ -15,7 +15,7 @@ import numpy as np
 
 from untorn import _core
 from untorn.share.described import read_dtype
-from untorn.share.layout import payload_of
+from untorn.share.slot_format import payload_of
 
 __all__ = ["Plans", "drop_oldest", "small_plan_of", "tree_plan_of"]
 

@@ -295,7 +295,7 @@ def test_a_damaged_stream_is_an_error_and_no_crash():
         damaged[position] ^= 0xFF
         try:
             arrow._read_table(damaged).validate(full=True)
-        except Exception:  # Arrow has many kinds; layout.py makes a FormatError of each
+        except Exception:  # Arrow has many kinds; decoder.py makes a FormatError of each
             refused += 1
     assert refused
     with untorn.publish({"t": TABLE}) as publisher:

@@ -12,7 +12,8 @@ import pytest
 import untorn
 from helpers import start, untorn_mappings
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import Decoder, pack
+from untorn.share.decoder import Decoder
+from untorn.share.layout import pack
 from untorn.share.specs import Deferred, flatten
 
 pd = pytest.importorskip("pandas")

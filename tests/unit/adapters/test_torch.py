@@ -12,7 +12,8 @@ import torch
 import untorn
 from helpers import start
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import Decoder, pack
+from untorn.share.decoder import Decoder
+from untorn.share.layout import pack
 
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),

@@ -13,8 +13,8 @@ import pytest
 from helpers import start
 from untorn import FrozenDict, publish, subscribe
 from untorn.errors import FormatError, UnsupportedTypeError
+from untorn.share.decoder import Decoder
 from untorn.share.described import read_dtype
-from untorn.share.layout import Decoder
 from untorn.share.specs import flatten
 from untorn.trees import MAX_DEPTH
 

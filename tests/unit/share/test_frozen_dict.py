@@ -22,8 +22,9 @@ import pytest
 from untorn import _core
 from untorn.adapter_registry import adapter_for, adapter_named
 from untorn.errors import FormatError, UnsupportedTypeError, UntornError
+from untorn.share.decoder import Decoder
 from untorn.share.frozen_dict import FrozenDict
-from untorn.share.layout import Decoder, pack
+from untorn.share.layout import pack
 
 MISSING = object()
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import untorn
 from untorn import _core
 from untorn.errors import FormatError
-from untorn.share.layout import Decoder, Layout
+from untorn.share.decoder import Decoder
+from untorn.share.layout import Layout
 from untorn.share.specs import flatten
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

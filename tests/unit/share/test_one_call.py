@@ -15,7 +15,8 @@ from untorn import _core
 from untorn.errors import UnsupportedTypeError
 from untorn.share import publisher as publisher_module
 from untorn.share import tree_plans
-from untorn.share.layout import Decoder, Layout
+from untorn.share.decoder import Decoder
+from untorn.share.layout import Layout
 from untorn.share.specs import flatten
 from untorn.share.versions import Versions
 

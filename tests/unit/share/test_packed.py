@@ -14,7 +14,8 @@ import untorn
 from conftest import SEED
 from untorn import _core
 from untorn.errors import FormatError, UnsupportedTypeError
-from untorn.share.layout import Decoder, pack
+from untorn.share.decoder import Decoder
+from untorn.share.layout import pack
 from untorn.share.lowlevel import publish_raw, raw_version
 from untorn.share.specs import PACKED_LENGTH
 
