@@ -132,13 +132,13 @@ enum status attachment_pick(struct attachment *attachment, uint64_t nbytes, unsi
 /* The same among the slots that exist and have the room, without a system call. */
 enum status attachment_pick_ready(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 /* Publishers. Give space to a slot that has none, and leave it alone until it is given back: another thread writes a
- * base for later versions there. Other threads may pick meanwhile. If this is killed, nothing refers to the slot, and the
- * next publisher gives its space back. */
+ * base for later versions there. Other threads may pick meanwhile. If this is killed, nothing refers to the slot, and
+ * the next publisher gives its space back. */
 enum status attachment_reserve(struct attachment *attachment, uint64_t nbytes, unsigned *slot);
 void attachment_unreserve(struct attachment *attachment, unsigned slot);
-/* Publishers. Leave free slots alone that are larger than this, until their space has been given back to the file system;
- * returns them as bits, and how much that is. Not between a pick and the publication: a slot that was picked is free.
- * Another thread may give the space back, and others pick meanwhile. */
+/* Publishers. Leave free slots alone that are larger than this, until their space has been given back to the file
+ * system; returns them as bits, and how much that is. Not between a pick and the publication: a slot that was picked is
+ * free. Another thread may give the space back, and others pick meanwhile. */
 uint64_t attachment_claim_spare(struct attachment *attachment, uint64_t most, uint64_t *nbytes);
 void attachment_release_spare(struct attachment *attachment, uint64_t claimed);
 /* Give space to one slot that has none; touches no other, so it may run while others pick. */

@@ -28,9 +28,9 @@ static void row_hold(struct reader_row *row, uint64_t held) { shared_store_relea
  *
  * A version may say in its header that it changes an older one, its base. Readers pin the version alone: a writer takes
  * the base of every slot that is latest or held for held too (attachment_taken). The header is written before the slot
- * becomes the latest and does not change while it is held, and the base is taken in the scan that picks the slot for the
- * header: by the version before, as the latest, or since this publisher reserved it (attachment_reserve), which ends
- * after the version that refers to it is the latest. So in every scan from then on, one of these says so.
+ * becomes the latest and does not change while it is held, and the base is taken in the scan that picks the slot for
+ * the header: by the version before, as the latest, or since this publisher reserved it (attachment_reserve), which
+ * ends after the version that refers to it is the latest. So in every scan from then on, one of these says so.
  */
 uint64_t channel_pin(const struct channel *channel, struct reader_row *row)
 {

@@ -5,7 +5,8 @@
  * as soon as the copy would not fit the last-level cache; below, readers would miss the version there. glibc's memcpy
  * streams too, but on processors with many caches of the last level only from hundreds of megabytes on.
  *
- * On x86-64 with AVX2; elsewhere this is memcpy. Processors of aarch64 find out by themselves that lines are overwritten.
+ * On x86-64 with AVX2; elsewhere this is memcpy. Processors of aarch64 find out by themselves that lines are
+ * overwritten.
  */
 #ifndef UNTORN_COPYING_H
 #define UNTORN_COPYING_H

@@ -204,7 +204,7 @@ bool frozen_builder_end(struct frozen_builder *builder);
  * capacity stays, and more entries may be added. */
 bool frozen_builder_end_changes(struct frozen_builder *builder);
 
-/* -- Merging (frozen_merge.c) --------------------------------------------------------------------------------------- */
+/* -- Merging (frozen_merge.c) -------------------------------------------------------------------------------------- */
 
 /* Descriptions that records refer to by number. `kept` has for each the number in the merged table, FROZEN_UNUSED if no
  * value needs it; these numbers begin with 0. */

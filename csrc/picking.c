@@ -305,8 +305,8 @@ uint64_t attachment_claim_spare(struct attachment *a, uint64_t most, uint64_t *n
     return claimed;
 }
 
-/* The extent is there until the space is gone, so nothing else is put into that meanwhile. A slot that was claimed twice,
- * since a caller was interrupted, is released once. */
+/* The extent is there until the space is gone, so nothing else is put into that meanwhile. A slot that was claimed
+ * twice, since a caller was interrupted, is released once. */
 static void spare_release(struct attachment *a, unsigned slot)
 {
     struct slot_extent *extent = &a->channel.control->slots[slot];

@@ -353,8 +353,8 @@ unsigned queue_side_reap(struct queue_side *side, bool all)
     return reaped;
 }
 
-/* A process that is killed between the two steps delays the next look by a moment. A number from the future is that of a
- * container with another clock. */
+/* A process that is killed between the two steps delays the next look by a moment. A number from the future is that of
+ * a container with another clock. */
 static unsigned look_locked(struct queue_side *side)
 {
     shared_u64 *looked = &side->queue.head->looked_ns;

@@ -1,5 +1,5 @@
-/* A frozen table and changes of it, of any bytes: looking up in both, adding changes and merging them read nothing outside
- * of the two, and what comes out is whole: every entry is found, and refers to the new blob only.
+/* A frozen table and changes of it, of any bytes: looking up in both, adding changes and merging them read nothing
+ * outside of the two, and what comes out is whole: every entry is found, and refers to the new blob only.
  *
  *     input:  for the base, then for the changes: u8 seed | u8 log2 of the buckets | u16 bytes of entries
  *             then of both: index | entries; the rest is the blob of both
