@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -31,6 +32,10 @@ from untorn.train.models.checks import checked_loss
 from untorn.train.models.turns import of_all, only_trained
 
 __all__ = ["TorchReplica"]
+
+# torch imports it when it unpickles a tensor for the first time: so a fork server has it for all workers
+with suppress(ImportError):
+    importlib.import_module("torch.utils.serialization.config")
 
 _T = TypeVar("_T")
 
