@@ -4,17 +4,22 @@
 
     this process: update()  ──>  other process: snapshot(newer_than=...), update()  ──>  this process: snapshot(...)
 
-A hop is half of that. The pipe is multiprocessing's, with a byte. Back to back: the next hop follows at once; rested:
-after a millisecond of sleep; busy: back to back beside one process that computes on every processor but one.
+A hop is half of that. With coroutines the other process waits in asyncio, and its hop is what is left of the round
+trip without the hop back. The pipe is multiprocessing's, ZeroMQ's a pair of sockets over ipc, both with a byte. Back
+to back: the next hop follows at once; rested: after a millisecond of sleep; busy: back to back beside one process
+that computes on every processor but one.
 
 Then ``update()`` of 1 KB with 1, 8, 64 and 200 attached readers that do nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib.util
 import multiprocessing
 import os
+import tempfile
 import time
 from functools import partial
 
@@ -39,6 +44,31 @@ def answer(there, pipe) -> None:
                 return
             if snapshot.version > 1:
                 back.update(snapshot.value)
+
+
+def answer_in_asyncio(there, pipe) -> None:
+    """Run the other process of the hops with a coroutine that waits."""
+
+    async def run() -> None:
+        with untorn.publish(0) as back:
+            pipe.send(back.subscriber())
+            async for snapshot in there:
+                if snapshot.value < 0:
+                    return
+                if snapshot.version > 1:
+                    back.update(snapshot.value)
+
+    asyncio.run(run())
+
+
+def echo_zmq(address) -> None:
+    """Run the other end of ZeroMQ's sockets."""
+    import zmq
+
+    socket = zmq.Context().socket(zmq.PAIR)
+    socket.connect(address)
+    while True:
+        socket.send(socket.recv())
 
 
 def echo(pipe) -> None:
@@ -80,8 +110,14 @@ def run() -> list[Row]:
         )
     rows = []
     for how in ("back to back", "rested", "busy"):
-        pipe = times[f"pipe, {how}"]
-        rows.append(row(f"untorn, {how}", times[f"untorn, {how}"], to=pipe, ratio_to="a pipe", ratio_at_most=1.2))
+        pipe, thread = times[f"pipe, {how}"], times[f"untorn, {how}"]
+        rows.append(row(f"untorn, {how}", thread, to=pipe, ratio_to="a pipe", ratio_at_most=1.2))
+        coroutine = [2 * both - back for both, back in zip(times[f"untorn, coroutine, {how}"], thread, strict=True)]
+        rows.append(
+            row(f"untorn, coroutine, {how}", coroutine, to=thread, ratio_to="a blocked thread", ratio_at_most=2)
+        )
+        if f"ZeroMQ, {how}" in times:
+            rows.append(row(f"ZeroMQ, {how}", times[f"ZeroMQ, {how}"], to=pipe, ratio_to="a pipe"))
         rows.append(row(f"pipe, {how}", pipe))
     return rows + _with_readers(context)
 
@@ -96,25 +132,52 @@ def _start(context, stack, target, *args):
 
 def _contestants(context, stack):
     """Return a function for each that makes one round trip."""
-    there = stack.enter_context(untorn.publish(0))
-    mine, theirs = context.Pipe()
-    _start(context, stack, answer, there.subscriber(), theirs)
-    back = mine.recv()
     pipe, other = context.Pipe()
     _start(context, stack, echo, other)
-    seen = [1]
-
-    def by_untorn() -> None:
-        there.update(seen[0])
-        snapshot = back.snapshot(newer_than=seen[0], timeout_s=60)
-        assert snapshot.value is not None
-        seen[0] = snapshot.version
 
     def by_pipe() -> None:
         pipe.send_bytes(b"x")
         pipe.recv_bytes()
 
-    return {"untorn": by_untorn, "pipe": by_pipe}
+    made = {
+        "untorn": _by_untorn(context, stack, answer),
+        "untorn, coroutine": _by_untorn(context, stack, answer_in_asyncio),
+        "pipe": by_pipe,
+    }
+    if importlib.util.find_spec("zmq"):
+        made["ZeroMQ"] = _by_zmq(context, stack)
+    return made
+
+
+def _by_untorn(context, stack, target):
+    there = stack.enter_context(untorn.publish(0))
+    mine, theirs = context.Pipe()
+    _start(context, stack, target, there.subscriber(), theirs)
+    back = mine.recv()
+    seen = [1]
+
+    def hop() -> None:
+        there.update(seen[0])
+        snapshot = back.snapshot(newer_than=seen[0], timeout_s=60)
+        assert snapshot.value is not None
+        seen[0] = snapshot.version
+
+    return hop
+
+
+def _by_zmq(context, stack):
+    address = f"ipc://{stack.enter_context(tempfile.TemporaryDirectory(prefix='untorn-benchmark-'))}/socket"
+    _start(context, stack, echo_zmq, address)  # before this process has ZeroMQ's threads
+    import zmq
+
+    socket = stack.enter_context(zmq.Context().socket(zmq.PAIR))
+    socket.bind(address)
+
+    def hop() -> None:
+        socket.send(b"x")
+        socket.recv()
+
+    return hop
 
 
 def _hop_s(hop, rest_s: float) -> float:
