@@ -16,6 +16,10 @@ import itertools
 import os
 import resource
 import struct
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ from crashes import Machine
 
 import untorn
 from untorn import _core
-from untorn.share import storage, versions
+from untorn.share import compaction, storage, table_writer, versions
 
 SIZES_AFTER = (900, 30, 2500, 400, 1700)
 
@@ -42,9 +46,10 @@ def same(value, expected) -> bool:
 class Life:
     """A durable publisher, its value, and readers that hold versions."""
 
-    def __init__(self, machine: Machine, *, max_slots: int = 8, n: int = 300) -> None:
+    def __init__(self, machine: Machine, *, max_slots: int = 8, n: int = 300, made: Callable = dict) -> None:
         self.machine = machine
         self.max_slots = max_slots
+        self.made = made  # what is published instead of a dict
         self.publisher = None
         self.held: list = []
         self.take_over(n)
@@ -52,12 +57,12 @@ class Life:
     def take_over(self, n: int) -> None:
         """The publisher dies, and another takes over."""
         if self.publisher is not None:
-            self.publisher._open_versions = self.machine._attachment = None
+            self.publisher._open_versions = self.publisher._tables = self.machine._attachment = None
             self.publisher._when_dropped.detach()  # it would end the channel in order
         options = {"slots": 3, "max_slots": self.max_slots, "max_readers": 4, "durable": True}
         version = max(self.machine.expected, default=0) + 1
         value = self._expect(version, tree(version, n))
-        self.publisher = untorn.publish(value, name="channel", directory=self.machine.folder, **options)
+        self.publisher = untorn.publish(self.made(value), name="channel", directory=self.machine.folder, **options)
         self._returned(version)
 
     def _expect(self, version: int, value: dict) -> dict:
@@ -75,7 +80,7 @@ class Life:
 
     def update(self, n: int) -> None:
         version, _ = self._next()
-        self._returned(self.publisher.update(self._expect(version, tree(version, n))))
+        self._returned(self.publisher.update(self.made(self._expect(version, tree(version, n)))))
 
     def patch(self) -> None:
         version, old = self._next()
@@ -150,6 +155,39 @@ def patches(machine):
     life.update(500)
     life.patch()
     return life
+
+
+class InPlace(threading.Thread):
+    """A thread whose work is done by start()."""
+
+    def start(self) -> None:
+        self.run()
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+def tables(machine):
+    """Versions consist of changes, a thread writes the next base, and the space of the one before is given back."""
+    threads = SimpleNamespace(Thread=InPlace, current_thread=threading.current_thread)
+    with (
+        mock.patch.object(compaction, "threading", threads),
+        mock.patch.multiple(table_writer, _SMALL_NBYTES=0, _LARGE_NBYTES=0, MAX_SHARE=3, _MAX_SHARE_MEANWHILE=1),
+    ):
+        life = Life(machine, n=1500, made=untorn.FrozenDict)
+        bases = set()
+        for _ in range(5):
+            life.patch()
+            life.hold()
+            bases.add(life.held[-1]._held().base_version)
+            del life.held[:-2]
+        assert len(bases) > 2, "the base did not change"
+        life.take_over(900)
+        life.patch()
+        return life
 
 
 def edits(machine):
@@ -250,6 +288,7 @@ SCENARIOS = (
     growing,
     shrinking,
     patches,
+    tables,
     edits,
     held,
     many_held,
