@@ -150,7 +150,10 @@ def notebook_cells(text: str) -> Iterator[tuple[str, str]]:
     """Yield the language and the source of a notebook's cells of code, and ("", HTML) of the other ones."""
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
-        yield ("python", source) if cell["cell_type"] == "code" else ("", MarkdownIt().render(source))
+        if cell["cell_type"] == "code":
+            yield from [("python", source), ("", "<p></p>")]  # so that there is a gap between two cells
+        else:
+            yield "", MarkdownIt().render(source)
 
 
 def plain_pages(app: Sphinx, exception: Exception | None) -> None:

@@ -51,7 +51,20 @@ BELOW = {
     "prometheus": {"control", "share", "errors"},
     "jobs": {"trees", "train", "engines", "adapters", "share", "_core", "errors", ""},
     "__main__": {"cli"},
-    "cli": {"trees", "control", "jobs", "prometheus", "train", "engines", "adapters", "share", "_core", "errors", ""},
+    "cli": {
+        "trees",
+        "control",
+        "jobs",
+        "prometheus",
+        "train",
+        "engines",
+        "adapters",
+        "share",
+        "_core",
+        "first_guesses",
+        "errors",
+        "",
+    },
 }
 #: untorn/__init__.py; it imports train on first use
 BELOW[""] = {"adapters", "share", "errors", "first_guesses", "train"}

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_the_metadata_is_what_an_index_expects(tmp_path):
     )
     assert len(links) > 10
     assert not [link for link in links if not re.match(r"https://|#", link)]
+
+
+def test_the_repository_has_one_address():
+    """It is the one of pyproject.toml; a file of another format can only repeat it."""
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    names = [*ROOT.glob("*.*"), *(ROOT / ".github").rglob("*.*"), *(ROOT / "docs").rglob("*.*")]
+    names += [*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.*")]
+    repeat = {}
+    for path in (path for path in names if path.is_file() and path.suffix not in (".png", ".so", ".gif")):
+        links = re.findall(r"https://github\.com/[\w-]+/untorn\b", path.read_text(errors="replace"))
+        if links:
+            repeat[path.relative_to(ROOT).as_posix()] = set(links)
+    assert repeat.keys() == {"pyproject.toml", "CITATION.cff", ".github/ISSUE_TEMPLATE/config.yml"}
+    assert set().union(*repeat.values()) == {source}
 
 
 def test_the_sdist_has_the_sources_the_tests_and_the_documents(tmp_path):
