@@ -6,6 +6,7 @@ message that says so, and importing this package needs neither. ``group.py`` has
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -19,9 +20,14 @@ def main() -> None:
 
     """
     try:
+        from untorn.cli.errors import reported
         from untorn.cli.group import group
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise
         sys.exit(f"error: the command line needs {error.name}, which is not installed: pip install 'untorn[cli]'")
-    group(prog_name="untorn")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a key may be a text that the locale does not have
+    with reported(debug=False):  # what click itself writes, such as --help
+        group(prog_name="untorn")

@@ -215,3 +215,21 @@ def test_narrow_terminals_break_no_word(width):
     for word in re.findall(r"[^\s\-_./]+", " ".join(cell for row in rows for cell in row if "B" not in cell)):
         assert word in whole
     assert ("50.1 MB" in whole) == (width > 40)
+
+
+def test_texts_that_the_locale_does_not_have_are_escaped_and_a_full_disk_is_an_error(tmp_path):
+    command = [sys.executable, "-m", "untorn"]
+    with untorn.publish({"n\xfc": 1, "\ud800": 2}, name="texts", directory=tmp_path):
+        shown = subprocess.run(
+            [*command, "show", f"{tmp_path}/texts"],
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert r"n\xfc" in shown
+    assert r"\ud800" in shown
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
