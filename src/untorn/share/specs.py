@@ -251,6 +251,11 @@ def _checked_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
 
 
 def _described_dtype(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
+    if dtype.kind == "T":
+        raise UnsupportedTypeError(
+            f"{path_of(path)}: an array of dtype {dtype} keeps its texts outside its own memory, where another process "
+            "cannot read them; convert it with .astype(np.str_), or share its .tolist()"
+        )
     if dtype.hasobject:
         raise UnsupportedTypeError(
             f"{path_of(path)}: an array of dtype {dtype} holds references to Python objects, which mean nothing in "

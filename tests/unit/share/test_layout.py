@@ -192,6 +192,12 @@ def test_texts_of_numpy_keep_zeros_at_their_end(text):
     )
 
 
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy 1 has no such dtype")
+def test_texts_that_lie_outside_their_array_are_refused():
+    with pytest.raises(untorn.UnsupportedTypeError, match=r"a: an array of dtype StringDType.*\.astype\(np\.str_\)"):
+        write({"a": np.array(["text"], np.dtypes.StringDType())})
+
+
 @QUICK
 @given(trees)
 def test_trees(value):
