@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+from untorn.errors import WorkerError
 from untorn.train.nodes.jobs import NodeJob
 
 __all__ = ["Progress"]
@@ -57,7 +58,8 @@ class Progress:
     def take_rows(self, first: int, names: list[str], content: bytearray) -> int:
         """Take rows of the step log, from step ``first`` on. Return their number. Rows that are known are passed over.
 
-        Raises RuntimeError if there are steps between the last known one and these.
+        Raises RuntimeError if there are steps between the last known one and these, WorkerError if the metrics of a
+        node have other names than those of the others, to which they were added.
         """
         if self.job is None or not content:
             return 0
@@ -72,8 +74,11 @@ class Progress:
             raise RuntimeError(f"rows of the step log are missing: steps {self.made} to {first}")
         for step in new:
             board.log[step % board.steps] = rows[step - first]
-        if names and not board.metric_names:
-            board.write_metric_names(names)
+        if names and not board.write_metric_names(names):
+            raise WorkerError(
+                f"the nodes compute different metrics: {', '.join(board.metric_names)}; {', '.join(names)}; return the "
+                "same names for every batch"
+            )
         with self._changed:
             self.made = new[-1] + 1
             self._changed.notify_all()

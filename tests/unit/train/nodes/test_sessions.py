@@ -36,6 +36,20 @@ class Paused:
         return answer, [rows(message["rows_from"], self.step)]
 
 
+class Board:
+    """The step log of a job, and the names of its metrics."""
+
+    steps = 64
+
+    def __init__(self) -> None:
+        self.log = np.full(self.steps, -1.0).view(LOG)
+        self.metric_names: list[str] = []
+
+    def write_metric_names(self, names: list[str]) -> bool:
+        self.metric_names = self.metric_names or names
+        return self.metric_names == names
+
+
 class Recruiter:
     """Notes which nodes it was told to stop."""
 
@@ -51,11 +65,8 @@ class Recruiter:
 
 @pytest.fixture
 def progress():
-    log = np.full(64, -1.0).view(LOG)
     made = Progress()
-    made.begin(
-        SimpleNamespace(may_begin=False, ending=True, board=SimpleNamespace(log=log, steps=64, metric_names=["loss"]))
-    )
+    made.begin(SimpleNamespace(may_begin=False, ending=True, board=Board()))
     return made
 
 
@@ -99,6 +110,14 @@ def test_rows_that_are_missing_are_an_error(progress):
     progress.made = 3
     with pytest.raises(RuntimeError, match="rows of the step log are missing: steps 3 to 5"):
         progress.take_rows(5, [], rows(5, 7))
+
+
+def test_nodes_whose_metrics_have_other_names_end_the_job(progress):
+    assert progress.take_rows(0, ["accuracy"], rows(0, 2)) == 2
+    assert progress.take_rows(2, [], rows(2, 3)) == 1
+    with pytest.raises(WorkerError, match="the nodes compute different metrics: accuracy; recall; return the same"):
+        progress.take_rows(3, ["recall"], rows(3, 4))
+    assert progress.made == 3
 
 
 def test_a_node_that_others_cannot_reach_is_given_up_after_three_times(roster, recruiter):
