@@ -15,9 +15,18 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Never, TypeVar
 
-__all__ = ["only_known_arguments", "unknown_arguments", "unknown_attribute", "unknown_first", "words"]
+__all__ = [
+    "note_parameters",
+    "only_known_arguments",
+    "unknown_arguments",
+    "unknown_attribute",
+    "unknown_first",
+    "words",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+#: the names of the parameters of each function that gives such errors, for names that are misspelled
+_parameters: dict[str, set[str]] = {}
 
 
 def words(*groups: tuple[str, str]) -> Mapping[str, str]:
@@ -52,10 +61,23 @@ def unknown_arguments(
         instead: what to write for the arguments by position.
     """
     for name in keywords:
-        text = f"{function}() has no argument {name!r}"
-        return TypeError(f"{text}: {guesses[name]}" if name in guesses else text)
+        advice = guesses.get(name) or _spelled_alike(name, _parameters.get(function, ()))
+        return TypeError(f"{function}() has no argument {name!r}" + (f": {advice}" if advice else ""))
     found = ", ".join(type(argument).__name__ for argument in positional)
     return TypeError(f"{function}() got more arguments by position than it takes ({found}): {instead}")
+
+
+def _spelled_alike(name: str, known: Iterable[str]) -> str:
+    """Return what to write for a misspelled name; empty if it is like none."""
+    import difflib
+
+    near = difflib.get_close_matches(name, sorted(known), 2)
+    return f"write {' or '.join(f'{each}=' for each in near)}" if near else ""
+
+
+def note_parameters(function: str, names: Iterable[str]) -> None:
+    """Note the names that unknown_arguments() can advise for this function. Functions of one name share them."""
+    _parameters.setdefault(function, set()).update(names)
 
 
 def unknown_first(function: _F) -> _F:
@@ -81,4 +103,7 @@ def only_known_arguments(function: _F) -> _F:
     signature = inspect.signature(function)
     known = [each for each in signature.parameters.values() if each.annotation not in ("Never", Never)]
     function.__signature__ = signature.replace(parameters=known)  # type: ignore[attr-defined]  # inspect reads it
+    owner, _, name = function.__qualname__.rpartition(".")
+    by_name = [each.name for each in known if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    note_parameters(owner if name == "__init__" else name, set(by_name) - {"self"})
     return function

@@ -39,6 +39,7 @@ ARGUMENTS = [
     (lambda p: untorn.publish(1, channel="policy"), r"publish\(\) has no argument 'channel': .*name="),
     (lambda p: untorn.publish(1, path="/tmp"), "directory="),
     (lambda p: untorn.publish(1, timeout_s=1), "waits for no one"),
+    (lambda p: untorn.publish(1, max_reader=4), r"publish\(\) has no argument 'max_reader': write max_readers=$"),
     (lambda p: untorn.publish(1, colour=1), r"publish\(\) has no argument 'colour'$"),
     (lambda p: untorn.subscribe("policy", 5), "timeout_s=, in seconds"),
     (lambda p: untorn.subscribe("policy", timeout=5), "timeout_s=, in seconds"),

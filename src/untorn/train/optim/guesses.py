@@ -6,7 +6,7 @@ import functools
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from untorn.first_guesses import unknown_arguments, words
+from untorn.first_guesses import note_parameters, unknown_arguments, words
 
 __all__ = ["says_the_right_word"]
 
@@ -33,6 +33,8 @@ _GUESSES = words(
 def says_the_right_word(cls: _C) -> _C:
     """Have a dataclass raise a TypeError with the right word for an argument that it does not have."""
     known, make = {field.name for field in fields(cls) if field.init}, vars(cls)["__init__"]
+
+    note_parameters(cls.__name__, known)
 
     @functools.wraps(make)
     def __init__(self: Any, *args: Any, **given: Any) -> None:
