@@ -29,6 +29,7 @@ from untorn.descriptors import keep
 from untorn.errors import FormatError, NonFiniteLossError
 
 __all__ = [
+    "NO_SHARD",
     "Board",
     "BoardSpec",
     "FailureReport",
@@ -159,8 +160,12 @@ class InFlight(NamedTuple):
     buffer_at: int
 
 
+#: the shard in the report of a worker that failed before its first task
+NO_SHARD = -1
+
+
 class FailureReport(NamedTuple):
-    """The report of the first worker that failed."""
+    """The report of the first worker that failed. ``shard`` may be NO_SHARD."""
 
     worker: int
     step: int

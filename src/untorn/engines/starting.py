@@ -9,12 +9,14 @@ A fork server (fork_serving.py) starts in the same way, and each of its forks be
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import runpy
 import signal
 import sys
 import threading
 import types
+from types import TracebackType
 from typing import Any
 
 from untorn.engines.lifeline import follow
@@ -83,6 +85,25 @@ def _be_a_process_of(start: dict[str, Any]) -> None:
         tracker_of_this._fd = start["tracker"]  # noqa: SLF001 (likewise)
 
 
+def _within_program(trace: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that lies in the program: without the frames that lead to it, and without those of
+    untorn at the end, which the program has called."""
+    steps = []
+    while trace is not None:
+        steps.append(trace)
+        trace = trace.tb_next
+    steps = list(itertools.dropwhile(lambda step: _module_of(step) in ("runpy", __name__), steps))
+    while steps and (_module_of(steps[-1]) == "contextlib" or _module_of(steps[-1]).partition(".")[0] == "untorn"):
+        steps.pop()
+    for step in reversed(steps):
+        trace = TracebackType(trace, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return trace
+
+
+def _module_of(step: TracebackType) -> str:
+    return str(step.tb_frame.f_globals.get("__name__", ""))
+
+
 def run_main(program: tuple[str, str] | None) -> MainProgramError | None:
     """Run the server's main program as multiprocessing would. Returns the error if it failed."""
     if program is None:
@@ -106,7 +127,7 @@ def run_main(program: tuple[str, str] | None) -> MainProgramError | None:
             "classes in it; put code that only the program itself should run under `if __name__ == '__main__':` "
             f"({type(error).__name__}: {error})"
         )
-        problem.__cause__ = error
+        problem.__cause__ = error.with_traceback(_within_program(error.__traceback__))
         return problem
     finally:
         del this._inheriting  # noqa: SLF001 (likewise)

@@ -117,7 +117,9 @@ def test_a_program_without_a_guard_is_one_error_that_says_so(tmp_path):
     done = run("program.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "trained" not in done.stdout
-    assert "untorn.errors.WorkerError: failed in worker 0" in done.stderr
+    assert "untorn.errors.WorkerError: worker 0 could not begin: MainProgramError: the main program" in done.stderr
+    reported = done.stderr[done.stderr.index("untorn.errors.WorkerError") :]
+    assert reported.count("  File ") == 2, "the program's own lines: the call of train(), and fit() in it"
     assert "put code that only the program itself should run under `if __name__ == '__main__':`" in done.stderr
     assert "trains again" in done.stderr
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from untorn.board import Board, FailureReport
+from untorn.board import NO_SHARD, Board, FailureReport
 from untorn.engines import Death
 from untorn.errors import WorkerError
 from untorn.train.run.cell_sources import with_sources
@@ -66,7 +66,10 @@ class Supervisor:
             self._count(board, tasks, death)
         report = board.failure
         if report is not None:
-            raise tasks.failure(report._replace(traceback=with_sources(report.traceback)))
+            report = report._replace(traceback=with_sources(report.traceback))
+            if report.shard == NO_SHARD:
+                raise WorkerError(f"worker {report.worker} could not begin: {report.summary}", report.traceback)
+            raise tasks.failure(report)
 
     def _count(self, board: Board, tasks: Tasks, death: Death) -> None:
         if death.shard >= 0:

@@ -17,8 +17,9 @@ import traceback
 from typing import Any
 
 from untorn import _core
-from untorn.board import Board
+from untorn.board import NO_SHARD, Board
 from untorn.engines import Worker
+from untorn.engines.starting import MainProgramError
 from untorn.engines.threads import use_threads
 from untorn.engines.worker_logs import set_levels
 from untorn.errors import BrokenChannelError, CapacityError, UntornError
@@ -107,7 +108,7 @@ class WorkerProcess:
         except Exception as error:
             over = isinstance(error, UntornError | OSError) and self._jobs.version != version
             if board.stopped or not over:
-                board.report_failure(self._index, board.step, 0, error, traceback.format_exc())
+                board.report_failure(self._index, board.step, NO_SHARD, error, _text_of(error))
             return None
 
     def _replica(self, model: bytes, threads: int) -> Replica:
@@ -117,6 +118,12 @@ class WorkerProcess:
             use_threads(threads)
             self._model = (model, threads, given.replica(threads))
         return self._model[2]
+
+
+def _text_of(error: Exception) -> str:
+    """Return the traceback to report: if the main program failed, that of its failure alone."""
+    found = error.__cause__ if isinstance(error, MainProgramError) and error.__cause__ is not None else error
+    return "".join(traceback.format_exception(found))
 
 
 def _run(worker: Worker, jobs: Subscriber, version: int) -> int:
