@@ -123,6 +123,10 @@ class FrozenDict(_core.FrozenTable[K, V], Mapping[K, V]):
         count, length, seed, dtypes, schemas = _read_documents(
             documents, _FORMAT if base is None else _FORMAT_OF_CHANGES
         )
+        if base is not None and length > len(base) + count:
+            raise FormatError(
+                f"changes of a FrozenDict: {length} entries are more than those of both; they are damaged"
+            )
         sized = tuple((dtype, dtype.itemsize) for dtype in dtypes)
         kept = (index, entries, blob, documents, base, allow_pickle)
         others = _Others(schemas, allow_pickle)

@@ -546,6 +546,9 @@ def test_damaged_changes_are_an_error():
     longer = {**made.parts, "documents": made.parts["documents"].replace(b'"length":50', b'"length":51')}
     with pytest.raises(FormatError, match="damaged"):
         list(Changes(longer, False).over(base))
+    longest = {**made.parts, "documents": made.parts["documents"].replace(b'"length":50', b'"length":1099511627776')}
+    with pytest.raises(FormatError, match="1099511627776 entries are more than those of both; they are damaged"):
+        Changes(longest, False).over(base)  # list() would reserve memory for as many
     entries = np.frombuffer(bytes(made.parts["entries"]), np.uint8).copy()
     entries[4:8] = 255  # the size of the key
     table = Changes({**made.parts, "entries": entries}, False).over(base)

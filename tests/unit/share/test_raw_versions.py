@@ -295,7 +295,7 @@ def test_classes_and_libraries_are_not_needed_to_pass_a_version_on(monkeypatch):
         raw = bytes(raw_of(source))
     with monkeypatch.context() as patched:
         patched.delattr(f"{__name__}.Point")
-        patched.setattr("untorn.share.layout.adapter_named", None)
+        patched.setattr("untorn.share.decoder.adapter_named", None)
         copy = publish_raw(raw, 5)
     with copy:
         point, matrix, rest = copy.subscriber().snapshot().value

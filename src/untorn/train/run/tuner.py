@@ -31,6 +31,8 @@ class Tuner:
     """
 
     most: int
+    #: the number to have now
+    workers: int = field(init=False)
     #: median steps per second, by number of workers
     steps_per_s: dict[int, float] = field(default_factory=dict)
     found: bool = False
