@@ -13,6 +13,7 @@ handles of shared memory.
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import multiprocessing
 import os
 import time
@@ -89,7 +90,8 @@ def large() -> Iterator[Row]:
     Each turn ends with a copy elsewhere, so that neither the slot nor the target of the memcpy is in the caches: with a
     cache of 32 MB, a copy to where 40 MB were just written takes up to 0.15 less.
     """
-    item, target, elsewhere = np.ones(5_000_000), np.empty(5_000_000), np.empty(5_000_000)
+    item, elsewhere = np.ones(5_000_000), np.empty(5_000_000)
+    target = np.frombuffer(mmap.mmap(-1, item.nbytes))  # with the small pages of shared memory, as the slots
     small = np.ones(125_000)
     with untorn.queue(4) as each:
         got: dict[str, float] = {}
@@ -119,7 +121,14 @@ def large() -> Iterator[Row]:
             turns=TURNS,
             warm_up=3,
         )
-    yield row("put, 40 MB", times["put"], unit="ms", to=times["memcpy"], ratio_to="memcpy", ratio_at_most=1.1)
+    yield row(
+        "put, 40 MB",
+        times["put"],
+        unit="ms",
+        to=times["memcpy"],
+        ratio_to="memcpy into shared memory",
+        ratio_at_most=1.1,
+    )
     yield row("get, 40 MB", times["get"], to=times["get 1 MB"], ratio_to="get, 1 MB", ratio_at_most=1.5)
 
 

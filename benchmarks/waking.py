@@ -5,9 +5,10 @@
     this process: update()  ──>  other process: snapshot(newer_than=...), update()  ──>  this process: snapshot(...)
 
 A hop is half of that. With coroutines the other process waits in asyncio, and its hop is what is left of the round
-trip without the hop back. The pipe is multiprocessing's, ZeroMQ's a pair of sockets over ipc, both with a byte. Back
-to back: the next hop follows at once; rested: after a millisecond of sleep; busy: back to back beside one process
-that computes on every processor but one.
+trip without the hop back. The pipe is multiprocessing's, ZeroMQ's a pair of sockets over ipc, both with a byte;
+iceoryx2's is a pair of events, and Ray's a call of an actor's method that returns a byte. Back to back: the next hop
+follows at once; rested: after a millisecond of sleep; busy: back to back beside one process that computes on every
+processor but one. Ray comes at the end, beside a pipe, as its processes disturb all others.
 
 Then ``update()`` of 1 KB with 1, 8, 64 and 200 attached readers that do nothing.
 """
@@ -26,6 +27,7 @@ from functools import partial
 import numpy as np
 
 import untorn
+from benchmarks import peers
 from benchmarks.measure import Row, interleaved, row, seconds
 
 NAME = "waking"
@@ -59,6 +61,15 @@ def answer_in_asyncio(there, pipe) -> None:
                     back.update(snapshot.value)
 
     asyncio.run(run())
+
+
+def echo_iceoryx2(address, pipe) -> None:
+    """Run the other end of iceoryx2's events."""
+    events = peers.iceoryx2_peer.Events(address)
+    pipe.send("ready")
+    while True:
+        events.wait()
+        events.wake()
 
 
 def echo_zmq(address) -> None:
@@ -116,10 +127,13 @@ def run() -> list[Row]:
         rows.append(
             row(f"untorn, coroutine, {how}", coroutine, to=thread, ratio_to="a blocked thread", ratio_at_most=2)
         )
-        if f"ZeroMQ, {how}" in times:
-            rows.append(row(f"ZeroMQ, {how}", times[f"ZeroMQ, {how}"], to=pipe, ratio_to="a pipe"))
+        rows += [
+            row(what, times[what], to=pipe, ratio_to="a pipe")
+            for what in (f"ZeroMQ, {how}", f"iceoryx2's event, {how}")
+            if what in times
+        ]
         rows.append(row(f"pipe, {how}", pipe))
-    return rows + _with_readers(context)
+    return rows + _with_readers(context) + _rows_of_ray(context)
 
 
 def _start(context, stack, target, *args):
@@ -132,21 +146,27 @@ def _start(context, stack, target, *args):
 
 def _contestants(context, stack):
     """Return a function for each that makes one round trip."""
-    pipe, other = context.Pipe()
-    _start(context, stack, echo, other)
-
-    def by_pipe() -> None:
-        pipe.send_bytes(b"x")
-        pipe.recv_bytes()
-
     made = {
         "untorn": _by_untorn(context, stack, answer),
         "untorn, coroutine": _by_untorn(context, stack, answer_in_asyncio),
-        "pipe": by_pipe,
+        "pipe": _by_pipe(context, stack),
     }
     if importlib.util.find_spec("zmq"):
         made["ZeroMQ"] = _by_zmq(context, stack)
+    if not peers.iceoryx2_peer.missing():
+        made["iceoryx2's event"] = _by_iceoryx2(context, stack)
     return made
+
+
+def _by_pipe(context, stack):
+    pipe, other = context.Pipe()
+    _start(context, stack, echo, other)
+
+    def hop() -> None:
+        pipe.send_bytes(b"x")
+        pipe.recv_bytes()
+
+    return hop
 
 
 def _by_untorn(context, stack, target):
@@ -178,6 +198,47 @@ def _by_zmq(context, stack):
         socket.recv()
 
     return hop
+
+
+def _by_iceoryx2(context, stack):
+    events = stack.enter_context(contextlib.closing(peers.iceoryx2_peer.Events()))
+    mine, theirs = context.Pipe()
+    _start(context, stack, echo_iceoryx2, events.address, theirs)
+    mine.recv()
+
+    def hop() -> None:
+        events.wake()
+        events.wait()
+
+    return hop
+
+
+def _by_ray(stack):
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    stack.callback(ray.shutdown)
+
+    @ray.remote(num_cpus=0)
+    class Echo:
+        def answer(self, message):
+            return message
+
+    actor = Echo.remote()
+    return lambda: ray.get(actor.answer.remote(b"x"))
+
+
+def _rows_of_ray(context) -> list[Row]:
+    if not importlib.util.find_spec("ray"):
+        return []
+    rows = []
+    with contextlib.ExitStack() as stack:
+        hops = {"pipe beside Ray": _by_pipe(context, stack), "Ray": _by_ray(stack)}
+        for how, rest_s in (("back to back", 0.0), ("rested", 0.001)):
+            contestants = {name: partial(_hop_s, hop, rest_s) for name, hop in hops.items()}
+            times = interleaved(contestants, turns=TURNS, warm_up=WARM_UP)
+            rows.append(row(f"Ray, {how}", times["Ray"], to=times["pipe beside Ray"], ratio_to="a pipe"))
+    return rows
 
 
 def _hop_s(hop, rest_s: float) -> float:

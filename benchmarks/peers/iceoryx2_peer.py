@@ -46,6 +46,47 @@ def _node(directory):
     return iox2.NodeBuilder.new().config(config).create(iox2.ServiceType.Ipc)
 
 
+def _remove(directory):
+    shutil.rmtree(directory)
+    for file in Path("/dev/shm").glob(f"{Path(directory).name}*"):
+        file.unlink()
+
+
+class Events:
+    """One end of a pair of events: it wakes the other end, and waits for it.
+
+    Args:
+        address: of the other end; None for the first one, which removes everything in the end.
+    """
+
+    def __init__(self, address=None):
+        self._is_first = address is None
+        self.address = tempfile.mkdtemp(prefix="untorn-iceoryx2-") if address is None else address
+        self._node = _node(self.address)
+        there, back = (
+            self._node.service_builder(iox2.ServiceName.new(name)).event().open_or_create()
+            for name in ("there", "back")
+        )
+        self._notifier = (there if self._is_first else back).notifier_builder().create()
+        self._listener = (back if self._is_first else there).listener_builder().create()
+
+    def wake(self):
+        """Wake the other end."""
+        self._notifier.notify()
+
+    def wait(self):
+        """Block until the other end wakes this one."""
+        self._listener.blocking_wait()
+
+    def close(self):
+        """Release all resources."""
+        self._notifier.delete()
+        self._listener.delete()
+        del self._node
+        if self._is_first:
+            _remove(self.address)
+
+
 class Writer:
     """A publisher that keeps its last sample for later readers."""
 
@@ -66,9 +107,7 @@ class Writer:
         """Release all resources."""
         self._publisher.delete()
         del self._service, self._node
-        shutil.rmtree(self.address)
-        for file in Path("/dev/shm").glob(f"{Path(self.address).name}*"):
-            file.unlink()
+        _remove(self.address)
 
 
 class Reader:
