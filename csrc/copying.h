@@ -17,7 +17,7 @@
 /* Copy bytes that do not overlap. `together`: the size of all that is copied at a time, of which this is a part. */
 void copy_bytes(void *to, const void *from, size_t nbytes, uint64_t together);
 
-/* Copy them past the cache, whatever their number. The copy is visible to whoever sees a later store with release. */
+/* Copy them past the cache, whatever their number. A process that sees a later store with release sees the copy. */
 void copy_streaming(void *to, const void *from, size_t nbytes);
 
 #endif

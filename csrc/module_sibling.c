@@ -46,7 +46,7 @@ static PyMethodDef sibling_functions[] = {
      "first four bytes of the word before the copy runs. This process must have one thread only."},
     {"follow_lifeline", core_follow_lifeline, METH_VARARGS,
      "follow_lifeline($module, fd, grace_s, /)\n--\n\n"
-     "End this process so many seconds after nobody has this pipe open for writing. See lifeline.h."},
+     "End this process when nobody has had this pipe open for writing for a number of seconds. See lifeline.h."},
     {NULL, NULL, 0, NULL},
 };
 

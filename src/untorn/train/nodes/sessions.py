@@ -3,7 +3,7 @@
 A session has a number, its members in an order, where the shards are cut for them, and the step at which it begins. A
 verdict of death can be wrong between machines. So every change of members makes a new session with a new number, in
 which each member has new connections to the others: who was given up is in none, and nothing that it sends can reach
-anybody. The members pause at a step and tell which, whoever is behind fetches the newest version from one that is not,
+anybody. The members pause at a step and tell which, those behind fetch the newest version from one that is not,
 and all begin. If one cannot begin, the next session follows. The sum of a step does not depend on who computes which
 shard, so the training goes on with the same bits.
 """
